@@ -1,0 +1,43 @@
+"""Measurements behind ``raystitch bench``: speed next to a limit of the same machine, measured in the same run.
+
+A benchmark is one file with a function ``rows(limits) -> list[Row]`` and one line in ``BENCHMARKS``.
+"""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from raystitch.bench.machine import Limits, Row, describe_machine, measure_limits
+from raystitch.device import resolve_device
+from raystitch.errors import UserError
+
+BENCHMARKS = {
+    "engine": "raystitch.bench.engine",
+    "augment": "raystitch.bench.augment",
+    "trainers": "raystitch.bench.trainers",
+    "data": "raystitch.bench.data",
+}
+
+
+def check_names(names: Sequence[str]) -> list[str]:
+    """The benchmarks asked for, all of them when none is named.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    for name in names:
+        if name not in BENCHMARKS:
+            raise UserError(f"no benchmark is called {name!r}; there are: {', '.join(BENCHMARKS)}")
+    return list(names) or list(BENCHMARKS)
+
+
+def run_benchmark(name: str) -> dict[str, Any]:
+    """One benchmark as the JSON object that ``raystitch bench`` prints."""
+    limits: Limits = measure_limits(resolve_device().type)
+    rows: list[Row] = import_module(BENCHMARKS[name]).rows(limits)
+    return {
+        "name": name,
+        "machine": describe_machine(),
+        "limit": limits.to_json(),
+        "rows": [row.to_json() for row in rows],
+    }

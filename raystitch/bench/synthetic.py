@@ -1,0 +1,50 @@
+"""Trajectories and an (almost) untrained bundle of a realistic size: speed does not depend on what they learnt."""
+
+import numpy as np
+
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.models.bundle import Bundle
+from raystitch.models.config import DiffusionConfig, FitConfig, HeadConfig
+from raystitch.models.fit import fit_bundle
+
+OBS_DIM, ACT_DIM = 11, 3
+"""Those of Hopper."""
+
+
+def make_walks(num_transitions: int, episode_length: int = 200, seed: int = 0) -> EpisodeDataset:
+    """Smooth random walks [O = 11] pushed by random actions [A = 3]; every second episode terminates."""
+    rng = np.random.default_rng(seed)
+    num_episodes = max(2, num_transitions // episode_length)
+    shape = (num_episodes, episode_length)
+    actions = np.clip(rng.normal(0, 0.7, (*shape, ACT_DIM)), -1, 1).astype(np.float32)
+    pushes = np.concatenate([rng.normal(size=(num_episodes, 1, ACT_DIM)), actions], axis=1) @ rng.normal(
+        size=(ACT_DIM, OBS_DIM)
+    )
+    observations = np.cumsum(0.05 * pushes, axis=1).astype(np.float32)
+    terminated = np.arange(num_episodes) % 2 == 0
+    return EpisodeDataset(
+        name="synthetic",
+        observations=observations.reshape(-1, OBS_DIM),
+        actions=actions.reshape(-1, ACT_DIM),
+        rewards=observations[:, 1:, 0].reshape(-1),
+        terminated=terminated,
+        truncated=~terminated,
+        offsets=(np.arange(num_episodes + 1) * episode_length).astype(np.int64),
+        action_low=-np.ones(ACT_DIM, np.float32),
+        action_high=np.ones(ACT_DIM, np.float32),
+    )
+
+
+def make_bundle(dataset: EpisodeDataset) -> Bundle:
+    """The default networks after a few steps of training; takes some seconds."""
+    head = HeadConfig(train_steps=20)
+    config = FitConfig(
+        diffusion=DiffusionConfig(train_steps=20),
+        dynamics=HeadConfig(num_members=4, train_steps=20),
+        inverse=head,
+        reward=head,
+        termination=HeadConfig(num_members=1, train_steps=20),
+        value=HeadConfig(num_members=1, train_steps=20),
+        calibration_windows=400,
+    )
+    return fit_bundle(dataset, config, None, device="auto")

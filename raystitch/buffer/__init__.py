@@ -1,0 +1,1 @@
+"""The Arrow-backed augmented buffer: schema, writer, reader, export."""

@@ -1,0 +1,197 @@
+"""What a buffer's files hold: the Arrow schema of a shard and the settings in ``buffer.json``.
+
+Legend: N candidates, G largest gap, O observation size, A action size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raystitch.buffer.config import AugmentConfig
+from raystitch.data.episodes import Floats, Ints
+from raystitch.envs.spec import EnvSpec
+from raystitch.errors import UserError
+from raystitch.stitching.candidates import REASONS, Candidates
+from raystitch.stitching.config import GapConfig, PairConfig, QualifyConfig, SamplerConfig, StitchConfig
+
+SCHEMA_VERSION = 1
+
+INTEGERS = ("source_episode", "source_step", "target_episode", "target_step", "gap", "seed")
+NUMBERS = (
+    "residual_max",
+    "residual_mean",
+    "spread_max",
+    "rollout_deviation",
+    "termination_max",
+    "return_source",
+    "return_stitched",
+)
+
+
+def make_schema(obs_dim: int, act_dim: int) -> pa.Schema:
+    """One row per candidate attempt; ``observations`` has gap + 2 states, ``actions`` and ``rewards`` gap + 1."""
+    return pa.schema(
+        [
+            ("bridge_id", pa.string()),
+            ("first_id", pa.string()),
+            ("attempt", pa.int64()),
+            ("chain_round", pa.int64()),
+            ("source_bridge", pa.string()),
+            ("target_bridge", pa.string()),
+            *((name, pa.int64()) for name in INTEGERS),
+            *((name, pa.float32()) for name in NUMBERS),
+            ("accepted", pa.bool_()),
+            ("reason", pa.string()),
+            ("observations", pa.list_(pa.list_(pa.float32(), obs_dim))),
+            ("actions", pa.list_(pa.list_(pa.float32(), act_dim))),
+            ("rewards", pa.list_(pa.float32())),
+        ]
+    )
+
+
+def bridge_id(shard: int, row: int, attempt: int) -> str:
+    """``shard-row-attempt``; row is the row of the pair's first attempt in its shard."""
+    return f"{shard:06d}-{row:04d}-{attempt}"
+
+
+def _lists(padded: Floats, lengths: Ints) -> pa.Array:
+    """Padded [N, L, ...] to a list column without the padding, at most one fixed-size level below."""
+    valid = np.arange(padded.shape[1]) < lengths[:, None]
+    flat = np.ascontiguousarray(padded[valid], np.float32)
+    values: pa.Array = pa.array(flat.reshape(-1))
+    if flat.ndim == 2:
+        values = pa.FixedSizeListArray.from_arrays(values, flat.shape[1])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def candidates_to_table(candidates: Candidates, shard: int) -> pa.Table:
+    """The candidates of a shard as rows of its file."""
+    count = len(candidates)
+    rows, attempts = candidates.first_row.tolist(), candidates.attempt.tolist()
+    nulls = pa.nulls(count, pa.string())
+    columns: dict[str, pa.Array] = {
+        "bridge_id": pa.array([bridge_id(shard, *pair) for pair in zip(rows, attempts, strict=True)], pa.string()),
+        "first_id": pa.array([bridge_id(shard, row, 0) for row in rows], pa.string()),
+        "attempt": pa.array(candidates.attempt, pa.int64()),
+        "chain_round": pa.array(np.zeros(count, np.int64)),
+        "source_bridge": nulls,
+        "target_bridge": nulls,
+        **{name: pa.array(getattr(candidates, name), pa.int64()) for name in INTEGERS},
+        **{name: pa.array(getattr(candidates, name), pa.float32(), from_pandas=False) for name in NUMBERS},
+        "accepted": pa.array(candidates.accepted, pa.bool_()),
+        "reason": pa.array([REASONS[code] for code in candidates.reason.tolist()], pa.string()),
+        "observations": _lists(candidates.observations, candidates.gap + 2),
+        "actions": _lists(candidates.actions, candidates.gap + 1),
+        "rewards": _lists(candidates.rewards, candidates.gap + 1),
+    }
+    schema = make_schema(candidates.observations.shape[2], candidates.actions.shape[2])
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def flat_steps(column: pa.ListArray) -> NDArray[np.float32]:
+    """All steps of a list column as one view [sum of lengths, ...], without a copy."""
+    values = column.flatten()
+    if pa.types.is_fixed_size_list(values.type):
+        return values.flatten().to_numpy(zero_copy_only=True).reshape(-1, values.type.list_size)
+    return values.to_numpy(zero_copy_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Complete:
+    """Written when generation has finished: the buffer is the first ``num_shards`` shards."""
+
+    num_bridges: int
+    num_shards: int
+    num_accepted: int
+    num_candidates: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BufferMeta:
+    """``buffer.json``: everything that the content of the shards is a function of.
+
+    Attributes:
+        calibration: JSON form of ``stitching.calibration.Calibration``, so that quantile deltas need no bundle.
+        seed: root seed of the generation.
+        complete: None while generation has not finished for the first time.
+    """
+
+    gamma: float
+    bundle_hash: str
+    dataset_name: str
+    dataset_fingerprint: str
+    obs_dim: int
+    act_dim: int
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    env: EnvSpec | None
+    calibration: Mapping[str, Any]
+    stitch: StitchConfig
+    augment: AugmentConfig
+    seed: int
+    complete: Complete | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        value = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return value | {
+            "action_low": list(self.action_low),
+            "action_high": list(self.action_high),
+            "env": None if self.env is None else self.env.to_json(),
+            "calibration": dict(self.calibration),
+            "stitch": asdict(self.stitch),
+            "augment": asdict(self.augment),
+            "complete": None if self.complete is None else asdict(self.complete),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> "BufferMeta":
+        """Raises: UserError when ``value`` is not a buffer's settings or of another version."""
+        if not isinstance(value, dict) or "schema_version" not in value:
+            raise UserError(f"{where} is not a buffer description: it has no schema_version")
+        if value["schema_version"] != SCHEMA_VERSION:
+            raise UserError(
+                f"{where} has schema_version={value['schema_version']}, this raystitch reads {SCHEMA_VERSION}; "
+                "generate the buffer again or use the version that wrote it"
+            )
+        try:
+            stitch, complete = value["stitch"], value["complete"]
+            parsed = {
+                "action_low": tuple(value["action_low"]),
+                "action_high": tuple(value["action_high"]),
+                "env": None if value["env"] is None else EnvSpec.from_json(value["env"]),
+                "stitch": StitchConfig(
+                    pairs=PairConfig(**stitch["pairs"]),
+                    gap=GapConfig(**stitch["gap"]),
+                    sampler=SamplerConfig(**stitch["sampler"]),
+                    qualify=QualifyConfig(**stitch["qualify"]),
+                ),
+                "augment": AugmentConfig(**value["augment"]),
+                "complete": None if complete is None else Complete(**complete),
+            }
+            return cls(**(value | parsed))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where} is not a buffer description: {error}") from error
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that two runs must share to fill one buffer, flat: ``stitch.gap.mode -> selected``."""
+        value = self.to_json()
+        for name in ("dataset_name", "calibration", "complete", "env"):
+            del value[name]
+        value["augment"] = {"pairs_per_shard": self.augment.pairs_per_shard}
+        flat: dict[str, Any] = {}
+
+        def walk(prefix: str, item: Any) -> None:
+            if isinstance(item, dict):
+                for key, inner in item.items():
+                    walk(f"{prefix}.{key}" if prefix else key, inner)
+            else:
+                flat[prefix] = item
+
+        walk("", value)
+        return flat

@@ -1,0 +1,56 @@
+"""Connecting to Ray, or starting a quiet one on this machine and stopping it again."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from raystitch.errors import RunError, UserError
+
+OBJECT_STORE_GIB = 0.4
+
+
+@contextmanager
+def ensure_ray(
+    address: str | None = None, *, num_cpus: int | None = None, object_store_gib: float = OBJECT_STORE_GIB
+) -> Iterator[None]:
+    """Ray is up inside the block.
+
+    A running connection is used as it is; else ``address`` (or ``$RAY_ADDRESS``) is connected to; else a local Ray is
+    started without a dashboard. Only what was started or connected here is shut down at the end.
+
+    Args:
+        num_cpus, object_store_gib: of a local Ray.
+
+    Raises:
+        UserError: when there is no cluster at ``address``.
+        RunError: when a local Ray cannot start.
+    """
+    # Before the import: Ray reads it once.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address is not None:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            ray.init(
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=int(object_store_gib * 2**30),
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if address is not None:
+            raise UserError(f"no Ray cluster at address={address!r}: {first_line}; start one or drop it") from error
+        raise RunError(f"a local Ray could not be started: {first_line}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

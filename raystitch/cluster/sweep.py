@@ -1,0 +1,278 @@
+"""``raystitch sweep``: data, fit, augment, validate, a grid of trials on Ray Tune, the report; every stage resumes."""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from raystitch.buffer.reader import Buffer, open_buffer
+from raystitch.cluster.augment import augment
+from raystitch.cluster.fit import fit
+from raystitch.cluster.runtime import ensure_ray
+from raystitch.cluster.trials import run_trials
+from raystitch.config import RunConfig, default_out
+from raystitch.console import Progress, duration, say
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.data.load import load_dataset, parse_ref
+from raystitch.errors import RunError, UserError
+from raystitch.files import atomic_path, write_json
+from raystitch.models.bundle import Bundle
+from raystitch.pipeline.cost import estimate
+from raystitch.pipeline.figures import write_figures
+from raystitch.pipeline.sweep_plan import Inputs, Trial, finished, plan, result_rows, write_results
+from raystitch.pipeline.trial import SweepJob
+from raystitch.pipeline.validate import validate
+from raystitch.report.page import build_report
+from raystitch.report.terminal import print_summary
+from raystitch.trainers.evaluate import check_env
+
+PACKAGES = ("raystitch", "ray", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "pyarrow")
+
+
+def run_sweep(
+    config: RunConfig, out: str | os.PathLike[str] | None = None, address: str | None = None, dry_run: bool = False
+) -> Path:
+    """Runs what is missing of a run and returns its folder; prints the results, or with ``dry_run`` only the plan.
+
+    Raises:
+        UserError: for input that cannot work, before anything long starts.
+        RunError: when a stage fails, or all trials do.
+    """
+    out = default_out(config) if out is None else out
+    if dry_run:
+        _print_plan(config, Path(out))
+        return Path(out)
+    folder = _folder(out)
+    config = replace(config, dataset=_absolute(config.dataset))
+    began = time.monotonic()
+    with _stage("data"):
+        dataset = load_dataset(config.dataset, env_id=config.env)
+        if dataset.env is None:
+            raise UserError(
+                f"{config.dataset} does not say which environment it comes from; set env: to its Gymnasium id"
+            )
+        check_env(dataset.env, dataset.obs_dim, dataset.act_dim)
+    with atomic_path(folder / "config.yaml") as temporary:
+        temporary.write_text(config.to_yaml(), encoding="utf-8")
+    with ensure_ray(address, object_store_gib=config.resources.object_store_gib):
+        _check_shared(folder)
+        write_json(folder / "environment.json", environment())
+        bundle, buffer = _generate(config, folder, dataset)
+        with _stage("figures"):
+            write_figures(dataset, buffer, folder / "figures")
+        if config.validation.enabled:
+            with _stage("validate"):
+                found = validate(buffer, dataset, bundle, max_bridges=config.validation.max_bridges)
+                write_json(folder / "validate.json", found)
+        inputs = Inputs(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)
+        trials = plan(config, inputs)
+        errors = _train(config, folder, trials, inputs)
+    rows = result_rows(trials, folder / "trials", errors, lambda delta: _delta_value(buffer, delta))
+    write_results(rows, folder / "results.parquet")
+    write_json(
+        folder / "environment.json", environment() | {"finished_at": _now(), "seconds": time.monotonic() - began}
+    )
+    page = build_report(folder)
+    print_summary(folder)
+    print(f"\n{page}  ({duration(time.monotonic() - began)})")
+    if errors and len(errors) == len(trials):
+        raise RunError(f"all {len(trials)} trials failed, the first with: {next(iter(errors.values()))}")
+    return folder
+
+
+class _stage:
+    """Says on stderr how long a stage took, when it took long enough to notice."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        self.began = time.monotonic()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        seconds = time.monotonic() - self.began
+        if kind is None and seconds > 1:
+            say(f"{self.name}: {duration(seconds)}")
+
+
+def _absolute(ref: str) -> str:
+    """A dataset reference that means the same in Ray's workers, whose working folder is another one."""
+    kind, name = parse_ref(ref)
+    return f"d4rl:{Path(name).expanduser().absolute()}" if kind == "d4rl" else ref
+
+
+def _folder(out: str | os.PathLike[str]) -> Path:
+    """The run's folder, checked to be writable before hours of work and not after them."""
+    if "://" in str(out):
+        raise UserError(f"--out {out}: a run needs a folder; on a cluster, one on storage that all nodes mount")
+    folder = Path(out).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made: {error.strerror}; choose another folder") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out} cannot be written; choose another folder")
+    return folder
+
+
+def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple[Bundle, Buffer]:
+    resources = config.resources
+    with _stage("fit"), Progress() as progress:
+        fit(
+            config.dataset,
+            config.fit,
+            folder / "stitcher",
+            d4rl_env=config.env,
+            device=resources.device,
+            progress=lambda at: progress.update(
+                at.part, at.step, at.total_steps, f"loss {at.loss:.4g}, {duration(at.seconds_left)} left"
+            ),
+        )
+    with _stage("augment"), Progress() as progress:
+        augment(
+            dataset,
+            folder / "stitcher",
+            out=folder / "buffer",
+            stitch_config=config.stitch,
+            config=config.augment,
+            seed=config.seed,
+            device=resources.device,
+            progress=lambda accepted, note: progress.update("augment", accepted, config.augment.num_bridges, note),
+        )
+    return Bundle.load(folder / "stitcher", "cpu"), open_buffer(folder / "buffer")
+
+
+def _train(config: RunConfig, folder: Path, trials: Sequence[Trial], inputs: Inputs) -> dict[str, str]:
+    missing = [trial for trial in trials if finished(folder / "trials" / trial.trial_id) is None]
+    if len(missing) < len(trials):
+        say(f"{len(trials) - len(missing)} of {len(trials)} trials are finished already")
+    if not missing:
+        return {}
+    resources = config.resources
+    job = SweepJob(
+        folder=str(folder),
+        dataset=config.dataset,
+        d4rl_env=config.env,
+        inputs=inputs,
+        algorithms=config.algorithms,
+        evaluation=config.evaluation,
+        stitch=config.stitch,
+        num_pairs=config.augment.num_bridges,
+        pairs_per_shard=config.augment.pairs_per_shard,
+        seed=config.seed,
+        device="cuda" if resources.trial_gpus > 0 else "cpu",
+        threads=max(1, int(resources.trial_cpus)),
+    )
+    _check_resources(config)
+    with _stage("trials"), Progress() as progress:
+        return run_trials(
+            missing, job, resources, lambda done, note: progress.update("trials", done, len(missing), note)
+        )
+
+
+def _check_resources(config: RunConfig) -> None:
+    """A trial that fits no node would wait for ever."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = config.resources.trial_cpus, config.resources.trial_gpus
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        raise UserError(
+            f"no machine here has what a trial asks for: resources.trial_cpus={cpus:g}, trial_gpus={gpus:g}; lower them"
+        )
+
+
+def _check_shared(folder: Path) -> None:
+    """A run on several nodes needs a folder that all of them see.
+
+    Raises:
+        UserError: when a node does not see it.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    here = ray.get_runtime_context().get_node_id()
+    others = [node["NodeID"] for node in nodes if node["NodeID"] != here]
+    if not others:
+        return
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    marker = str(folder / "config.yaml")
+    sees: Callable[[str], bool] = os.path.isfile
+    asked = [
+        ray.remote(num_cpus=0.01)(sees)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+        .remote(marker)
+        for node in others
+    ]
+    for node, seen in zip(others, ray.get(asked), strict=True):
+        if not seen:
+            raise UserError(
+                f"--out {folder} is not on shared storage: node {node[:8]} does not see it; "
+                "use a folder that all nodes mount"
+            )
+
+
+def _delta_value(buffer: Buffer, delta: str) -> float | None:
+    """A delta as a number: for a quantile the median of its thresholds over the accepted bridges' gaps."""
+    rows = buffer.accepted_rows(delta)
+    if not len(rows):
+        return None
+    value = float(np.median(buffer.calibration.threshold(delta, buffer.column("gap")[rows])))
+    return value if np.isfinite(value) else None
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for environment.json."""
+    packages: dict[str, str] = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    resources = ray.cluster_resources() if ray.is_initialized() else {}
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "machine": platform.processor() or platform.machine(),
+        "cpus": resources.get("CPU", float(os.cpu_count() or 1)),
+        "gpus": resources.get("GPU", 0.0),
+        "packages": packages,
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _print_plan(config: RunConfig, folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    trials = plan(config)
+    cells: dict[tuple[str, str, str, str], int] = {}
+    for trial in trials:
+        key = (trial.algo, trial.data, trial.ratio, trial.delta or "-")
+        cells[key] = cells.get(key, 0) + 1
+    table = Table(title=f"{config.name}: {len(trials)} trials")
+    for head in ("algo", "data", "ratio", "delta", "seeds", "steps each"):
+        table.add_column(head)
+    for key, seeds in cells.items():
+        table.add_row(*key, str(seeds), f"{getattr(config.algorithms, key[0]).train_steps:,}")
+    console = Console()
+    console.print(table)
+    num_cpus = os.cpu_count() or 1
+    costs = estimate(config, trials, num_cpus)
+    stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in costs.items())
+    done = sum(1 for path in (folder / "trials").glob("*") if finished(path) is not None)
+    console.print(f"dataset {config.dataset}; {config.augment.num_bridges:,} bridges; into {folder}", highlight=False)
+    console.print(
+        f"rough estimate on {num_cpus} CPUs: {stages}; {duration(sum(costs.values()))} in all", highlight=False
+    )
+    if done:
+        console.print(f"{done} finished trials are in {folder} and are used where they still fit", highlight=False)

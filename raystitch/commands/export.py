@@ -1,0 +1,43 @@
+"""``raystitch export``: bridges and stitched episodes for other tools."""
+
+import argparse
+
+from raystitch.commands.options import Subparsers, add_command, add_delta, add_moved_dataset, buffer_dataset
+from raystitch.console import number
+
+
+def register(subparsers: Subparsers) -> None:
+    parser = add_command(
+        subparsers,
+        "export",
+        _export,
+        help="write bridges or whole stitched episodes for other tools",
+        example="raystitch export runs/demo/buffer --format minari --out local/stitched-v0 --what episodes",
+    )
+    parser.add_argument("buffer", metavar="BUFFER", help="folder of `raystitch augment`")
+    parser.add_argument("--format", required=True, choices=("minari", "d4rl", "parquet"))
+    parser.add_argument("--out", required=True, metavar="X", help="Minari id, or file to write")
+    parser.add_argument(
+        "--what",
+        choices=("bridges", "episodes", "mixed"),
+        default="episodes",
+        help="lone bridges, whole stitched episodes, or those mixed with the original data (default: %(default)s)",
+    )
+    parser.add_argument("--ratio", default="1:1", metavar="A:B", help="original : augmented of `mixed` (default: 1:1)")
+    add_delta(parser)
+    add_moved_dataset(parser)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from raystitch.buffer.export import export
+    from raystitch.buffer.reader import open_buffer
+    from raystitch.trainers.ratio import parse_ratio
+
+    ratio = parse_ratio(args.ratio)
+    buffer = open_buffer(args.buffer)
+    dataset = buffer_dataset(buffer, args.dataset)
+    written = export(buffer, dataset, args.format, args.out, args.delta, args.what, (ratio.original, ratio.augmented))
+    print(
+        f"{args.out}: {number(written.num_episodes)} episodes, {number(written.num_transitions)} transitions, "
+        f"{number(written.num_synthetic)} of them generated"
+    )

@@ -1,0 +1,48 @@
+"""``raystitch fit``: a stitcher bundle from a dataset."""
+
+import argparse
+
+from raystitch.commands.options import (
+    Subparsers,
+    add_command,
+    add_config,
+    add_device,
+    add_env,
+    check_out,
+    open_dataset,
+    stage_config,
+)
+from raystitch.console import Progress, duration
+
+
+def register(subparsers: Subparsers) -> None:
+    parser = add_command(
+        subparsers,
+        "fit",
+        _fit,
+        help="fit the stitching models on a dataset and write a stitcher bundle",
+        example="raystitch fit demo:pointmaze --out stitcher --set diffusion.train_steps=2000",
+        resumes=True,
+    )
+    parser.add_argument("ref", metavar="REF", help="minari:ID, d4rl:FILE.hdf5 or demo:pointmaze")
+    parser.add_argument("--out", required=True, metavar="DIR", help="bundle folder; an unfinished one is continued")
+    add_env(parser)
+    add_config(parser, "fit")
+    add_device(parser)
+
+
+def _fit(args: argparse.Namespace) -> None:
+    out = check_out(args.out)
+    from raystitch.models.config import FitConfig
+    from raystitch.models.fit import FitProgress, fit_bundle
+
+    config = stage_config(FitConfig, "fit", args.config, args.set)
+    dataset = open_dataset(args.ref, args.env)
+    with Progress() as progress:
+
+        def show(at: FitProgress) -> None:
+            note = f"loss {at.loss:.4g}, {duration(at.seconds_left)} left"
+            progress.update(at.part, at.step, at.total_steps, note)
+
+        bundle = fit_bundle(dataset, config, out, device=args.device, progress=show)
+    print(f"{out}: {bundle.hash}")

@@ -1,0 +1,211 @@
+"""What several commands' arguments share: types that check themselves, and the text around them."""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from raystitch.errors import UserError
+
+if TYPE_CHECKING:
+    from raystitch.buffer.reader import Buffer
+    from raystitch.data.episodes import EpisodeDataset
+    from raystitch.envs.spec import EnvSpec
+
+T = TypeVar("T")
+
+RESUMABLE = "interrupted; run the same command again to continue"
+
+Subparsers = Any
+"""What ``ArgumentParser.add_subparsers`` returns; argparse gives the type no public name."""
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def add_command(
+    subparsers: Subparsers, name: str, run: Command, *, help: str, example: str, resumes: bool = False
+) -> argparse.ArgumentParser:
+    """Adds a command with a description and an example at the end of its ``--help``."""
+    parser = subparsers.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", epilog=example)
+    parser.epilog = f"example: {example}"
+    parser.set_defaults(run=run, **({"on_interrupt": RESUMABLE} if resumes else {}))
+    return parser
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    value = whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def whole(text: str) -> int:
+    """A whole number of at least 0; ``1e5`` and ``100_000`` are welcome."""
+    try:
+        value = float(text.replace("_", ""))
+        if not value.is_integer() or value < 0:
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 0, got {text!r}") from None
+    return int(value)
+
+
+def add_delta(parser: argparse.ArgumentParser, default: Literal["generation", "configured"] = "generation") -> None:
+    """``--delta``; ``default`` stands for what the buffer was made with, or for what the configuration says."""
+
+    def delta(text: str) -> float | str | None:
+        from raystitch.stitching.config import check_delta
+
+        if text == default:
+            return text
+        try:
+            return check_delta(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    text = "largest residual of an accepted bridge: a number, a quantile such as q99, or off (default: %(default)s)"
+    parser.add_argument("--delta", type=delta, default=default, metavar="D", help=text)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON on stdout and nothing else there")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu or cuda[:N] (default: %(default)s)")
+
+
+def add_env(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--env", metavar="ENV_ID", help="environment of a D4RL file that does not record it")
+
+
+def open_dataset(ref: str, env_id: str | None = None) -> "EpisodeDataset":
+    """The dataset; ``env_id`` is for D4RL files that do not say which environment they come from."""
+    from raystitch.data.load import load_dataset, parse_ref
+
+    return load_dataset(ref, env_id=env_id if parse_ref(ref)[0] == "d4rl" else None)
+
+
+def add_moved_dataset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", metavar="REF", help="where the dataset is now (default: where it was)")
+
+
+def buffer_dataset(buffer: "Buffer", ref: str | None) -> "EpisodeDataset":
+    """The dataset that a buffer's bridges refer to."""
+    from raystitch.buffer.export import check_dataset
+
+    meta = buffer.meta
+    try:
+        dataset = open_dataset(ref or meta.dataset_name, meta.env.env_id if meta.env is not None else None)
+    except UserError as error:
+        if ref is not None:
+            raise
+        raise UserError(f"{error} (the buffer's dataset; if it moved, name it with --dataset REF)") from error
+    check_dataset(buffer, dataset)
+    return dataset
+
+
+def environment(env_id: str | None) -> "EnvSpec | None":
+    """The environment of ``--env``, None where none is named."""
+    if env_id is None:
+        return None
+    from raystitch.envs.make import spec_from_id
+
+    return spec_from_id(env_id)
+
+
+def add_config(parser: argparse.ArgumentParser, section: str) -> None:
+    """``--config`` and ``--set`` of a command that is one stage of a run."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"YAML file of these settings, or of a whole run (see tune_configs/), whose `{section}` is used",
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a setting; repeatable")
+
+
+def is_run_config(name: str | None) -> bool:
+    """Whether ``--config`` names the file of a whole run and not of one stage."""
+    if name is None:
+        return False
+    import yaml
+
+    from raystitch.config import find_config
+
+    try:
+        content = yaml.safe_load(find_config(name).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False  # reading it as a configuration says what is wrong and where
+    return isinstance(content, dict) and "dataset" in content
+
+
+def stage_config(kind: type[T], section: str, name: str | None, overrides: Sequence[str]) -> T:
+    """The settings of one stage from its own file, or from its ``section`` of a run's file.
+
+    Raises:
+        UserError: naming file, line, key and value.
+    """
+    from raystitch.config import find_config, load_run_config
+    from raystitch.config_file import load_config
+
+    if name is None or not is_run_config(name):
+        return load_config(None if name is None else find_config(name), kind, overrides)
+    value: Any = load_run_config(name, [f"{section}.{override}" for override in overrides])
+    for part in section.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def print_json(value: Any) -> None:
+    """Strict JSON: a NaN or infinity is null."""
+    print(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _finite(value.tolist())
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+def check_out(path: str) -> Path:
+    """A folder to write into, checked before hours of work and not after them.
+
+    Raises:
+        UserError: when it is a file, or it (or the nearest folder above it that exists) cannot be written.
+    """
+    out = Path(path).expanduser()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {path} is a file; name a folder")
+    above = out.absolute()
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        raise UserError(f"--out {path} cannot be made: {above} is a file")
+    try:
+        tempfile.TemporaryFile(dir=above).close()
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written: {above}: {error.strerror}; choose another folder") from error
+    return out
+
+
+def require_folder(path: str, what: str, marker: str) -> Path:
+    """An existing folder that holds the file ``marker``.
+
+    Raises:
+        UserError: otherwise, saying which of the two is missing.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        raise UserError(f"{path} does not exist; expected {what}")
+    if not (folder / marker).is_file():
+        raise UserError(f"{path} is not {what}: it has no {marker}")
+    return folder

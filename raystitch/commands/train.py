@@ -1,0 +1,145 @@
+"""``raystitch train`` and ``raystitch evaluate``: one policy, and its returns."""
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from raystitch.commands.options import (
+    Subparsers,
+    add_command,
+    add_config,
+    add_delta,
+    add_device,
+    add_json,
+    check_out,
+    count,
+    environment,
+    is_run_config,
+    open_dataset,
+    print_json,
+    require_folder,
+    stage_config,
+    whole,
+)
+from raystitch.console import Progress, table
+from raystitch.errors import UserError
+
+
+def register(subparsers: Subparsers) -> None:
+    parser = add_command(
+        subparsers,
+        "train",
+        _train,
+        help="train one policy on a dataset, alone or mixed with bridges",
+        example="raystitch train demo:pointmaze --algo dt --buffer runs/demo/buffer --ratio 1:1 --out policy-run",
+        resumes=True,
+    )
+    parser.add_argument("ref", metavar="REF", help="minari:ID, d4rl:FILE.hdf5 or demo:pointmaze")
+    parser.add_argument("--algo", required=True, choices=("td3bc", "dt", "bc"))
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the trial: metrics, policy, returns")
+    parser.add_argument("--buffer", metavar="BUFFER", help="folder of `raystitch augment`")
+    parser.add_argument(
+        "--ratio", metavar="A:B", help="original : augmented in every batch (default: 1:1 with --buffer, else 1:0)"
+    )
+    add_delta(parser)
+    parser.add_argument("--seed", type=whole, default=0, metavar="S", help="default: %(default)s")
+    parser.add_argument("--env", metavar="ENV_ID", help="environment to evaluate in (default: the dataset's)")
+    parser.add_argument("--num-episodes", type=count, metavar="N", help="evaluation episodes (default: 50)")
+    _add_target(parser)
+    add_config(parser, "algorithms.ALGO")
+    add_device(parser)
+    add_json(parser)
+
+
+def register_evaluate(subparsers: Subparsers) -> None:
+    parser = add_command(
+        subparsers,
+        "evaluate",
+        _evaluate,
+        help="run a saved policy in its environment",
+        example="raystitch evaluate policy-run/policy --num-episodes 100 --json",
+    )
+    parser.add_argument("policy", metavar="POLICY_DIR", help="folder with policy.json")
+    parser.add_argument("--env", metavar="ENV_ID", help="environment (default: the one of the training data)")
+    parser.add_argument("--num-episodes", type=count, default=50, metavar="N", help="default: %(default)s")
+    parser.add_argument("--seed", type=whole, default=0, metavar="S", help="of the resets (default: %(default)s)")
+    _add_target(parser)
+    add_device(parser)
+    add_json(parser)
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target-return",
+        type=float,
+        metavar="R",
+        help="return asked of a Decision Transformer (default: the largest in its training data)",
+    )
+
+
+def _train(args: argparse.Namespace) -> None:
+    out = check_out(args.out)
+    from raystitch.pipeline.train import open_bridges, run_trial
+    from raystitch.trainers.config import ALGORITHM_CONFIGS, EvalConfig
+    from raystitch.trainers.ratio import parse_ratio
+
+    ratio = parse_ratio(args.ratio or ("1:1" if args.buffer else "1:0"))
+    if ratio.augmented and not args.buffer:
+        raise UserError(f"--ratio {ratio} asks for augmented data; name a buffer with --buffer, or use 1:0")
+    config = stage_config(ALGORITHM_CONFIGS[args.algo], f"algorithms.{args.algo}", args.config, args.set)
+    evaluation = stage_config(EvalConfig, "evaluation", args.config, []) if is_run_config(args.config) else EvalConfig()
+    if args.num_episodes is not None:
+        evaluation = replace(evaluation, num_episodes=args.num_episodes)
+    if args.target_return is not None:
+        evaluation = replace(evaluation, target_returns=(args.target_return,))
+    dataset = open_dataset(args.ref, args.env)
+    bridges = open_bridges(dataset, args.buffer, args.delta) if ratio.augmented else None
+    with Progress() as progress:
+
+        def show(row: dict[str, Any]) -> None:
+            if "loss" in row:
+                progress.update(args.algo, row["step"], row["total_steps"], f"loss {row['loss']:.4g}")
+
+        result = run_trial(
+            dataset,
+            out,
+            algo=args.algo,
+            config=config,
+            evaluation=evaluation,
+            data="stitched" if bridges is not None else "original",
+            ratio=ratio,
+            bridges=bridges,
+            seed=args.seed,
+            env=environment(args.env),
+            record={"buffer": args.buffer, "delta": args.delta} if bridges is not None else {},
+            device=args.device,
+            log=show,
+        )
+    if args.json:
+        print_json(result)
+        return
+    _print_evaluations(result["evaluations"])
+    print(f"policy: {out / 'policy'}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    require_folder(args.policy, "a saved policy (the policy/ folder of a trial)", "policy.json")
+    from raystitch.trainers.evaluate import evaluate
+    from raystitch.trainers.policy import load_policy
+
+    policy = load_policy(args.policy, args.device)
+    env = environment(args.env) or policy.meta.env
+    if env is None:
+        raise UserError(f"{args.policy} does not say which environment it was trained for; name one with --env ENV_ID")
+    if args.target_return is not None and not policy.uses_target_return:
+        raise UserError(f"--target-return: {policy.meta.algo} does not ask for a return; leave it out")
+    result = evaluate(policy, env, args.num_episodes, seed=args.seed, target_return=args.target_return)
+    if args.json:
+        print_json({"policy": args.policy, "env": env.env_id, "seed": args.seed, **result.to_json()})
+        return
+    _print_evaluations([result.to_json()])
+
+
+def _print_evaluations(evaluations: list[dict[str, Any]]) -> None:
+    columns = ("target_return", "return_mean", "return_std", "success_rate", "score", "num_eval_episodes")
+    print(table(columns, [[result[column] for column in columns] for result in evaluations]))

@@ -1,0 +1,208 @@
+"""The configuration of a whole run: one YAML file plus ``--set a.b=c``; nests the configs of the stages."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import yaml
+
+from raystitch.buffer.config import AugmentConfig
+from raystitch.config_file import load_config, plain
+from raystitch.errors import UserError
+from raystitch.models.config import FitConfig
+from raystitch.stitching.config import StitchConfig, check_delta
+from raystitch.trainers.config import BCConfig, DataMode, DTConfig, EvalConfig, TD3BCConfig
+from raystitch.trainers.ratio import parse_ratio
+
+T = TypeVar("T")
+
+_PACKAGE = Path(__file__).parent
+CONFIG_FOLDERS = (Path("tune_configs"), _PACKAGE / "_tune_configs", _PACKAGE.parent / "tune_configs")
+"""Where the name of a configuration is looked up: beside the user, in the wheel, in a source checkout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmConfigs:
+    """Settings of each algorithm; the grid says which of them run."""
+
+    td3bc: TD3BCConfig = field(default_factory=TD3BCConfig)
+    dt: DTConfig = field(default_factory=DTConfig)
+    bc: BCConfig = field(default_factory=BCConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridCell:
+    """One line of the grid; runs once per ratio, delta and seed.
+
+    Attributes:
+        data: ``stitched``, or one of the baselines: ``original``, ``joined`` (nearest real pairs concatenated, no
+            generated bridge), ``weighted`` (the original resampled by return), ``duplicated`` (the original again).
+        ratio: original : augmented; ``original`` is always 1:0.
+        delta: residual thresholds the stored candidates are read at; ``stitched`` only.
+    """
+
+    algo: Literal["td3bc", "dt", "bc"]
+    data: DataMode = "stitched"
+    ratio: tuple[str, ...] = ()
+    delta: tuple[float | str | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.data == "original" and (self.ratio not in ((), ("1:0",)) or self.delta):
+            raise ValueError("data: original is run once, at 1:0; remove its ratio and delta")
+        if self.data != "stitched" and self.delta:
+            raise ValueError(f"data: {self.data} has no generated bridges, so no delta; remove it")
+        for ratio in self.ratio:
+            parse_ratio(ratio)
+        for delta in self.delta:
+            check_delta(delta)
+
+    @property
+    def combinations(self) -> list[tuple[str, float | str | None]]:
+        """(ratio, delta) of the line's cells."""
+        ratios = ("1:0",) if self.data == "original" else self.ratio or ("1:1",)
+        deltas = (None,) if self.data != "stitched" else self.delta or ("q99",)
+        return [(ratio, delta) for ratio in ratios for delta in deltas]
+
+
+@dataclass(frozen=True)
+class HeadlineConfig:
+    """The cell of the grid that the verdict is about, chosen before running."""
+
+    ratio: str
+    delta: float | str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Simulator truth of ``max_bridges`` candidates; ``enabled: false`` leaves it out."""
+
+    enabled: bool = True
+    max_bridges: int = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourceConfig:
+    """What the run may use.
+
+    Attributes:
+        device: of fitting and generating; ``auto`` takes a GPU when there is one.
+        trial_cpus, trial_gpus: held by each trial; fractions share a GPU. Trials train on the CPU without trial_gpus.
+        max_concurrent_trials: None for as many as the resources allow.
+        num_retries: times a failed trial is tried again before it is recorded as failed.
+        object_store_gib: Ray's object store, when Ray is started here.
+    """
+
+    device: str = "auto"
+    trial_cpus: float = 1.0
+    trial_gpus: float = 0.0
+    max_concurrent_trials: int | None = None
+    num_retries: int = 1
+    object_store_gib: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.trial_cpus <= 0 or self.trial_gpus < 0:
+            raise ValueError(
+                f"need trial_cpus > 0 and trial_gpus >= 0, got trial_cpus={self.trial_cpus}, "
+                f"trial_gpus={self.trial_gpus}"
+            )
+        if self.num_retries < 0:
+            raise ValueError(f"num_retries must be >= 0, got num_retries={self.num_retries}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything ``raystitch sweep`` needs.
+
+    Attributes:
+        name: of the run's folder; the file's name when left out.
+        dataset: a dataset reference (``demo:pointmaze``, ``minari:ID``, ``d4rl:FILE.hdf5``).
+        env: Gymnasium id, for datasets that do not record one.
+        seed: root of fitting and generating; ``seeds``: one trial each.
+        headline: None for the first ratio and delta of the first stitched line of the grid.
+    """
+
+    name: str = ""
+    dataset: str
+    env: str | None = None
+    seed: int = 0
+    seeds: tuple[int, ...] = (0, 1, 2)
+    fit: FitConfig = field(default_factory=FitConfig)
+    stitch: StitchConfig = field(default_factory=StitchConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    algorithms: AlgorithmConfigs = field(default_factory=AlgorithmConfigs)
+    grid: tuple[GridCell, ...]
+    headline: HeadlineConfig | None = None
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    resources: ResourceConfig = field(default_factory=ResourceConfig)
+
+    def __post_init__(self) -> None:
+        if not self.grid:
+            raise ValueError("grid is empty: name at least one algo and data")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds must be distinct numbers >= 0, got seeds={list(self.seeds)}")
+
+        cells = [(ratio, delta) for cell in self.grid if cell.data == "stitched" for ratio, delta in cell.combinations]
+        if self.headline is not None and cells and (self.headline.ratio, self.headline.delta) not in cells:
+            raise ValueError(
+                f"headline is not a stitched cell of the grid: ratio={self.headline.ratio}, delta={self.headline.delta}"
+            )
+
+    @property
+    def headline_cell(self) -> tuple[str, float | str | None] | None:
+        """(ratio, delta) that the verdict is about; None in a grid without stitched data."""
+        if self.headline is not None:
+            return self.headline.ratio, self.headline.delta
+        return next((cell.combinations[0] for cell in self.grid if cell.data == "stitched"), None)
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, the headline included; reads back as an equal run."""
+        headline = None if self.headline_cell is None else HeadlineConfig(*self.headline_cell)
+        return yaml.safe_dump(plain(asdict(replace(self, headline=headline))), sort_keys=False, width=120)
+
+
+def default_out(config: RunConfig) -> Path:
+    """``runs/NAME``, or ``$RAYSTITCH_RUNS/NAME``."""
+    return Path(os.environ.get("RAYSTITCH_RUNS") or "runs") / config.name
+
+
+def find_config(name: str | os.PathLike[str]) -> Path:
+    """A path as it is, else a name looked up in ``CONFIG_FOLDERS``.
+
+    Raises:
+        UserError: when there is no such file; lists the names there are.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    file_name = path.name if path.suffix in (".yaml", ".yml") else f"{path.name}.yaml"
+    if path.parent in (Path(), Path("tune_configs")):
+        for folder in CONFIG_FOLDERS:
+            if (folder / file_name).is_file():
+                return folder / file_name
+    known = sorted({file.stem for folder in CONFIG_FOLDERS for file in folder.glob("*.yaml")})
+    raise UserError(f"there is no configuration {str(name)!r}; give a YAML file or one of {', '.join(known)}")
+
+
+def load_run_config(path_or_name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a run's YAML and applies ``a.b=c`` overrides.
+
+    Raises:
+        UserError: one line with the file, the line, the key, the value and what would be right.
+    """
+    path = find_config(path_or_name)
+    config = load_config(path, RunConfig, overrides)
+    return config if config.name else replace(config, name=path.stem)
+
+
+def load_stage(
+    section: str, kind: type[T], path_or_name: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()
+) -> T:
+    """The section of one stage (``fit``, ``stitch``, ``algorithms.dt``) of a run's YAML; overrides start below it.
+
+    Raises:
+        UserError: as ``load_run_config``.
+    """
+    return load_config(None if path_or_name is None else find_config(path_or_name), kind, overrides, section=section)

@@ -1,0 +1,177 @@
+"""A config dataclass from YAML and ``a.b=c`` overrides, with errors that name the file, the line and the key."""
+
+import difflib
+import os
+import re
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass, make_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from raystitch.errors import UserError
+
+T = TypeVar("T")
+KeyPath = tuple[str | int, ...]
+
+
+def plain(value: Any) -> Any:
+    """The value with tuples as lists and mappings as dicts: what YAML and JSON hold."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def load_config(
+    path: str | os.PathLike[str] | None, kind: type[T], overrides: Sequence[str] = (), *, section: str = ""
+) -> T:
+    """Reads a YAML file (None: nothing but defaults), or one dotted section of it, as the config dataclass ``kind``.
+
+    Raises:
+        UserError: one line with the file, the line, the key, the value and what would be right.
+    """
+    lines: dict[KeyPath, int] = {}
+    data: Any = {}
+    if path is not None:
+        data, lines = _read_yaml(Path(path))
+    base: KeyPath = tuple(section.split(".")) if section else ()
+    for part in base:
+        data = data.get(part) if isinstance(data, dict) else None
+    data = {} if data is None else data
+    where = {(): f"{path}: " if path else ""}
+    where |= {key[len(base) :]: f"{path}:{line}: " for key, line in lines.items() if key[: len(base)] == base}
+    for override in overrides:
+        key = _apply_override(data, override)
+        where[key] = f"--set {override}: "
+    return parse_config(data, kind, where)
+
+
+def parse_config(data: Any, kind: type[T], where: Mapping[KeyPath, str] | None = None) -> T:
+    """Plain data as the config dataclass ``kind``; unknown keys are refused at every level."""
+    box = make_dataclass("Box", [("value", kind)], namespace={"__pydantic_config__": ConfigDict(extra="forbid")})
+    try:
+        return TypeAdapter(box).validate_python({"value": data}).value
+    except ValidationError as error:
+        raise UserError(_explain(error, data, kind, where or {})) from None
+
+
+def _explain(error: ValidationError, data: Any, kind: type, where: Mapping[KeyPath, str]) -> str:
+    problems = error.errors(include_url=False)
+    # An unknown key is often why a required one is missing, so it is named first.
+    first = min(problems, key=lambda problem: problem["type"] not in ("unexpected_keyword_argument", "extra_forbidden"))
+    path: list[str | int] = []
+    for part in first["loc"][1:]:  # union branches also appear in loc: keep what is a key of the data
+        here = _get(data, tuple(path))
+        is_key = (isinstance(here, Mapping) and part in here) or (isinstance(here, list) and isinstance(part, int))
+        if is_key or first["type"] == "missing":
+            path.append(part)
+    key = ".".join(str(part) for part in path)
+    prefix = next((where[tuple(path[:end])] for end in range(len(path), -1, -1) if tuple(path[:end]) in where), "")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _keys_at(kind, tuple(path[:-1]))
+        near = difflib.get_close_matches(str(path[-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(known)}"
+        return f"{prefix}{key}: unknown key; {hint}{more}"
+    if first["type"] == "missing":
+        return f"{prefix}{key}: required but missing{more}"
+    if first["type"] == "value_error":
+        return f"{prefix}{f'{key}: ' if key else ''}{first['msg'].removeprefix('Value error, ')}{more}"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{prefix}{key}: {message}, got {first['input']!r}{more}"
+
+
+def _get(data: Any, path: KeyPath) -> Any:
+    for part in path:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data
+
+
+def _keys_at(kind: Any, path: KeyPath) -> list[str]:
+    for part in path:
+        if get_origin(kind) in (types.UnionType, Union):
+            kind = next((branch for branch in get_args(kind) if is_dataclass(branch)), object)
+        kind = get_args(kind)[0] if isinstance(part, int) else get_type_hints(kind).get(part, object)
+    return list(get_type_hints(kind)) if is_dataclass(kind) else []
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars (``off`` and ``1:1`` are text, ``5e-4`` is a number) and no repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} appears twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+0123456789."),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def _read_yaml(path: Path) -> tuple[Any, dict[KeyPath, int]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            loader = _Loader(file)
+            node = loader.get_single_node()
+        lines: dict[KeyPath, int] = {}
+        if node is None:
+            return {}, lines
+        _note_lines(node, (), lines)
+        return loader.construct_document(node), lines
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+
+
+def _note_lines(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            lines[(*path, key.value)] = key.start_mark.line + 1
+            _note_lines(value, (*path, key.value), lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[(*path, index)] = item.start_mark.line + 1
+            _note_lines(item, (*path, index), lines)
+
+
+def _apply_override(data: Any, override: str) -> KeyPath:
+    name, separator, text = override.partition("=")
+    if not separator or not name.strip():
+        raise UserError(f"--set {override!r}: write it as key=value, such as fit.diffusion.train_steps=500")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: {text!r} is not a YAML value") from error
+    path: KeyPath = tuple(int(part) if part.isdigit() else part for part in name.strip().split("."))
+    for depth, part in enumerate(path):
+        last = depth == len(path) - 1
+        if isinstance(data, list) and isinstance(part, int):
+            if part >= len(data):
+                raise UserError(f"--set {override}: {'.'.join(map(str, path[: depth + 1]))} has only {len(data)} items")
+        elif isinstance(data, dict) and isinstance(part, str):
+            if not last and data.get(part) is None:
+                data[part] = {}
+        else:
+            raise UserError(f"--set {override}: {'.'.join(map(str, path[:depth]))} has no key {part!r}")
+        if last:
+            data[part] = value
+        data = data[part]
+    return path

@@ -1,0 +1,255 @@
+"""HDF5 files in the D4RL layout: flat arrays ``observations, actions, rewards, terminals`` and, where there are any,
+``timeouts`` and ``next_observations``.
+
+Legend: N transitions, O observation size, A action size.
+"""
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from raystitch.data.checks import check_finite
+from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
+from raystitch.envs.spec import EnvSpec
+from raystitch.errors import UserError
+from raystitch.files import atomic_path
+
+REQUIRED = ("observations", "actions", "rewards")
+OPTIONAL = ("terminals", "timeouts", "next_observations")
+# A next observation further than this many standard deviations from the following row starts a new episode.
+SEAM_TOLERANCE = 1e-3
+
+
+def _read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """The known arrays as float32 [N, .] (flags as bool [N]) and the file's attributes."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not an HDF5 file")
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    try:
+        with h5py.File(path) as file:
+            attributes = dict(file.attrs)
+            arrays: dict[str, NDArray[Any]] = {}
+            for name in (*REQUIRED, *OPTIONAL):
+                item = file.get(name)
+                if item is None and name in OPTIONAL:
+                    continue
+                if not isinstance(item, h5py.Dataset):
+                    raise UserError(f"{path} has no array {name!r}; it has {sorted(file)}")
+                if item.ndim == 0 or item.dtype.kind not in "bifu":
+                    raise UserError(f"{path}: {name} must be an array of numbers, got {item.dtype} {item.shape}")
+                arrays[name] = item.astype(np.float32)[()]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as an HDF5 file: {error}") from error
+    return arrays, attributes
+
+
+def _check_shapes(arrays: dict[str, NDArray[Any]], path: Path) -> None:
+    rows = {name: len(values) for name, values in arrays.items()}
+    if len(set(rows.values())) > 1:
+        lengths = ", ".join(f"{name} {count}" for name, count in rows.items())
+        raise UserError(f"{path}: the arrays have different lengths: {lengths}; every array needs one row per step")
+    if not rows["observations"]:
+        raise UserError(f"{path}: the arrays are empty")
+    for name in ("rewards", "terminals", "timeouts"):
+        if name in arrays:
+            if arrays[name].size != len(arrays[name]):
+                raise UserError(f"{path}: {name} must have one number per row, got shape {arrays[name].shape}")
+            arrays[name] = arrays[name].reshape(-1)
+    for name in ("observations", "actions", "next_observations"):
+        if name in arrays and arrays[name].ndim != 2:
+            raise UserError(f"{path}: {name} must be two-dimensional, got shape {arrays[name].shape}")
+    if "next_observations" in arrays and arrays["next_observations"].shape != arrays["observations"].shape:
+        shapes = f"{arrays['next_observations'].shape} and {arrays['observations'].shape}"
+        raise UserError(f"{path}: next_observations and observations have different shapes, {shapes}")
+
+
+def _discontinuities(observations: Floats, next_observations: Floats) -> Bools:
+    """Rows whose next observation is not the following row, bool [N]; the last row is one."""
+    ends = np.ones(len(observations), np.bool_)
+    with np.errstate(invalid="ignore"):
+        tolerance = SEAM_TOLERANCE * np.nanstd(observations, axis=0) + 1e-6
+        ends[:-1] = (np.abs(next_observations[:-1] - observations[1:]) > tolerance).any(1)
+    return ends
+
+
+def _cut_at_limit(ends: Bools, limit: int) -> Bools:
+    """Ends an episode after every ``limit`` steps without an end."""
+    ends = ends.copy()
+    stops = np.flatnonzero(ends)
+    for start, stop in zip(np.concatenate([[0], stops[:-1] + 1]), stops, strict=True):
+        ends[start + limit - 1 : stop : limit] = True
+    return ends
+
+
+def _episode_ends(arrays: dict[str, NDArray[Any]], limit: int | None, path: Path) -> Bools:
+    """Last row of every episode, bool [N].
+
+    Flags count where there are any. Without ``timeouts``, an episode also ends where the next observation is not the
+    following row or, lacking that, at the environment's time limit.
+    """
+    ends = np.zeros(len(arrays["observations"]), np.bool_)
+    for name in ("terminals", "timeouts"):
+        if name in arrays:
+            ends |= arrays[name] != 0
+    ends[-1] = True
+    if "next_observations" in arrays:
+        return ends | _discontinuities(arrays["observations"], arrays["next_observations"])
+    if "timeouts" in arrays:
+        return ends
+    if limit is not None:
+        return _cut_at_limit(ends, limit)
+    if not ends[:-1].any():
+        raise UserError(
+            f"{path}: nothing marks where an episode ends (no timeouts, no next_observations, no terminal row); "
+            "name the environment (--env ENV_ID) to use its time limit, or add timeouts"
+        )
+    warnings.warn(
+        f"{path} has neither timeouts nor next_observations: episodes are taken to end at terminals only; "
+        "name the environment (--env ENV_ID) to cut them at its time limit too",
+        stacklevel=2,
+    )
+    return ends
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _environment(attributes: dict[str, Any], env_id: str | None, path: Path) -> EnvSpec | None:
+    """The environment asked for, else the one the file names, which need not be installed to train offline."""
+    from raystitch.envs.make import spec_from_id
+
+    if env_id is not None:
+        return spec_from_id(env_id)
+    if "env_spec" in attributes:
+        try:
+            return EnvSpec.from_json(json.loads(_text(attributes["env_spec"])))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: the attribute env_spec is not an environment: {error!r}") from error
+    if "env_id" not in attributes:
+        return None
+    try:
+        return spec_from_id(_text(attributes["env_id"]))
+    except UserError:
+        return EnvSpec(env_id=_text(attributes["env_id"]))
+
+
+def _bounds(
+    arrays: dict[str, NDArray[Any]], attributes: dict[str, Any], env: EnvSpec | None, asked: bool, path: Path
+) -> tuple[Floats, Floats]:
+    """Action bounds [A]: of the environment asked for, else the file's attributes, else the environment it names, else
+    D4RL's -1 and 1, widened to the data.
+
+    Raises:
+        UserError: when the environment's sizes differ from the data's.
+    """
+    actions = arrays["actions"]
+    if "action_low" in attributes and "action_high" in attributes and not asked:
+        return np.asarray(attributes["action_low"], np.float32), np.asarray(attributes["action_high"], np.float32)
+    if env is not None:
+        from raystitch.envs.make import action_bounds
+
+        try:
+            obs_dim, low, high = action_bounds(env)
+        except UserError:
+            if asked:
+                raise
+        else:
+            found = (arrays["observations"].shape[1], actions.shape[1])
+            if found != (obs_dim, len(low)):
+                raise UserError(
+                    f"{path}: observations have {found[0]} and actions {found[1]} dimensions, but {env.env_id} has "
+                    f"{obs_dim} and {len(low)}; name the environment it was recorded in (--env ENV_ID)"
+                )
+            return low, high
+    return np.fmin(np.nanmin(actions, 0), -1.0), np.fmax(np.nanmax(actions, 0), 1.0)
+
+
+def _layout(ends: Bools) -> tuple[Ints, Ints]:
+    """Offsets int64 [E + 1] of the episodes, and the row of the observations [N + E] of each transition, int64 [N]."""
+    stops = np.flatnonzero(ends) + 1
+    offsets = np.concatenate([[0], stops]).astype(np.int64)
+    return offsets, np.arange(len(ends)) + np.repeat(np.arange(len(stops)), np.diff(offsets))
+
+
+def read_d4rl(path: str | os.PathLike[str], env_id: str | None = None, allow_nan: bool = False) -> EpisodeDataset:
+    """Reads a file in the D4RL layout.
+
+    Without ``next_observations`` the observation after an episode's last action is unknown: ``final_observed`` is
+    False. With them, a row whose next observation is not the following row ends its episode as a time-out.
+
+    Args:
+        path: float32 or float64, compressed or not.
+        env_id: the environment it was recorded in; default the file's ``env_spec`` or ``env_id`` attribute.
+        allow_nan: keep NaN and infinities, for ``data inspect``.
+
+    Raises:
+        UserError: when the file is missing, not HDF5, lacks an array, or its arrays do not fit together.
+    """
+    path = Path(path)
+    arrays, attributes = _read_arrays(path)
+    _check_shapes(arrays, path)
+    if not allow_nan:
+        check_finite(arrays, str(path))
+    env = _environment(attributes, env_id, path)
+    action_low, action_high = _bounds(arrays, attributes, env, env_id is not None, path)
+    ends = _episode_ends(arrays, env.max_episode_steps if env else None, path)
+    offsets, rows = _layout(ends)
+    last = offsets[1:] - 1
+    num_episodes = len(last)
+    observations = np.empty((len(ends) + num_episodes, arrays["observations"].shape[1]), np.float32)
+    observations[rows] = arrays["observations"]
+    observations[rows[last] + 1] = arrays.get("next_observations", arrays["observations"])[last]
+    terminated = arrays["terminals"][last] != 0 if "terminals" in arrays else np.zeros(num_episodes, np.bool_)
+    timed_out = arrays["timeouts"][last] != 0 if "timeouts" in arrays else np.zeros(num_episodes, np.bool_)
+    return EpisodeDataset(
+        name=f"d4rl:{path}",
+        observations=observations,
+        actions=arrays["actions"],
+        rewards=arrays["rewards"],
+        terminated=terminated,
+        truncated=timed_out | ~terminated,
+        offsets=offsets,
+        action_low=action_low,
+        action_high=action_high,
+        env=env,
+        final_observed=np.full(num_episodes, "next_observations" in arrays),
+    )
+
+
+def write_d4rl(dataset: EpisodeDataset, path: str | os.PathLike[str]) -> None:
+    """Writes the D4RL layout, compressed, whole or not at all.
+
+    ``next_observations`` is left out when any episode's final observation is unknown: the layout has no way to say so
+    for a single row. The environment and the action bounds go into the file's attributes.
+
+    Raises:
+        RunError: when the file cannot be written.
+    """
+    last = dataset.offsets[1:][dataset.lengths > 0] - 1
+    timeouts = np.zeros(dataset.num_transitions, np.bool_)
+    timeouts[last] = dataset.truncated[dataset.lengths > 0]
+    arrays = {
+        "observations": dataset.observations[dataset.obs_index],
+        "actions": dataset.actions,
+        "rewards": dataset.rewards,
+        "terminals": dataset.transition_terminal,
+        "timeouts": timeouts,
+    }
+    if dataset.final_observed.all():
+        arrays["next_observations"] = dataset.observations[dataset.obs_index + 1]
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        for name, values in arrays.items():
+            file.create_dataset(name, data=values, compression="gzip", compression_opts=4, shuffle=True)
+        file.attrs["action_low"] = dataset.action_low
+        file.attrs["action_high"] = dataset.action_high
+        if dataset.env is not None:
+            file.attrs["env_id"] = dataset.env.env_id
+            file.attrs["env_spec"] = json.dumps(dataset.env.to_json())

@@ -1,0 +1,217 @@
+"""The demo dataset: fragments of a point maze that only a bridge connects.
+
+Three kinds of fragments, collected in MuJoCo by a noisy waypoint controller:
+
+* ``approach``: from the start along the western corridor, cut before the street. No reward.
+* ``arrive``: from inside the mouth of the last corridor to the goal. Reward 1 at the end.
+* ``cross``: weaving traffic between the ends of the street and the road. No reward.
+
+No fragment leads from the start to the goal, and no ``approach`` comes near an ``arrive``: between them lie three
+turns and some twenty steps, where only the crossing traffic shows how the point moves. The way on from the street is
+south, while the traffic that enters from the west turns north into a dead end, and everything that is rewarded lies
+north-east: neither imitating the traffic nor heading for the reward leads through.
+"""
+
+import hashlib
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
+from raystitch.errors import UserError
+from raystitch.files import atomic_path
+from raystitch.seeding import numpy_rng
+
+DEMO_REF = "demo:pointmaze"
+DEFAULT_NUM_STEPS = 40_000
+CACHED_COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated", "offsets")
+KIND_SHARES = (0.3, 0.3, 0.4)
+
+START, GOAL = (-3.5, 0.0), (3.5, 2.0)
+APPROACH_Y, APPROACH_CUT_X = 0.0, (-1.45, -1.05)
+ARRIVE_X, ARRIVE_START_Y, ARRIVE_TURN_Y = 1.5, (-0.3, 0.0), 2.0
+STREET_X, ROAD_Y = -0.5, -1.0
+ENDS = {"north": (STREET_X, 1.2), "south": (STREET_X, -2.1), "east": (3.2, ROAD_Y), "west": (-0.9, APPROACH_Y)}
+CROSSROADS = (STREET_X, ROAD_Y)
+ROUTES = (
+    ("north", "south"),
+    ("south", "north"),
+    ("south", "east"),
+    ("east", "south"),
+    ("north", "east"),
+    ("east", "north"),
+    ("west", "north"),
+    ("west", "north"),
+    ("south", "west"),
+)
+SPEED = (2.2, 3.4)
+GAIN = 0.6
+ACTION_NOISE = 0.25
+REACHED = 0.3
+
+Point = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    start: Point
+    velocity: Point
+    waypoints: list[Point]
+    speed: float
+    cut_x: float = np.inf
+
+
+def _approach(rng: np.random.Generator) -> _Plan:
+    speed = rng.uniform(*SPEED)
+    start, velocity = np.array(START) + rng.uniform(-0.25, 0.25, 2), np.zeros(2)
+    if rng.random() < 0.3:
+        start[0], velocity[0] = rng.uniform(START[0], APPROACH_CUT_X[0] - 1.0), speed * rng.uniform(0.3, 1.0)
+    waypoint = np.array([STREET_X + 1.0, APPROACH_Y + rng.uniform(-0.2, 0.2)])
+    return _Plan(start, velocity, [waypoint], speed, rng.uniform(*APPROACH_CUT_X))
+
+
+def _arrive(rng: np.random.Generator) -> _Plan:
+    speed = rng.uniform(*SPEED)
+    start = np.array([ARRIVE_X + rng.uniform(-0.25, 0.25), rng.uniform(*ARRIVE_START_Y)])
+    velocity = np.array([rng.normal(0, 0.3), speed * rng.uniform(0.6, 1.0)])
+    turn = np.array([ARRIVE_X, ARRIVE_TURN_Y + rng.uniform(-0.2, 0.1)])
+    return _Plan(start, velocity, [turn, np.array(GOAL)], speed)
+
+
+def _cross(rng: np.random.Generator) -> _Plan:
+    speed = rng.uniform(*SPEED)
+    origin, destination = ROUTES[int(rng.integers(len(ROUTES)))]
+    start, end = np.array(ENDS[origin]), np.array(ENDS[destination])
+    junction = np.array((STREET_X, APPROACH_Y) if "west" in (origin, destination) else CROSSROADS)
+    waypoints: list[Point] = []
+    for leg_start, leg_end in ((start, junction), (junction, end)):
+        length = float(np.linalg.norm(leg_end - leg_start))
+        sideways = (leg_end - leg_start)[::-1] / length
+        along = rng.uniform(0.3, 0.9)
+        while along < length:
+            waypoints.append(leg_start + (leg_end - leg_start) * along / length + sideways * rng.uniform(-0.3, 0.3))
+            along += rng.uniform(0.3, 0.9)
+    waypoints.append(end)
+    heading = (waypoints[0] - start) / np.linalg.norm(waypoints[0] - start)
+    velocity = heading * speed * rng.uniform(0.2, 1.0) + rng.normal(0, 0.3, 2)
+    return _Plan(start + rng.uniform(-0.2, 0.2, 2), velocity, waypoints, speed)
+
+
+PLANS = {"approach": _approach, "arrive": _arrive, "cross": _cross}
+
+
+def _record(env: Any, kind: str, rng: np.random.Generator, max_steps: int) -> Episode:
+    """Rolls one fragment out in the simulator."""
+    plan = PLANS[kind](rng)
+    waypoints = plan.waypoints
+    env.reset(seed=int(rng.integers(2**31)))
+    env.unwrapped.point_env.set_state(plan.start, plan.velocity)
+    state = np.concatenate([plan.start, plan.velocity])
+    observations, actions, rewards = [state], [], []
+    terminated, current = False, 0
+    for _ in range(max_steps):
+        position = state[:2]
+        if np.linalg.norm(waypoints[current] - position) < REACHED:
+            if current + 1 == len(waypoints) and kind != "arrive":
+                break
+            current = min(current + 1, len(waypoints) - 1)
+        towards = waypoints[current] - position
+        wanted = plan.speed * towards / max(float(np.linalg.norm(towards)), 0.3)
+        action = np.clip(GAIN * (wanted - state[2:]) + ACTION_NOISE * rng.standard_normal(2), -1, 1).astype(np.float32)
+        observation, reward, terminated, _, _ = env.step(action)
+        state = observation["observation"]
+        if state[0] > plan.cut_x:
+            break
+        observations.append(state)
+        actions.append(action)
+        rewards.append(reward)
+        if terminated:
+            break
+    return Episode(
+        observations=np.asarray(observations, np.float32),
+        actions=np.asarray(actions, np.float32).reshape(-1, 2),
+        rewards=np.asarray(rewards, np.float32),
+        terminated=terminated,
+        truncated=not terminated,
+    )
+
+
+def load_or_make_pointmaze() -> EpisodeDataset:
+    """The default demo dataset; made once per machine and version, then read from the cache folder.
+
+    The folder is ``$RAYSTITCH_CACHE``, by default ``~/.cache/raystitch``. A cached copy is the same dataset, bit for
+    bit, so a damaged one is made again.
+    """
+    folder = Path(os.environ.get("RAYSTITCH_CACHE") or Path.home() / ".cache" / "raystitch")
+    path = folder / f"demo-pointmaze-{_recipe()}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as columns:
+            return _with_env(dict(columns))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        dataset = make_pointmaze()
+    columns = {name: getattr(dataset, name) for name in CACHED_COLUMNS}
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **columns)
+    return dataset
+
+
+def _recipe() -> str:
+    """Short hash of what the content depends on: this recipe, the maze and the simulator's version."""
+    import mujoco
+
+    from raystitch.envs import pointmaze
+
+    digest = hashlib.sha256(mujoco.__version__.encode())
+    for source in (__file__, pointmaze.__file__):
+        digest.update(Path(source).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _with_env(columns: dict[str, NDArray[Any]]) -> EpisodeDataset:
+    from raystitch.envs.pointmaze import demo_spec
+
+    return EpisodeDataset(
+        name=DEMO_REF,
+        **{name: columns[name] for name in CACHED_COLUMNS},
+        action_low=-np.ones(2, np.float32),
+        action_high=np.ones(2, np.float32),
+        env=demo_spec(),
+    )
+
+
+def make_pointmaze(num_steps: int = DEFAULT_NUM_STEPS, seed: int = 0) -> EpisodeDataset:
+    """Collects at least ``num_steps`` transitions; bit-identical for a seed.
+
+    Raises:
+        UserError: when ``num_steps`` is below 1,000, too few for every kind of fragment.
+    """
+    import gymnasium as gym
+
+    from raystitch.envs import pointmaze
+
+    if num_steps < 1000:
+        raise UserError(f"num_steps must be at least 1000, got {num_steps}")
+    pointmaze.register()
+    env = gym.make(pointmaze.ENV_ID)
+    rng = numpy_rng(seed, "pointmaze")
+    episodes: list[Episode] = []
+    collected = 0
+    while collected < num_steps:
+        kind = str(rng.choice(list(PLANS), p=KIND_SHARES))
+        episode = _record(env, kind, rng, pointmaze.MAX_EPISODE_STEPS)
+        if len(episode.actions) >= 4:
+            episodes.append(episode)
+            collected += len(episode.actions)
+    env.close()
+    return from_episodes(
+        episodes,
+        name=DEMO_REF,
+        action_low=-np.ones(2, np.float32),
+        action_high=np.ones(2, np.float32),
+        env=pointmaze.demo_spec(),
+    )

@@ -1,0 +1,203 @@
+"""Trajectories in memory: flat columns plus offsets, every final observation kept.
+
+Legend: E episodes, N transitions, O observation size, A action size.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raystitch.envs.spec import EnvSpec
+from raystitch.errors import UserError
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One trajectory as views: ``observations`` [T+1, O], ``actions`` [T, A], ``rewards`` [T]."""
+
+    observations: Floats
+    actions: Floats
+    rewards: Floats
+    terminated: bool
+    truncated: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EpisodeDataset:
+    """A dataset of episodes.
+
+    Attributes:
+        name: the reference it was loaded from, for messages.
+        observations: float32 [N + E, O]; episode e holds rows ``offsets[e] + e .. offsets[e + 1] + e`` inclusive.
+        actions: float32 [N, A].
+        rewards: float32 [N].
+        terminated: bool [E], the environment ended the episode (no future after the final observation).
+        truncated: bool [E], it was cut (time limit or end of recording): the future exists but is not recorded.
+        offsets: int64 [E + 1], transitions before each episode.
+        action_low, action_high: float32 [A], the bounds of the action space.
+        env: how to make the environment again, None when unknown.
+        final_observed: bool [E], False where a file lacks the observation after the last action; the row then
+            repeats the last known observation and must not be used as a next state.
+    """
+
+    name: str
+    observations: Floats
+    actions: Floats
+    rewards: Floats
+    terminated: Bools
+    truncated: Bools
+    offsets: Ints
+    action_low: Floats
+    action_high: Floats
+    env: EnvSpec | None = None
+    final_observed: Bools = field(default_factory=lambda: np.zeros(0, np.bool_))
+
+    def __post_init__(self) -> None:
+        if self.final_observed.size == 0:
+            object.__setattr__(self, "final_observed", np.ones(self.num_episodes, np.bool_))
+        num_transitions, num_episodes = int(self.offsets[-1]), self.num_episodes
+        expected = {
+            "observations": num_transitions + num_episodes,
+            "actions": num_transitions,
+            "rewards": num_transitions,
+            "terminated": num_episodes,
+            "truncated": num_episodes,
+            "final_observed": num_episodes,
+        }
+        for column, rows in expected.items():
+            if len(getattr(self, column)) != rows:
+                raise UserError(f"{self.name}: {column} has {len(getattr(self, column))} rows, expected {rows}")
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def num_transitions(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def obs_dim(self) -> int:
+        return self.observations.shape[1]
+
+    @property
+    def act_dim(self) -> int:
+        return self.actions.shape[1]
+
+    @cached_property
+    def lengths(self) -> Ints:
+        """Transitions per episode, int64 [E]."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def obs_offsets(self) -> Ints:
+        """First observation row of each episode, int64 [E + 1]."""
+        return self.offsets + np.arange(len(self.offsets))
+
+    @cached_property
+    def episode_of(self) -> Ints:
+        """Episode of each transition, int64 [N]."""
+        return np.repeat(np.arange(self.num_episodes), self.lengths)
+
+    @cached_property
+    def obs_index(self) -> Ints:
+        """Observation row of each transition's s_t, int64 [N]; s_{t+1} is the next row."""
+        return np.arange(self.num_transitions) + self.episode_of
+
+    @cached_property
+    def returns(self) -> NDArray[np.float64]:
+        """Undiscounted return of each episode, float64 [E]."""
+        return np.add.reduceat(np.append(self.rewards.astype(np.float64), 0.0), self.offsets[:-1]) * (self.lengths > 0)
+
+    @cached_property
+    def transition_terminal(self) -> Bools:
+        """True on the last transition of an episode that terminated, bool [N]."""
+        terminal = np.zeros(self.num_transitions, np.bool_)
+        ends = self.offsets[1:][self.terminated & (self.lengths > 0)] - 1
+        terminal[ends] = True
+        return terminal
+
+    @cached_property
+    def next_observed(self) -> Bools:
+        """True where a transition's next state is recorded, bool [N]."""
+        observed = np.ones(self.num_transitions, np.bool_)
+        observed[self.offsets[1:][~self.final_observed & (self.lengths > 0)] - 1] = False
+        return observed
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """``sha256:...`` over the content; the same trajectories give the same value however they were stored."""
+        digest = hashlib.sha256()
+        for column in (self.observations, self.actions, self.rewards, self.terminated, self.truncated, self.offsets):
+            digest.update(str((column.shape, column.dtype.str)).encode())
+            digest.update(np.ascontiguousarray(column).data)
+        return "sha256:" + digest.hexdigest()
+
+    def episode(self, index: int) -> Episode:
+        start, stop = int(self.offsets[index]), int(self.offsets[index + 1])
+        return Episode(
+            observations=self.observations[start + index : stop + index + 1],
+            actions=self.actions[start:stop],
+            rewards=self.rewards[start:stop],
+            terminated=bool(self.terminated[index]),
+            truncated=bool(self.truncated[index]),
+        )
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self.episode(index) for index in range(self.num_episodes))
+
+    def subset(self, episodes: Ints) -> "EpisodeDataset":
+        """The given episodes, in the given order, as a dataset of its own."""
+        episodes = np.asarray(episodes, np.int64)
+        lengths = self.lengths[episodes]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        rows = np.repeat(self.offsets[episodes], lengths) + within
+        obs_starts = np.concatenate([[0], np.cumsum(lengths + 1)])
+        obs_within = np.arange(obs_starts[-1]) - np.repeat(obs_starts[:-1], lengths + 1)
+        obs_rows = np.repeat(self.obs_offsets[episodes], lengths + 1) + obs_within
+        return EpisodeDataset(
+            name=self.name,
+            observations=self.observations[obs_rows],
+            actions=self.actions[rows],
+            rewards=self.rewards[rows],
+            terminated=self.terminated[episodes],
+            truncated=self.truncated[episodes],
+            offsets=offsets,
+            action_low=self.action_low,
+            action_high=self.action_high,
+            env=self.env,
+            final_observed=self.final_observed[episodes],
+        )
+
+
+def from_episodes(
+    episodes: list[Episode],
+    *,
+    name: str,
+    action_low: Floats,
+    action_high: Floats,
+    env: EnvSpec | None = None,
+) -> EpisodeDataset:
+    """Puts single episodes together into columns."""
+    lengths = np.array([len(episode.actions) for episode in episodes], np.int64)
+    return EpisodeDataset(
+        name=name,
+        observations=np.concatenate([episode.observations for episode in episodes]).astype(np.float32),
+        actions=np.concatenate([episode.actions for episode in episodes]).astype(np.float32),
+        rewards=np.concatenate([episode.rewards for episode in episodes]).astype(np.float32),
+        terminated=np.array([episode.terminated for episode in episodes], np.bool_),
+        truncated=np.array([episode.truncated for episode in episodes], np.bool_),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        action_low=np.asarray(action_low, np.float32),
+        action_high=np.asarray(action_high, np.float32),
+        env=env,
+    )

@@ -1,0 +1,263 @@
+"""Minari datasets in and out.
+
+Writing goes through Minari's own storage class into a hidden folder that is renamed into place. Reading goes straight
+to the HDF5 file, which is several times faster than through Minari and leaves the recorded ``infos`` alone.
+
+Legend: T transitions of one episode, O observation size, A action size.
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from raystitch.data.checks import check_finite
+from raystitch.data.episodes import Episode, EpisodeDataset
+from raystitch.data.minari_root import check_dataset_id, dataset_path, download, local_ids, minari_root, nearest
+from raystitch.envs.spec import EnvSpec
+from raystitch.errors import RunError, UserError
+
+OWN_METADATA = "raystitch"
+
+
+def _read_metadata(data_path: Path) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    try:
+        metadata = json.loads((data_path / "metadata.json").read_text(encoding="utf-8"))
+        complete = isinstance(metadata["total_episodes"], int) and isinstance(metadata["data_format"], str)
+    except (OSError, ValueError, KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise UserError(f"{data_path} is not a complete Minari dataset: metadata.json is missing or damaged")
+    return metadata
+
+
+def _env_of(metadata: Mapping[str, Any], observation_keys: tuple[str, ...] | None) -> EnvSpec | None:
+    own = metadata.get(OWN_METADATA) or {}
+    if own.get("env"):
+        return EnvSpec.from_json(own["env"])
+    if not metadata.get("env_spec"):
+        return None
+    recorded = json.loads(metadata["env_spec"])
+    return EnvSpec(
+        env_id=recorded["id"],
+        kwargs=dict(recorded.get("kwargs") or {}),
+        max_episode_steps=recorded.get("max_episode_steps"),
+        observation_keys=observation_keys,
+    )
+
+
+def _spaces(metadata: Mapping[str, Any], data_path: Path) -> tuple[Any, Any]:
+    """Observation and action space; Minari leaves them out where they are the environment's."""
+    from minari.serialization import deserialize_space
+
+    names = ("observation_space", "action_space")
+    try:
+        found = [deserialize_space(metadata[name]) if name in metadata else None for name in names]
+        if None in found:
+            from raystitch.envs.make import register_environments
+
+            register_environments()
+            from minari.dataset.minari_storage import MinariStorage
+
+            storage = MinariStorage.read(data_path)
+            found = [storage.observation_space, storage.action_space]
+    except Exception as error:
+        raise UserError(f"{data_path}: its spaces cannot be read: {error}") from error
+    return found[0], found[1]
+
+
+def _flat(values: Any, keys: tuple[str, ...] | None) -> NDArray[Any]:
+    """Observations or actions of one episode, [rows, size]; ``values`` holds arrays or HDF5 datasets."""
+    if keys is None:
+        array = np.asarray(values)
+        return array.reshape(len(array), -1)
+    return np.concatenate([_flat(values[key], None) for key in keys], axis=1)
+
+
+def _hdf5_episodes(data_path: Path, num_episodes: int) -> Iterator[Any]:
+    with h5py.File(data_path / "main_data.hdf5") as file:
+        for index in range(num_episodes):
+            yield file[f"episode_{index}"]
+
+
+def _stored_episodes(data_path: Path, metadata: Mapping[str, Any]) -> Iterable[Any]:
+    if metadata["data_format"] == "hdf5":
+        return _hdf5_episodes(data_path, metadata["total_episodes"])
+    from minari.dataset.minari_storage import MinariStorage
+
+    return MinariStorage.read(data_path).get_episodes(range(metadata["total_episodes"]))
+
+
+def _check_lengths(parts: Mapping[str, NDArray[Any]], index: int, where: str) -> None:
+    steps = len(parts["actions"])
+    for name, values in parts.items():
+        if len(values) != steps + (name == "observations"):
+            raise UserError(
+                f"{where}: episode {index} has {steps} actions but {len(values)} {name}; the dataset is damaged"
+            )
+
+
+def _read(data_path: Path, dataset_id: str, allow_nan: bool) -> EpisodeDataset:
+    from gymnasium import spaces
+
+    from raystitch.envs.make import flat_size, observation_keys_of
+
+    where = f"minari:{dataset_id}"
+    metadata = _read_metadata(data_path)
+    observation_space, action_space = _spaces(metadata, data_path)
+    if not isinstance(action_space, spaces.Box):
+        raise UserError(f"{where}: the action space must be a Box, got {action_space}")
+    keys = observation_keys_of(observation_space)
+    flat_size(observation_space, keys, where)
+
+    columns: dict[str, list[NDArray[Any]]] = {"observations": [], "actions": [], "rewards": []}
+    terminated: list[bool] = []
+    truncated: list[bool] = []
+    try:
+        for index, stored in enumerate(_stored_episodes(data_path, metadata)):
+            parts = {
+                "observations": _flat(stored["observations"], keys),
+                "actions": _flat(stored["actions"], None),
+                **{name: np.asarray(stored[name]) for name in ("rewards", "terminations", "truncations")},
+            }
+            _check_lengths(parts, index, where)
+            for name, values in columns.items():
+                values.append(parts[name].astype(np.float32))
+            terminated.append(bool(parts["terminations"][-1:].any()))
+            truncated.append(bool(parts["truncations"][-1:].any()))
+    except (OSError, KeyError, RuntimeError) as error:
+        raise UserError(f"{where} is damaged and cannot be read from {data_path}: {error}") from error
+    if not terminated:
+        raise UserError(f"{where} holds no episodes")
+    joined = {name: np.concatenate(values) for name, values in columns.items()}
+    if not allow_nan:
+        check_finite(joined, where)
+    lengths = np.array([len(values) for values in columns["rewards"]], np.int64)
+    final_observed = np.ones(len(lengths), np.bool_)
+    final_observed[(metadata.get(OWN_METADATA) or {}).get("unobserved_final", [])] = False
+    ended = np.array(terminated, np.bool_)
+    return EpisodeDataset(
+        name=where,
+        observations=joined["observations"],
+        actions=joined["actions"],
+        rewards=joined["rewards"],
+        terminated=ended,
+        truncated=np.array(truncated, np.bool_) | ~ended,
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        action_low=action_space.low.reshape(-1).astype(np.float32),
+        action_high=action_space.high.reshape(-1).astype(np.float32),
+        env=_env_of(metadata, keys),
+        final_observed=final_observed,
+    )
+
+
+def read_minari(dataset_id: str, allow_nan: bool = False) -> EpisodeDataset:
+    """Reads a local Minari dataset; one with a version that is not there is downloaded first.
+
+    Raises:
+        UserError: when there is no such dataset, it is damaged, has spaces raystitch cannot use, or holds a NaN.
+    """
+    check_dataset_id(dataset_id)
+    data_path = dataset_path(dataset_id) / "data"
+    if not data_path.is_dir():
+        why = f"not found in {minari_root()}"
+        if re.search(r"-v\d+$", dataset_id):
+            why = download(dataset_id) or ""
+        if why:
+            raise UserError(f"minari:{dataset_id}: {why}; {nearest(dataset_id, local_ids())}")
+    return _read(data_path, dataset_id, allow_nan)
+
+
+def _buffer(episode: Episode) -> Any:
+    from minari.data_collector import EpisodeBuffer
+
+    steps = len(episode.actions)
+    ends = np.arange(steps) == steps - 1
+    columns: dict[str, Any] = {
+        "observations": episode.observations,
+        "actions": episode.actions,
+        "rewards": episode.rewards,
+        "terminations": ends & episode.terminated,
+        "truncations": ends & episode.truncated,
+    }
+    return EpisodeBuffer(**columns)
+
+
+def _write_data(dataset: EpisodeDataset, data_path: Path, dataset_id: str, description: str) -> None:
+    import minari
+    from gymnasium.spaces import Box
+    from minari.dataset.minari_storage import MinariStorage
+
+    from raystitch.envs.make import gymnasium_spec
+
+    storage = MinariStorage.new(
+        data_path,
+        observation_space=Box(-np.inf, np.inf, (dataset.obs_dim,), np.float32),
+        action_space=Box(dataset.action_low, dataset.action_high, dtype=np.float32),
+        env_spec=gymnasium_spec(dataset.env) if dataset.env is not None else None,
+        data_format="hdf5",
+    )
+    storage.update_metadata(
+        {
+            "dataset_id": dataset_id,
+            "minari_version": minari.__version__,
+            "algorithm_name": "",
+            "author": {"raystitch"},
+            "code_permalink": "",
+            "description": description,
+            OWN_METADATA: {
+                "env": dataset.env.to_json() if dataset.env is not None else None,
+                "unobserved_final": np.flatnonzero(~dataset.final_observed).tolist(),
+            },
+        }
+    )
+    storage.update_episodes(_buffer(episode) for episode in dataset)
+
+
+@contextmanager
+def _hidden_folder(parent: Path) -> Iterator[Path]:
+    """A folder that Minari's listings skip; removed at the end with whatever is still in it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".raystitch-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_minari(
+    dataset: EpisodeDataset, dataset_id: str, overwrite: bool = False, description: str | None = None
+) -> None:
+    """Writes a local Minari dataset, whole or not at all.
+
+    Raises:
+        UserError: for an id that Minari would not accept or that exists already.
+        RunError: when the folder cannot be written or the disk is full.
+    """
+    final = dataset_path(check_dataset_id(dataset_id))
+    if final.exists() and not overwrite:
+        raise UserError(f"minari:{dataset_id} exists already in {minari_root()}; use another id or --overwrite")
+    try:
+        with _hidden_folder(minari_root()) as folder:
+            (folder / "new").mkdir()
+            _write_data(dataset, folder / "new" / "data", dataset_id, description or f"made from {dataset.name}")
+            for namespace in list(final.relative_to(minari_root()).parents)[:-1]:
+                (minari_root() / namespace).mkdir(parents=True, exist_ok=True)
+                marker = minari_root() / namespace / "namespace_metadata.json"
+                if not marker.exists():
+                    marker.write_text("{}", encoding="utf-8")
+            if final.exists():
+                os.rename(final, folder / "old")
+            os.rename(folder / "new", final)
+    except (OSError, RuntimeError) as error:
+        raise RunError(f"minari:{dataset_id} cannot be written to {minari_root()}: {error}") from error

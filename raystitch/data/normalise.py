@@ -1,0 +1,40 @@
+"""Standardisation by the original data's mean and standard deviation."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raystitch.data.episodes import Bools, Floats
+
+RELATIVE_STD_FLOOR = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Normalizer:
+    """Per-dimension standardisation of observations.
+
+    Attributes:
+        mean, std: float32 [O]; std is floored at 1e-3 times the median std of the varying dimensions.
+        active: bool [O]; False for constant dimensions, which every distance and residual leaves out.
+    """
+
+    mean: Floats
+    std: Floats
+    active: Bools
+
+    @classmethod
+    def fit(cls, observations: Floats) -> "Normalizer":
+        wide = observations.astype(np.float64)
+        mean, std = wide.mean(0), wide.std(0)
+        active = std > 1e-9 * np.maximum(1.0, np.abs(mean))
+        typical = float(np.median(std[active])) if active.any() else 1.0
+        floored = np.where(active, np.maximum(std, RELATIVE_STD_FLOOR * typical), 1.0)
+        return cls(mean.astype(np.float32), floored.astype(np.float32), active)
+
+    def encode(self, observations: Floats) -> Floats:
+        """Raw units to standardised units, any leading shape."""
+        return ((observations - self.mean) / self.std).astype(np.float32)
+
+    def decode(self, standardised: Floats) -> Floats:
+        """Standardised units back to raw units."""
+        return (standardised * self.std + self.mean).astype(np.float32)

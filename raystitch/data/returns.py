@@ -1,0 +1,44 @@
+"""Returns over flat columns.
+
+Legend: N transitions, E episodes.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import lfilter
+
+from raystitch.data.episodes import Floats, Ints
+
+
+def returns_to_go(rewards: Floats, offsets: Ints) -> Floats:
+    """Undiscounted sum of the rewards from each transition to its episode's end, float32 [N]."""
+    # One sum over the whole column from the back; what lies past an episode's end is taken off again.
+    from_here = np.append(np.cumsum(rewards[::-1], dtype=np.float64)[::-1], 0.0)
+    after_episode = np.repeat(from_here[offsets[1:]], np.diff(offsets))
+    return (from_here[:-1] - after_episode).astype(np.float32)
+
+
+def discounted_returns(
+    rewards: Floats, offsets: Ints, gamma: float, bootstrap: NDArray[np.floating] | None = None
+) -> Floats:
+    """R_t = r_t + gamma * R_{t+1}, float32 [N].
+
+    Args:
+        rewards: float32 [N].
+        offsets: int64 [E + 1].
+        gamma: in (0, 1].
+        bootstrap: [E], value of the final observation: the fitted value at time-outs, 0 at terminals. None is all 0.
+    """
+    values = np.zeros(len(offsets) - 1) if bootstrap is None else np.asarray(bootstrap, np.float64)
+    if len(values) != len(offsets) - 1:
+        raise ValueError(
+            f"bootstrap must have one value per episode, got {len(values)} for {len(offsets) - 1} episodes"
+        )
+    wide = rewards.astype(np.float64)
+    result = np.empty(len(rewards), np.float32)
+    coefficients = ([1.0], [1.0, -gamma])
+    for start, stop, value in zip(offsets[:-1].tolist(), offsets[1:].tolist(), values.tolist(), strict=True):
+        if stop > start:
+            backwards, _ = lfilter(*coefficients, wide[start:stop][::-1], zi=[gamma * value])
+            result[start:stop] = backwards[::-1]
+    return result

@@ -1,0 +1,1 @@
+"""Simulators: make an environment, flatten its observations, set its state, reference returns."""

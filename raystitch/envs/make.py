@@ -1,0 +1,182 @@
+"""Makes environments from plain data: flat float32 observations, Box actions, every mistake a ``UserError``."""
+
+import contextlib
+import io
+import logging
+from collections.abc import Mapping
+from copy import deepcopy
+from importlib import import_module
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec as RegistryEntry
+from numpy.typing import NDArray
+
+from raystitch.envs.spec import EnvSpec
+from raystitch.errors import UserError
+
+FlatEnv = gym.Env[NDArray[np.float32], NDArray[np.float32]]
+MUJOCO_LOG = logging.getLogger("raystitch.mujoco")
+GOAL_KEYS = {"observation", "achieved_goal", "desired_goal"}
+
+
+def register_environments() -> None:
+    """Makes the ids of gymnasium-robotics and of raystitch's own maze known to Gymnasium; cheap the second time."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        # gymnasium-robotics prints a notice about versions of its Adroit environments when it is imported.
+        import gymnasium_robotics
+
+        from raystitch.envs import pointmaze
+    if "PointMaze_UMaze-v3" not in gym.registry:
+        gym.register_envs(gymnasium_robotics)
+    pointmaze.register()
+
+
+def registered_spec(env_id: str) -> RegistryEntry:
+    """The Gymnasium registry's entry of ``env_id``.
+
+    Raises:
+        UserError: when no installed package registers it.
+    """
+    if env_id not in gym.registry:
+        register_environments()
+    try:
+        return gym.spec(env_id)
+    except (gym.error.Error, ImportError) as error:
+        hint = str(error).strip().split("\n")[0].strip("`").rstrip(".")
+        raise UserError(
+            f"unknown environment {env_id!r} ({hint}); check the spelling and the version, or install the package "
+            f"that registers it and write it as package:{env_id.split(':')[-1]}"
+        ) from error
+
+
+def _log_mujoco_warnings() -> None:
+    """MuJoCo's own handler prints and appends to a file in the working folder."""
+    try:
+        mujoco: Any = import_module("mujoco")  # Any: its type stubs are incomplete
+    except ImportError:
+        return
+    mujoco.set_mju_user_warning(MUJOCO_LOG.info)
+
+
+def _make_raw(spec: EnvSpec, **overrides: Any) -> gym.Env[Any, Any]:
+    registered_spec(spec.env_id)
+    _log_mujoco_warnings()
+    options = {"disable_env_checker": True, **spec.kwargs, **overrides}
+    if spec.max_episode_steps is not None:
+        options.setdefault("max_episode_steps", spec.max_episode_steps)
+    try:
+        return gym.make(spec.env_id, **options)
+    except (gym.error.DependencyNotInstalled, ImportError) as error:
+        raise UserError(f"environment {spec.env_id} needs a package that is not installed: {error}") from error
+    except (gym.error.Error, TypeError, ValueError) as error:
+        raise UserError(f"environment {spec.env_id} cannot be made with {options}: {error}") from error
+
+
+def observation_keys_of(space: spaces.Space[Any]) -> tuple[str, ...] | None:
+    """Entries of a Dict observation to concatenate: the state alone where the rest are goals, all of them otherwise.
+
+    None for a space that is not a Dict.
+    """
+    if not isinstance(space, spaces.Dict):
+        return None
+    return ("observation",) if set(space.spaces) == GOAL_KEYS else tuple(sorted(space.spaces))
+
+
+def flat_size(space: spaces.Space[Any], keys: tuple[str, ...] | None, where: str) -> int:
+    """Size of the flattened observation.
+
+    Raises:
+        UserError: for spaces that are not a Box or a Dict of Boxes, or that lack one of ``keys``.
+    """
+    if keys is None:
+        if isinstance(space, spaces.Box):
+            return int(np.prod(space.shape))
+        raise UserError(f"{where}: the observation space must be a Box or a Dict of Boxes, got {space}")
+    if not isinstance(space, spaces.Dict) or not set(keys) <= set(space.spaces):
+        raise UserError(f"{where}: the observation space has no entries {list(keys)}, got {space}")
+    return sum(flat_size(space.spaces[key], None, f"{where}, entry {key!r}") for key in keys)
+
+
+class FlatObservation(gym.ObservationWrapper[NDArray[np.float32], NDArray[np.float32], Any]):
+    """A Box or Dict observation as one float32 vector [O]."""
+
+    def __init__(self, env: gym.Env[Any, Any], keys: tuple[str, ...] | None) -> None:
+        super().__init__(env)
+        self.keys = keys
+        size = flat_size(env.observation_space, keys, "environment")
+        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+    def observation(self, observation: Any) -> NDArray[np.float32]:
+        parts = [observation] if self.keys is None else [observation[key] for key in self.keys]
+        return np.concatenate([np.asarray(part, np.float32).reshape(-1) for part in parts])
+
+
+def make_env(spec: EnvSpec, **overrides: Any) -> FlatEnv:
+    """Makes the environment with flat float32 observations; ``overrides`` go to ``gymnasium.make``.
+
+    Raises:
+        UserError: for an unknown id, a missing simulator package, wrong arguments, or spaces raystitch cannot use.
+    """
+    env = _make_raw(spec, **overrides)
+    space = env.action_space
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        env.close()
+        raise UserError(f"environment {spec.env_id}: the action space must be a Box of one dimension, got {space}")
+    keys = spec.observation_keys if spec.observation_keys is not None else observation_keys_of(env.observation_space)
+    return FlatObservation(env, keys)
+
+
+def make_vector_env(spec: EnvSpec, num_envs: int) -> gym.vector.SyncVectorEnv:
+    """``num_envs`` copies stepped one after the other in this process.
+
+    Autoreset is DISABLED, so that the caller seeds every episode: an environment that has ended must be reset with
+    ``reset(seed=[...], options={"reset_mask": done})`` before the next step.
+    """
+    mode = gym.vector.AutoresetMode.DISABLED
+    return gym.vector.SyncVectorEnv([lambda: make_env(spec)] * num_envs, autoreset_mode=mode)
+
+
+def spec_from_id(env_id: str, kwargs: Mapping[str, Any] | None = None) -> EnvSpec:
+    """Plain data of a registered environment, its time limit from the registry.
+
+    Raises:
+        UserError: for an unknown id or a missing simulator package.
+    """
+    registered = registered_spec(env_id)
+    env = _make_raw(EnvSpec(env_id=env_id, kwargs=dict(kwargs or {})))
+    keys = observation_keys_of(env.observation_space)
+    env.close()
+    return EnvSpec(
+        env_id=env_id,
+        kwargs=dict(kwargs or {}),
+        max_episode_steps=registered.max_episode_steps,
+        observation_keys=keys,
+    )
+
+
+def action_bounds(spec: EnvSpec) -> tuple[int, NDArray[np.float32], NDArray[np.float32]]:
+    """Observation size and action bounds float32 [A] of an environment.
+
+    Raises:
+        UserError: when it cannot be made.
+    """
+    env = make_env(spec)
+    observation_space, action_space = env.observation_space, env.action_space
+    env.close()
+    assert isinstance(action_space, spaces.Box)
+    assert observation_space.shape is not None
+    return observation_space.shape[0], action_space.low.astype(np.float32), action_space.high.astype(np.float32)
+
+
+def gymnasium_spec(env: EnvSpec) -> RegistryEntry:
+    """The registry's entry with our arguments; only the id and the arguments where no installed package knows it."""
+    try:
+        spec = deepcopy(registered_spec(env.env_id))
+    except UserError:
+        spec = RegistryEntry(id=env.env_id)
+    spec.kwargs = {**spec.kwargs, **env.kwargs}
+    spec.max_episode_steps = env.max_episode_steps
+    return spec

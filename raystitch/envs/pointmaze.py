@@ -1,0 +1,79 @@
+"""The demo's point maze: gymnasium-robotics' PointMaze with one fixed goal and a repeated action.
+
+A corridor leads east from the start (west end) into a north-south street. North and far south the street ends blind;
+one block south a road leaves it eastwards, and a last corridor leads from that road north and east to the goal.
+"""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
+from numpy.typing import NDArray
+
+from raystitch.envs.spec import EnvSpec
+
+ENV_ID = "raystitch/PointMaze-v0"
+MAZE_MAP: list[list[int | str]] = [
+    [1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+    [1, 1, 1, 1, 1, 1, 0, 0, "g", 1],
+    [1, 1, 1, 1, 0, 1, 0, 1, 1, 1],
+    [1, "r", 0, 0, 0, 1, 0, 1, 1, 1],
+    [1, 1, 1, 1, 0, 0, 0, 0, 0, 1],
+    [1, 1, 1, 1, 0, 1, 1, 1, 1, 1],
+    [1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+]
+ACTION_REPEAT = 6
+MAX_EPISODE_STEPS = 150
+
+
+class FixedGoalPointMaze(PointMazeEnv):
+    """``PointMazeEnv`` whose goal is the centre of its cell, without the noise added there at every reset."""
+
+    def add_xy_position_noise(self, xy_pos: NDArray[np.float64]) -> NDArray[np.float64]:
+        is_goal = any(np.array_equal(xy_pos, cell) for cell in self.maze.unique_goal_locations)
+        return xy_pos if is_goal else super().add_xy_position_noise(xy_pos)
+
+
+class ActionRepeat(gym.Wrapper[Any, Any, Any, Any]):
+    """Applies every action ``action_repeat`` times; stops early when the episode ends. Rewards are summed."""
+
+    def __init__(self, env: gym.Env[Any, Any], action_repeat: int) -> None:
+        super().__init__(env)
+        self.action_repeat = action_repeat
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        total = 0.0
+        for _ in range(self.action_repeat):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return observation, total, terminated, truncated, info
+
+
+def make_point_maze(
+    maze_map: list[list[int | str]] | None = None, action_repeat: int = ACTION_REPEAT, **kwargs: Any
+) -> gym.Env[Any, Any]:
+    """Entry point of ``raystitch/PointMaze-v0``: Dict observation, sparse reward, ends at the goal."""
+    env = FixedGoalPointMaze(
+        maze_map=MAZE_MAP if maze_map is None else maze_map, reward_type="sparse", continuing_task=False, **kwargs
+    )
+    return ActionRepeat(env, action_repeat)
+
+
+def register() -> None:
+    """Makes ``raystitch/PointMaze-v0`` known to Gymnasium; may be called any number of times."""
+    if ENV_ID not in gym.registry:
+        gym.register(
+            id=ENV_ID,
+            entry_point="raystitch.envs.pointmaze:make_point_maze",
+            max_episode_steps=MAX_EPISODE_STEPS,
+            disable_env_checker=True,
+            order_enforce=False,
+        )
+
+
+def demo_spec() -> EnvSpec:
+    """The demo's environment as plain data."""
+    return EnvSpec(env_id=ENV_ID, max_episode_steps=MAX_EPISODE_STEPS, observation_keys=("observation",))

@@ -1,0 +1,228 @@
+"""Simulator truth: put the simulator into s_t, apply a_t, see what s_{t+1} and r_t really are.
+
+Legend: N rows, O observation size, A action size.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from raystitch.envs.make import make_env
+from raystitch.envs.spec import EnvSpec
+from raystitch.errors import RunError
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+# Hopper and Walker2d clip the velocities in their observation to this; at the clip the true velocity is unknown.
+VELOCITY_CLIP = 10.0
+# Resets with different seeds that must agree on the goal for it to count as known.
+GOAL_SEEDS = (0, 1, 2, 3)
+
+
+class Unavailable(RunError):
+    """The simulator cannot be put into the states of this dataset; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SimResult:
+    """What the simulator answers for N rows.
+
+    Attributes:
+        next_observations: float32 [N, O]; NaN in rows that are not usable.
+        rewards: float32 [N]; NaN in rows that are not usable, and wherever the reward depends on an unknown goal.
+        terminated: bool [N].
+        usable: bool [N], False where the observation does not determine the state or the simulation broke down.
+    """
+
+    next_observations: Floats
+    rewards: Floats
+    terminated: Bools
+    usable: Bools
+
+
+class StateSetter(Protocol):
+    """Knows how the observations of one family of environments determine the simulator's state."""
+
+    reward_known: bool
+
+    def determined(self, observations: Floats) -> Bools:
+        """Rows whose observation determines the state, bool [N]."""
+        ...
+
+    def set_state(self, observation: NDArray[np.float64]) -> None:
+        """Puts the freshly reset simulator into the state of one observation [O]."""
+        ...
+
+    @property
+    def mujoco_env(self) -> Any:
+        """The environment that owns ``model`` and ``data``."""
+        ...
+
+
+class LocomotionSetter:
+    """Hopper, Walker2d, HalfCheetah: observation = joint positions without the root's x, then velocities.
+
+    The root's x is free: it changes neither the dynamics nor the reward, which counts displacement.
+    """
+
+    reward_known = True
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        self.env: Any = env.unwrapped
+        self.skipped = int(self.env.observation_structure["skipped_qpos"])
+        self.num_positions = int(self.env.observation_structure["qpos"])
+        self.clips_velocity = type(self.env).__name__ in ("HopperEnv", "Walker2dEnv")
+
+    @property
+    def mujoco_env(self) -> Any:
+        return self.env
+
+    def determined(self, observations: Floats) -> Bools:
+        if not self.clips_velocity:
+            return np.ones(len(observations), np.bool_)
+        return np.all(np.abs(observations[:, self.num_positions :]) < VELOCITY_CLIP, axis=1)
+
+    def set_state(self, observation: NDArray[np.float64]) -> None:
+        positions = np.concatenate([np.zeros(self.skipped), observation[: self.num_positions]])
+        self.env.set_state(positions, observation[self.num_positions :])
+
+
+class PointMazeSetter:
+    """PointMaze: the observation holds position and velocity, and perhaps the goal, which else is fixed or unknown."""
+
+    def __init__(self, env: gym.Env[Any, Any], keys: tuple[str, ...]) -> None:
+        if "observation" not in keys:
+            raise Unavailable(f"the state cannot be rebuilt from the observation: it has only {list(keys)}")
+        self.env: Any = env.unwrapped
+        sizes = {key: int(self.env.observation_space[key].shape[0]) for key in keys}
+        starts = dict(zip(keys, np.cumsum([0, *sizes.values()]), strict=False))
+        self.state = slice(starts["observation"], starts["observation"] + sizes["observation"])
+        self.goal_slice = slice(starts["desired_goal"], starts["desired_goal"] + 2) if "desired_goal" in sizes else None
+        self.goal = None if self.goal_slice else self._fixed_goal(env)
+        self.reward_known = self.goal_slice is not None or self.goal is not None
+
+    @staticmethod
+    def _fixed_goal(env: gym.Env[Any, Any]) -> NDArray[np.float64] | None:
+        maze: Any = env.unwrapped
+        goals = []
+        for seed in GOAL_SEEDS:
+            env.reset(seed=seed)
+            goals.append(np.array(maze.goal, np.float64))
+        return goals[0] if all(np.array_equal(goal, goals[0]) for goal in goals) else None
+
+    @property
+    def mujoco_env(self) -> Any:
+        return self.env.point_env
+
+    def determined(self, observations: Floats) -> Bools:
+        return np.ones(len(observations), np.bool_)
+
+    def set_state(self, observation: NDArray[np.float64]) -> None:
+        goal = observation[self.goal_slice] if self.goal_slice is not None else self.goal
+        if goal is not None:
+            self.env.goal = goal.copy()
+        state = observation[self.state]
+        self.env.point_env.set_state(state[:2], state[2:])
+
+
+def _steppable(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """The environment without the time limit and the check that it was reset; wrappers that act are kept."""
+    while isinstance(env, gym.Wrapper) and not hasattr(env, "action_repeat"):
+        env = env.env
+    return env
+
+
+class Simulator:
+    """Steps single transitions from given states. Each row starts from reset ``mjData`` with the solver cold, so the
+    answer depends on (s_t, a_t) alone."""
+
+    def __init__(self, env: gym.Env[Any, Any], setter: StateSetter, keys: tuple[str, ...] | None) -> None:
+        self.env = env
+        self.setter = setter
+        self.keys = keys
+        self.steppable = _steppable(env)
+        self.mujoco: Any = import_module("mujoco")  # Any: its type stubs are incomplete
+
+    def step_from(self, observations: Floats, actions: Floats) -> SimResult:
+        """One environment step from each of N states.
+
+        Args:
+            observations: float32 [N, O].
+            actions: float32 [N, A], within the bounds.
+        """
+        usable = np.isfinite(observations).all(1) & np.isfinite(actions).all(1)
+        usable &= self.setter.determined(observations)
+        next_observations = np.full(observations.shape, np.nan, np.float32)
+        rewards = np.full(len(observations), np.nan, np.float32)
+        terminated = np.zeros(len(observations), np.bool_)
+        wide = observations.astype(np.float64)
+        for row in np.flatnonzero(usable):
+            observation, reward, ended, sound = self._step(wide[row], actions[row])
+            usable[row] = sound
+            if sound:
+                next_observations[row] = observation
+                rewards[row] = reward if self.setter.reward_known else np.nan
+                terminated[row] = ended and self.setter.reward_known
+        return SimResult(next_observations=next_observations, rewards=rewards, terminated=terminated, usable=usable)
+
+    def _step(self, observation: NDArray[np.float64], action: Floats) -> tuple[NDArray[np.float32], float, bool, bool]:
+        owner = self.setter.mujoco_env
+        self.mujoco.mj_resetData(owner.model, owner.data)
+        self.setter.set_state(observation)
+        owner.data.qacc_warmstart[:] = 0.0  # set_state has just solved for the acceleration without the action
+        raw, reward, ended, _, _ = self.steppable.step(action)
+        parts = [raw] if self.keys is None else [raw[key] for key in self.keys]
+        flat = np.concatenate([np.asarray(part, np.float32).reshape(-1) for part in parts])
+        # MuJoCo answers numerical breakdown with a warning and a reset of the state.
+        sound = bool(np.isfinite(flat).all()) and not any(owner.data.warning.number)
+        return flat, float(reward), bool(ended), sound
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def _locomotion(env: gym.Env[Any, Any], keys: tuple[str, ...] | None) -> StateSetter:
+    return LocomotionSetter(env)
+
+
+def _point_maze(env: gym.Env[Any, Any], keys: tuple[str, ...] | None) -> StateSetter:
+    return PointMazeSetter(env, keys or ())
+
+
+SETTERS = {
+    "HopperEnv": _locomotion,
+    "Walker2dEnv": _locomotion,
+    "HalfCheetahEnv": _locomotion,
+    "PointMazeEnv": _point_maze,
+}
+"""How to set the state, by the name of the environment's class or of one it derives from."""
+
+UNAVAILABLE = {
+    "AdroitHandPenEnv": "the state cannot be rebuilt from the observation: it lacks the hand's joint velocities",
+}
+"""Environments known to hide a part of their state."""
+
+
+def open_simulator(spec: EnvSpec) -> Simulator:
+    """The simulator of an environment.
+
+    Raises:
+        Unavailable: when its observation does not determine the state, or raystitch does not know how.
+        UserError: when the environment cannot be made.
+    """
+    flat_env = make_env(spec)
+    classes = [base.__name__ for base in type(flat_env.unwrapped).__mro__]
+    reason = next((UNAVAILABLE[name] for name in classes if name in UNAVAILABLE), None)
+    make_setter = next((SETTERS[name] for name in classes if name in SETTERS), None)
+    if reason is not None or make_setter is None:
+        flat_env.close()
+        raise Unavailable(
+            reason or f"raystitch cannot set the state of {spec.env_id}; it knows {', '.join(SETTERS)} ({classes[0]})"
+        )
+    keys = flat_env.get_wrapper_attr("keys")
+    return Simulator(flat_env, make_setter(flat_env, keys), keys)

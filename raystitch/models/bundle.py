@@ -1,0 +1,296 @@
+"""Everything that was fitted on one dataset, in memory and as a folder of safetensors + ``stitcher.json``."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from raystitch.data.episodes import EpisodeDataset, Floats
+from raystitch.data.normalise import Normalizer
+from raystitch.device import resolve_device
+from raystitch.envs.spec import EnvSpec
+from raystitch.errors import UserError
+from raystitch.files import atomic_path, read_json, write_json
+from raystitch.models.calibration import Calibration
+from raystitch.models.config import FitConfig
+from raystitch.models.diffusion import Schedule, cosine_schedule, predict_clean
+from raystitch.models.heads import (
+    DynamicsEnsemble,
+    InverseDynamics,
+    RewardModel,
+    TerminationModel,
+    ValueModel,
+    build_heads,
+)
+from raystitch.models.scales import HeadScales
+from raystitch.models.standardise import Standardizer
+from raystitch.models.unet import TemporalUNet
+
+SCHEMA_VERSION = 1
+STITCHER_FILE = "stitcher.json"
+PARTS = ("diffusion", "dynamics", "inverse", "reward", "termination", "value")
+
+
+def build_unet(obs_dim: int, config: FitConfig) -> TemporalUNet:
+    """An untrained U-Net of the configured size."""
+    diffusion = config.diffusion
+    return TemporalUNet(
+        obs_dim, diffusion.horizon, diffusion.width, diffusion.multipliers, add_line=diffusion.prediction == "clean"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bundle:
+    """The fitted models of one dataset; all on ``device``, in evaluation mode.
+
+    Attributes:
+        dataset_name, dataset_fingerprint, env, max_episode_steps: where it came from.
+        normalizer: of the observations; ``standardizer`` is the same as a torch module.
+        action_low, action_high: float32 [A], finite; reward_low, reward_high: the data's range.
+        diffusion: U-Net (averaged weights); ``denoise`` wraps it for the samplers; schedule: its diffusion schedule.
+    """
+
+    config: FitConfig
+    dataset_name: str
+    dataset_fingerprint: str
+    env: EnvSpec | None
+    max_episode_steps: int | None
+    normalizer: Normalizer
+    action_low: Floats
+    action_high: Floats
+    reward_low: float
+    reward_high: float
+    diffusion: TemporalUNet
+    schedule: Schedule
+    dynamics: DynamicsEnsemble
+    inverse: InverseDynamics
+    reward: RewardModel
+    termination: TerminationModel
+    value: ValueModel
+    calibration: Calibration
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        for part in PARTS:
+            self._module(part).to(self.device).eval().requires_grad_(False)
+        object.__setattr__(self, "schedule", self.schedule.to(self.device))
+
+    @property
+    def obs_dim(self) -> int:
+        return len(self.normalizer.mean)
+
+    @property
+    def act_dim(self) -> int:
+        return len(self.action_low)
+
+    @property
+    def gamma(self) -> float:
+        return self.config.gamma
+
+    @property
+    def horizon(self) -> int:
+        return self.config.diffusion.horizon
+
+    @cached_property
+    def standardizer(self) -> Standardizer:
+        return Standardizer(self.normalizer).to(self.device)
+
+    @torch.no_grad()
+    def denoise(self, noisy_BHO: Tensor, known_BHO: Tensor, mask_BH: Tensor, k_B: Tensor) -> Tensor:
+        """Predicted clean states, standardised units [B, H, O]; what the samplers call."""
+        prediction = self.config.diffusion.prediction
+        return predict_clean(self.diffusion, self.schedule, prediction, noisy_BHO, known_BHO, mask_BH, k_B)
+
+    def _module(self, part: str) -> nn.Module:
+        return getattr(self, part)
+
+    @cached_property
+    def _files(self) -> dict[str, bytes]:
+        """File name -> safetensors content."""
+        return {
+            f"{part}.safetensors": save_tensors(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in self._module(part).state_dict().items()}
+            )
+            for part in PARTS
+        }
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "dataset": {
+                "name": self.dataset_name,
+                "fingerprint": self.dataset_fingerprint,
+                "env": None if self.env is None else self.env.to_json(),
+                "max_episode_steps": self.max_episode_steps,
+            },
+            "obs_dim": self.obs_dim,
+            "act_dim": self.act_dim,
+            "normalizer": {
+                "mean": self.normalizer.mean.tolist(),
+                "std": self.normalizer.std.tolist(),
+                "active": self.normalizer.active.tolist(),
+            },
+            "action_low": self.action_low.tolist(),
+            "action_high": self.action_high.tolist(),
+            "reward_low": self.reward_low,
+            "reward_high": self.reward_high,
+            "num_reward_levels": len(self.reward.levels),
+            "calibration": self.calibration.to_json(),
+            "config": asdict(self.config),
+            "files": {name: _sha256(content) for name, content in self._files.items()},
+        }
+
+    @cached_property
+    def hash(self) -> str:
+        """``sha256:...`` over the weights and everything in ``stitcher.json``."""
+        return _description_hash(self._description)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the folder; ``stitcher.json`` last, so a folder that has it is complete.
+
+        Raises:
+            RunError: when the disk is full or the folder cannot be written.
+        """
+        folder = Path(path)
+        for name, content in self._files.items():
+            with atomic_path(folder / name) as temporary:
+                temporary.write_bytes(content)
+        write_json(folder / STITCHER_FILE, {**self._description, "hash": self.hash})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str = "auto") -> "Bundle":
+        """Reads a folder that ``save`` wrote and checks its hashes.
+
+        Raises:
+            UserError: not a bundle, damaged, incomplete or of another version.
+        """
+        folder = Path(path)
+        source = folder / STITCHER_FILE
+        if not source.is_file():
+            raise UserError(f"{folder} is not a stitcher bundle (no {STITCHER_FILE}); make one with `raystitch fit`")
+        description = read_json(source)
+        version = description.get("schema_version") if isinstance(description, dict) else None
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{source}: schema_version is {version!r}, this raystitch reads {SCHEMA_VERSION}; fit again"
+            )
+        stored_hash = description.pop("hash", None)
+        if _description_hash(description) != stored_hash:
+            raise UserError(f"{source} was changed after it was written (its hash differs); fit again")
+        config = config_from_json(description["config"], where=source)
+        weights = {part: _read_part(folder, part, description["files"]) for part in PARTS}
+        resolved = resolve_device(device)
+        scales = HeadScales.blank(description["obs_dim"], description["act_dim"], description["num_reward_levels"])
+        with torch.random.fork_rng(devices=[]):  # initialisation draws from the global generator: leave it as it was
+            unet = build_unet(description["obs_dim"], config)
+        heads = build_heads(config, scales, torch.Generator())
+        normalizer = description["normalizer"]
+        env = description["dataset"]["env"]
+        modules: dict[str, nn.Module] = {
+            "diffusion": unet,
+            "dynamics": heads.dynamics,
+            "inverse": heads.inverse,
+            "reward": heads.reward,
+            "termination": heads.termination,
+            "value": heads.value,
+        }
+        for part, module in modules.items():
+            try:
+                module.load_state_dict(weights[part])
+            except RuntimeError as error:
+                raise UserError(f"{folder / part}.safetensors does not fit {STITCHER_FILE}; fit again") from error
+        return cls(
+            config=config,
+            dataset_name=description["dataset"]["name"],
+            dataset_fingerprint=description["dataset"]["fingerprint"],
+            env=None if env is None else EnvSpec.from_json(env),
+            max_episode_steps=description["dataset"]["max_episode_steps"],
+            normalizer=Normalizer(
+                np.asarray(normalizer["mean"], np.float32),
+                np.asarray(normalizer["std"], np.float32),
+                np.asarray(normalizer["active"], np.bool_),
+            ),
+            action_low=np.asarray(description["action_low"], np.float32),
+            action_high=np.asarray(description["action_high"], np.float32),
+            reward_low=description["reward_low"],
+            reward_high=description["reward_high"],
+            diffusion=unet,
+            schedule=cosine_schedule(config.diffusion.num_diffusion_steps),
+            dynamics=heads.dynamics,
+            inverse=heads.inverse,
+            reward=heads.reward,
+            termination=heads.termination,
+            value=heads.value,
+            calibration=Calibration.from_json(description["calibration"]),
+            device=resolved,
+        )
+
+    def check_dataset(self, dataset: EpisodeDataset) -> None:
+        """Refuses a dataset this bundle was not fitted on.
+
+        Raises:
+            UserError: another observation or action size, or other trajectories; says which.
+        """
+        for what, mine, theirs in (
+            ("observation", self.obs_dim, dataset.obs_dim),
+            ("action", self.act_dim, dataset.act_dim),
+        ):
+            if mine != theirs:
+                raise UserError(
+                    f"the stitcher was fitted on {self.dataset_name} with {what} size {mine}, "
+                    f"but {dataset.name} has {what} size {theirs}; fit a stitcher on {dataset.name}"
+                )
+        if dataset.fingerprint != self.dataset_fingerprint:
+            raise UserError(
+                f"the stitcher was fitted on {self.dataset_name} ({self.dataset_fingerprint[:19]}..), "
+                f"but {dataset.name} holds other trajectories ({dataset.fingerprint[:19]}..); "
+                f"use that dataset or fit a stitcher on this one"
+            )
+
+
+def config_from_json(value: Any, *, where: str | os.PathLike[str]) -> FitConfig:
+    """A FitConfig from the JSON that ``dataclasses.asdict`` gave.
+
+    Raises:
+        UserError: naming the field.
+    """
+    try:
+        return TypeAdapter(FitConfig).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where}: config {key}: {first['msg']}") from error
+
+
+def _read_part(folder: Path, part: str, hashes: dict[str, str]) -> dict[str, Tensor]:
+    file = folder / f"{part}.safetensors"
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): the bundle is incomplete; fit again") from error
+    if _sha256(content) != hashes.get(file.name):
+        raise UserError(f"{file} is damaged (its hash differs from {STITCHER_FILE}); fit again")
+    try:
+        return load_tensors(content)
+    except SafetensorError as error:
+        raise UserError(f"{file} is not a safetensors file: {error}") from error
+
+
+def _sha256(content: bytes) -> str:
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def _description_hash(description: dict[str, Any]) -> str:
+    return _sha256(json.dumps(description, sort_keys=True, separators=(",", ":")).encode())

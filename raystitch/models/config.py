@@ -1,0 +1,120 @@
+"""Settings of everything that is fitted; torch-free."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """The state-window diffusion model (DiffStitch section 4.1, Eq. 1-3 as changed in docs/method).
+
+    Attributes:
+        horizon: states per window (H).
+        width, multipliers: channels of the U-Net per resolution.
+        num_diffusion_steps: K, steps of the cosine schedule the network is trained on.
+        prediction: what the network predicts: the clean states or the noise.
+        gap_min, gap_max: gaps (generated states) that training masks and stitching draw from.
+        prefix_max: most real states revealed before a gap in training (1 .. prefix_max).
+        difference_weight: weight of the squared error of consecutive differences s_{t+1} - s_t in the loss on clean
+            states; transitions come out truer than with the states' own error alone. Not used for noise.
+        mask_stitch, mask_prefix: share of training rows masked as prefix + suffix, and as prefix only; the rest random.
+    """
+
+    horizon: int = 32
+    width: int = 32
+    multipliers: tuple[int, ...] = (1, 2, 4)
+    num_diffusion_steps: int = 100
+    prediction: Literal["clean", "noise"] = "clean"
+    difference_weight: float = 4.0
+    gap_min: int = 4
+    gap_max: int = 24
+    prefix_max: int = 4
+    mask_stitch: float = 0.75
+    mask_prefix: float = 0.15
+    train_steps: int = 8000
+    batch_size: int = 64
+    learning_rate: float = 5e-4
+    ema_decay: float = 0.995
+
+    def __post_init__(self) -> None:
+        factor = 2 ** (len(self.multipliers) - 1)
+        if self.horizon % factor:
+            raise ValueError(
+                f"horizon must be divisible by 2**num_downsamplings = {factor}, got horizon={self.horizon}"
+            )
+        if not 1 <= self.gap_min <= self.gap_max:
+            raise ValueError(f"need 1 <= gap_min <= gap_max, got gap_min={self.gap_min}, gap_max={self.gap_max}")
+        if self.gap_max + 2 > self.horizon:
+            raise ValueError(f"gap_max + 2 must fit the horizon, got gap_max={self.gap_max}, horizon={self.horizon}")
+        if not 1 <= self.prefix_max < self.horizon:
+            raise ValueError(f"prefix_max must be in 1..horizon-1, got prefix_max={self.prefix_max}")
+        for name in ("mask_stitch", "mask_prefix"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {name}={getattr(self, name)}")
+        if self.mask_stitch + self.mask_prefix > 1:
+            raise ValueError("mask_stitch + mask_prefix must be at most 1")
+        if min(self.train_steps, self.batch_size, self.width, self.num_diffusion_steps) < 1:
+            raise ValueError("train_steps, batch_size, width and num_diffusion_steps must be at least 1")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got learning_rate={self.learning_rate}")
+        if not self.difference_weight >= 0:
+            raise ValueError(f"difference_weight must be >= 0, got difference_weight={self.difference_weight}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got ema_decay={self.ema_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """One stacked ensemble of MLPs (dynamics, inverse dynamics, reward, termination, value)."""
+
+    num_members: int = 2
+    hidden: int = 128
+    num_layers: int = 2
+    train_steps: int = 4000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("num_members", "hidden", "num_layers", "train_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got learning_rate={self.learning_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Everything ``raystitch fit`` needs.
+
+    Attributes:
+        gamma: discount of returns and values.
+        holdout_fraction: share of whole episodes that no model is fitted on; delta is calibrated on them.
+        num_judges: dynamics members kept for qualification; the others serve gap selection and guidance only.
+        reward_inputs: ``sas`` for r(s, a, s'), ``sa`` for the paper's r(s, a).
+    """
+
+    seed: int = 0
+    gamma: float = 0.99
+    holdout_fraction: float = 0.1
+    num_judges: int = 3
+    reward_inputs: Literal["sas", "sa"] = "sas"
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    dynamics: HeadConfig = field(default_factory=lambda: HeadConfig(num_members=4))
+    inverse: HeadConfig = field(default_factory=HeadConfig)
+    reward: HeadConfig = field(default_factory=HeadConfig)
+    termination: HeadConfig = field(default_factory=lambda: HeadConfig(num_members=1, train_steps=2000))
+    value: HeadConfig = field(default_factory=lambda: HeadConfig(num_members=1, train_steps=2000))
+    calibration_windows: int = 2000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gamma <= 1:
+            raise ValueError(f"gamma must be in (0, 1], got gamma={self.gamma}")
+        if not 0 < self.holdout_fraction < 1:
+            raise ValueError(f"holdout_fraction must be in (0, 1), got holdout_fraction={self.holdout_fraction}")
+        if not 1 <= self.num_judges < self.dynamics.num_members:
+            raise ValueError(
+                f"num_judges must be in 1..dynamics.num_members - 1 = {self.dynamics.num_members - 1}, "
+                f"got num_judges={self.num_judges}"
+            )
+        if self.calibration_windows < 1:
+            raise ValueError(f"calibration_windows must be at least 1, got {self.calibration_windows}")

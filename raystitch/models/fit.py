@@ -1,0 +1,171 @@
+"""Fits every model of a bundle, one part after the other, each resumable."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raystitch.data.episodes import EpisodeDataset, Ints
+from raystitch.data.select import holdout_split
+from raystitch.device import resolve_device
+from raystitch.errors import UserError
+from raystitch.files import read_json, write_json
+from raystitch.models.batches import Windows, recorded_stops
+from raystitch.models.bundle import STITCHER_FILE, Bundle
+from raystitch.models.calibration import Calibration
+from raystitch.models.config import FitConfig
+from raystitch.models.heads import Heads
+from raystitch.models.loop import FitProgress, train_part
+from raystitch.models.parts import FitJob
+from raystitch.seeding import derive_seed
+
+RESUME_FOLDER = ".fit"
+
+
+def fit_bundle(
+    dataset: EpisodeDataset,
+    config: FitConfig,
+    out: str | os.PathLike[str] | None,
+    device: str = "auto",
+    progress: Callable[[FitProgress], None] | None = None,
+    checkpoint_every: int = 500,
+) -> Bundle:
+    """Fits all models on ``dataset`` and saves them in ``out`` (None: in memory only).
+
+    A run that was interrupted continues from its last checkpoint and ends exactly as an uninterrupted one; a
+    finished ``out`` of the same dataset and config is only loaded.
+
+    Raises:
+        UserError: the dataset does not suit the config, or ``out`` belongs to another dataset or config.
+        RunError: a loss that is not finite, or a folder that cannot be written.
+    """
+    _check(dataset, config)
+    resolved = resolve_device(device)
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        finished = _claim(folder, dataset, config, device)
+        if finished is not None:
+            return finished
+    train, holdout = holdout_split(dataset.num_episodes, config.holdout_fraction, derive_seed(config.seed, "holdout"))
+    job = FitJob(dataset, config, train, resolved)
+    for part in job.parts():
+        train_part(
+            part,
+            seed=config.seed,
+            checkpoint=None if folder is None else folder / RESUME_FOLDER / f"{part.name}.pt",
+            checkpoint_every=checkpoint_every,
+            progress=progress,
+        )
+    calibration = calibrate(dataset, config, job.heads, holdout, resolved)
+    bundle = Bundle(
+        config=config,
+        dataset_name=dataset.name,
+        dataset_fingerprint=dataset.fingerprint,
+        env=dataset.env,
+        max_episode_steps=None if dataset.env is None else dataset.env.max_episode_steps,
+        normalizer=job.normalizer,
+        action_low=job.scales.action_low,
+        action_high=job.scales.action_high,
+        reward_low=job.scales.reward_low,
+        reward_high=job.scales.reward_high,
+        diffusion=job.unet,
+        schedule=job.schedule,
+        **vars(job.heads),
+        calibration=calibration,
+        device=resolved,
+    )
+    if folder is not None:
+        bundle.save(folder)
+        shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)
+    return bundle
+
+
+@torch.no_grad()
+def calibrate(
+    dataset: EpisodeDataset, config: FitConfig, heads: Heads, episodes: Ints, device: torch.device
+) -> Calibration:
+    """Judge residuals of real windows of ``episodes`` with inverse-dynamics actions.
+
+    Raises:
+        UserError: when none of the episodes has a window of gap_min + 2 states.
+    """
+    diffusion = config.diffusion
+    observations = torch.from_numpy(dataset.observations).to(device)
+    windows = Windows.find(dataset, observations, episodes, diffusion.gap_min + 2)
+    length = diffusion.gap_max + 2
+    if len(windows) == 0:
+        raise UserError(
+            f"{dataset.name}: no held-out episode has gap_min + 2 = {diffusion.gap_min + 2} states, so delta cannot "
+            f"be calibrated; raise holdout_fraction={config.holdout_fraction} or lower diffusion.gap_min"
+        )
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "calibration"))
+    count = min(config.calibration_windows, len(windows))
+    chosen = torch.randperm(len(windows), generator=generator)[:count].to(device)
+    residuals: list[Tensor] = []
+    for rows in chosen.split(512):
+        states, valid = windows.gather(rows, length)
+        obs, next_obs = states[:, :-1], states[:, 1:]
+        residual = heads.dynamics.residual(obs, heads.inverse(obs, next_obs), next_obs, "judges")
+        step = torch.arange(length - 1, device=device)
+        residuals.append(torch.where(step < valid[:, None] - 1, residual, torch.nan))
+    return Calibration.measure(torch.cat(residuals).cpu().numpy(), diffusion.gap_min, diffusion.gap_max)
+
+
+def _check(dataset: EpisodeDataset, config: FitConfig) -> None:
+    states = recorded_stops(dataset) - dataset.obs_offsets[:-1]
+    longest = int(states.max(initial=0))
+    if config.diffusion.horizon > longest:
+        raise UserError(
+            f"{dataset.name}: diffusion.horizon={config.diffusion.horizon} is longer than every episode "
+            f"(the longest has {longest} states); lower diffusion.horizon and diffusion.gap_max"
+        )
+    if dataset.num_episodes < 2:
+        raise UserError(f"{dataset.name} has {dataset.num_episodes} episode; fitting holds whole episodes out, needs 2")
+    for column in ("observations", "actions", "rewards"):
+        if not np.isfinite(getattr(dataset, column)).all():
+            raise UserError(f"{dataset.name}: {column} holds NaN or infinite values; see `raystitch data inspect`")
+
+
+def _claim(folder: Path, dataset: EpisodeDataset, config: FitConfig, device: str) -> Bundle | None:
+    """The finished bundle when ``folder`` holds it; otherwise marks the folder as this fit's."""
+    plan = {"dataset": dataset.fingerprint, **asdict(config)}
+    if (folder / STITCHER_FILE).exists():
+        bundle = Bundle.load(folder, device)
+        _refuse_other(folder, {"dataset": bundle.dataset_fingerprint, **asdict(bundle.config)}, plan)
+        shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)
+        return bundle
+    note = folder / RESUME_FOLDER / "plan.json"
+    if note.exists():
+        _refuse_other(folder, read_json(note), plan)
+    else:
+        write_json(note, plan)
+    return None
+
+
+def _refuse_other(folder: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    before, now = _flat(stored), _flat(asked)
+    different = [
+        f"{key} (there {before.get(key)!r}, asked {now.get(key)!r})"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if different:
+        raise UserError(
+            f"{folder} holds a fit with other settings: {', '.join(different)}; choose another folder or delete it"
+        )
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

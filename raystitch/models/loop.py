@@ -1,0 +1,156 @@
+"""One resumable training loop for every part of a bundle."""
+
+import io
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from raystitch.errors import RunError
+from raystitch.files import atomic_path
+from raystitch.seeding import derive_seed
+
+WARMUP_STEPS = 100
+CHECK_EVERY = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitProgress:
+    """Where a fit is.
+
+    Attributes:
+        part: ``diffusion``, ``dynamics``, ...
+        step, total_steps: of this part.
+        loss: mean since the last report.
+        seconds_left: estimate for this part.
+    """
+
+    part: str
+    step: int
+    total_steps: int
+    loss: float
+    seconds_left: float
+
+
+@dataclass(kw_only=True, eq=False)
+class Part:
+    """What the loop trains.
+
+    Attributes:
+        loss: (step, generator) -> scalar; ``generator`` is a CPU generator seeded by (seed, part, step) alone, so a
+            resumed run draws what an uninterrupted one would.
+        ema_decay: the module ends with its averaged weights; None for no averaging.
+        state: further tensors that ``loss`` keeps between steps; saved and restored with the weights.
+    """
+
+    name: str
+    module: nn.Module
+    loss: Callable[[int, torch.Generator], Tensor]
+    train_steps: int
+    learning_rate: float
+    ema_decay: float | None = None
+    state: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+def train_part(
+    part: Part,
+    *,
+    seed: int,
+    checkpoint: Path | None,
+    checkpoint_every: int,
+    progress: Callable[[FitProgress], None] | None,
+) -> None:
+    """Trains ``part.module`` in place with Adam, warm-up and cosine decay; continues from ``checkpoint``.
+
+    Raises:
+        RunError: when the loss is not finite (part and step named) or the checkpoint cannot be written.
+    """
+    module, total = part.module, part.train_steps
+    device = next(module.parameters()).device
+    average = {name: p.detach().clone() for name, p in module.named_parameters()}
+    optimizer = torch.optim.Adam(module.parameters(), lr=part.learning_rate, fused=device.type in ("cpu", "cuda"))
+    generator = torch.Generator()
+    start = _restore(part, average, optimizer, checkpoint) if checkpoint else 0
+
+    module.train()
+    began, loss_sum, loss_count = time.monotonic(), torch.zeros((), device=device), 0
+    for step in range(start, total):
+        generator.manual_seed(derive_seed(seed, part.name, step))
+        for group in optimizer.param_groups:
+            group["lr"] = part.learning_rate * _rate(step, total)
+        loss = part.loss(step, generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if part.ema_decay is not None:
+            _average(average, module, min(part.ema_decay, (1 + step) / (10 + step)))
+        loss_sum += loss.detach()
+        loss_count += 1
+        done = step + 1
+        if done % CHECK_EVERY == 0 or done % checkpoint_every == 0 or done == total:
+            mean_loss = float(loss_sum) / loss_count
+            if not math.isfinite(mean_loss):
+                raise RunError(
+                    f"fit: the loss of {part.name} is {mean_loss} at step {done}; "
+                    f"lower {part.name}.learning_rate or look for extreme values with `raystitch data inspect`"
+                )
+            if checkpoint and (done % checkpoint_every == 0 or done == total):
+                _write(part, average, optimizer, checkpoint, done)
+            loss_sum, loss_count = torch.zeros((), device=device), 0
+            if progress:
+                seconds = (time.monotonic() - began) / (done - start) * (total - done)
+                progress(
+                    FitProgress(part=part.name, step=done, total_steps=total, loss=mean_loss, seconds_left=seconds)
+                )
+    if part.ema_decay is not None:
+        module.load_state_dict({**module.state_dict(), **average})
+    module.eval().requires_grad_(False)
+
+
+def _rate(step: int, total: int) -> float:
+    """Share of the learning rate: linear warm-up, then half a cosine down to 1 %."""
+    warm = min(1.0, (step + 1) / min(WARMUP_STEPS, max(total // 10, 1)))
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / total)))
+
+
+@torch.no_grad()
+def _average(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
+    for name, parameter in module.named_parameters():
+        average[name].lerp_(parameter, 1 - decay)
+
+
+def _write(
+    part: Part, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, checkpoint: Path, step: int
+) -> None:
+    buffer = io.BytesIO()
+    torch.save(
+        {
+            "step": step,
+            "module": part.module.state_dict(),
+            "average": average if part.ema_decay is not None else {},
+            "optimizer": optimizer.state_dict(),
+            "state": part.state,
+        },
+        buffer,
+    )
+    with atomic_path(checkpoint) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def _restore(
+    part: Part, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, checkpoint: str | os.PathLike[str]
+) -> int:
+    if not Path(checkpoint).exists():
+        return 0
+    device = next(part.module.parameters()).device
+    saved = torch.load(checkpoint, map_location=device, weights_only=True)
+    part.module.load_state_dict(saved["module"])
+    average.update(saved["average"])
+    optimizer.load_state_dict(saved["optimizer"])
+    part.state.update(saved["state"])
+    return int(saved["step"])

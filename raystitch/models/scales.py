@@ -1,0 +1,111 @@
+"""What the heads know about the data before they are fitted: scales, bounds, levels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raystitch.data.episodes import EpisodeDataset, Floats
+from raystitch.data.normalise import Normalizer
+from raystitch.models.standardise import identity_normalizer
+
+MAX_REWARD_LEVELS = 8
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeadScales:
+    """What the heads know about the data before they are fitted.
+
+    Attributes:
+        state, delta: standardisation of s and of s' - s.
+        action_low, action_high: float32 [A], finite: the action space's bounds, or the data's where it has none.
+        reward_mean, reward_std, reward_low, reward_high: of the data's rewards.
+        reward_levels: the distinct rewards when there are few of them (a sparse reward), else empty.
+        value_mean, value_std: of the data's discounted returns.
+        any_terminal: whether any episode terminates.
+    """
+
+    state: Normalizer
+    delta: Normalizer
+    action_low: Floats
+    action_high: Floats
+    reward_mean: float
+    reward_std: float
+    reward_low: float
+    reward_high: float
+    reward_levels: Floats
+    value_mean: float
+    value_std: float
+    any_terminal: bool
+
+    @classmethod
+    def blank(cls, obs_dim: int, act_dim: int, num_levels: int) -> "HeadScales":
+        """Right shapes only; the values are loaded with the weights."""
+        return cls(
+            state=identity_normalizer(obs_dim),
+            delta=identity_normalizer(obs_dim),
+            action_low=-np.ones(act_dim, np.float32),
+            action_high=np.ones(act_dim, np.float32),
+            reward_mean=0.0,
+            reward_std=1.0,
+            reward_low=0.0,
+            reward_high=0.0,
+            reward_levels=np.zeros(num_levels, np.float32),
+            value_mean=0.0,
+            value_std=1.0,
+            any_terminal=False,
+        )
+
+    @classmethod
+    def measure(cls, dataset: EpisodeDataset, normalizer: Normalizer, values: Floats) -> "HeadScales":
+        """From the data; ``values`` are its discounted returns, float32 [N]."""
+        rows = dataset.obs_index[dataset.next_observed]
+        deltas = dataset.observations[rows + 1] - dataset.observations[rows]
+        low, high = finite_bounds(dataset)
+        levels = np.unique(dataset.rewards)
+        return cls(
+            state=normalizer,
+            delta=Normalizer.fit(deltas),
+            action_low=low,
+            action_high=high,
+            reward_mean=float(dataset.rewards.mean()),
+            reward_std=_scale(dataset.rewards),
+            reward_low=float(levels[0]),
+            reward_high=float(levels[-1]),
+            reward_levels=levels if len(levels) <= MAX_REWARD_LEVELS else np.zeros(0, np.float32),
+            value_mean=float(values.mean()),
+            value_std=_scale(values),
+            any_terminal=bool(dataset.transition_terminal.any()),
+        )
+
+
+def finite_bounds(dataset: EpisodeDataset) -> tuple[Floats, Floats]:
+    """The action space's bounds, the data's extremes where the space is unbounded; float32 [A] each."""
+    low = np.where(np.isfinite(dataset.action_low), dataset.action_low, dataset.actions.min(0))
+    high = np.where(np.isfinite(dataset.action_high), dataset.action_high, dataset.actions.max(0))
+    return low.astype(np.float32), np.maximum(high, low + 1e-6).astype(np.float32)
+
+
+def _scale(values: Floats) -> float:
+    std = float(values.astype(np.float64).std())
+    return std if std > 1e-9 else 1.0
+
+
+class ActionScale(nn.Module):
+    """Actions <-> [-1, 1] by the bounds."""
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, scales: HeadScales) -> None:
+        super().__init__()
+        self.register_buffer("low", torch.from_numpy(scales.action_low.copy()))
+        self.register_buffer("high", torch.from_numpy(scales.action_high.copy()))
+
+    def encode(self, act: Tensor) -> Tensor:
+        return 2 * (act - self.low) / (self.high - self.low) - 1
+
+    def decode(self, scaled: Tensor) -> Tensor:
+        act = self.low + (scaled.clamp(-1, 1) + 1) / 2 * (self.high - self.low)
+        return torch.minimum(torch.maximum(act, self.low), self.high)

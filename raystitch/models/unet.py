@@ -1,0 +1,133 @@
+"""The temporal U-Net over windows of states.
+
+Legend: B batch, H horizon (states per window), O observation size, C channels, k diffusion step.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+KERNEL = 5
+NUM_GROUPS = 8
+
+
+def fill_between(known_BHO: Tensor, mask_BH: Tensor) -> Tensor:
+    """Unknown positions replaced by the straight line between their known neighbours (constant past the ends)."""
+    horizon = mask_BH.shape[1]
+    position_H = torch.arange(horizon, device=mask_BH.device)
+    is_known_BH = mask_BH > 0.5
+    before_BH = torch.where(is_known_BH, position_H, -1).cummax(1).values
+    after_BH = torch.where(is_known_BH, position_H, horizon).flip(1).cummin(1).values.flip(1)
+    left_BH = torch.where(before_BH < 0, after_BH, before_BH).clamp(0, horizon - 1)
+    right_BH = torch.where(after_BH >= horizon, before_BH, after_BH).clamp(0, horizon - 1)
+    weight_BH = (position_H - left_BH) / (right_BH - left_BH).clamp(min=1)
+    size = known_BHO.shape[-1]
+    left_BHO = known_BHO.gather(1, left_BH.unsqueeze(-1).expand(-1, -1, size))
+    right_BHO = known_BHO.gather(1, right_BH.unsqueeze(-1).expand(-1, -1, size))
+    return torch.lerp(left_BHO, right_BHO, weight_BH.unsqueeze(-1).clamp(0, 1).to(known_BHO.dtype))
+
+
+def ignored_positions(mask_BH: Tensor) -> Tensor:
+    """1 where a row's content means nothing: before its first known state, and, in a row that has unknown states
+    between known ones, after its last known state (the window's unused rest). [B, H]
+
+    A row that knows only its beginning has no such end: there everything that follows is wanted.
+    """
+    before_BH = (mask_BH.cummax(1).values < 0.5).to(mask_BH.dtype)
+    after_BH = (mask_BH.flip(1).cummax(1).values.flip(1) < 0.5).to(mask_BH.dtype)
+    has_gap_B1 = ((mask_BH < 0.5) & (before_BH < 0.5) & (after_BH < 0.5)).any(1, keepdim=True)
+    return torch.maximum(before_BH, after_BH * has_gap_B1)
+
+
+class _Block(nn.Module):
+    """Residual block: two convolutions, the step embedding as scale and shift (FiLM) in between."""
+
+    def __init__(self, in_channels: int, out_channels: int, embed: int) -> None:
+        super().__init__()
+        groups = math.gcd(NUM_GROUPS, out_channels)
+        self.conv_in = nn.Conv1d(in_channels, out_channels, KERNEL, padding=KERNEL // 2)
+        self.norm_in = nn.GroupNorm(groups, out_channels)
+        self.film = nn.Linear(embed, 2 * out_channels)
+        self.conv_out = nn.Conv1d(out_channels, out_channels, KERNEL, padding=KERNEL // 2)
+        self.norm_out = nn.GroupNorm(groups, out_channels)
+        self.skip = nn.Conv1d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x_BCH: Tensor, embed_BE: Tensor) -> Tensor:
+        scale_BC1, shift_BC1 = self.film(embed_BE).unsqueeze(-1).chunk(2, 1)
+        y = self.norm_in(self.conv_in(x_BCH))
+        y = nn.functional.silu(torch.addcmul(y + shift_BC1, y, scale_BC1))
+        y = nn.functional.silu(self.norm_out(self.conv_out(y)))
+        return y + self.skip(x_BCH)
+
+
+class TemporalUNet(nn.Module):
+    """Predicts the clean states (or the noise) of a window from its noisy version.
+
+    The mask and the known states, joined by straight lines, are inputs. The last layer starts at zero.
+
+    Args:
+        horizon: must be divisible by ``2 ** (len(multipliers) - 1)``.
+        width, multipliers: channels per resolution.
+        add_line: the output is the departure from the straight lines; for the prediction of clean states, where it
+            makes short trainings several times truer. For the prediction of noise it means nothing.
+    """
+
+    def __init__(self, obs_dim: int, horizon: int, width: int, multipliers: Sequence[int], add_line: bool) -> None:
+        super().__init__()
+        self.horizon = horizon
+        self.add_line = add_line
+        embed = 4 * width
+        self.embed_dim = 2 * width
+        self.embed = nn.Sequential(nn.Linear(self.embed_dim, embed), nn.SiLU(), nn.Linear(embed, embed), nn.SiLU())
+        channels = [width * multiplier for multiplier in multipliers]
+        self.enter = nn.Conv1d(2 * obs_dim + 2, channels[0], KERNEL, padding=KERNEL // 2)
+        self.down = nn.ModuleList()
+        self.shrink = nn.ModuleList()
+        self.up = nn.ModuleList()
+        self.grow = nn.ModuleList()
+        previous = channels[0]
+        for level, size in enumerate(channels):
+            self.down.append(_Block(previous, size, embed))
+            if level < len(channels) - 1:
+                self.shrink.append(nn.Conv1d(size, size, 3, stride=2, padding=1))
+            previous = size
+        self.middle = _Block(previous, previous, embed)
+        for size in reversed(channels[:-1]):
+            self.grow.append(nn.ConvTranspose1d(previous, size, 4, stride=2, padding=1))
+            self.up.append(_Block(2 * size, size, embed))
+            previous = size
+        self.leave = nn.Conv1d(previous, obs_dim, 1)
+        for parameter in self.leave.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, noisy_BHO: Tensor, known_BHO: Tensor, mask_BH: Tensor, k_B: Tensor) -> Tensor:
+        """``noisy`` [B, H, O] at step ``k`` int64 [B], ``known`` [B, H, O] (read where ``mask`` is 1) -> [B, H, O].
+
+        All in standardised units; ``mask`` is 1 at known positions, else 0.
+        """
+        ignored_BH = ignored_positions(mask_BH)
+        wanted_BH1 = ((1 - mask_BH) * (1 - ignored_BH)).unsqueeze(-1)
+        line_BHO = fill_between(known_BHO * mask_BH.unsqueeze(-1), mask_BH)
+        inputs_BHC = torch.cat([noisy_BHO * wanted_BH1, line_BHO, mask_BH.unsqueeze(-1), ignored_BH.unsqueeze(-1)], -1)
+        embed_BE = self.embed(_sinusoid(k_B, self.embed_dim).to(noisy_BHO.dtype))
+        x = self.enter(inputs_BHC.transpose(1, 2))
+        skips: list[Tensor] = []
+        for level, block in enumerate(self.down):
+            x = block(x, embed_BE)
+            if level < len(self.shrink):
+                skips.append(x)
+                x = self.shrink[level](x)
+        x = self.middle(x, embed_BE)
+        for block, grow in zip(self.up, self.grow, strict=True):
+            x = block(torch.cat([grow(x), skips.pop()], 1), embed_BE)
+        output_BHO = self.leave(x).transpose(1, 2)
+        return output_BHO + line_BHO if self.add_line else output_BHO
+
+
+def _sinusoid(k_B: Tensor, dim: int) -> Tensor:
+    half = dim // 2
+    frequency = torch.exp(-math.log(10000.0) * torch.arange(half, device=k_B.device) / max(half - 1, 1))
+    angle = k_B.float().unsqueeze(1) * frequency
+    return torch.nn.functional.pad(torch.cat([angle.sin(), angle.cos()], 1), (0, dim - 2 * half))

@@ -1,0 +1,101 @@
+"""Runs of consecutive transitions that are compared with the simulator: bridges, and pieces of real episodes.
+
+Legend: W windows, T their transitions, O observation size, A action size.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raystitch.buffer.bridges import BridgeSet, ranges
+from raystitch.data.episodes import EpisodeDataset, Floats, Ints
+from raystitch.data.normalise import Normalizer
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Windows:
+    """W runs of consecutive transitions; a window of gap g has g + 1.
+
+    Attributes:
+        observations, next_observations: float32 [T, O]. actions: float32 [T, A]. rewards: float32 [T].
+        window: int64 [T], the window of each transition, ascending. step: int64 [T], its place in the window.
+        gap: int64 [W].
+    """
+
+    observations: Floats
+    next_observations: Floats
+    actions: Floats
+    rewards: Floats
+    window: Ints
+    step: Ints
+    gap: Ints
+
+    def __len__(self) -> int:
+        return len(self.gap)
+
+    def largest(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Largest of a value per transition [T] in each window [W]; NaN is left out, a window of NaN only stays NaN."""
+        starts = np.cumsum(self.gap + 1) - (self.gap + 1)
+        return np.fmax.reduceat(values, starts) if len(self) else np.zeros(0)
+
+
+def _places(gap: Ints) -> tuple[Ints, Ints]:
+    """``window`` and ``step`` of the transitions of windows of these gaps."""
+    lengths = gap + 1
+    return np.repeat(np.arange(len(gap)), lengths), ranges(np.zeros(len(gap), np.int64), lengths)
+
+
+def bridge_windows(bridges: BridgeSet) -> Windows:
+    """Bridges as windows, their own reward estimates included."""
+    window, step = _places(bridges.gap)
+    return Windows(
+        observations=bridges.observations[bridges.obs_index],
+        next_observations=bridges.observations[bridges.obs_index + 1],
+        actions=bridges.actions,
+        rewards=bridges.rewards,
+        window=window,
+        step=step,
+        gap=bridges.gap,
+    )
+
+
+def real_windows(dataset: EpisodeDataset, episodes: Ints, gaps: Ints, rng: np.random.Generator) -> Windows:
+    """One piece of a real episode per gap, drawn uniformly; gaps longer than every episode are left out."""
+    recorded = dataset.lengths[episodes] - ~dataset.final_observed[episodes]
+    starts, kept = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for gap, count in zip(*np.unique(gaps, return_counts=True), strict=True):
+        places = np.maximum(recorded - gap, 0)
+        before = np.cumsum(places) - places
+        if not places.sum():
+            continue
+        drawn = rng.integers(places.sum(), size=count)
+        episode = np.searchsorted(before + places, drawn, side="right")
+        starts.append(dataset.offsets[episodes[episode]] + drawn - before[episode])
+        kept.append(np.full(count, gap, np.int64))
+    gap = np.concatenate(kept)
+    rows = ranges(np.concatenate(starts), gap + 1)
+    window, step = _places(gap)
+    return Windows(
+        observations=dataset.observations[dataset.obs_index[rows]],
+        next_observations=dataset.observations[dataset.obs_index[rows] + 1],
+        actions=dataset.actions[rows],
+        rewards=dataset.rewards[rows],
+        window=window,
+        step=step,
+        gap=gap,
+    )
+
+
+def perturbed(windows: Windows, normalizer: Normalizer, noise_std: float, rng: np.random.Generator) -> Windows:
+    """Every state moved by N(0, noise_std) per active dimension in standardised units, once per state."""
+    scale = noise_std * normalizer.std * normalizer.active
+    noise = (scale * rng.standard_normal(windows.observations.shape)).astype(np.float32)
+    last = (scale * rng.standard_normal(windows.observations.shape)).astype(np.float32)
+    inner = np.flatnonzero(windows.step[1:] > 0)
+    last[inner] = noise[inner + 1]  # the next state of a transition is the state of the one after
+    return replace(
+        windows,
+        observations=windows.observations + noise,
+        next_observations=windows.next_observations + last,
+    )

@@ -1,0 +1,1 @@
+"""Statistics, figures and the HTML page; reads files only."""

@@ -1,0 +1,308 @@
+"""Figures as inline SVG whose colours are CSS variables of the page, so that they follow light and dark."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+# Drawn with these exact colours, which are then replaced by the page's variables of the same name.
+INK = {
+    "text": "#0a0b01",
+    "muted": "#0a0b02",
+    "grid": "#0a0b03",
+    "wall": "#0a0b04",
+    "original": "#0a0b05",
+    "joined": "#0a0b06",
+    "stitched": "#0a0b07",
+    "bad": "#0a0b08",
+    "surface": "#0a0b09",
+    "real": "#0a0b0a",
+    "good": "#0a0b0b",
+}
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK["text"],
+    "axes.edgecolor": INK["grid"],
+    "axes.labelcolor": INK["muted"],
+    "axes.titlecolor": INK["text"],
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": INK["muted"],
+    "ytick.color": INK["muted"],
+    "grid.color": INK["grid"],
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+}
+
+
+def to_svg(figure: Figure, title: str) -> str:
+    """The figure as an ``<svg>`` element; ``title`` describes it to screen readers and keeps its ids apart."""
+    buffer = io.StringIO()
+    with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r"<g id=\"[^\"]*\">", "<g>", svg)
+    svg = re.sub(r"font-family: [^;\"]*;?", "", svg)
+    svg = re.sub(r"font: ([0-9.]+px)[^;\"]*", r"font-size: \1", svg)
+    for name, colour in INK.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    label = title.replace("&", "and").replace('"', "'").replace("<", "")
+    sized = r'<svg ([^>]*?)width="[0-9.]+pt" height="[0-9.]+pt"'
+    return re.sub(sized, rf'<svg role="img" aria-label="{label}" \1', svg, count=1)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A measure along training: ``values`` [S, P] over S seeds at ``steps`` [P]."""
+
+    label: str
+    data: str
+    emphasis: bool
+    steps: Array
+    values: Array
+
+
+def learning_curves(panels: Mapping[str, Sequence[Curve]], ylabel: str, ylim: tuple[float, float] | None = None) -> str:
+    """One panel per algorithm; lines are means over seeds, bands their range."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.0 * ((len(panels) + 1) // 2)), layout="constrained")
+        axes = figure.subplots((len(panels) + 1) // 2, min(2, len(panels)), squeeze=False)
+        for axis in axes.flat[len(panels) :]:
+            axis.remove()
+        for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
+            dashes = iter(("-", "--", "-.", ":") * len(curves))
+            for curve in curves:
+                style = next(dashes) if curve.data == "stitched" else "-"
+                colour, width = INK[curve.data], 2.2 if curve.emphasis else 1.3
+                marker = "o" if len(curve.steps) == 1 else None
+                axis.plot(
+                    curve.steps,
+                    curve.values.mean(0),
+                    style,
+                    marker=marker,
+                    color=colour,
+                    linewidth=width,
+                    label=curve.label,
+                )
+                if len(curve.values) > 1 and curve.emphasis:
+                    low, high = curve.values.min(0), curve.values.max(0)
+                    axis.fill_between(curve.steps, low, high, color=colour, alpha=0.13, linewidth=0)
+            axis.set_title(title)
+            axis.set_xlabel("gradient steps")
+            axis.set_ylabel(ylabel)
+            axis.grid(axis="y")
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+            if ylim is not None:
+                axis.set_ylim(*ylim)
+    return to_svg(figure, "Learning curves")
+
+
+def acceptance(reasons: Sequence[str], counts: Mapping[str, Sequence[int]]) -> str:
+    """Candidates by reason; ``counts``: kind of attempt -> count per reason."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5, 0.75 + 0.42 * len(reasons)), layout="constrained")
+        axis = figure.subplots()
+        total = max(1, sum(sum(values) for values in counts.values()))
+        left = np.zeros(len(reasons))
+        colours = [INK["good"] if reason == "ok" else INK["bad"] for reason in reasons]
+        for kind, values in counts.items():
+            alpha = 1.0 if kind == "first attempt" else 0.5
+            axis.barh(range(len(reasons)), values, left=left, color=colours, alpha=alpha, height=0.62)
+            left += np.asarray(values, np.float64)
+        for row, value in enumerate(left):
+            text = f"{int(value):,} ({100 * value / total:.0f} %)"
+            axis.annotate(text, (value, row), xytext=(6, 0), textcoords="offset points", va="center", color=INK["text"])
+        axis.set_yticks(range(len(reasons)), [REASON_NAMES.get(reason, reason) for reason in reasons])
+        axis.invert_yaxis()
+        axis.set_xlim(0, max(1.0, left.max()) * 1.28)
+        axis.set_xticks([])
+        axis.spines[["bottom", "left"]].set_visible(False)
+        axis.tick_params(length=0)
+        axis.set_title("Candidates by outcome")
+        if len(counts) > 1:
+            axis.set_xlabel("pale: repaired attempts")
+    return to_svg(figure, "Candidates by outcome")
+
+
+REASON_NAMES = {
+    "ok": "accepted",
+    "residual": "residual too large",
+    "termination": "may terminate",
+    "return": "no gain in return",
+    "non_finite": "not finite",
+}
+
+
+def residual_histogram(residual: Array, accepted: NDArray[np.bool_]) -> str:
+    """Largest judge residual of each candidate on a log axis, accepted over rejected."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5, 2.9), layout="constrained")
+        axis = figure.subplots()
+        usable = np.isfinite(residual)
+        values = np.maximum(residual[usable], 1e-6)
+        if values.size:
+            low, high = np.percentile(values, [0.2, 99.8])
+            bins = np.geomspace(low * 0.95, max(high, low * 1.1) * 1.05, 45)
+            groups = [
+                np.clip(values[~accepted[usable]], bins[0], bins[-1]),
+                np.clip(values[accepted[usable]], bins[0], bins[-1]),
+            ]
+            _stacked(axis, groups, bins)
+            axis.set_xscale("log")
+        axis.set_title("Largest residual of a bridge")
+        axis.set_xlabel("squared L2, standardised units (log)")
+    return to_svg(figure, "Histogram of residuals")
+
+
+def gap_histogram(gap: Array, accepted: NDArray[np.bool_]) -> str:
+    """Generated states per candidate."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5, 2.9), layout="constrained")
+        axis = figure.subplots()
+        if gap.size:
+            bins = np.arange(gap.min() - 0.5, gap.max() + 1)
+            _stacked(axis, [gap[~accepted], gap[accepted]], bins)
+        axis.set_title("Gap")
+        axis.set_xlabel("generated states per bridge")
+    return to_svg(figure, "Histogram of gaps")
+
+
+def _stacked(axis: Axes, groups: Sequence[Array], bins: Array) -> None:
+    colours = [INK["bad"], INK["good"]]
+    axis.hist(
+        groups[::-1], bins=bins.tolist(), stacked=True, color=colours[::-1], label=["accepted", "rejected"], rwidth=0.92
+    )
+    axis.set_ylabel("candidates")
+    axis.grid(axis="y")
+    axis.legend(loc="lower right", bbox_to_anchor=(1.0, 0.99), ncols=2, borderaxespad=0.2, columnspacing=1.2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What the picture shows, in the plane of the axes.
+
+    Attributes:
+        walls: [W, 4] x, y of the lower left corner, width, height; empty outside mazes.
+        marks: (text, x, y) of places with a name.
+        real: polylines [T, 2] of the dataset; ``prefixes``, ``bridges``, ``suffixes``: polylines of accepted bridges.
+    """
+
+    xlabel: str
+    ylabel: str
+    walls: Array
+    marks: Sequence[tuple[str, float, float]]
+    real: Sequence[Array]
+    prefixes: Sequence[Array]
+    bridges: Sequence[Array]
+    suffixes: Sequence[Array]
+
+
+def trajectories(scene: Scene) -> str:
+    """Real trajectories, and bridges with the real parts they join."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 5.2), layout="constrained")
+        left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+        for axis in (left, right):
+            for x, y, width, height in scene.walls:
+                axis.add_patch(Rectangle((x, y), width, height, facecolor=INK["wall"], edgecolor=INK["wall"], lw=0.5))
+            axis.set_xlabel(scene.xlabel)
+        left.add_collection(LineCollection(list(scene.real), colors=INK["real"], linewidths=0.7, alpha=0.45))
+        left.set_title("Real trajectories")
+        left.set_ylabel(scene.ylabel)
+        right.add_collection(LineCollection(list(scene.prefixes), colors=INK["original"], linewidths=1.0, alpha=0.6))
+        right.add_collection(LineCollection(list(scene.suffixes), colors=INK["joined"], linewidths=1.0, alpha=0.6))
+        right.add_collection(LineCollection(list(scene.bridges), colors=INK["stitched"], linewidths=2.2, alpha=0.9))
+        for ends, colour in ((0, "original"), (-1, "joined")):
+            points = np.array([line[ends] for line in scene.bridges]).reshape(-1, 2)
+            right.scatter(*points.T, s=12, color=INK[colour], edgecolors=INK["surface"], linewidths=0.5, zorder=3)
+        right.set_title("Stitched: source, bridge, target")
+        handles = [
+            Patch(color=INK["original"], label="source (real)"),
+            Patch(color=INK["stitched"], label="bridge (generated)"),
+            Patch(color=INK["joined"], label="target (real)"),
+        ]
+        figure.legend(handles=handles, loc="outside lower right", ncols=3)
+        for axis in (left, right):
+            for text, x, y in scene.marks:
+                axis.scatter([x], [y], marker="*" if text == "goal" else "o", s=70, color=INK["text"], zorder=4)
+                axis.annotate(text, (x, y), xytext=(6, 6), textcoords="offset points", color=INK["text"], fontsize=9)
+            axis.autoscale_view()
+            axis.spines[["left", "bottom"]].set_visible(not len(scene.walls))
+            if len(scene.walls):
+                axis.set_aspect("equal")
+                axis.tick_params(length=0)
+    return to_svg(figure, "Real and stitched trajectories")
+
+
+SET_LINES = {
+    "accepted": ("stitched", "-", 2.4),
+    "rejected": ("bad", "-", 1.5),
+    "real": ("text", ":", 1.3),
+    "real_noise": ("joined", "--", 1.8),
+    "real_inverse": ("original", "-", 1.5),
+}
+
+
+def error_distributions(sets: Mapping[str, tuple[str, Mapping[str, Any]]]) -> str:
+    """Share of steps with at most a simulator error, one line per set: ``name -> (label, part of validate.json)``."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5, 3.9), layout="constrained")
+        axis = figure.subplots()
+        for name, (label, found) in sets.items():
+            colour, style, width = SET_LINES[name]
+            errors = np.maximum(np.asarray(found["cdf"]["step_error"], np.float64), 1e-6)
+            levels = 100 * np.asarray(found["cdf"]["level"], np.float64)
+            # Real data comes out at float error: a line at the left edge would only stretch the axis.
+            if len(errors) and errors[-1] > 1e-5:
+                axis.plot(errors, levels, style, color=INK[colour], linewidth=width, label=label)
+        axis.set_xscale("log")
+        axis.set_title("Steps by simulator error")
+        axis.set_xlabel("squared L2, standardised units (log)")
+        axis.set_ylabel("share of steps %")
+        axis.grid()
+        if axis.lines:
+            axis.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=2)
+    return to_svg(figure, "Simulator error of steps")
+
+
+def error_by_gap(sets: Mapping[str, tuple[str, Mapping[str, Any]]]) -> str:
+    """Median simulator error of a step by the gap of its bridge."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5, 3.9), layout="constrained")
+        axis = figure.subplots()
+        for name, (label, found) in sets.items():
+            colour, style, width = SET_LINES[name]
+            points = [(row["gap"], row["median"]) for row in found["by_gap"] if row["median"] is not None]
+            if points and name != "real":
+                gaps, medians = np.array(points, np.float64).T
+                axis.plot(gaps, np.maximum(medians, 1e-6), style, color=INK[colour], linewidth=width, label=label)
+        axis.set_yscale("log")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_title("Median error by gap")
+        axis.set_xlabel("generated states per bridge")
+        axis.set_ylabel("squared L2 (log)")
+        axis.grid()
+        if axis.lines:
+            axis.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=2)
+    return to_svg(figure, "Simulator error by gap")

@@ -1,0 +1,87 @@
+"""A run's folder as plain values; missing optional files are None."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from raystitch.errors import UserError
+from raystitch.files import read_json
+from raystitch.report.summary import delta_text
+from raystitch.trainers.ratio import parse_ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """What a report is made of.
+
+    Attributes:
+        rows: of results.parquet.
+        figures: tables of figures/, by name.
+        metrics: lines of metrics.jsonl, by trial.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    config_text: str
+    environment: dict[str, Any] | None
+    rows: list[dict[str, Any]]
+    validation: dict[str, Any] | None
+    figures: dict[str, pa.Table]
+    metrics: dict[str, list[dict[str, Any]]]
+
+    @property
+    def headline(self) -> tuple[str, str | None]:
+        """(ratio, delta) that the verdict is about, as results.parquet has them."""
+        chosen = self.config.get("headline")
+        return (str(parse_ratio(chosen["ratio"])), delta_text(chosen["delta"])) if chosen else ("", None)
+
+
+def read_run(folder: str | Path) -> RunFiles:
+    """Reads the files of one run.
+
+    Raises:
+        UserError: when the folder is not a run, or a file in it is damaged.
+    """
+    folder = Path(folder)
+    for name in ("config.yaml", "results.parquet"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is not a run with results: it has no {name}; finish it with `raystitch sweep`")
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    try:
+        config = yaml.safe_load(text)
+        rows = pq.read_table(folder / "results.parquet").to_pylist()
+        figures = {path.stem: pq.read_table(path) for path in sorted((folder / "figures").glob("*.parquet"))}
+    except (yaml.YAMLError, pa.ArrowException) as error:
+        raise UserError(f"{folder} holds a damaged file: {str(error).splitlines()[0]}") from error
+    return RunFiles(
+        folder=folder,
+        config=config,
+        config_text=text,
+        environment=_optional_json(folder / "environment.json"),
+        rows=rows,
+        validation=_optional_json(folder / "validate.json"),
+        figures=figures,
+        metrics={row["trial_id"]: _json_lines(folder / "trials" / row["trial_id"] / "metrics.jsonl") for row in rows},
+    )
+
+
+def _optional_json(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.is_file() else None
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """Complete lines only: a killed trial may leave half a line at the end."""
+    if not path.is_file():
+        return []
+    lines: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines

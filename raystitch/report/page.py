@@ -1,0 +1,195 @@
+"""One self-contained HTML page about a run, from the run's files alone."""
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raystitch.files import atomic_path
+from raystitch.report import figures
+from raystitch.report.files import RunFiles, read_run
+from raystitch.report.sections import curves, heat_maps, html_table, results, section, target_returns, verdict
+from raystitch.report.summary import ALGORITHM_NAMES, Summary, summarise
+from raystitch.report.truth import simulator_truth, truth_tile
+from raystitch.stitching.candidates import REASONS
+
+STYLE_FILE = Path(__file__).parent / "page.css"
+
+
+def build_report(run_dir: str | Path) -> Path:
+    """Writes ``report.html`` into the run's folder and returns its path.
+
+    Raises:
+        UserError: when the folder is not a run with results.
+    """
+    run = read_run(run_dir)
+    summary = summarise(run.rows, run.headline)
+    parts = [
+        _header(run),
+        verdict(summary),
+        _tiles(run, summary),
+        results(summary, run.headline),
+        heat_maps(summary, run.headline),
+        target_returns(run.rows, summary.metric),
+        curves(summary, run.rows, run.metrics, run.headline),
+        _picture(run.figures),
+        _bridges(run.figures),
+        simulator_truth(run.validation),
+        _failures(run),
+        _configuration(run),
+    ]
+    title = escape(f"raystitch: {run.config.get('name', run.folder.name)}")
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE_FILE.read_text(encoding='utf-8')}</style></head>"
+        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    )
+    path = run.folder / "report.html"
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def _header(run: RunFiles) -> str:
+    trials = {row["trial_id"] for row in run.rows}
+    finished = (run.environment or {}).get("finished_at")
+    facts = [
+        f"dataset {run.config.get('dataset')}",
+        f"{len(trials)} trials",
+        f"{len(run.config.get('seeds', []))} seeds",
+    ]
+    facts += [str(finished)] if finished else []
+    name = escape(str(run.config.get("name") or run.folder.name))
+    return f"<header><h1>{name}</h1><p>{escape('  ·  '.join(facts))}</p></header>"
+
+
+def _tiles(run: RunFiles, summary: Summary) -> str:
+    tiles: list[tuple[str, str]] = []
+    for algo in summary.algorithms:
+        chosen = [line for line in summary.find(algo, "stitched") if (line.ratio, line.delta) == run.headline]
+        original = next(iter(summary.find(algo, "original")), None)
+        if chosen and chosen[0].mean:
+            before = f" (original: {summary.metric.show(original.mean.value)})" if original and original.mean else ""
+            name = ALGORITHM_NAMES.get(algo, algo)
+            tiles.append(
+                (summary.metric.show(chosen[0].mean.value), f"{name}, {summary.metric.name} with stitching{before}")
+            )
+    table = run.figures.get("acceptance")
+    if table is not None:
+        total = int(pc.sum(table["count"]).as_py() or 0)
+        accepted = sum(row["count"] for row in table.to_pylist() if row["reason"] == "ok")
+        tiles.append(
+            (f"{accepted:,}", f"accepted bridges of {total:,} candidates ({100 * accepted / max(total, 1):.0f} %)")
+        )
+    tile = truth_tile(run.validation)
+    tiles += [tile] if tile else []
+    body = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(text)}</span></div>' for value, text in tiles
+    )
+    return f'<div class="tiles">{body}</div>' if tiles else ""
+
+
+def _column(table: pa.Table, name: str) -> NDArray[Any]:
+    return table[name].to_numpy()
+
+
+def _picture(tables: Mapping[str, pa.Table]) -> str:
+    lines = tables.get("lines")
+    if lines is None:
+        return ""
+    parts: dict[str, list[NDArray[np.float64]]] = {"real": [], "prefix": [], "bridge": [], "suffix": []}
+    part, line = np.array(lines["part"].to_pylist()), _column(lines, "line")
+    points = np.stack([_column(lines, "x"), _column(lines, "y")], axis=1).astype(np.float64)
+    starts = np.flatnonzero(np.r_[True, (part[1:] != part[:-1]) | (line[1:] != line[:-1])]) if len(part) else []
+    for start, stop in zip(starts, [*starts[1:], len(part)], strict=True):
+        parts[str(part[start])].append(points[start:stop])
+    if not parts["real"]:
+        return ""
+    walls, marks = tables.get("walls"), tables.get("marks")
+    labels = {key.decode(): value.decode() for key, value in (lines.schema.metadata or {}).items()}
+    columns = ("x", "y", "width", "height")
+    rectangles = np.stack([_column(walls, name) for name in columns], axis=1) if walls is not None else np.zeros((0, 4))
+    scene = figures.Scene(
+        xlabel=labels.get("x", ""),
+        ylabel=labels.get("y", ""),
+        walls=rectangles,
+        marks=[(row["text"], row["x"], row["y"]) for row in marks.to_pylist()] if marks is not None else [],
+        real=parts["real"],
+        prefixes=parts["prefix"],
+        bridges=parts["bridge"],
+        suffixes=parts["suffix"],
+    )
+    note = (
+        f"{len(parts['real'])} episodes of the dataset, and {len(parts['bridge'])} accepted bridges drawn at random "
+        "with the real steps around them."
+    )
+    return section("Real and bridged trajectories", f"<figure>{figures.trajectories(scene)}</figure>", note)
+
+
+def _bridges(tables: Mapping[str, pa.Table]) -> str:
+    table, candidates = tables.get("acceptance"), tables.get("candidates")
+    if table is None or candidates is None:
+        return ""
+    rows = table.to_pylist()
+    reasons = [reason for reason in REASONS if any(row["reason"] == reason for row in rows)]
+    counts = {
+        kind: [
+            sum(r["count"] for r in rows if r["reason"] == reason and r["repaired"] == repaired) for reason in reasons
+        ]
+        for kind, repaired in (("first attempt", False), ("repaired", True))
+    }
+    if not any(counts["repaired"]):
+        del counts["repaired"]
+    accepted = _column(candidates, "accepted").astype(np.bool_)
+    residual, gap = _column(candidates, "residual_max"), _column(candidates, "gap")
+    gain = (_column(candidates, "return_stitched") - _column(candidates, "return_source"))[accepted]
+    gain = gain[np.isfinite(gain)]
+    facts = [
+        ["gap (generated states)", *_quantiles(gap[accepted], "{:.0f}")],
+        ["largest residual", *_quantiles(residual[accepted], "{:.3g}")],
+        ["gain in discounted return", *_quantiles(gain, "{:.3g}")],
+    ]
+    body = (
+        f'<div class="pair"><figure>{figures.acceptance(reasons, counts)}</figure>'
+        f"<div><h3>Accepted bridges</h3>{html_table(['', '10 %', 'median', '90 %'], facts)}</div>"
+        f"<figure>{figures.residual_histogram(residual.astype(np.float64), accepted)}</figure>"
+        f"<figure>{figures.gap_histogram(gap.astype(np.float64), accepted)}</figure></div>"
+    )
+    note = (
+        "Every candidate is kept with the numbers behind its acceptance; shown at the settings of generation. "
+        "Residuals are the judges': dynamics models that the proposal never sees."
+    )
+    return section("Bridges", body, note)
+
+
+def _quantiles(values: NDArray[Any], form: str) -> list[str]:
+    usable = values[np.isfinite(values)]
+    return [form.format(value) for value in np.percentile(usable, [10, 50, 90])] if usable.size else ["–"] * 3
+
+
+def _failures(run: RunFiles) -> str:
+    failed = [row for row in run.rows if row["status"] == "failed"]
+    if not failed:
+        return ""
+    names = ("trial_id", "algo", "data", "ratio", "delta", "seed", "error")
+    body = html_table(names, [["–" if row[name] is None else str(row[name]) for name in names] for row in failed])
+    return section("Failed trials", body, "Tried again once; the next run of the same command tries them again.")
+
+
+def _configuration(run: RunFiles) -> str:
+    environment = run.environment or {}
+    facts: list[list[str]] = []
+    for name, value in environment.items():
+        if isinstance(value, dict):
+            facts += [[f"{name}: {key}", str(item)] for key, item in value.items()]
+        else:
+            facts.append([name, str(value)])
+    machine = html_table(["", "value"], facts) if facts else ""
+    config = f"<details><summary>Resolved configuration</summary><pre>{escape(run.config_text)}</pre></details>"
+    return section("Configuration and versions", f"{machine}{config}")

@@ -1,0 +1,37 @@
+"""Random numbers of a row from its seed alone: a counter-based hash, vectorised over rows."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raystitch.data.episodes import Ints
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def _splitmix64(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele et al., OOPSLA 2014)."""
+    with np.errstate(over="ignore"):
+        value = value + _GOLDEN
+        value = (value ^ (value >> np.uint64(30))) * _MIX_1
+        value = (value ^ (value >> np.uint64(27))) * _MIX_2
+    return value ^ (value >> np.uint64(31))
+
+
+def uniforms(seeds: Ints, count: int, stream: int) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1), float64 [N, count]; a row depends on its seed, ``stream`` and nothing else."""
+    keys = _splitmix64(_splitmix64(np.asarray(seeds, np.int64).view(np.uint64)) ^ np.uint64(stream))
+    counters = np.arange(count, dtype=np.uint64)
+    bits = _splitmix64(keys[:, None] ^ _splitmix64(counters)[None, :])
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def integers(uniform: NDArray[np.float64], bound: int | Ints) -> Ints:
+    """Maps uniform numbers in [0, 1) to integers in 0 .. bound - 1."""
+    return np.minimum((uniform * bound).astype(np.int64), np.asarray(bound, np.int64) - 1)
+
+
+def child_seeds(seeds: Ints, count: int, stream: int) -> Ints:
+    """``count`` seeds per row for its sub-tasks, int64 [N, count]."""
+    return (uniforms(seeds, count, stream) * 2.0**53).astype(np.int64)

@@ -1,0 +1,189 @@
+"""Pairs of a state to leave and a state to enter, with the real states around them.
+
+Legend: N rows, O observation size, A action size, T transitions of a trajectory.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from raystitch.data.episodes import Episode, EpisodeDataset, Floats, Ints, from_episodes
+from raystitch.errors import UserError
+from raystitch.models.bundle import Bundle
+from raystitch.stitching.candidates import Pairs
+from raystitch.stitching.config import PairConfig, StitchConfig
+from raystitch.stitching.pools import Pools
+from raystitch.stitching.selectors import SELECTORS, PairSelector, Selection, nearest
+
+__all__ = ["SELECTORS", "PairSelector", "SourceIndex", "nearest_pairs", "pairs_from_trajectories", "select_pairs"]
+
+
+class SourceIndex:
+    """What pair selection needs of a dataset, computed once: pools of states, their returns, a search tree.
+
+    Args:
+        source_episodes, target_episodes: int64, replace the split of the dataset by return.
+
+    Raises:
+        UserError: when the dataset has no state to leave or to enter, saying why.
+    """
+
+    def __init__(
+        self,
+        dataset: EpisodeDataset,
+        bundle: Bundle,
+        config: StitchConfig | None = None,
+        *,
+        source_episodes: Ints | None = None,
+        target_episodes: Ints | None = None,
+    ) -> None:
+        self.config = config or StitchConfig()
+        self.pools = Pools(
+            dataset,
+            bundle,
+            self.config.pairs,
+            needs_future=self.config.pairs.mode == "successor",
+            source_episodes=source_episodes,
+            target_episodes=target_episodes,
+        )
+
+    def select(self, seeds: Ints) -> Pairs:
+        """One pair per seed (int64 [N]) in the configured mode; the call is the shard that ``max_target_reuse`` counts
+        in."""
+        seeds = np.asarray(seeds, np.int64)
+        return self._fill(SELECTORS[self.config.pairs.mode](self.pools, self.config, seeds))
+
+    def nearest(self, seeds: Ints) -> Pairs:
+        """The nearest real pairs from the same sources and targets, gap -1: what joining without a bridge has."""
+        return self._fill(nearest(self.pools, self.config, np.asarray(seeds, np.int64)))
+
+    def _fill(self, selection: Selection) -> Pairs:
+        source, target = selection.source, selection.target
+        prefix, prefix_length = self.pools.prefixes(source)
+        suffix, suffix_length = self.pools.suffixes(target)
+        return Pairs(
+            source_episode=source.episode,
+            source_step=source.step,
+            target_episode=target.episode,
+            target_step=target.step,
+            prefix=prefix,
+            prefix_length=prefix_length,
+            suffix=suffix,
+            suffix_length=suffix_length,
+            return_source=self.pools.returns[self.pools.rows(source)],
+            return_target=self.pools.returns[self.pools.rows(target)],
+            gap=selection.gap,
+        )
+
+
+def select_pairs(dataset: EpisodeDataset, bundle: Bundle, config: StitchConfig, seeds: Ints) -> Pairs:
+    """``SourceIndex.select`` for one use.
+
+    Raises:
+        UserError: when the bundle was fitted on another dataset, or nothing can be left or entered.
+    """
+    bundle.check_dataset(dataset)
+    return SourceIndex(dataset, bundle, config).select(seeds)
+
+
+def nearest_pairs(dataset: EpisodeDataset, bundle: Bundle, config: StitchConfig, seeds: Ints) -> Pairs:
+    """``SourceIndex.nearest`` for one use.
+
+    Raises:
+        UserError: when the bundle was fitted on another dataset, or nothing can be left or entered.
+    """
+    bundle.check_dataset(dataset)
+    return SourceIndex(dataset, bundle, config).nearest(seeds)
+
+
+def pairs_from_trajectories(
+    bundle: Bundle,
+    source_observations: Floats,
+    target_observations: Floats,
+    seeds: Ints,
+    *,
+    source_actions: Floats | None = None,
+    source_rewards: Floats | None = None,
+    source_terminated: bool = False,
+    target_actions: Floats | None = None,
+    target_rewards: Floats | None = None,
+    target_terminated: bool = False,
+    cut: Literal["best", "ends"] = "best",
+    gap: int | None = None,
+    config: PairConfig | None = None,
+) -> Pairs:
+    """One pair per seed between two trajectories of the caller's (``given``); episodes are -1 in the result.
+
+    Args:
+        source_observations, target_observations: [T + 1, O]; actions [T, A] and rewards [T] are inferred where None.
+        cut: ``ends`` joins the end of the source to the start of the target, ``best`` imagines from states of the
+            source and enters the target where it comes nearest. A source is never left from a terminal state.
+        gap: states to generate; None leaves it to the selection and the gap mode.
+
+    Raises:
+        UserError: for sizes that do not fit, non-finite values, a gap out of range, or nothing to leave or enter.
+    """
+    base = config or PairConfig()
+    diffusion = bundle.config.diffusion
+    if gap is not None and not diffusion.gap_min <= gap <= diffusion.gap_max:
+        raise UserError(
+            f"gap={gap} is outside {diffusion.gap_min}..{diffusion.gap_max}, which the stitcher was fitted on"
+        )
+    source = _episode(bundle, "source", source_observations, source_actions, source_rewards, source_terminated)
+    target = _episode(bundle, "target", target_observations, target_actions, target_rewards, target_terminated)
+    if source_terminated and len(source.actions) < base.terminal_margin:
+        raise UserError(
+            f"source: {len(source.actions)} steps that end in a termination leave no state to start from "
+            f"{base.terminal_margin} steps before it; give a longer trajectory or lower terminal_margin"
+        )
+    dataset = from_episodes(
+        [source, target], name="source/target", action_low=bundle.action_low, action_high=bundle.action_high
+    )
+    at = "ends" if cut == "ends" else "any"
+    mode = "random" if cut == "ends" else "imagine"
+    pair_config = replace(base, mode=mode, source_cut=at, target_cut=at, max_target_reuse=0)
+    index = SourceIndex(
+        dataset,
+        bundle,
+        StitchConfig(pairs=pair_config),
+        source_episodes=np.zeros(1, np.int64),
+        target_episodes=np.ones(1, np.int64),
+    )
+    pairs = index.select(seeds)
+    unknown = np.full(len(pairs), -1, np.int64)
+    chosen = pairs.gap if gap is None else np.full(len(pairs), gap, np.int64)
+    return replace(pairs, source_episode=unknown, target_episode=unknown, gap=chosen)
+
+
+def _episode(
+    bundle: Bundle, name: str, observations: Floats, actions: Floats | None, rewards: Floats | None, terminated: bool
+) -> Episode:
+    """A checked trajectory, with actions by inverse dynamics and rewards by the reward model where none are given."""
+    observations = np.asarray(observations, np.float32)
+    if observations.ndim != 2 or observations.shape[1] != bundle.obs_dim:
+        raise UserError(
+            f"{name}.observations has shape {observations.shape}, the stitcher needs [T + 1, {bundle.obs_dim}]"
+        )
+    length = len(observations) - 1
+    if length < 1:
+        raise UserError(f"{name}.observations has {length + 1} rows, a trajectory needs at least 2")
+    obs = torch.from_numpy(observations[:-1]).to(bundle.device)
+    next_obs = torch.from_numpy(observations[1:]).to(bundle.device)
+    with torch.inference_mode():
+        if actions is None:
+            actions = bundle.inverse(obs, next_obs).cpu().numpy()
+        actions = np.asarray(actions, np.float32)
+        if actions.shape != (length, bundle.act_dim):
+            raise UserError(f"{name}.actions has shape {actions.shape}, expected [{length}, {bundle.act_dim}]")
+        if rewards is None:
+            rewards = bundle.reward(obs, torch.from_numpy(actions).to(bundle.device), next_obs)[0].cpu().numpy()
+    rewards = np.asarray(rewards, np.float32)
+    if rewards.shape != (length,):
+        raise UserError(f"{name}.rewards has shape {rewards.shape}, expected [{length}]")
+    for field, values in (("observations", observations), ("actions", actions), ("rewards", rewards)):
+        bad = ~np.isfinite(values.reshape(len(values), -1)).all(1)
+        if bad.any():
+            raise UserError(f"{name}.{field}: row {int(bad.argmax())} is not finite")
+    return Episode(observations, actions, rewards, terminated=terminated, truncated=not terminated)

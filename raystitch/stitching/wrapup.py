@@ -1,0 +1,52 @@
+"""From the states of a bridge to its actions, rewards and return (DiffStitch, trajectory wrap-up).
+
+Legend: N rows, G largest gap, O observation size, A action size. A bridge of gap g has g + 1 steps.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raystitch.data.episodes import Bools, Floats, Ints
+from raystitch.models.bundle import Bundle
+
+
+def steps_of(bridges: Floats, gap: Ints) -> Bools:
+    """Which of the G + 1 steps exist, bool [N, G + 1]."""
+    return np.arange(bridges.shape[1] - 1) <= gap[:, None]
+
+
+def step_states(bundle: Bundle, bridges: Floats, steps: Bools) -> tuple[Tensor, Tensor]:
+    """s and s' of every existing step, raw [V, O] each on the bundle's device."""
+    obs, next_obs = bridges[:, :-1][steps], bridges[:, 1:][steps]
+    return torch.from_numpy(obs).to(bundle.device), torch.from_numpy(next_obs).to(bundle.device)
+
+
+def infer_actions(bundle: Bundle, bridges: Floats, gap: Ints) -> Floats:
+    """Inverse-dynamics actions within the bounds, float32 [N, G + 1, A]; zero past gap + 1 steps."""
+    steps = steps_of(bridges, gap)
+    actions = np.zeros((*steps.shape, bundle.act_dim), np.float32)
+    with torch.inference_mode():
+        actions[steps] = bundle.inverse(*step_states(bundle, bridges, steps)).cpu().numpy()
+    return actions
+
+
+def infer_rewards(bundle: Bundle, bridges: Floats, actions: Floats, gap: Ints) -> tuple[Floats, Floats]:
+    """Mean and ensemble standard deviation of the reward of each step, float32 [N, G + 1]; zero past gap + 1."""
+    steps = steps_of(bridges, gap)
+    rewards, stds = np.zeros(steps.shape, np.float32), np.zeros(steps.shape, np.float32)
+    with torch.inference_mode():
+        obs, next_obs = step_states(bundle, bridges, steps)
+        mean, std = bundle.reward(obs, torch.from_numpy(actions[steps]).to(bundle.device), next_obs)
+    rewards[steps], stds[steps] = mean.cpu().numpy(), std.cpu().numpy()
+    return rewards, stds
+
+
+def stitched_return(
+    rewards: Floats, stds: Floats, gap: Ints, return_target: Floats, gamma: float, kappa: float
+) -> Floats:
+    """Pessimistic discounted return from the state left on, float32 [N]:
+    sum_{j <= gap} gamma^j (r_j - kappa std_j) + gamma^(gap + 1) return_target."""
+    discount = gamma ** np.arange(rewards.shape[1])
+    bridge = ((rewards.astype(np.float64) - kappa * stds) * discount).sum(1)
+    return (bridge + gamma ** (gap + 1.0) * return_target).astype(np.float32)

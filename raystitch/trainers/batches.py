@@ -1,0 +1,190 @@
+"""Batches drawn from training data that lies on the device.
+
+Legend: N pool rows, E episodes, B batch, K context, O observation size, A action size. Observations are standardised
+by the ORIGINAL data, actions scaled to [-1, 1] by the bounds of the action space.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raystitch.data.episodes import Floats
+from raystitch.data.normalise import Normalizer
+from raystitch.envs.spec import EnvSpec
+from raystitch.errors import UserError
+from raystitch.trainers.ratio import Ratio
+from raystitch.trainers.segments import Segments
+
+Kind = Literal["transitions", "sequences"]
+
+
+@dataclass(frozen=True, eq=False)
+class TransitionBatch:
+    """``obs``, ``next_obs`` [B, O], ``action`` [B, A], ``reward``, ``done`` [B] (1 at terminals, 0 at time-outs)."""
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    next_obs: Tensor
+    done: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class WindowBatch:
+    """Left-padded windows: ``obs`` [B, K, O], ``action`` [B, K, A], ``rtg`` [B, K] in units of the largest return of
+    the original data, ``time`` int64 [B, K] from the episode's start, ``valid`` bool [B, K]."""
+
+    obs: Tensor
+    action: Tensor
+    rtg: Tensor
+    time: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One side of the ratio: episodes to draw from, in proportion to weight x length."""
+
+    first_episode: int
+    length: Tensor
+    cumulative: Tensor
+
+    @classmethod
+    def of(cls, segments: Segments, first_episode: int, device: torch.device) -> "Part":
+        mass = segments.weight * segments.total
+        return cls(
+            first_episode=first_episode,
+            length=torch.as_tensor(segments.total, device=device),
+            cumulative=torch.as_tensor(np.cumsum(mass), dtype=torch.float64, device=device),
+        )
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``count`` episodes and a uniform step in each, int64 [count]."""
+        device = self.length.device
+        u = torch.rand((2, count), dtype=torch.float64, device=device, generator=generator)
+        episode = torch.searchsorted(self.cumulative, u[0] * self.cumulative[-1], right=True)
+        episode = episode.clamp_(max=len(self) - 1)
+        step = (u[1] * self.length[episode]).long()
+        return episode + self.first_episode, torch.minimum(step, self.length[episode] - 1)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrainData:
+    """Everything a trainer draws from; built by ``build_data``.
+
+    Attributes:
+        observations [P, O], obs_row int64 [N] (s_t; s_{t+1} is the next row), actions [N, A], rewards, dones, rtg [N]:
+            the pool, dataset first, bridges after; ``rtg`` is raw and within the dataset episode or bridge.
+        run_start, run_before int64 [E, 3], rtg_offset [E, 3]: the runs of every episode (see ``segments``).
+        original, augmented: the two sides of the ratio.
+        rtg_scale: largest absolute return of the original data.
+        return_max: largest return of the original data, raw.
+    """
+
+    kind: Kind
+    observations: Tensor
+    obs_row: Tensor
+    actions: Tensor
+    rewards: Tensor
+    dones: Tensor
+    rtg: Tensor
+    run_start: Tensor
+    run_before: Tensor
+    rtg_offset: Tensor
+    original: Part
+    augmented: Part
+    normalizer: Normalizer
+    action_low: Floats
+    action_high: Floats
+    rtg_scale: float
+    return_max: float
+    env: EnvSpec | None
+    dataset_name: str
+    dataset_fingerprint: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.observations.device
+
+    def max_time(self, ratio: Ratio) -> int:
+        """Largest time step that batches of this ratio contain."""
+        shares = ((self.original, ratio.original), (self.augmented, ratio.augmented))
+        return max((int(part.length.max()) - 1 for part, share in shares if share and len(part)), default=0)
+
+    def require(self, ratio: Ratio) -> None:
+        """Raises UserError where a part with a positive share is empty."""
+        if ratio.original and not len(self.original):
+            raise UserError(f"ratio {ratio}: {self.dataset_name} has no usable transition to draw")
+        if ratio.augmented and not len(self.augmented):
+            raise UserError(
+                f"ratio {ratio} gives augmented data a share, but there is none (no accepted bridge at this delta, or "
+                "no pairs); use 1:0, a larger delta or more bridges"
+            )
+
+    @property
+    def obs_dim(self) -> int:
+        return self.observations.shape[1]
+
+    @property
+    def act_dim(self) -> int:
+        return self.actions.shape[1]
+
+    def _rows(self, episode: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Pool row and flat index of the run, for every (episode, step)."""
+        before = self.run_before[episode]
+        run = (step >= before[..., 1]).long() + (step >= before[..., 2])
+        flat = episode * self.run_start.shape[1] + run
+        return self.run_start.view(-1)[flat] + step - self.run_before.view(-1)[flat], flat
+
+    def transitions(self, episode: Tensor, step: Tensor) -> TransitionBatch:
+        """The transitions at (episode, step), int64 [B] each."""
+        row, _ = self._rows(episode, step)
+        obs_row = self.obs_row[row]
+        return TransitionBatch(
+            obs=self.observations[obs_row],
+            action=self.actions[row],
+            reward=self.rewards[row],
+            next_obs=self.observations[obs_row + 1],
+            done=self.dones[row],
+        )
+
+    def windows(self, episode: Tensor, start: Tensor, length: Tensor, context: int) -> WindowBatch:
+        """Windows of up to ``context`` steps from (episode, start) on; ``length`` is the episode's, int64 [B]."""
+        count = torch.minimum(length - start, torch.tensor(context, device=self.device))
+        ahead = torch.arange(context, device=self.device) - (context - count)[:, None]
+        valid = ahead >= 0
+        time = start[:, None] + ahead.clamp(min=0)
+        row, flat = self._rows(episode[:, None].expand_as(time), time)
+        rtg = (self.rtg[row] + self.rtg_offset.view(-1)[flat]) / self.rtg_scale
+        return WindowBatch(self.observations[self.obs_row[row]], self.actions[row], rtg, time, valid)
+
+
+class RatioSampler:
+    """Draws batches with the same number of original and of augmented rows in each.
+
+    Raises:
+        UserError: where a part with a positive share is empty.
+    """
+
+    def __init__(self, data: TrainData, ratio: Ratio, batch_size: int, generator: torch.Generator) -> None:
+        data.require(ratio)
+        self.counts = ratio.counts(batch_size)
+        self._data, self._generator = data, generator
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Episode, step and length of the episode, int64 [B]; original rows first."""
+        drawn: list[tuple[Tensor, Tensor, Tensor]] = []
+        for part, count in zip((self._data.original, self._data.augmented), self.counts, strict=True):
+            if count:
+                episode, step = part.draw(count, self._generator)
+                drawn.append((episode, step, part.length[episode - part.first_episode]))
+        if len(drawn) == 1:
+            return drawn[0]
+        (episode_0, step_0, length_0), (episode_1, step_1, length_1) = drawn
+        return torch.cat([episode_0, episode_1]), torch.cat([step_0, step_1]), torch.cat([length_0, length_1])

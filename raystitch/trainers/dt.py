@@ -1,0 +1,133 @@
+"""Decision Transformer: reinforcement learning as sequence modelling (Chen et al. 2021, arXiv 2106.01345)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raystitch.errors import UserError
+from raystitch.trainers.batches import TrainData, WindowBatch
+from raystitch.trainers.config import DTConfig
+from raystitch.trainers.dt_model import DecisionTransformer
+from raystitch.trainers.policy import Policy, PolicyMeta
+from raystitch.trainers.ratio import Ratio
+from raystitch.trainers.state import Algorithm, Metrics, TrainState
+
+
+@dataclass(kw_only=True)
+class DTState(TrainState):
+    model: DecisionTransformer
+    optimizer: torch.optim.AdamW
+
+
+def create(data: TrainData, ratio: Ratio, config: DTConfig) -> DTState:
+    model = DecisionTransformer(
+        obs_dim=data.obs_dim,
+        act_dim=data.act_dim,
+        width=config.width,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        context=config.context,
+        max_time=data.max_time(ratio),
+        rate=config.dropout,
+    ).to(data.device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    return DTState(model=model, optimizer=optimizer)
+
+
+def learning_rate(step: int, config: DTConfig) -> float:
+    """Linear warm-up, then the decay asked for; ``step`` counts the updates done before this one."""
+    warmup = config.warmup_fraction * config.train_steps
+    if step < warmup:
+        return config.learning_rate * (step + 1) / math.ceil(warmup)
+    done = (step - warmup) / (config.train_steps - warmup)
+    left = {"none": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[config.decay]
+    return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * left)
+
+
+def action_loss(model: DecisionTransformer, batch: WindowBatch, generator: torch.Generator | None) -> Tensor:
+    """Mean squared error of the actions at valid steps."""
+    predicted = model(batch.obs, batch.action, batch.rtg, batch.time, batch.valid, generator)
+    error = (predicted - batch.action).square().mean(-1)
+    return (error * batch.valid).sum() / batch.valid.sum()
+
+
+def update(state: DTState, batch: WindowBatch, config: DTConfig, generator: torch.Generator) -> Metrics:
+    """One clipped AdamW step."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(state.step, config)
+    loss = action_loss(state.model, batch, generator)
+    state.optimizer.zero_grad()
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip, foreach=True)
+    state.optimizer.step()
+    state.step += 1
+    return {"loss": loss.detach(), "grad_norm": norm}
+
+
+def policy_network(state: DTState) -> tuple[nn.Module, dict[str, Any]]:
+    return state.model, state.model.arguments
+
+
+class DTPolicy(Policy):
+    """Keeps the last K steps of every environment; the return asked for shrinks by the rewards received."""
+
+    uses_target_return = True
+
+    def __init__(self, meta: PolicyMeta, network: nn.Module) -> None:
+        super().__init__(meta, network)
+        assert isinstance(network, DecisionTransformer)
+        self._model = network
+        self.reset(0)
+
+    def reset(self, num_envs: int, target_return: float | None = None) -> None:
+        """``target_return`` None asks for the largest return of the original data."""
+        if target_return is not None and not math.isfinite(target_return):
+            raise UserError(f"target return must be finite, got {target_return}")
+        target = self.meta.return_max if target_return is None else target_return
+        device = self._mean.device
+        self._time = 0
+        self._target = torch.full((num_envs,), target / self.meta.rtg_scale, device=device)
+        self._obs = torch.zeros((num_envs, 0, self.obs_dim), device=device)
+        self._action = torch.zeros((num_envs, 0, self.act_dim), device=device)
+        self._rtg = torch.zeros((num_envs, 0), device=device)
+
+    @torch.inference_mode()
+    def observe(self, reward_B: NDArray[Any]) -> None:
+        reward = torch.as_tensor(np.asarray(reward_B, np.float32), device=self._mean.device)
+        self._target = self._target - reward / self.meta.rtg_scale
+
+    @torch.inference_mode()
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        for name in ("_target", "_obs", "_action", "_rtg"):
+            setattr(self, name, getattr(self, name)[torch.as_tensor(rows, device=self._mean.device)])
+
+    def _act_unit(self, obs_BO: Tensor) -> Tensor:
+        recent = slice(-self._model.context, None)
+        self._obs = torch.cat([self._obs, obs_BO[:, None]], 1)[:, recent]
+        self._rtg = torch.cat([self._rtg, self._target[:, None]], 1)[:, recent]
+        unknown = torch.zeros_like(obs_BO[:, None, :1]).expand(-1, 1, self.act_dim)
+        self._action = torch.cat([self._action, unknown], 1)[:, recent]
+        steps = self._obs.shape[1]
+        time = torch.arange(self._time - steps + 1, self._time + 1, device=obs_BO.device).expand(len(obs_BO), -1)
+        # All environments are at the same step, so no window is padded.
+        action = self._model(self._obs, self._action, self._rtg, time)[:, -1]
+        self._action = torch.cat([self._action[:, :-1], action[:, None]], 1)
+        self._time += 1
+        return action
+
+
+DT = Algorithm(
+    kind="sequences",
+    create=create,
+    update=update,
+    policy_network=policy_network,
+    network=DecisionTransformer,
+    policy=DTPolicy,
+)

@@ -1,0 +1,138 @@
+"""Evaluation in the real environment: episodes side by side, every one with a seed of its own."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raystitch.envs.make import FlatEnv, make_env
+from raystitch.envs.reference import normalised_score
+from raystitch.envs.spec import EnvSpec
+from raystitch.errors import RunError, UserError
+from raystitch.seeding import derive_seed
+from raystitch.trainers.policy import Policy
+
+SAFETY_LIMIT = 100_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvalResult:
+    """Undiscounted returns of N episodes in raw units, in the order of their seeds.
+
+    Attributes:
+        target_return: what a return-conditioned policy was asked for, None for the others.
+        returns: float64 [N]; lengths: int64 [N].
+        successes: bool [N], success at any step; None where the environment does not report it.
+        score: normalised mean return, None where no reference is known.
+    """
+
+    target_return: float | None
+    returns: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    successes: NDArray[np.bool_] | None
+    score: float | None
+
+    @property
+    def return_mean(self) -> float:
+        return float(self.returns.mean())
+
+    @property
+    def return_std(self) -> float:
+        return float(self.returns.std())
+
+    @property
+    def success_rate(self) -> float | None:
+        return None if self.successes is None else float(self.successes.mean())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "target_return": self.target_return,
+            "return_mean": self.return_mean,
+            "return_std": self.return_std,
+            "success_rate": self.success_rate,
+            "score": self.score,
+            "num_eval_episodes": len(self.returns),
+            "returns": self.returns.tolist(),
+            "lengths": self.lengths.tolist(),
+            "successes": None if self.successes is None else self.successes.tolist(),
+        }
+
+
+def check_env(env: EnvSpec, obs_dim: int, act_dim: int) -> None:
+    """Makes the environment once and compares its sizes, before hours of training and not after them.
+
+    Raises:
+        UserError: when it cannot be made or has other sizes.
+    """
+    made = make_env(env)
+    try:
+        _check_sizes(made, env, obs_dim, act_dim)
+    finally:
+        made.close()
+
+
+def _check_sizes(made: FlatEnv, env: EnvSpec, obs_dim: int, act_dim: int) -> None:
+    sizes = tuple(int(np.prod(space.shape or ())) for space in (made.observation_space, made.action_space))
+    if sizes != (obs_dim, act_dim):
+        raise UserError(
+            f"environment {env.env_id} has {sizes[0]} observations and {sizes[1]} actions, "
+            f"the policy has {obs_dim} and {act_dim}; name the environment of its training data"
+        )
+
+
+def evaluate(
+    policy: Policy,
+    env: EnvSpec,
+    num_episodes: int = 50,
+    num_envs: int = 25,
+    seed: int = 0,
+    target_return: float | None = None,
+) -> EvalResult:
+    """Runs ``num_episodes`` episodes, ``num_envs`` at a time; equal arguments give equal results.
+
+    Raises:
+        UserError: when the environment cannot be made or does not fit the policy.
+        RunError: when an episode has no end.
+    """
+    if policy.uses_target_return and target_return is None:
+        target_return = policy.meta.return_max
+    asked = target_return if policy.uses_target_return else None
+    returns, lengths = np.zeros(num_episodes), np.zeros(num_episodes, np.int64)
+    successes, reported = np.zeros(num_episodes, np.bool_), False
+    envs: list[FlatEnv] = []
+    try:
+        for _ in range(min(num_envs, num_episodes)):
+            envs.append(make_env(env))
+            _check_sizes(envs[-1], env, policy.obs_dim, policy.act_dim)
+        for first in range(0, num_episodes, len(envs)):
+            alive = np.arange(first, min(first + len(envs), num_episodes))
+            seeds = [derive_seed(seed, "episode", int(episode)) % 2**31 for episode in alive]
+            obs = np.stack([envs[e - first].reset(seed=s)[0] for e, s in zip(alive, seeds, strict=True)])
+            policy.reset(len(alive), asked)
+            while len(alive):
+                actions = policy.act(obs)
+                steps = [envs[e - first].step(action) for e, action in zip(alive, actions, strict=True)]
+                reward = np.array([float(step[1]) for step in steps])
+                policy.observe(reward)
+                returns[alive] += reward
+                lengths[alive] += 1
+                reported = reported or "success" in steps[0][4]
+                successes[alive] |= [bool(step[4].get("success", False)) for step in steps]
+                going = np.flatnonzero([not (step[2] or step[3]) for step in steps])
+                if lengths[alive].max() >= SAFETY_LIMIT:
+                    raise RunError(f"{env.env_id} has no end after {SAFETY_LIMIT} steps; give it max_episode_steps")
+                obs = np.stack([step[0] for step in steps])
+                if len(going) < len(alive):
+                    policy.keep(going)
+                    obs, alive = obs[going], alive[going]
+    finally:
+        for made in envs:
+            made.close()
+    return EvalResult(
+        target_return=asked,
+        returns=returns,
+        lengths=lengths,
+        successes=successes if reported else None,
+        score=normalised_score(env.env_id, float(returns.mean())),
+    )

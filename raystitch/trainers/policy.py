@@ -1,0 +1,171 @@
+"""Policies as they act and as they are stored: a network, and the units around it.
+
+Legend: B environments, O observation size, A action size.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from raystitch.data.episodes import Floats
+from raystitch.device import resolve_device
+from raystitch.envs.spec import EnvSpec
+from raystitch.errors import UserError
+from raystitch.files import atomic_path, read_json, write_json
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PolicyMeta:
+    """What a policy needs besides its weights.
+
+    Attributes:
+        algo: key of ``ALGORITHMS``.
+        network: arguments of the algorithm's network.
+        obs_mean, obs_std: float32 [O], of the original data; action_low, action_high: float32 [A].
+        rtg_scale, return_max: largest absolute and largest return of the original data, raw units.
+        env: the environment of the training data, None when unknown.
+        record: what it was trained on and how, for the reader.
+    """
+
+    algo: str
+    network: Mapping[str, Any]
+    obs_mean: Floats
+    obs_std: Floats
+    action_low: Floats
+    action_high: Floats
+    rtg_scale: float
+    return_max: float
+    env: EnvSpec | None = None
+    record: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def to_json(self) -> dict[str, Any]:
+        arrays = ("obs_mean", "obs_std", "action_low", "action_high")
+        return {
+            "algo": self.algo,
+            "network": dict(self.network),
+            **{name: [float(value) for value in getattr(self, name)] for name in arrays},
+            "rtg_scale": self.rtg_scale,
+            "return_max": self.return_max,
+            "env": None if self.env is None else self.env.to_json(),
+            "record": dict(self.record),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "PolicyMeta":
+        arrays = ("obs_mean", "obs_std", "action_low", "action_high")
+        plain = ("algo", "network", "rtg_scale", "return_max", "record")
+        return cls(
+            **{name: np.asarray(value[name], np.float32) for name in arrays},
+            **{name: value[name] for name in plain},
+            env=None if value["env"] is None else EnvSpec.from_json(value["env"]),
+        )
+
+
+class Policy(ABC):
+    """Deterministic actions for B environments side by side, raw units in and out.
+
+    Call ``reset`` before the first action, then ``act`` and ``observe`` in turn; ``keep`` drops those that ended.
+    """
+
+    uses_target_return = False
+
+    def __init__(self, meta: PolicyMeta, network: nn.Module) -> None:
+        self.meta, self.network = meta, network
+        device = next(network.parameters()).device
+        self._mean, self._std = (torch.as_tensor(x, device=device) for x in (meta.obs_mean, meta.obs_std))
+        low, high = (torch.as_tensor(x, device=device) for x in (meta.action_low, meta.action_high))
+        self._centre, self._half_range = (low + high) / 2, (high - low) / 2
+
+    @property
+    def obs_dim(self) -> int:
+        return len(self.meta.obs_mean)
+
+    @property
+    def act_dim(self) -> int:
+        return len(self.meta.action_low)
+
+    @torch.inference_mode()
+    def act(self, obs_BO: NDArray[Any]) -> Floats:
+        """float32 [B, A] within the action bounds."""
+        obs = torch.as_tensor(np.asarray(obs_BO, np.float32), device=self._mean.device)
+        unit_BA = self._act_unit((obs - self._mean) / self._std).clamp(-1, 1)
+        return (self._centre + self._half_range * unit_BA).cpu().numpy()
+
+    @abstractmethod
+    def reset(self, num_envs: int, target_return: float | None = None) -> None:
+        """Starts ``num_envs`` episodes; ``target_return`` is in raw units."""
+
+    @abstractmethod
+    def observe(self, reward_B: NDArray[Any]) -> None:
+        """Takes the rewards of the last actions, [B]."""
+
+    @abstractmethod
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """Goes on with these environments only."""
+
+    @abstractmethod
+    def _act_unit(self, obs_BO: Tensor) -> Tensor:
+        """Standardised observations to actions in [-1, 1]."""
+
+    def save(self, folder: str | Path) -> None:
+        """Writes ``policy.safetensors``, then ``policy.json`` with its hash: without it there is no policy."""
+        weights = save({name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()})
+        folder = Path(folder)
+        with atomic_path(folder / "policy.safetensors") as temporary:
+            temporary.write_bytes(weights)
+        digest = "sha256:" + hashlib.sha256(weights).hexdigest()
+        write_json(folder / "policy.json", {"schema_version": SCHEMA_VERSION, "hash": digest, **self.meta.to_json()})
+
+
+class MarkovPolicy(Policy):
+    """A policy that looks at the present observation only."""
+
+    def reset(self, num_envs: int, target_return: float | None = None) -> None:
+        pass
+
+    def observe(self, reward_B: NDArray[Any]) -> None:
+        pass
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        pass
+
+    def _act_unit(self, obs_BO: Tensor) -> Tensor:
+        return self.network(obs_BO)
+
+
+def load_policy(folder: str | Path, device: str = "auto") -> Policy:
+    """A policy written by ``Policy.save``.
+
+    Raises:
+        UserError: when the folder holds none, or its weights are not the ones it was saved with.
+    """
+    from raystitch.trainers.registry import ALGORITHMS
+
+    folder = Path(folder)
+    if not (folder / "policy.json").is_file():
+        raise UserError(f"{folder} is not a policy: it has no policy.json (look for the policy/ folder of a trial)")
+    value = read_json(folder / "policy.json")
+    if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(f"{folder}/policy.json is not a policy of schema_version {SCHEMA_VERSION}; train it again")
+    try:
+        weights = (folder / "policy.safetensors").read_bytes()
+        meta = PolicyMeta.from_json(value)
+        if "sha256:" + hashlib.sha256(weights).hexdigest() != value["hash"]:
+            raise UserError(f"{folder}/policy.safetensors is damaged: its hash is not the one in policy.json")
+        algorithm = ALGORITHMS[meta.algo]
+        network = algorithm.network(**meta.network)
+        network.load_state_dict(load(weights))
+    except (OSError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{folder} cannot be read as a policy: {error!r}") from error
+    return algorithm.policy(meta, network.to(resolve_device(device)).eval())

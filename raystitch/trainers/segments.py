@@ -1,0 +1,130 @@
+"""Episodes as runs of rows in a pool of transitions: stitched episodes without copying the dataset.
+
+An episode is at most three runs, one after the other: prefix, bridge, suffix. The pool holds the dataset's transitions
+first and the bridges' after them. Legend: E episodes, N pool rows.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raystitch.buffer.bridges import BridgeSet
+from raystitch.buffer.episodes import Joins
+from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
+
+NUM_RUNS = 3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segments:
+    """E episodes as runs of pool rows.
+
+    Attributes:
+        start, length: int64 [E, 3], first row and number of rows of each run; unused runs have length 0.
+        weight: float64 [E], relative probability of drawing one transition of the episode.
+    """
+
+    start: Ints
+    length: Ints
+    weight: NDArray[np.float64]
+
+    @property
+    def total(self) -> Ints:
+        """Transitions per episode, int64 [E]."""
+        return self.length.sum(1)
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def take(self, rows: Ints | Bools) -> "Segments":
+        return Segments(start=self.start[rows], length=self.length[rows], weight=self.weight[rows])
+
+    def drawable(self) -> "Segments":
+        """Without the episodes that can never be drawn."""
+        return self.take((self.total > 0) & (self.weight > 0))
+
+    def cut(self, max_steps: int | None) -> "Segments":
+        """Every episode cut at the time limit."""
+        if max_steps is None:
+            return self
+        before = np.cumsum(self.length, axis=1) - self.length
+        return Segments(start=self.start, length=np.clip(max_steps - before, 0, self.length), weight=self.weight)
+
+    def without(self, row_dropped: Bools) -> "Segments":
+        """Without the rows marked in ``row_dropped`` (bool [N]); they may only be the last row of a run."""
+        last = np.maximum(self.start + self.length - 1, 0)
+        return Segments(
+            start=self.start, length=self.length - ((self.length > 0) & row_dropped[last]), weight=self.weight
+        )
+
+    def return_offsets(self, rewards: Floats, returns_to_go: Floats) -> tuple[Floats, NDArray[np.float64]]:
+        """What turns the pool's own return-to-go into the episode's.
+
+        Args:
+            rewards: [N]; returns_to_go: [N], undiscounted, within the dataset episode or the bridge.
+
+        Returns:
+            float32 [E, 3] to add to a row's own return-to-go, per run, and float64 [E], the return of each episode.
+        """
+        used = self.length > 0
+        first, last = np.where(used, self.start, 0), np.where(used, self.start + self.length - 1, 0)
+        wide = returns_to_go.astype(np.float64)
+        after = np.where(used, wide[last] - rewards[last], 0.0)
+        run_return = np.where(used, wide[first], 0.0) - after
+        later = np.cumsum(run_return[:, ::-1], axis=1)[:, ::-1] - run_return
+        return (later - after).astype(np.float32), run_return.sum(1)
+
+
+def _runs(*runs: tuple[Ints, Ints]) -> Segments:
+    count = len(runs[0][0])
+    start, length = np.zeros((count, NUM_RUNS), np.int64), np.zeros((count, NUM_RUNS), np.int64)
+    for run, (run_start, run_length) in enumerate(runs):
+        start[:, run], length[:, run] = run_start, run_length
+    return Segments(start=start, length=length, weight=np.ones(count))
+
+
+def original_segments(dataset: EpisodeDataset) -> Segments:
+    """The dataset's own episodes."""
+    return _runs((dataset.offsets[:-1], dataset.lengths))
+
+
+def _prefix(dataset: EpisodeDataset, pairs: Joins) -> tuple[Ints, Ints]:
+    return dataset.offsets[pairs.source_episode], np.asarray(pairs.source_step, np.int64)
+
+
+def _suffix(dataset: EpisodeDataset, pairs: Joins) -> tuple[Ints, Ints]:
+    start = dataset.offsets[pairs.target_episode] + pairs.target_step
+    return start, dataset.offsets[np.asarray(pairs.target_episode) + 1] - start
+
+
+def _bridge(dataset: EpisodeDataset, bridges: BridgeSet) -> tuple[Ints, Ints]:
+    return dataset.num_transitions + np.asarray(bridges.offsets[:-1], np.int64), np.diff(bridges.offsets)
+
+
+def stitched_segments(dataset: EpisodeDataset, bridges: BridgeSet) -> Segments:
+    """Whole stitched episodes: the source up to where it is left, the bridge, the target from where it is entered."""
+    return _runs(_prefix(dataset, bridges), _bridge(dataset, bridges), _suffix(dataset, bridges))
+
+
+def bridge_segments(dataset: EpisodeDataset, bridges: BridgeSet) -> Segments:
+    """The generated transitions alone."""
+    return _runs(_bridge(dataset, bridges))
+
+
+def joined_segments(dataset: EpisodeDataset, pairs: Joins) -> Segments:
+    """Source then target with no seam transition: at the seam the target's state stands in for the source's."""
+    return _runs(_prefix(dataset, pairs), _suffix(dataset, pairs))
+
+
+def return_weights(returns: NDArray[np.float64], temperature: float = 0.1) -> NDArray[np.float64]:
+    """Weights exp(normalised return / temperature) (Hong et al. 2023, arXiv 2306.13085, RW), float64 [E]."""
+    spread = float(returns.max() - returns.min()) if len(returns) else 0.0
+    normalised = (returns - returns.max()) / spread if spread > 0 else np.zeros(len(returns))
+    return np.exp(normalised / temperature)
+
+
+def top_episodes(returns: NDArray[np.float64], fraction: float) -> Ints:
+    """The ``fraction`` (at least one) of episodes with the highest returns; ties go to the lower index."""
+    count = min(len(returns), max(1, round(len(returns) * fraction)))
+    return np.sort(np.argsort(-returns, kind="stable")[:count])

@@ -1,0 +1,147 @@
+"""The commands in the order of the work, with tiny numbers, as a user would type them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import raystitch as rs
+from raystitch.data.d4rl import write_d4rl
+from raystitch.data.episodes import EpisodeDataset
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def strict_json(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_make_writes_a_dataset_that_inspect_describes(run: Run) -> None:
+    status, out, err = run("data", "make", "pointmaze", "--num-steps", 1000, "--id", "cli/made-v0")
+    assert (status, out) == (0, "minari:cli/made-v0\n"), err
+    status, out, _ = run("data", "inspect", "cli/made-v0", "--json")
+    found = strict_json(out)
+    assert status == 0
+    assert found["num_transitions"] >= 1000
+    assert found["env"]["env_id"] == "raystitch/PointMaze-v0"
+    status, out, _ = run("data", "inspect", "cli/made-v0")
+    assert status == 0
+    assert "environment: raystitch/PointMaze-v0" in out
+
+
+def test_import_keeps_every_transition(run: Run, drift: EpisodeDataset, tmp_path: Path) -> None:
+    write_d4rl(drift, tmp_path / "drift.hdf5")
+    status, out, err = run("data", "import", tmp_path / "drift.hdf5", "--id", "cli/imported-v0")
+    assert (status, out) == (0, "minari:cli/imported-v0\n"), err
+    imported = rs.load_dataset("cli/imported-v0")
+    assert imported.fingerprint == drift.fingerprint
+    status, _, err = run("data", "import", tmp_path / "drift.hdf5", "--id", "cli/imported-v0")
+    assert status == 2
+    assert "--overwrite" in err
+
+
+def test_fit_again_is_a_load(run: Run, ref: str, stitcher: Path, config_file: Path) -> None:
+    status, out, err = run("fit", ref, "--out", stitcher, "--config", config_file)
+    assert status == 0
+    assert out.startswith(f"{stitcher}: sha256:")
+    assert "diffusion" not in err
+
+
+def test_augment_again_adds_nothing(run: Run, ref: str, stitcher: Path, buffer: Path, config_file: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in buffer.rglob("*.arrow")}
+    options = ["--num-bridges", 30, "--config", config_file]
+    status, out, _ = run("augment", ref, "--stitcher", stitcher, "--out", buffer, *options)
+    assert status == 0
+    assert "(0 new" in out
+    assert {path: path.stat().st_mtime_ns for path in buffer.rglob("*.arrow")} == before
+
+
+def test_buffer_commands(run: Run, buffer: Path) -> None:
+    status, out, _ = run("buffer", "info", buffer, "--json")
+    found = strict_json(out)
+    assert status == 0
+    assert found["complete"]
+    assert found["accepted"] >= 30
+    assert sum(found["reasons"].values()) == found["candidates"]
+    status, out, _ = run("buffer", "info", buffer, "--delta", "1e-9")
+    assert status == 0
+    assert "0 accepted of" in out
+    status, out, _ = run("buffer", "show", buffer)
+    assert status == 0
+    assert "A left, B entered" in out
+    name = out.split(":")[0]
+    status, out, _ = run("buffer", "show", buffer, "--bridge", name, "--json")
+    shown = strict_json(out)
+    assert shown["bridge_id"] == name
+    assert len(shown["observations"]) == shown["gap"] + 2
+    assert run("buffer", "show", buffer, "--bridge", "nonsense")[0] == 2
+    assert run("buffer", "verify", buffer)[:2] == (0, f"{buffer}: all shards are whole\n")
+    assert run("buffer", "compact", buffer)[0] == 0
+    assert run("buffer", "verify", buffer)[0] == 0
+
+
+def test_validate_prints_a_table_or_json(run: Run, buffer: Path) -> None:
+    status, out, err = run("validate", buffer, "--json", "--max-bridges", 5)
+    assert status == 0, err
+    found = strict_json(out)
+    assert found["sets"]["accepted"]["num_windows"] == 5
+    assert "real_inverse" in found["sets"]  # the bundle beside the buffer was found
+    status, out, _ = run("validate", buffer, "--max-bridges", 5)
+    assert status == 0
+    assert "accepted bridges" in out
+
+
+@pytest.mark.parametrize("what", ["bridges", "episodes", "mixed"])
+def test_export_writes_what_other_tools_read(run: Run, buffer: Path, what: str, tmp_path: Path) -> None:
+    options = ["--what", what, "--ratio", "10:1"]
+    status, out, err = run("export", buffer, "--format", "parquet", "--out", tmp_path / "x.parquet", *options)
+    assert status == 0, err
+    assert "of them generated" in out
+    assert pq.read_table(tmp_path / "x.parquet").num_rows > 0
+    assert run("export", buffer, "--format", "minari", "--out", f"cli/stitched-{what}-v0", *options)[0] == 0
+    exported = rs.load_dataset(f"cli/stitched-{what}-v0")
+    assert np.isfinite(exported.observations).all()
+
+
+def test_train_then_evaluate(run: Run, ref: str, buffer: Path, config_file: Path, tmp_path: Path) -> None:
+    settings = ["--config", config_file, "--set", "train_steps=30"]
+    options = ["--algo", "td3bc", "--buffer", buffer, "--ratio", "1:1", "--out", tmp_path / "trial", *settings]
+    status, out, err = run("train", ref, *options)
+    assert status == 0, err
+    assert out.endswith(f"policy: {tmp_path / 'trial' / 'policy'}\n")
+    status, out, _ = run("train", ref, *options, "--json")  # finished: read, not repeated
+    assert status == 0
+    assert strict_json(out)["train_steps"] == 30
+    status, out, err = run("evaluate", tmp_path / "trial" / "policy", "--num-episodes", 2, "--json")
+    assert status == 0, err
+    assert len(strict_json(out)["returns"]) == 2
+
+
+def test_settings_may_also_come_from_a_file_of_their_own(run: Run, ref: str, config_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "fit.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(config_file.read_text())["fit"]))
+    status, _, err = run("fit", ref, "--out", tmp_path / "stitcher", "--config", path, "--set", "gamma=0.9")
+    assert status == 0, err
+    assert rs.Bundle.load(tmp_path / "stitcher").config.gamma == 0.9
+
+
+def test_bench_prints_one_json_object_per_benchmark(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raystitch.bench.data.NUM_TRANSITIONS", 2000)
+    monkeypatch.setattr("raystitch.bench.trainers.STEPS", 3)
+    status, out, _ = run("bench", "data", "trainers", "--json")
+    assert status == 0
+    results = [strict_json(line) for line in out.splitlines()]
+    assert [result["name"] for result in results] == ["data", "trainers"]
+    for result in results:
+        assert set(result) == {"name", "machine", "limit", "rows"}
+        assert all(set(row) == {"what", "value", "unit", "ratio_to", "ratio"} for row in result["rows"])
+        assert all(row["value"] > 0 for row in result["rows"])
+    assert run("bench", "nonsense")[0] == 2

@@ -1,0 +1,39 @@
+"""``import raystitch as rs``: the names that users and notebooks rely on."""
+
+import importlib.metadata
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import raystitch as rs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", rs.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(rs, name) is not None
+    assert name in dir(rs)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nonsense"):
+        rs.nonsense  # noqa: B018 # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_version_is_the_packages() -> None:
+    assert rs.__version__ == importlib.metadata.version("raystitch")
+
+
+def test_the_wheel_holds_the_configurations_and_the_type_marker(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "raystitch/py.typed" in names
+    shipped = {Path(name).name for name in names if name.startswith("raystitch/_tune_configs/")}
+    assert shipped == {path.name for path in (ROOT / "tune_configs").iterdir()}
+    assert not [name for name in names if not name.startswith(("raystitch/", "raystitch-"))]

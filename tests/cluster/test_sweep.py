@@ -1,0 +1,124 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from raystitch.buffer.reader import open_buffer
+from raystitch.cluster.sweep import run_sweep
+from raystitch.config import RunConfig, load_run_config
+from raystitch.data.d4rl import write_d4rl
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.errors import UserError
+
+TINY = (
+    "fit.diffusion.train_steps=10",
+    "fit.dynamics.train_steps=10",
+    "fit.inverse.train_steps=10",
+    "fit.reward.train_steps=10",
+    "fit.termination.train_steps=10",
+    "fit.value.train_steps=10",
+    "augment={num_bridges: 20, pairs_per_shard: 32}",
+    "algorithms.dt.train_steps=6",
+    "algorithms.td3bc.train_steps=6",
+    "evaluation={num_episodes: 2, num_envs: 2, every: 3, every_episodes: 1, target_returns: [1, 0.5]}",
+    "validation.max_bridges=5",
+)
+# No bridge has a residual of zero, so the last line's trial fails.
+GRID = (
+    "grid=[{algo: dt, data: original}, {algo: dt, data: joined}, {algo: dt, data: stitched, delta: ['off']}, "
+    "{algo: td3bc, data: stitched, delta: [0]}]"
+)
+
+
+@pytest.fixture(scope="module")
+def config(maze: EpisodeDataset, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    path = tmp_path_factory.mktemp("data") / "maze.hdf5"
+    write_d4rl(maze, path)
+    return load_run_config("smoke", [f"dataset={path}", *TINY, GRID])
+
+
+def times(run: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in run.glob("trials/*/returns.json")}
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return pq.read_table(run / "results.parquet").to_pylist()
+
+
+@pytest.fixture(scope="module")
+def finished_run(config: RunConfig, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_sweep(config, tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_a_run_leaves_everything_that_is_promised(finished_run: Path) -> None:
+    for name in ("config.yaml", "environment.json", "validate.json", "results.parquet", "report.html"):
+        assert (finished_run / name).stat().st_size > 0
+    for name in ("acceptance", "candidates", "lines", "walls", "marks"):
+        assert (finished_run / "figures" / f"{name}.parquet").is_file()
+    assert open_buffer(finished_run / "buffer").num_accepted() >= 20
+    assert load_run_config(finished_run / "config.yaml").name == "smoke"
+    got = [(row["algo"], row["data"], row["delta"], row["target_return"], row["status"]) for row in rows(finished_run)]
+    assert got == [
+        ("dt", "original", None, 1.0, "ok"),
+        ("dt", "original", None, 0.5, "ok"),
+        ("dt", "joined", None, 1.0, "ok"),
+        ("dt", "joined", None, 0.5, "ok"),
+        ("dt", "stitched", "off", 1.0, "ok"),
+        ("dt", "stitched", "off", 0.5, "ok"),
+        ("td3bc", "stitched", "0", None, "failed"),
+    ]
+    assert not (finished_run / ".tune").exists()
+
+
+def test_a_failed_trial_says_why(finished_run: Path) -> None:
+    failed = rows(finished_run)[-1]
+    assert "UserError" in failed["error"]
+    assert "\n" not in failed["error"]
+    assert failed["error"] in (finished_run / "report.html").read_text().replace("&#x27;", "'").replace("&gt;", ">")
+    assert "Traceback" in (finished_run / "trials" / failed["trial_id"] / "error.txt").read_text()
+
+
+def test_a_second_run_does_only_what_is_missing(
+    config: RunConfig, ray_session: None, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, old_rows = times(finished_run), rows(finished_run)
+    gone = old_rows[0]["trial_id"]
+    (finished_run / "trials" / gone / "returns.json").write_text('{"evaluations": [')
+    run_sweep(config, finished_run)
+    assert "2 of 4 trials are finished already" in capsys.readouterr().err
+    after = times(finished_run)
+    assert after.keys() == before.keys()
+    assert {trial for trial in after if after[trial] != before[trial]} == {gone}
+    timing = ("train_seconds",)
+    strip = [{name: value for name, value in row.items() if name not in timing} for row in old_rows]
+    assert [{name: value for name, value in row.items() if name not in timing} for row in rows(finished_run)] == strip
+
+
+def test_the_plan_costs_nothing(config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_sweep(config, tmp_path / "run", dry_run=True)
+    shown = capsys.readouterr().out
+    assert "4 trials" in shown
+    assert "rough estimate" in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_are_found_before_anything_is_fitted(config: RunConfig, maze: EpisodeDataset, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        run_sweep(config, file / "run")
+    with pytest.raises(UserError, match="a run needs a folder"):
+        run_sweep(config, "s3://bucket/run")
+    with pytest.raises(UserError, match="does not exist"):
+        run_sweep(replace(config, dataset="d4rl:missing.hdf5"), tmp_path / "run")
+    nowhere = tmp_path / "nowhere.hdf5"
+    write_d4rl(replace(maze, env=None), nowhere)
+    with pytest.raises(UserError, match="set env: to its Gymnasium id"):
+        run_sweep(replace(config, dataset=f"d4rl:{nowhere}"), tmp_path / "run")
+    with pytest.raises(UserError, match="Hopper-v5 has 11 observations"):
+        run_sweep(replace(config, dataset=f"d4rl:{nowhere}", env="Hopper-v5"), tmp_path / "run")
+    assert not np.any([(tmp_path / "run" / name).exists() for name in ("stitcher", "config.yaml")])

@@ -1,0 +1,108 @@
+"""Fixtures that several packages' tests share: small data, a small bundle, one Ray."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Before numpy and torch are imported: tiny work on many threads is slower, and Ray's workers inherit these.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import numpy as np
+import pytest
+import torch
+
+from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
+from raystitch.envs.spec import EnvSpec
+from raystitch.models.config import DiffusionConfig, FitConfig, HeadConfig
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def minari_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Minari root of the test session's own; a user's datasets are neither seen nor touched."""
+    root = tmp_path_factory.mktemp("minari")
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = str(root)
+    yield root
+    if before is None:
+        del os.environ["MINARI_DATASETS_PATH"]
+    else:
+        os.environ["MINARI_DATASETS_PATH"] = before
+
+
+def make_drift(num_episodes: int = 40, seed: int = 0, name: str = "drift") -> EpisodeDataset:
+    """Points pushed about in a plane (O = 4: position, velocity; A = 2), 12 to 40 steps; reward for going right.
+
+    Every fourth episode terminates, the others are cut.
+    """
+    rng = np.random.default_rng(seed)
+    episodes = []
+    for index in range(num_episodes):
+        length = int(rng.integers(12, 41))
+        state = np.concatenate([rng.uniform(-1, 1, 2), rng.normal(0, 0.2, 2)])
+        heading = rng.uniform(-1, 1, 2)
+        observations, actions, rewards = [state], [], []
+        for _ in range(length):
+            action = np.clip(heading + 0.4 * rng.normal(size=2), -1, 1)
+            velocity = 0.9 * state[2:] + 0.1 * action
+            state = np.concatenate([state[:2] + 0.2 * velocity, velocity])
+            observations.append(state)
+            actions.append(action)
+            rewards.append(velocity[0])
+        terminated = index % 4 == 0
+        episodes.append(
+            Episode(np.array(observations), np.array(actions), np.array(rewards), terminated, not terminated)
+        )
+    return from_episodes(
+        episodes,
+        name=name,
+        action_low=-np.ones(2, np.float32),
+        action_high=np.ones(2, np.float32),
+        env=EnvSpec(env_id="raystitch/PointMaze-v0", max_episode_steps=60, observation_keys=("observation",)),
+    )
+
+
+@pytest.fixture(scope="session")
+def drift() -> EpisodeDataset:
+    """40 episodes without any simulator; see ``make_drift``."""
+    return make_drift()
+
+
+@pytest.fixture(scope="session")
+def maze() -> EpisodeDataset:
+    """2,000 transitions of the demo's point maze, from the real simulator."""
+    from raystitch.data.demo import make_pointmaze
+
+    return make_pointmaze(num_steps=2000, seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_fit() -> FitConfig:
+    """Settings that fit in two seconds and teach nothing."""
+    head = HeadConfig(num_members=1, hidden=16, num_layers=1, train_steps=30, batch_size=32)
+    return FitConfig(
+        diffusion=DiffusionConfig(
+            horizon=16, width=8, multipliers=(1, 2), gap_min=2, gap_max=8, train_steps=30, batch_size=16
+        ),
+        dynamics=HeadConfig(num_members=3, hidden=16, num_layers=1, train_steps=30, batch_size=32),
+        num_judges=2,
+        inverse=head,
+        reward=HeadConfig(num_members=2, hidden=16, num_layers=1, train_steps=30, batch_size=32),
+        termination=head,
+        value=head,
+        calibration_windows=60,
+    )
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[Any]:
+    """One small Ray for the whole session: two CPUs, no dashboard, a 200 MB object store."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False)
+    yield ray
+    ray.shutdown()

@@ -1,0 +1,139 @@
+"""What every algorithm must pass."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.errors import RunError, UserError
+from raystitch.trainers import ALGORITHMS
+from raystitch.trainers.batches import TrainData
+from raystitch.trainers.config import ALGORITHM_CONFIGS, AlgorithmConfig, BCConfig, DTConfig, TD3BCConfig
+from raystitch.trainers.data import build_data
+from raystitch.trainers.loop import Checkpoints, train_policy
+from raystitch.trainers.policy import Policy, load_policy
+
+CONFIGS: dict[str, AlgorithmConfig] = {
+    "td3bc": TD3BCConfig(train_steps=250, batch_size=16, hidden=16),
+    "dt": DTConfig(train_steps=250, batch_size=8, context=4, width=16, num_layers=2),
+    "bc": BCConfig(train_steps=250, batch_size=16, hidden=16),
+}
+
+
+@pytest.fixture(params=sorted(ALGORITHMS))
+def algo(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def data(algo: str, drift: EpisodeDataset) -> TrainData:
+    wide = dataclasses.replace(drift, action_low=np.array([-3, -1], np.float32))
+    return build_data(wide, ALGORITHMS[algo].kind, "duplicated", device="cpu")
+
+
+def _short(algo: str, steps: int = 5) -> AlgorithmConfig:
+    return dataclasses.replace(CONFIGS[algo], train_steps=steps)
+
+
+def _actions(policy: Policy) -> np.ndarray[Any, Any]:
+    """Actions over a few steps of two environments."""
+    rng = np.random.default_rng(0)
+    policy.reset(2, 3.0)
+    out = []
+    for _ in range(7):
+        out.append(policy.act(5 * rng.normal(size=(2, policy.obs_dim))))
+        policy.observe(rng.normal(size=2))
+    return np.stack(out)
+
+
+def test_names_have_settings() -> None:
+    assert set(ALGORITHMS) == set(ALGORITHM_CONFIGS) == set(CONFIGS)
+
+
+def test_same_seed_same_policy(algo: str, data: TrainData) -> None:
+    first, again, other = (train_policy(data, algo, _short(algo), "1:1", seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(_actions(first), _actions(again))
+    assert np.abs(_actions(first) - _actions(other)).max() > 1e-4
+
+
+def test_global_generator_is_left_alone(algo: str, data: TrainData) -> None:
+    before = torch.get_rng_state()
+    train_policy(data, algo, _short(algo))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_actions_stay_within_bounds(algo: str, data: TrainData) -> None:
+    policy = train_policy(data, algo, _short(algo))
+    actions = _actions(policy)
+    assert actions.dtype == np.float32
+    assert actions.shape == (7, 2, 2)
+    assert (actions >= data.action_low).all()
+    assert (actions <= data.action_high).all()
+
+
+def test_saved_policy_acts_the_same(algo: str, data: TrainData, tmp_path: Path) -> None:
+    policy = train_policy(data, algo, _short(algo), record={"note": "here"})
+    policy.save(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy", "cpu")
+    np.testing.assert_array_equal(_actions(policy), _actions(loaded))
+    assert loaded.meta.env == data.env
+    assert loaded.meta.record["note"] == "here"
+    (tmp_path / "policy" / "policy.safetensors").write_bytes(b"something else")
+    with pytest.raises(UserError, match="damaged"):
+        load_policy(tmp_path / "policy")
+    with pytest.raises(UserError, match="is not a policy"):
+        load_policy(tmp_path)
+
+
+def test_resumed_equals_uninterrupted(algo: str, data: TrainData, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    whole = train_policy(data, algo, CONFIGS[algo], "1:1", log=rows.append)
+    checkpoints = Checkpoints(path=tmp_path / "state.pt", seconds=0)
+
+    class Stop(Exception):
+        pass
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["step"] == 200:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_policy(data, algo, CONFIGS[algo], "1:1", log=stop, checkpoints=checkpoints)
+    assert checkpoints.step() == 100
+    more: list[dict[str, Any]] = []
+    resumed = train_policy(data, algo, CONFIGS[algo], "1:1", log=more.append, checkpoints=checkpoints)
+    np.testing.assert_array_equal(_actions(whole), _actions(resumed))
+    assert [row["step"] for row in rows] == [100, 200, 250]
+    assert [{**row, "seconds": 0} for row in rows[1:]] == [{**row, "seconds": 0} for row in more]
+    (tmp_path / "state.pt").write_bytes(b"half")
+    with pytest.raises(UserError, match="cannot be resumed"):
+        train_policy(data, algo, CONFIGS[algo], checkpoints=checkpoints)
+
+
+def test_loss_that_is_not_finite_is_an_error_with_its_step(algo: str, data: TrainData) -> None:
+    broken = dataclasses.replace(data, actions=torch.full_like(data.actions, torch.nan))
+    with pytest.raises(RunError, match=f"loss of {algo} became nan at step 1;"):
+        train_policy(broken, algo, _short(algo))
+
+
+def test_evaluation_during_training_changes_nothing(algo: str, data: TrainData) -> None:
+    seen: list[int] = []
+
+    def look(step: int, policy: Policy) -> None:
+        seen.append(step)
+        _actions(policy)
+
+    watched = train_policy(data, algo, _short(algo, 6), every=2, on_every=look)
+    np.testing.assert_array_equal(_actions(watched), _actions(train_policy(data, algo, _short(algo, 6))))
+    assert seen == [2, 4]
+
+
+def test_configs_quote_wrong_values(algo: str) -> None:
+    with pytest.raises(ValueError, match="train_steps=0"):
+        ALGORITHM_CONFIGS[algo](train_steps=0)
+    with pytest.raises(ValueError, match="learning_rate=-1"):
+        ALGORITHM_CONFIGS[algo](learning_rate=-1)

@@ -1,0 +1,111 @@
+"""Environments from plain data."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from raystitch.envs.make import flat_size, make_env, make_vector_env, spec_from_id
+from raystitch.envs.reference import normalised_score, success_defined
+from raystitch.envs.spec import EnvSpec
+from raystitch.errors import UserError
+
+MAZE = "raystitch/PointMaze-v0"
+
+
+@pytest.mark.parametrize(
+    ("env_id", "obs_dim", "limit", "keys"),
+    [
+        ("Hopper-v5", 11, 1000, None),
+        ("Pendulum-v1", 3, 200, None),
+        ("PointMaze_UMaze-v3", 4, 300, ("observation",)),
+        (MAZE, 4, 150, ("observation",)),
+    ],
+)
+def test_observations_are_flat_float32(env_id: str, obs_dim: int, limit: int, keys: tuple[str, ...] | None) -> None:
+    spec = spec_from_id(env_id)
+    assert (spec.max_episode_steps, spec.observation_keys) == (limit, keys)
+    assert EnvSpec.from_json(spec.to_json()) == spec
+    env = make_env(spec)
+    observation, _ = env.reset(seed=0)
+    next_observation, *_ = env.step(env.action_space.sample())
+    for value in (observation, next_observation):
+        assert value.shape == (obs_dim,)
+        assert value.dtype == np.float32
+    env.close()
+
+
+def test_dict_observation_is_concatenated_in_the_order_of_the_keys() -> None:
+    spec = EnvSpec(env_id="PointMaze_UMaze-v3", observation_keys=("desired_goal", "observation"))
+    env = make_env(spec)
+    observation, _ = env.reset(seed=3)
+    unwrapped: Any = env.unwrapped
+    raw, _ = unwrapped.reset(seed=3)
+    np.testing.assert_allclose(observation, np.concatenate([raw["desired_goal"], raw["observation"]]), rtol=1e-6)
+
+
+def test_time_limit_and_arguments_are_those_of_the_spec() -> None:
+    env = make_env(EnvSpec(env_id="Hopper-v5", kwargs={"terminate_when_unhealthy": False}, max_episode_steps=5))
+    env.reset(seed=0)
+    ends = [env.step(env.action_space.sample())[2:4] for _ in range(5)]
+    assert ends == [(False, False)] * 4 + [(False, True)]
+
+
+def test_vector_env_resets_only_what_is_asked_for() -> None:
+    envs = make_vector_env(spec_from_id("Hopper-v5"), 3)
+    first, _ = envs.reset(seed=[1, 2, 3])
+    again, _ = envs.reset(seed=[9, 9, 9], options={"reset_mask": np.array([False, True, False])})
+    assert first.dtype == np.float32
+    np.testing.assert_array_equal((first == again).all(1), [True, False, True])
+    envs.close()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("Hoper-v5", "Did you mean: `Hopper`"),
+        ("Hopper-v99", "unknown environment 'Hopper-v99'"),
+        ("nowhere/Maze-v0", "install the package"),
+        ("nopackage:Maze-v0", "unknown environment 'nopackage:Maze-v0'"),
+    ],
+)
+def test_unknown_environment(env_id: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        spec_from_id(env_id)
+    assert "\n" not in str(error.value)
+
+
+def test_discrete_actions_are_refused() -> None:
+    with pytest.raises(UserError, match=r"CartPole-v1: the action space must be a Box .* got Discrete\(2\)"):
+        make_env(spec_from_id("CartPole-v1"))
+
+
+def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(UserError, match=r"Hopper-v5 cannot be made .*no_such"):
+        make_env(EnvSpec(env_id="Hopper-v5", kwargs={"no_such": 1}))
+
+
+def test_missing_observation_entry_is_named() -> None:
+    with pytest.raises(UserError, match=r"no entries \['state'\]"):
+        make_env(EnvSpec(env_id="PointMaze_UMaze-v3", observation_keys=("state",)))
+
+
+def test_tuple_observations_are_refused() -> None:
+    with pytest.raises(UserError, match="here: the observation space must be a Box or a Dict of Boxes"):
+        flat_size(spaces.Tuple([spaces.Discrete(2)]), None, "here")
+
+
+def test_normalised_scores() -> None:
+    assert normalised_score("Hopper-v5", 3234.3) == pytest.approx(100.0)
+    assert normalised_score("Walker2d-v4", 1.629008) == pytest.approx(0.0)
+    assert normalised_score("AdroitHandPen-v1", 3076.8331) == pytest.approx(100.0)
+    assert normalised_score(MAZE, 1.0) is None
+    assert normalised_score("AdroitHandDoor-v1", 1.0) is None
+
+
+def test_where_success_is_defined() -> None:
+    assert success_defined(MAZE)
+    assert success_defined("PointMaze_UMaze-v3")
+    assert success_defined("AdroitHandPen-v1")
+    assert not success_defined("Hopper-v5")

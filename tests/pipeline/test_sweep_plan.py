@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from raystitch.config import RunConfig
+from raystitch.config_file import parse_config
+from raystitch.files import write_json
+from raystitch.pipeline.cost import estimate
+from raystitch.pipeline.sweep_plan import RESULTS_SCHEMA, Inputs, Trial, finished, plan, result_rows, write_results
+
+INPUTS = Inputs(dataset="sha256:d", bundle="sha256:b", buffer="sha256:u")
+
+
+def config(**changes: object) -> RunConfig:
+    data: dict[str, object] = {
+        "name": "test",
+        "dataset": "demo:pointmaze",
+        "seeds": [0, 1],
+        "grid": [
+            {"algo": "dt", "data": "original"},
+            {"algo": "dt", "data": "joined"},
+            {"algo": "dt", "data": "stitched", "ratio": ["1:0", "1:1", "0:1"], "delta": ["q99", 0.5]},
+            {"algo": "td3bc", "data": "stitched", "ratio": ["1:1"], "delta": ["off"]},
+        ],
+    }
+    return parse_config(data | changes, RunConfig)
+
+
+def cells(trials: list[Trial]) -> list[tuple[str, str, str, str | None, int]]:
+    return [(trial.algo, trial.data, trial.ratio, trial.delta, trial.seed) for trial in trials]
+
+
+def test_every_cell_runs_once_per_seed_and_original_only_once() -> None:
+    expected = [
+        ("dt", "original", "1:0", None),
+        ("dt", "joined", "1:1", None),
+        ("dt", "stitched", "1:1", "q99"),
+        ("dt", "stitched", "1:1", "0.5"),
+        ("dt", "stitched", "0:1", "q99"),
+        ("dt", "stitched", "0:1", "0.5"),
+        ("td3bc", "stitched", "1:1", "off"),
+    ]
+    trials = plan(config(), INPUTS)
+    assert cells(trials) == [(*cell, seed) for seed in (0, 1) for cell in expected]
+    assert len({trial.trial_id for trial in trials}) == len(trials)
+    assert plan(config(), INPUTS) == trials
+
+
+def ids(trials: list[Trial], data: str) -> set[str]:
+    return {trial.trial_id for trial in trials if trial.data == data}
+
+
+def test_ids_change_with_what_a_trial_depends_on_and_nothing_else() -> None:
+    before = plan(config(), INPUTS)
+    other_buffer = plan(config(), Inputs(dataset="sha256:d", bundle="sha256:b", buffer="sha256:other"))
+    assert ids(before, "original") == ids(other_buffer, "original")
+    assert ids(before, "joined") == ids(other_buffer, "joined")
+    assert not ids(before, "stitched") & ids(other_buffer, "stitched")
+    more_seeds = plan(config(seeds=[0, 1, 2], headline={"ratio": "0:1", "delta": "q99"}), INPUTS)
+    assert {trial.trial_id for trial in before} < {trial.trial_id for trial in more_seeds}
+    longer = plan(config(evaluation={"num_episodes": 9}), INPUTS)
+    assert not {trial.trial_id for trial in before} & {trial.trial_id for trial in longer}
+    other_dt = plan(config(algorithms={"dt": {"train_steps": 9}}), INPUTS)
+    kept = {trial.trial_id for trial in before} & {trial.trial_id for trial in other_dt}
+    assert kept == {trial.trial_id for trial in before if trial.algo == "td3bc"}
+
+
+def returns(success: float | None, target: float | None, headline: bool) -> dict[str, object]:
+    measured = {"return_mean": 1.5, "return_std": 0.5, "success_rate": success, "score": None, "num_eval_episodes": 2}
+    return {"headline": headline, "target_return": target, **measured, "returns": [1.0, 2.0], "lengths": [3, 4]}
+
+
+def test_results_have_a_row_per_trial_and_target(tmp_path: Path) -> None:
+    trials = plan(config(), INPUTS)
+    first, second, third = trials[2], trials[-1], trials[0]
+    content = {"status": "ok", "train_steps": 5, "train_seconds": 1.5}
+    evaluations = [returns(1.0, 3.0, True), returns(0.5, 1.0, False)]
+    write_json(tmp_path / first.trial_id / "returns.json", content | {"evaluations": evaluations})
+    write_json(tmp_path / second.trial_id / "returns.json", content | {"evaluations": [returns(None, None, True)]})
+    rows = result_rows(trials, tmp_path, {third.trial_id: "RunError: no"}, {"q99": 0.3, "off": None}.get)
+    write_results(rows, tmp_path / "results.parquet")
+    table = pq.read_table(tmp_path / "results.parquet")
+    assert table.schema.equals(RESULTS_SCHEMA)
+    got = [(r["trial_id"], r["status"], r["target_return"], r["headline"], r["delta_value"]) for r in table.to_pylist()]
+    assert got == [
+        (third.trial_id, "failed", None, True, None),
+        (first.trial_id, "ok", 3.0, True, 0.3),
+        (first.trial_id, "ok", 1.0, False, 0.3),
+        (second.trial_id, "ok", None, True, None),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", '{"status": "ok"', "{}", "[]"])
+def test_half_a_result_is_not_a_finished_trial(tmp_path: Path, text: str) -> None:
+    assert finished(tmp_path) is None
+    (tmp_path / "returns.json").write_text(text)
+    assert finished(tmp_path) is None
+
+
+def test_more_cpus_cost_less_time() -> None:
+    trials = plan(config())
+    few, many = estimate(config(), trials, 2), estimate(config(), trials, 8)
+    assert set(few) == {"fit", "augment", "trials"}
+    assert 0 < many["trials"] < few["trials"]

@@ -1,0 +1,123 @@
+"""A trial's folder, from data to returns."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raystitch.buffer.config import AugmentConfig
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.errors import UserError
+from raystitch.models.config import FitConfig
+from raystitch.models.fit import fit_bundle
+from raystitch.pipeline.augment import augment_local
+from raystitch.pipeline.train import run_trial, train
+from raystitch.stitching.config import QualifyConfig, StitchConfig
+from raystitch.trainers.config import BCConfig, DTConfig, EvalConfig
+from raystitch.trainers.loop import CHECKPOINT_SECONDS
+from raystitch.trainers.policy import load_policy
+
+DT = DTConfig(train_steps=120, batch_size=8, context=4, width=16, num_layers=1)
+EVALUATION = EvalConfig(num_episodes=2, num_envs=2, target_returns=(1.0, 0.5), every=60, every_episodes=1)
+
+
+def _rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_trial_folder(drift: EpisodeDataset, tmp_path: Path) -> None:
+    out = tmp_path / "trial"
+    logged: list[dict[str, Any]] = []
+    settings: dict[str, Any] = {
+        "algo": "dt",
+        "config": DT,
+        "evaluation": EVALUATION,
+        "data": "weighted",
+        "ratio": "1:1",
+        "record": {"delta": "q99"},
+        "device": "cpu",
+    }
+    returns = run_trial(drift, out, **settings, log=logged.append)
+    assert returns == json.loads((out / "returns.json").read_text())
+    assert [entry["target_return"] for entry in returns["evaluations"]] == [1.0, 0.5]
+    assert [entry["headline"] for entry in returns["evaluations"]] == [True, False]
+    assert len(returns["evaluations"][0]["returns"]) == 2
+    assert returns["train_steps"] == 120
+    assert returns["train_seconds"] > 0
+    assert CHECKPOINT_SECONDS > 0
+    rows = _rows(out)
+    assert rows == logged
+    assert [(row["kind"], row["step"]) for row in rows] == [
+        ("eval", 60),
+        ("eval", 60),
+        ("train", 100),
+        ("train", 120),
+        ("eval", 120),
+        ("eval", 120),
+    ]
+    assert json.loads((out / "config.json").read_text())["record"] == {"delta": "q99"}
+    assert load_policy(out / "policy", "cpu").meta.record["data"] == "weighted"
+    assert not (out / "checkpoint").exists()
+
+    stamp = (out / "returns.json").stat().st_mtime_ns
+    assert run_trial(drift, out, **settings) == returns
+    assert (out / "returns.json").stat().st_mtime_ns == stamp
+    with pytest.raises(UserError, match=r"other settings \(ratio, seed differ\)"):
+        run_trial(drift, out, **{**settings, "seed": 1, "ratio": "1:0"})
+
+
+def test_unfinished_trial_goes_on(drift: EpisodeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raystitch.pipeline.train.CHECKPOINT_SECONDS", 0.0)
+    settings: dict[str, Any] = {"algo": "dt", "config": DT, "evaluation": EVALUATION, "device": "cpu"}
+    whole = run_trial(drift, tmp_path / "whole", **settings)
+
+    def interrupt(row: dict[str, Any]) -> None:
+        if row["step"] == 120:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(drift, tmp_path / "cut", **settings, log=interrupt)
+    assert not (tmp_path / "cut" / "returns.json").exists()
+    assert (tmp_path / "cut" / "checkpoint").exists()
+    resumed = run_trial(drift, tmp_path / "cut", **settings)
+    assert resumed["evaluations"] == whole["evaluations"]
+    rows = [[{**row, "seconds": 0} for row in _rows(tmp_path / name)] for name in ("whole", "cut")]
+    assert rows[0] == rows[1]
+
+
+def test_train_writes_nothing_and_returns_a_policy(drift: EpisodeDataset) -> None:
+    policy = train(drift, "bc", config=BCConfig(train_steps=3, hidden=8), device="cpu")
+    assert policy.act(np.zeros((5, 4))).shape == (5, 2)
+
+
+def test_user_errors(drift: EpisodeDataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="algo='dqn' is not one of"):
+        train(drift, "dqn")
+    with pytest.raises(UserError, match="takes a DTConfig, got a BCConfig"):
+        train(drift, "dt", config=BCConfig())
+    with pytest.raises(UserError, match="0:0"):
+        train(drift, "bc", ratio="0:0")
+    with pytest.raises(UserError, match="there is none"):
+        train(drift, "bc", ratio="1:1")
+    with pytest.raises(UserError, match="needs bridges"):
+        run_trial(drift, tmp_path / "a", algo="bc", data="stitched", ratio="1:1")
+    with pytest.raises(UserError, match="does not say which environment"):
+        run_trial(dataclasses.replace(drift, env=None), tmp_path / "b", algo="bc")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_on_a_buffer(drift: EpisodeDataset, tiny_fit: FitConfig, tmp_path: Path) -> None:
+    bundle = fit_bundle(drift, tiny_fit, tmp_path / "stitcher", "cpu")
+    everything = QualifyConfig(delta="off", termination_max=None, value_check=False)
+    stitch, augment = StitchConfig(qualify=everything), AugmentConfig(num_bridges=16, pairs_per_shard=16)
+    augment_local(drift, bundle, stitch, augment, out=tmp_path / "buffer", seed=0)
+    for algo, config in (("dt", dataclasses.replace(DT, train_steps=3)), ("bc", BCConfig(train_steps=3, hidden=8))):
+        policy = train(drift, algo, tmp_path / "buffer", "1:1", config=config, device="cpu")
+        assert policy.meta.record["ratio"] == "1:1"
+    with pytest.raises(UserError, match="there is none"):
+        train(drift, "bc", tmp_path / "buffer", "1:1", delta=0.0)
+    with pytest.raises(UserError, match="train on that dataset"):
+        train(drift.subset(np.arange(5)), "bc", tmp_path / "buffer", "1:1")

@@ -1,0 +1,183 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raystitch.files import write_json
+
+CELLS = (
+    ("dt", "original", "1:0", None, 0.07),
+    ("dt", "joined", "1:1", None, 0.33),
+    ("dt", "stitched", "1:1", "q90", 0.86),
+    ("dt", "stitched", "1:1", "q99", 0.91),
+    ("dt", "stitched", "1:3", "q90", 0.80),
+    ("dt", "stitched", "1:3", "q99", 0.95),
+    ("td3bc", "original", "1:0", None, 0.46),
+    ("td3bc", "joined", "1:1", None, 0.45),
+    ("td3bc", "stitched", "1:1", "q99", 0.52),
+)
+WALLS = [
+    (x, y)
+    for x in range(-3, 4)
+    for y in range(-3, 4)
+    if not (abs(y) == 1 and abs(x) < 3) and not (x == 2 and abs(y) < 3)
+]
+CONFIG = """\
+name: synthetic
+dataset: demo:pointmaze
+seeds: [0, 1, 2]
+headline: {ratio: '1:1', delta: q99}
+"""
+
+
+def write_run(folder: Path, *, targets: tuple[float, ...] = (1.0, 0.5), success: bool = True) -> Path:
+    """A run's files with made-up numbers."""
+    rng = np.random.default_rng(0)
+    (folder / "figures").mkdir(parents=True)
+    (folder / "config.yaml").write_text(CONFIG)
+    rows: list[dict[str, Any]] = []
+    for algo, data, ratio, delta, level in CELLS:
+        for seed in range(3):
+            trial_id = f"{algo}{data}{ratio}{delta}{seed}".replace(":", "")
+            trial = folder / "trials" / trial_id
+            trial.mkdir(parents=True)
+            lines: list[dict[str, Any]] = []
+            final = float(np.clip(level + rng.normal(0, 0.04), 0, 1))
+            for step in (500, 1000, 1500):
+                value = final * (1 - np.exp(-step / 500)) if step < 1500 else final
+                measured = {"success_rate": value if success else None, "score": None, "return_mean": value}
+                lines.append({"kind": "train", "step": step, "loss": 1 / step})
+                lines.append({"kind": "eval", "step": step, "target_return": None, **measured})
+            (trial / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "ev')
+            shared = {
+                "trial_id": trial_id,
+                "algo": algo,
+                "data": data,
+                "ratio": ratio,
+                "delta": delta,
+                "delta_value": None if delta is None else 0.2,
+                "seed": seed,
+                "status": "ok",
+                "error": None,
+                "train_steps": 1500,
+                "train_seconds": 30.0,
+                "return_mean": final,
+                "return_std": 0.1,
+                "score": None,
+                "num_eval_episodes": 50,
+            }
+            asked = targets if algo == "dt" else (None,)
+            rows += [
+                shared
+                | {"target_return": target, "headline": target == asked[0]}
+                | {"success_rate": final * (0.8 if target == 0.5 else 1.0) if success else None}
+                for target in asked
+            ]
+    blank = dict.fromkeys(rows[0])
+    rows.append(
+        blank
+        | {"trial_id": "bad", "algo": "td3bc", "data": "stitched", "ratio": "1:1", "delta": "q99", "seed": 3}
+        | {"headline": True, "status": "failed", "error": "RunError: the loss became nan at step 7 <of td3bc>"}
+    )
+    pq.write_table(pa.Table.from_pylist(rows), folder / "results.parquet")
+    versions = {"raystitch": "0.1.0", "torch": "2.13.0", "ray": "2.60.0"}
+    write_json(folder / "environment.json", {"python": "3.11", "cpus": 2, "packages": versions, "finished_at": "today"})
+    _write_figures(folder / "figures", rng)
+    write_json(folder / "validate.json", _validation(rng))
+    return folder
+
+
+def _validation(rng: np.random.Generator) -> dict[str, Any]:
+    def described(scale: float, spread: float) -> dict[str, Any]:
+        errors = np.sort(scale * np.exp(rng.normal(0, spread, 400)))
+        numbers = {"count": 400, "median": scale, "p90": scale * 4, "p99": scale * 9, "mean": scale * 2}
+        by_gap = [{"gap": gap, **numbers, "median": scale * (0.7 + gap / 25)} for gap in range(4, 25)]
+        return {
+            "num_windows": 500,
+            "num_steps": 6000,
+            "usable_share": 1.0,
+            "step_error": numbers,
+            "largest_error": {**numbers, "median": scale * 5},
+            "largest_below": {"limit": 0.5, "share": 0.8},
+            "cdf": {
+                "level": np.linspace(0, 1, 41).tolist(),
+                "step_error": np.quantile(errors, np.linspace(0, 1, 41)).tolist(),
+            },
+            "by_gap": by_gap,
+            "by_step": [],
+            "reward_error": numbers,
+            "terminated_share": 0.0,
+        }
+
+    return {
+        "unavailable": None,
+        "noise": 0.05,
+        "sets": {
+            "accepted": described(0.012, 1.0),
+            "rejected": described(0.09, 1.4),
+            "real": described(1e-12, 0.5),
+            "real_noise": described(0.031, 0.7),
+            "real_inverse": described(0.002, 0.9),
+        },
+        "below_noise": True,
+        "rank_correlation": 0.88,
+        "real_accepted_share": 0.99,
+    }
+
+
+def _write_figures(folder: Path, rng: np.random.Generator) -> None:
+    def write(name: str, metadata: dict[str, str] | None = None, **columns: Any) -> None:
+        pq.write_table(pa.table(columns).replace_schema_metadata(metadata or {}), folder / f"{name}.parquet")
+
+    write(
+        "acceptance",
+        reason=["ok", "residual", "termination", "return", "ok"],
+        repaired=[False, False, False, False, True],
+        count=[5100, 2900, 40, 310, 260],
+    )
+    count = 4000
+    residual = np.exp(rng.normal(-3, 1.2, count)).astype(np.float32)
+    residual[0] = np.nan
+    write(
+        "candidates",
+        gap=rng.integers(4, 25, count),
+        residual_max=residual,
+        accepted=residual < 0.12,
+        return_source=np.zeros(count, np.float32),
+        return_stitched=rng.uniform(0.2, 0.9, count).astype(np.float32),
+    )
+    parts: list[tuple[str, int, np.ndarray[Any, Any]]] = []
+    for episode in range(80):
+        x = np.linspace(-2.9, rng.uniform(-0.9, -0.4), 40) if episode % 2 else np.linspace(0.6, 2.8, 40)
+        y = (-1.0 if episode % 2 else 1.0) + np.cumsum(rng.normal(0, 0.03, 40)) + rng.normal(0, 0.1)
+        parts.append(("real", episode, np.stack([x, y], 1)))
+    for bridge in range(12):
+        leave, enter = np.array([-0.6, -1 + rng.normal(0, 0.1)]), np.array([0.7, 1 + rng.normal(0, 0.1)])
+        mix = np.linspace(0, 1, 18)[:, None]
+        bulge = np.stack([2.6 * np.sin(np.pi * mix[:, 0]), 0 * mix[:, 0]], 1)
+        parts.append(("prefix", bridge, np.linspace(leave - np.array([1.5, 0.0]), leave, 20)))
+        parts.append(("bridge", bridge, leave * (1 - mix) + enter * mix + bulge))
+        parts.append(("suffix", bridge, np.linspace(enter, enter + np.array([2.0, 0.0]), 20)))
+    lengths = [len(points) for _, _, points in parts]
+    points = np.concatenate([points for _, _, points in parts]).astype(np.float32)
+    write(
+        "lines",
+        {"x": "x", "y": "y"},
+        part=np.repeat([part for part, _, _ in parts], lengths),
+        line=np.repeat([line for _, line, _ in parts], lengths),
+        x=points[:, 0],
+        y=points[:, 1],
+    )
+    walls = np.array(WALLS, np.float64) - 0.5
+    ones = np.ones(len(walls))
+    write("walls", x=walls[:, 0], y=walls[:, 1], width=ones, height=ones)
+    write("marks", text=["start", "goal"], x=[-2.0, -2.0], y=[-1.0, 1.0])
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run")

@@ -1,0 +1,89 @@
+"""A small world with a known truth: a point in the plane, x' = x + v, v' = 0.9 v + 0.1 a, one constant dimension.
+
+Low-return episodes run along the south side, high-return ones along the north side; crossing episodes join the two, so
+that the dynamics between them are known while no episode leads from south to north with a reward.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
+from raystitch.models.bundle import Bundle
+from raystitch.models.config import DiffusionConfig, FitConfig, HeadConfig
+from raystitch.models.fit import fit_bundle
+
+OBS_DIM, ACT_DIM = 5, 2
+SOUTH, NORTH = -1.0, 1.0
+
+
+def roll(rng: np.random.Generator, start: tuple[float, float], goal: tuple[float, float], length: int) -> np.ndarray:
+    """Positions, velocities and a constant of a noisy controller's flight, with its actions: [T + 1, 5 + 2]."""
+    state, rows = np.array([*start, 0.0, 0.0]), []
+    for _ in range(length + 1):
+        wanted = np.clip((np.array(goal) - state[:2]) * 0.5, -0.12, 0.12)
+        action = np.clip((wanted - 0.9 * state[2:]) / 0.1 + 0.3 * rng.standard_normal(2), -1, 1)
+        rows.append([*state, 7.0, *action])
+        state = np.concatenate([state[:2] + state[2:], 0.9 * state[2:] + 0.1 * action])
+    return np.array(rows, np.float32)
+
+
+def episode(rng: np.random.Generator, kind: str, length: int) -> Episode:
+    jitter = rng.uniform(-0.2, 0.2, 2)
+    start, goal = {
+        "south": ((-2.0 + jitter[0], SOUTH + jitter[1]), (0.5, SOUTH)),
+        "north": ((0.0 + jitter[0], NORTH + jitter[1]), (3.0, NORTH)),
+        "cross": ((0.2 + jitter[0], SOUTH - 0.3), (0.2 + jitter[1], NORTH + 0.3)),
+    }[kind]
+    rows = roll(rng, start, goal, length)
+    reward = (rows[1:, 0] > 1.0) & (rows[1:, 1] > 0) if kind == "north" else np.zeros(length)
+    return Episode(
+        observations=rows[:, :OBS_DIM],
+        actions=rows[:-1, OBS_DIM:],
+        rewards=np.asarray(reward, np.float32),
+        terminated=kind == "south" and bool(rng.random() < 0.3),
+        truncated=False,
+    )
+
+
+def make_world(seed: int = 0, num_episodes: int = 60) -> EpisodeDataset:
+    rng = np.random.default_rng(seed)
+    kinds = [("south", "cross", "north")[index % 3] for index in range(num_episodes)]
+    episodes = [episode(rng, kind, int(rng.integers(3, 60))) for kind in kinds]
+    return from_episodes(
+        episodes, name="plane", action_low=-np.ones(ACT_DIM, np.float32), action_high=np.ones(ACT_DIM, np.float32)
+    )
+
+
+@pytest.fixture(scope="session")
+def world() -> EpisodeDataset:
+    return make_world()
+
+
+@pytest.fixture(scope="session")
+def bundle(world: EpisodeDataset) -> Bundle:
+    head = HeadConfig(num_members=2, hidden=32, num_layers=1, train_steps=100, batch_size=64)
+    config = FitConfig(
+        gamma=0.95,
+        diffusion=DiffusionConfig(
+            horizon=24,
+            width=16,
+            multipliers=(1, 2),
+            gap_min=2,
+            gap_max=16,
+            prefix_max=3,
+            train_steps=150,
+            batch_size=32,
+            learning_rate=2e-3,
+            ema_decay=0.97,
+        ),
+        dynamics=replace(head, num_members=3),
+        num_judges=2,
+        inverse=head,
+        reward=head,
+        termination=replace(head, num_members=1),
+        value=replace(head, num_members=1),
+        calibration_windows=200,
+    )
+    return fit_bundle(world, config, None, device="cpu")

@@ -1,0 +1,178 @@
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.errors import UserError
+from raystitch.models.bundle import Bundle
+from raystitch.stitching.candidates import Pairs
+from raystitch.stitching.config import PairConfig, SamplerConfig, StitchConfig
+from raystitch.stitching.pairs import SELECTORS, SourceIndex, nearest_pairs, pairs_from_trajectories, select_pairs
+
+SEEDS = np.arange(64) + 1000
+
+
+def configured(mode: str, micro_batch: int = 256, **pairs: Any) -> StitchConfig:
+    settings: dict[str, Any] = {"mode": mode, "terminal_margin": 3, "max_target_reuse": 0, "num_tries": 3} | pairs
+    return StitchConfig(pairs=PairConfig(**settings), sampler=SamplerConfig(num_steps=2, micro_batch=micro_batch))
+
+
+def same(first: Pairs, second: Pairs) -> None:
+    for column in fields(Pairs):
+        np.testing.assert_array_equal(getattr(first, column.name), getattr(second, column.name), column.name)
+
+
+@pytest.mark.parametrize("mode", sorted(SELECTORS))
+def test_contract_of_every_selector(mode: str, world: EpisodeDataset, bundle: Bundle) -> None:
+    pairs = select_pairs(world, bundle, configured(mode), SEEDS)
+    diffusion = bundle.config.diffusion
+    assert len(pairs) == len(SEEDS)
+    assert (pairs.source_episode != pairs.target_episode).all()
+    ended = world.terminated[pairs.source_episode]
+    assert (pairs.source_step <= world.lengths[pairs.source_episode] - 3 * ended).all()
+    assert (pairs.target_step < world.lengths[pairs.target_episode]).all()
+    assert ((pairs.gap == 0) | ((pairs.gap >= diffusion.gap_min) & (pairs.gap <= diffusion.gap_max))).all()
+    assert np.isfinite(pairs.return_source).all() and np.isfinite(pairs.return_target).all()
+    for row in range(len(pairs)):
+        source, target = world.episode(int(pairs.source_episode[row])), world.episode(int(pairs.target_episode[row]))
+        length, at = int(pairs.prefix_length[row]), int(pairs.source_step[row])
+        assert length == min(at + 1, diffusion.prefix_max)
+        np.testing.assert_array_equal(pairs.prefix[row, -length:], source.observations[at + 1 - length : at + 1])
+        assert not pairs.prefix[row, :-length].any()
+        length, at = int(pairs.suffix_length[row]), int(pairs.target_step[row])
+        assert length == min(len(target.observations) - at, pairs.suffix.shape[1])
+        np.testing.assert_array_equal(pairs.suffix[row, :length], target.observations[at : at + length])
+        assert not pairs.suffix[row, length:].any()
+
+
+@pytest.mark.parametrize("mode", sorted(SELECTORS))
+def test_a_row_depends_on_its_seed_alone(mode: str, world: EpisodeDataset, bundle: Bundle) -> None:
+    index = SourceIndex(world, bundle, configured(mode))
+    pairs = index.select(SEEDS)
+    order = np.random.default_rng(0).permutation(len(SEEDS))
+    same(index.select(SEEDS[order]), pairs.take(order))
+    same(index.select(SEEDS[10:13]), pairs.take(np.arange(10, 13)))
+    same(SourceIndex(world, bundle, configured(mode, micro_batch=7)).select(SEEDS), pairs)
+    assert not np.array_equal(index.select(SEEDS + 5000).source_step, pairs.source_step)
+
+
+def test_target_reuse_is_limited_per_call(world: EpisodeDataset, bundle: Bundle) -> None:
+    free = select_pairs(world, bundle, configured("successor"), SEEDS)
+    limited = select_pairs(world, bundle, configured("successor", max_target_reuse=1), SEEDS)
+
+    def largest_use(pairs: Pairs) -> int:
+        return int(np.unique(pairs.target_episode * 1000 + pairs.target_step, return_counts=True)[1].max())
+
+    assert largest_use(free) > 1
+    assert largest_use(limited) == 1
+
+
+def test_targets_promise_a_gain_where_any_does(world: EpisodeDataset, bundle: Bundle) -> None:
+    settings: dict[str, Any] = {"source_fraction": 1.0, "target_fraction": 1.0}
+    checked = select_pairs(world, bundle, configured("random", **settings), SEEDS)
+    unchecked = select_pairs(world, bundle, configured("random", value_check=False, **settings), SEEDS)
+    gains = (checked.return_target > checked.return_source).mean()
+    assert gains > (unchecked.return_target > unchecked.return_source).mean() + 0.1
+
+
+def test_imagine_finds_targets_where_the_source_never_went(world: EpisodeDataset, bundle: Bundle) -> None:
+    """Every source of kind south stays south; only crossing episodes show the way to the rewarded north."""
+    kinds = np.arange(world.num_episodes) % 3
+    index = SourceIndex(
+        world,
+        bundle,
+        configured("imagine", num_tries=8),
+        source_episodes=np.flatnonzero(kinds == 1),
+        target_episodes=np.flatnonzero(kinds == 2),
+    )
+    pairs = index.select(SEEDS)
+    apart = np.linalg.norm(bundle.normalizer.encode(pairs.prefix[:, -1] - pairs.suffix[:, 0]), axis=-1)
+    assert (world.returns[pairs.target_episode] >= 0).all() and len(np.unique(pairs.target_episode)) > 3
+    # Nearer than a random pair of the same pools, and not by staying where the source already is.
+    random = SourceIndex(
+        world,
+        bundle,
+        configured("random"),
+        source_episodes=np.flatnonzero(kinds == 1),
+        target_episodes=np.flatnonzero(kinds == 2),
+    ).select(SEEDS)
+    random_apart = np.linalg.norm(bundle.normalizer.encode(random.prefix[:, -1] - random.suffix[:, 0]), axis=-1)
+    assert np.median(apart) < np.median(random_apart)
+    assert (pairs.gap >= bundle.config.diffusion.gap_min).all() and pairs.gap.std() > 0
+
+
+def test_successor_targets_are_near_the_sources_own_future(world: EpisodeDataset, bundle: Bundle) -> None:
+    pairs = select_pairs(world, bundle, configured("successor", value_check=False), SEEDS)
+    rows = world.obs_offsets[pairs.source_episode] + pairs.source_step + pairs.gap + 1
+    assert (pairs.source_step + pairs.gap + 1 <= world.lengths[pairs.source_episode]).all()
+    active = bundle.normalizer.active
+
+    def apart(entered: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(bundle.normalizer.encode(world.observations[rows] - entered)[:, active], axis=-1)
+
+    random = select_pairs(world, bundle, configured("random"), SEEDS)
+    assert np.median(apart(pairs.suffix[:, 0])) < 0.7 * np.median(apart(random.suffix[:, 0]))
+
+
+def test_nearest_pairs_join_without_a_bridge(world: EpisodeDataset, bundle: Bundle) -> None:
+    config = configured("random", num_tries=1, value_check=False)
+    joined = nearest_pairs(world, bundle, config, SEEDS)
+    drawn = select_pairs(world, bundle, config, SEEDS)
+    assert (joined.gap == -1).all()
+    np.testing.assert_array_equal(joined.source_step, drawn.source_step)  # the same sources
+    encode = bundle.normalizer.encode
+    near = np.linalg.norm(encode(joined.prefix[:, -1]) - encode(joined.suffix[:, 0]), axis=-1)
+    far = np.linalg.norm(encode(drawn.prefix[:, -1]) - encode(drawn.suffix[:, 0]), axis=-1)
+    assert (near <= far + 1e-5).all()
+
+
+def test_another_dataset_is_refused(world: EpisodeDataset, bundle: Bundle) -> None:
+    with pytest.raises(UserError, match="other trajectories"):
+        select_pairs(world.subset(np.arange(10)), bundle, configured("random"), SEEDS)
+
+
+class TestGiven:
+    def test_best_cut_and_inferred_rewards(self, world: EpisodeDataset, bundle: Bundle) -> None:
+        source, target = world.episode(0), world.episode(2)
+        pairs = pairs_from_trajectories(bundle, source.observations, target.observations, SEEDS)
+        assert (pairs.source_episode == -1).all() and (pairs.target_episode == -1).all()
+        row = np.arange(len(pairs))
+        np.testing.assert_array_equal(pairs.prefix[row, -1], source.observations[pairs.source_step])
+        np.testing.assert_array_equal(pairs.suffix[row, 0], target.observations[pairs.target_step])
+
+    def test_ends_cut_with_a_terminal_source(self, world: EpisodeDataset, bundle: Bundle) -> None:
+        source, target = world.episode(0), world.episode(2)
+        length = len(source.actions)
+        for terminated, step in ((False, length), (True, length - 8)):
+            pairs = pairs_from_trajectories(
+                bundle,
+                source.observations,
+                target.observations,
+                SEEDS[:3],
+                source_rewards=source.rewards,
+                target_rewards=target.rewards,
+                source_terminated=terminated,
+                cut="ends",
+                gap=5,
+            )
+            assert pairs.source_step.tolist() == [step] * 3
+            assert pairs.target_step.tolist() == [0] * 3 and pairs.gap.tolist() == [5] * 3
+
+    def test_bad_input_names_the_field(self, world: EpisodeDataset, bundle: Bundle) -> None:
+        good = world.episode(0).observations
+        bad = good.copy()
+        bad[1, 2] = np.nan
+        cases = [
+            ((good[:, :2], good, {}), r"source.observations has shape"),
+            ((good, good[:1], {}), r"target.observations has 1 rows"),
+            ((bad, good, {}), r"source.observations: row 1 is not finite"),
+            ((good, good, {"target_rewards": np.zeros(3, np.float32)}), r"target.rewards has shape \(3,\)"),
+            ((good, good, {"source_actions": np.zeros((2, 2), np.float32)}), r"source.actions has shape"),
+            ((good, good, {"gap": 99}), r"gap=99 is outside .*2..16"),
+            ((good[:4], good, {"source_terminated": True}), r"source: 3 steps that end in a termination"),
+        ]
+        for (source, target, options), message in cases:
+            with pytest.raises(UserError, match=message):
+                pairs_from_trajectories(bundle, source, target, SEEDS, **options)

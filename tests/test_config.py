@@ -1,0 +1,111 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raystitch.config import RunConfig, default_out, find_config, load_run_config, load_stage
+from raystitch.errors import UserError
+from raystitch.models.config import FitConfig
+
+MINIMAL = """\
+dataset: demo:pointmaze
+fit:
+  diffusion:
+    learning_rate: 5e-4
+grid:
+  - {algo: dt, data: original}
+  - {algo: dt, data: stitched, ratio: [1:1, 2:1], delta: [q99, off, 0.5]}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_reads_yaml_as_people_write_it(tmp_path: Path) -> None:
+    config = load_run_config(
+        write(tmp_path, MINIMAL), ["seeds=[3, 4]", "fit.diffusion.train_steps=7", "grid.1.algo=td3bc"]
+    )
+    assert config.name == "mine"
+    assert config.seeds == (3, 4)
+    assert config.fit.diffusion.learning_rate == 5e-4
+    assert config.fit.diffusion.train_steps == 7
+    assert config.grid[0].combinations == [("1:0", None)]
+    assert config.grid[1].algo == "td3bc"
+    assert config.grid[1].combinations == [(r, d) for r in ("1:1", "2:1") for d in ("q99", "off", 0.5)]
+    assert config.headline_cell == ("1:1", "q99")
+
+
+def test_resolved_config_reads_back_equal(tmp_path: Path) -> None:
+    config = load_run_config(write(tmp_path, MINIMAL))
+    again = load_run_config(write(tmp_path, config.to_yaml()))
+    assert dataclasses.replace(again, headline=None) == config
+    assert again.headline_cell == config.headline_cell
+    assert yaml.safe_load(config.to_yaml())["grid"][1]["ratio"] == ["1:1", "2:1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        (MINIMAL.replace("learning_rate", "learningrate"), [], "mine.yaml:4: fit.diffusion.learningrate: unknown"),
+        (MINIMAL.replace("5e-4", "fast"), [], "mine.yaml:4: fit.diffusion.learning_rate: input should be"),
+        (MINIMAL.replace("5e-4", "-1"), [], "mine.yaml:3: fit.diffusion: learning_rate must be positive, got"),
+        (MINIMAL.replace("data: original", "data: orginal"), [], "mine.yaml:6: grid.0.data: input should be"),
+        (MINIMAL.replace("1:1", "0:0"), [], "mine.yaml:7: grid.1: ratio 0:0"),
+        (MINIMAL.replace("0.5", "-0.5"), [], "delta must be >= 0, got delta=-0.5"),
+        (MINIMAL.replace("dataset: demo:pointmaze\n", ""), [], "dataset: required but missing"),
+        (MINIMAL + "grid: []\n", [], "mine.yaml:8: not valid YAML: the key 'grid' appears twice"),
+        (MINIMAL + "seed: [1\n", [], "mine.yaml:9: not valid YAML"),
+        ("- 1\n", [], "mine.yaml: "),
+        ("", [], "mine.yaml: "),
+        (MINIMAL, ["fit.diffusion.horizn=3"], "--set fit.diffusion.horizn=3: fit.diffusion.horizn: unknown"),
+        (MINIMAL, ["resorces.device=cpu"], "resorces: unknown key; did you mean resources?"),
+        (MINIMAL, ["seeds=[1, 1]"], "seeds must be distinct"),
+        (MINIMAL, ["grid=[]"], "grid is empty"),
+        (MINIMAL, ["headline={ratio: 1:9, delta: q99}"], "headline is not a stitched cell of the grid: ratio=1:9"),
+        (MINIMAL, ["fit.diffusion"], "write it as key=value"),
+        (MINIMAL, ["grid.5.algo=dt"], "grid.5 has only 2 items"),
+        (MINIMAL, ["dataset.x=1"], "--set dataset.x=1: "),
+        (MINIMAL, ["fit.num_judges=9"], "num_judges must be in 1..dynamics.num_members - 1 = 3, got num_judges=9"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_with_the_place(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_run_config(write(tmp_path, text), overrides)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_names_resolve_and_unknown_ones_list_what_there_is() -> None:
+    assert find_config("demo").name == "demo.yaml"
+    assert find_config("tune_configs/smoke.yaml").name == "smoke.yaml"
+    with pytest.raises(UserError, match=r"no configuration 'demoo'.*demo"):
+        load_run_config("demoo")
+
+
+@pytest.mark.parametrize("name", ["demo", "smoke", "diffstitch", "hopper-mixed"])
+def test_shipped_configs_load(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_run_config(name)
+    assert config.name == name
+    monkeypatch.setenv("RAYSTITCH_RUNS", "/elsewhere")
+    assert default_out(config) == Path("/elsewhere") / name
+    assert config.headline_cell is not None
+
+
+def test_a_stage_takes_its_section(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    config = load_stage("fit", FitConfig, path, ["diffusion.train_steps=9"])
+    assert (config.diffusion.learning_rate, config.diffusion.train_steps) == (5e-4, 9)
+    assert load_stage("fit", FitConfig) == FitConfig()
+    with pytest.raises(UserError, match=r"diffusion\.horizn: unknown key; did you mean horizon"):
+        load_stage("fit", FitConfig, None, ["diffusion.horizn=9"])
+
+
+def test_run_config_is_frozen(tmp_path: Path) -> None:
+    config = load_run_config(write(tmp_path, MINIMAL))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 3  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(config, RunConfig)

@@ -1,0 +1,62 @@
+"""Evaluation in real environments."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.envs.make import make_env
+from raystitch.errors import UserError
+from raystitch.seeding import derive_seed
+from raystitch.trainers.config import BCConfig, DTConfig
+from raystitch.trainers.data import build_data
+from raystitch.trainers.evaluate import evaluate
+from raystitch.trainers.loop import train_policy
+from raystitch.trainers.policy import Policy
+
+
+@pytest.fixture(scope="module")
+def cloned(line: EpisodeDataset) -> Policy:
+    return train_policy(build_data(line, "transitions", device="cpu"), "bc", BCConfig(train_steps=5, hidden=16))
+
+
+def test_returns_are_those_of_single_episodes(line: EpisodeDataset, cloned: Policy) -> None:
+    assert line.env is not None
+    result = evaluate(cloned, line.env, num_episodes=7, num_envs=3, seed=11)
+    env = make_env(line.env)
+    for index in range(7):
+        obs, _ = env.reset(seed=derive_seed(11, "episode", index) % 2**31)
+        total, ended = 0.0, False
+        cloned.reset(1)
+        while not ended:
+            obs, reward, terminated, truncated, _ = env.step(cloned.act(obs[None])[0])
+            total, ended = total + float(reward), terminated or truncated
+        assert result.returns[index] == pytest.approx(total, abs=1e-5)
+    assert len(set(result.returns)) == 7
+    assert result.lengths.tolist() == [20] * 7
+    assert result.successes is None
+    assert result.success_rate is None
+    assert result.score is None
+    again = evaluate(cloned, line.env, num_episodes=7, num_envs=3, seed=11)
+    np.testing.assert_array_equal(result.returns, again.returns)
+
+
+def test_maze_reports_success(drift: EpisodeDataset) -> None:
+    assert drift.env is not None
+    config = DTConfig(train_steps=2, batch_size=8, context=4, width=16, num_layers=1)
+    policy = train_policy(build_data(drift, "sequences", device="cpu"), "dt", config)
+    result = evaluate(policy, drift.env, num_episodes=3, num_envs=2, seed=0)
+    assert result.successes is not None
+    assert result.success_rate == result.successes.mean()
+    assert result.target_return == pytest.approx(drift.returns.max())
+    assert result.lengths.max() <= 60
+    assert result.to_json()["num_eval_episodes"] == 3
+
+
+def test_environment_of_another_size(line: EpisodeDataset, drift: EpisodeDataset, cloned: Policy) -> None:
+    assert drift.env is not None
+    with pytest.raises(UserError, match="4 observations and 2 actions, the policy has 1 and 1"):
+        evaluate(cloned, drift.env)
+    with pytest.raises(UserError, match="unknown environment"):
+        evaluate(cloned, dataclasses.replace(drift.env, env_id="Nothing-v0"))

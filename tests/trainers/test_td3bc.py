@@ -1,0 +1,121 @@
+"""TD3+BC's losses against torchrl's, and what one update touches."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.data import Bounded
+from torchrl.modules import ValueOperator
+from torchrl.objectives.td3_bc import TD3BCLoss
+
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.trainers.batches import TrainData, TransitionBatch
+from raystitch.trainers.config import TD3BCConfig
+from raystitch.trainers.data import build_data
+from raystitch.trainers.ratio import parse_ratio
+from raystitch.trainers.td3bc import TD3BCState, actor_loss, create, critic_loss, update
+
+CONFIG = TD3BCConfig(hidden=16, gamma=0.97, policy_noise=0.3, noise_clip=0.4, alpha=1.7)
+
+
+@pytest.fixture
+def data(drift: EpisodeDataset) -> TrainData:
+    return build_data(drift, "transitions", device="cpu")
+
+
+@pytest.fixture
+def state(data: TrainData) -> TD3BCState:
+    torch.manual_seed(0)
+    state = create(data, parse_ratio("1:0"), CONFIG)
+    for target in (state.target_actor, state.target_critics):
+        for parameter in target.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return state
+
+
+@pytest.fixture
+def batch(data: TrainData) -> TransitionBatch:
+    episode, step = data.original.draw(64, torch.Generator().manual_seed(0))
+    return data.transitions(episode, step)
+
+
+class _Column(nn.Module):
+    """A critic with the trailing dimension that torchrl expects."""
+
+    def __init__(self, critic: nn.Module) -> None:
+        super().__init__()
+        self.critic = critic
+
+    def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        return self.critic(obs, action)[..., None]
+
+
+def _copy(ours: list[nn.Module], theirs: Any, prefix: str, *, stacked: bool) -> None:
+    """Our weights into torchrl's functional parameters, which stack the critics'."""
+    for key, value in theirs.flatten_keys(".").items():
+        weights = [network.get_parameter(key.removeprefix(prefix)).detach() for network in ours]
+        value.data.copy_(torch.stack(weights) if stacked else weights[0])
+
+
+def test_losses_equal_torchrls(state: TD3BCState, batch: TransitionBatch) -> None:
+    keys = ["observation", "action"]
+    actor = TensorDictModule(copy.deepcopy(state.actor), in_keys=["observation"], out_keys=["action"])
+    critics: list[TensorDictModule] = [
+        ValueOperator(_Column(copy.deepcopy(critic)), in_keys=keys) for critic in state.critics
+    ]
+    theirs = TD3BCLoss(
+        actor,
+        critics,
+        action_spec=Bounded(-1.0, 1.0, torch.Size([2])),
+        alpha=CONFIG.alpha,
+        policy_noise=CONFIG.policy_noise,
+        noise_clip=CONFIG.noise_clip,
+        loss_function="l2",
+    )
+    theirs.make_value_estimator(gamma=CONFIG.gamma)
+    _copy(list(state.target_critics), theirs.target_qvalue_network_params, "module.critic.", stacked=True)
+    _copy([state.target_actor], theirs.target_actor_network_params, "module.", stacked=False)
+    done = batch.done.bool()[:, None]
+    table = TensorDict(
+        {
+            "observation": batch.obs,
+            "action": batch.action,
+            "next": {
+                "observation": batch.next_obs,
+                "reward": batch.reward[:, None],
+                "done": done,
+                "terminated": done,
+            },
+        },
+        [64],
+    )
+    assert done.any()
+    torch.manual_seed(5)
+    expected_critic, _ = theirs.qvalue_loss(table.clone())
+    torch.manual_seed(5)
+    loss, _ = critic_loss(state, batch, CONFIG, torch.randn_like(batch.action))
+    torch.testing.assert_close(loss, expected_critic.sum())
+    expected_actor, _ = theirs.actor_loss(table.clone())
+    ours, _ = actor_loss(state, batch, CONFIG)
+    torch.testing.assert_close(ours, expected_actor)
+
+
+def test_actor_and_targets_move_every_second_step(state: TD3BCState, batch: TransitionBatch) -> None:
+    slow = (state.actor, state.target_actor, state.target_critics)
+    before, critics = copy.deepcopy(slow), copy.deepcopy(state.critics)
+    generator = torch.Generator().manual_seed(0)
+
+    def same(left: nn.Module, right: nn.Module) -> bool:
+        return all(torch.equal(a, b) for a, b in zip(left.parameters(), right.parameters(), strict=True))
+
+    assert "actor_loss" not in update(state, batch, CONFIG, generator)
+    assert all(same(*pair) for pair in zip(before, slow, strict=True))
+    assert not same(critics, state.critics)
+    assert "actor_loss" in update(state, batch, CONFIG, generator)
+    assert not any(same(*pair) for pair in zip(before, slow, strict=True))
+    old, new, online = (next(module.parameters()) for module in (before[1], state.target_actor, state.actor))
+    torch.testing.assert_close(new, old + CONFIG.tau * (online - old))
