@@ -55,7 +55,13 @@ def make_drift(num_episodes: int = 40, seed: int = 0, name: str = "drift") -> Ep
             rewards.append(velocity[0])
         terminated = index % 4 == 0
         episodes.append(
-            Episode(np.array(observations), np.array(actions), np.array(rewards), terminated, not terminated)
+            Episode(
+                np.array(observations, np.float32),
+                np.array(actions, np.float32),
+                np.array(rewards, np.float32),
+                terminated,
+                not terminated,
+            )
         )
     return from_episodes(
         episodes,

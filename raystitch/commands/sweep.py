@@ -11,7 +11,7 @@ def register(subparsers: Subparsers) -> None:
         "sweep",
         _sweep,
         help="run the whole pipeline: data, fit, augment, train a grid, validate, report",
-        example="raystitch sweep tune_configs/demo.yaml --out runs/demo --set train.seeds=[0,1]",
+        example="raystitch sweep tune_configs/demo.yaml --out runs/demo --set seeds=[0,1]",
         resumes=True,
     )
     parser.add_argument(

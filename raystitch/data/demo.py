@@ -16,12 +16,14 @@ import hashlib
 import os
 import zipfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raystitch import envs
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.errors import UserError
 from raystitch.files import atomic_path
@@ -162,17 +164,16 @@ def load_or_make_pointmaze() -> EpisodeDataset:
 
 def _recipe() -> str:
     """Short hash of what the content depends on: this recipe, the maze and the simulator's version."""
-    import mujoco
-
-    from raystitch.envs import pointmaze
-
-    digest = hashlib.sha256(mujoco.__version__.encode())
-    for source in (__file__, pointmaze.__file__):
-        digest.update(Path(source).read_bytes())
+    digest = hashlib.sha256(version("mujoco").encode())
+    for source in (Path(__file__), Path(envs.__file__).with_name("pointmaze.py")):
+        digest.update(source.read_bytes())
     return digest.hexdigest()[:12]
 
 
 def _with_env(columns: dict[str, NDArray[Any]]) -> EpisodeDataset:
+    from raystitch.envs.make import register_environments
+
+    register_environments()
     from raystitch.envs.pointmaze import demo_spec
 
     return EpisodeDataset(
@@ -192,11 +193,13 @@ def make_pointmaze(num_steps: int = DEFAULT_NUM_STEPS, seed: int = 0) -> Episode
     """
     import gymnasium as gym
 
+    from raystitch.envs.make import register_environments
+
+    register_environments()
     from raystitch.envs import pointmaze
 
     if num_steps < 1000:
         raise UserError(f"num_steps must be at least 1000, got {num_steps}")
-    pointmaze.register()
     env = gym.make(pointmaze.ENV_ID)
     rng = numpy_rng(seed, "pointmaze")
     episodes: list[Episode] = []

@@ -4,6 +4,7 @@ A corridor leads east from the start (west end) into a north-south street. North
 one block south a road leaves it eastwards, and a last corridor leads from that road north and east to the goal.
 """
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -30,6 +31,11 @@ MAX_EPISODE_STEPS = 150
 class FixedGoalPointMaze(PointMazeEnv):
     """``PointMazeEnv`` whose goal is the centre of its cell, without the noise added there at every reset."""
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # The base class leaves its generated model file in the temporary folder; MuJoCo has compiled it by now.
+        Path(self.tmp_xml_file_path).unlink(missing_ok=True)
+
     def add_xy_position_noise(self, xy_pos: NDArray[np.float64]) -> NDArray[np.float64]:
         is_goal = any(np.array_equal(xy_pos, cell) for cell in self.maze.unique_goal_locations)
         return xy_pos if is_goal else super().add_xy_position_noise(xy_pos)
@@ -43,12 +49,13 @@ class ActionRepeat(gym.Wrapper[Any, Any, Any, Any]):
         self.action_repeat = action_repeat
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        total = 0.0
-        for _ in range(self.action_repeat):
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            total += float(reward)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        total = float(reward)
+        for _ in range(self.action_repeat - 1):
             if terminated or truncated:
                 break
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
         return observation, total, terminated, truncated, info
 
 

@@ -107,6 +107,7 @@ class TemporalUNet(nn.Module):
 
         All in standardised units; ``mask`` is 1 at known positions, else 0.
         """
+        assert noisy_BHO.shape[1] == self.horizon
         ignored_BH = ignored_positions(mask_BH)
         wanted_BH1 = ((1 - mask_BH) * (1 - ignored_BH)).unsqueeze(-1)
         line_BHO = fill_between(known_BHO * mask_BH.unsqueeze(-1), mask_BH)

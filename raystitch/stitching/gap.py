@@ -27,7 +27,7 @@ class GapEstimator(Protocol):
 
 
 def most_similar_index(bundle: Bundle, config: StitchConfig, pairs: Pairs, seeds: Ints) -> Ints:
-    """The paper's: the index of an imagined future most similar to the state entered (DiffStitch, step estimation), less one."""
+    """The index of an imagined future most similar to the state entered, less one (DiffStitch, step estimation)."""
     future = imagine(bundle, pairs.prefix, pairs.prefix_length, seeds, config.sampler, stream=GAP_STREAM)
     target = bundle.normalizer.encode(pairs.suffix[:, 0])[..., bundle.normalizer.active]
     similarity = _SIMILARITIES[config.gap.similarity](future, target[:, None])

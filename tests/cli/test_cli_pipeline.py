@@ -133,6 +133,13 @@ def test_settings_may_also_come_from_a_file_of_their_own(run: Run, ref: str, con
     assert rs.Bundle.load(tmp_path / "stitcher").config.gamma == 0.9
 
 
+def test_a_dry_run_prints_the_plan_and_writes_nothing(run: Run, config_file: Path, tmp_path: Path) -> None:
+    status, out, err = run("sweep", config_file, "--out", tmp_path / "run", "--dry-run", "--set", "seeds=[0,1]")
+    assert status == 0, err
+    assert "2 trials" in out
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
 def test_bench_prints_one_json_object_per_benchmark(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raystitch.bench.data.NUM_TRANSITIONS", 2000)
     monkeypatch.setattr("raystitch.bench.trainers.STEPS", 3)

@@ -22,7 +22,7 @@ def roll(rng: np.random.Generator, start: tuple[float, float], goal: tuple[float
     """Positions, velocities and a constant of a noisy controller's flight, with its actions: [T + 1, 5 + 2]."""
     state, rows = np.array([*start, 0.0, 0.0]), []
     for _ in range(length + 1):
-        wanted = np.clip((np.array(goal) - state[:2]) * 0.5, -0.12, 0.12)
+        wanted = np.clip((np.array(goal) - state[:2]) * 0.5, -0.2, 0.2)
         action = np.clip((wanted - 0.9 * state[2:]) / 0.1 + 0.3 * rng.standard_normal(2), -1, 1)
         rows.append([*state, 7.0, *action])
         state = np.concatenate([state[:2] + state[2:], 0.9 * state[2:] + 0.1 * action])

@@ -15,7 +15,8 @@ def test_rows_depend_on_their_seed_alone() -> None:
 
 def test_uniform_and_uncorrelated() -> None:
     drawn = np.concatenate([uniforms(SEEDS, 3, 5), uniforms(SEEDS, 1, 6), uniforms(SEEDS + 1, 1, 5)], 1)
-    assert drawn.min() >= 0 and drawn.max() < 1
+    assert drawn.min() >= 0
+    assert drawn.max() < 1
     np.testing.assert_allclose(drawn.mean(0), 0.5, atol=0.01)
     np.testing.assert_allclose(drawn.var(0), 1 / 12, atol=0.002)
     assert np.abs(np.corrcoef(drawn.T) - np.eye(5)).max() < 0.03
@@ -33,4 +34,5 @@ def test_integers_stay_below_their_bound() -> None:
 
 def test_child_seeds_differ() -> None:
     children = child_seeds(SEEDS, 4, 0)
-    assert children.dtype == np.int64 and len(np.unique(children)) == children.size
+    assert children.dtype == np.int64
+    assert len(np.unique(children)) == children.size

@@ -34,7 +34,8 @@ def test_contract_of_every_selector(mode: str, world: EpisodeDataset, bundle: Bu
     assert (pairs.source_step <= world.lengths[pairs.source_episode] - 3 * ended).all()
     assert (pairs.target_step < world.lengths[pairs.target_episode]).all()
     assert ((pairs.gap == 0) | ((pairs.gap >= diffusion.gap_min) & (pairs.gap <= diffusion.gap_max))).all()
-    assert np.isfinite(pairs.return_source).all() and np.isfinite(pairs.return_target).all()
+    assert np.isfinite(pairs.return_source).all()
+    assert np.isfinite(pairs.return_target).all()
     for row in range(len(pairs)):
         source, target = world.episode(int(pairs.source_episode[row])), world.episode(int(pairs.target_episode[row]))
         length, at = int(pairs.prefix_length[row]), int(pairs.source_step[row])
@@ -89,7 +90,8 @@ def test_imagine_finds_targets_where_the_source_never_went(world: EpisodeDataset
     )
     pairs = index.select(SEEDS)
     apart = np.linalg.norm(bundle.normalizer.encode(pairs.prefix[:, -1] - pairs.suffix[:, 0]), axis=-1)
-    assert (world.returns[pairs.target_episode] >= 0).all() and len(np.unique(pairs.target_episode)) > 3
+    assert (world.returns[pairs.target_episode] >= 0).all()
+    assert len(np.unique(pairs.target_episode)) > 3
     # Nearer than a random pair of the same pools, and not by staying where the source already is.
     random = SourceIndex(
         world,
@@ -100,7 +102,8 @@ def test_imagine_finds_targets_where_the_source_never_went(world: EpisodeDataset
     ).select(SEEDS)
     random_apart = np.linalg.norm(bundle.normalizer.encode(random.prefix[:, -1] - random.suffix[:, 0]), axis=-1)
     assert np.median(apart) < np.median(random_apart)
-    assert (pairs.gap >= bundle.config.diffusion.gap_min).all() and pairs.gap.std() > 0
+    assert (pairs.gap >= bundle.config.diffusion.gap_min).all()
+    assert pairs.gap.std() > 0
 
 
 def test_successor_targets_are_near_the_sources_own_future(world: EpisodeDataset, bundle: Bundle) -> None:
@@ -137,7 +140,8 @@ class TestGiven:
     def test_best_cut_and_inferred_rewards(self, world: EpisodeDataset, bundle: Bundle) -> None:
         source, target = world.episode(0), world.episode(2)
         pairs = pairs_from_trajectories(bundle, source.observations, target.observations, SEEDS)
-        assert (pairs.source_episode == -1).all() and (pairs.target_episode == -1).all()
+        assert (pairs.source_episode == -1).all()
+        assert (pairs.target_episode == -1).all()
         row = np.arange(len(pairs))
         np.testing.assert_array_equal(pairs.prefix[row, -1], source.observations[pairs.source_step])
         np.testing.assert_array_equal(pairs.suffix[row, 0], target.observations[pairs.target_step])
@@ -158,7 +162,8 @@ class TestGiven:
                 gap=5,
             )
             assert pairs.source_step.tolist() == [step] * 3
-            assert pairs.target_step.tolist() == [0] * 3 and pairs.gap.tolist() == [5] * 3
+            assert pairs.target_step.tolist() == [0] * 3
+            assert pairs.gap.tolist() == [5] * 3
 
     def test_bad_input_names_the_field(self, world: EpisodeDataset, bundle: Bundle) -> None:
         good = world.episode(0).observations

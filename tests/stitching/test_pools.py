@@ -21,7 +21,8 @@ def test_sources_leave_before_a_termination_and_from_low_returns(world: EpisodeD
     config = PairConfig(terminal_margin=5)
     drawn = sources(Pools(world, bundle, config))
     limit = world.lengths - np.where(world.terminated, config.terminal_margin, 0)
-    assert (drawn.step >= 0).all() and (drawn.step <= limit[drawn.episode]).all()
+    assert (drawn.step >= 0).all()
+    assert (drawn.step <= limit[drawn.episode]).all()
     assert world.returns[drawn.episode].max() <= np.median(world.returns)
     assert (drawn.step == world.lengths[drawn.episode]).any()  # a time-out's final state may be left
     assert len(np.unique(drawn.episode)) > 20

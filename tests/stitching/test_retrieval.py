@@ -39,7 +39,8 @@ def test_non_finite_queries_are_never_matched() -> None:
     queries[1, :] = np.inf
     found = NearestTargets(STATES, EPISODES).find(queries, np.full((2, 2), 99), overlap=False)
     finite = np.isfinite(found.distance)
-    assert finite[0].any() and (found.query[0][finite[0]] == 1).all()
+    assert finite[0].any()
+    assert (found.query[0][finite[0]] == 1).all()
     assert not finite[1].any()
 
 

@@ -55,7 +55,8 @@ def test_a_row_does_not_depend_on_its_batch_mates(gap_mode: str, bundle: Bundle,
     alone = np.array([17])
     same(Stitcher(bundle, configured(gap_mode)).stitch(pairs.take(alone), SEEDS[alone]), whole.take(alone))
     low, high = bundle.config.diffusion.gap_min, bundle.config.diffusion.gap_max
-    assert whole.gap.min() >= low and whole.gap.max() <= high
+    assert whole.gap.min() >= low
+    assert whole.gap.max() <= high
 
 
 def test_the_seed_matters(bundle: Bundle, pairs: Pairs) -> None:
@@ -69,7 +70,8 @@ def test_candidates_are_what_the_models_say(bundle: Bundle, pairs: Pairs) -> Non
     """Every stored number, recomputed one row at a time."""
     config = configured()
     result = Stitcher(bundle, config).stitch(pairs, SEEDS)
-    assert (result.actions >= bundle.action_low).all() and (result.actions <= bundle.action_high).all()
+    assert (result.actions >= bundle.action_low).all()
+    assert (result.actions <= bundle.action_high).all()
     np.testing.assert_array_equal(result.first_row, np.arange(len(SEEDS)))
     thresholds = bundle.calibration.threshold("q99", result.gap)
     for row in range(len(SEEDS)):
@@ -107,7 +109,8 @@ def test_candidates_are_what_the_models_say(bundle: Bundle, pairs: Pairs) -> Non
         )
         assert REASONS[int(result.reason[row])] == expected
         assert np.isnan(result.residuals[row, steps:]).all()
-        assert not result.actions[row, steps:].any() and not result.rewards[row, steps:].any()
+        assert not result.actions[row, steps:].any()
+        assert not result.rewards[row, steps:].any()
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
@@ -117,7 +120,8 @@ def test_non_finite_rows_are_rejected_and_the_rest_goes_on(bundle: Bundle, pairs
     for gap_mode in GAPS:
         stitcher = Stitcher(bundle, configured(gap_mode, delta="off"))
         result, healthy = stitcher.stitch(broken, SEEDS), stitcher.stitch(pairs, SEEDS)
-        assert REASONS[int(result.reason[3])] == "non_finite" and not result.accepted[3]
+        assert REASONS[int(result.reason[3])] == "non_finite"
+        assert not result.accepted[3]
         others = np.arange(len(SEEDS)) != 3
         same(result.take(others), healthy.take(others))
         assert (result.reason[others] != REASONS.index("non_finite")).all()
@@ -125,9 +129,11 @@ def test_non_finite_rows_are_rejected_and_the_rest_goes_on(bundle: Bundle, pairs
 
 def test_delta_off_accepts_what_delta_zero_rejects(bundle: Bundle, pairs: Pairs) -> None:
     none = Stitcher(bundle, configured(delta=0.0)).stitch(pairs, SEEDS)
-    assert not none.accepted.any() and (none.reason == REASONS.index("residual")).all()
+    assert not none.accepted.any()
+    assert (none.reason == REASONS.index("residual")).all()
     everything = Stitcher(bundle, configured(delta="off")).stitch(pairs, SEEDS)
-    assert (everything.reason != REASONS.index("residual")).all() and everything.accepted.any()
+    assert (everything.reason != REASONS.index("residual")).all()
+    assert everything.accepted.any()
     np.testing.assert_allclose(none.residual_max, everything.residual_max, rtol=1e-5)
 
 
@@ -161,12 +167,14 @@ def test_caller_given_trajectories(world: EpisodeDataset, bundle: Bundle) -> Non
     source, target = world.episode(0), world.episode(2)
     pairs = pairs_from_trajectories(bundle, source.observations, target.observations, SEEDS[:8], gap=6)
     result = Stitcher(bundle).stitch(pairs, SEEDS[:8])
-    assert result.gap.tolist() == [6] * 8 and np.isfinite(result.residual_max).all()
+    assert result.gap.tolist() == [6] * 8
+    assert np.isfinite(result.residual_max).all()
 
 
 def test_no_pairs_at_all(bundle: Bundle, pairs: Pairs) -> None:
     result = Stitcher(bundle, configured()).stitch(pairs.take(np.arange(0)), SEEDS[:0])
-    assert len(result) == 0 and result.observations.shape[1:] == (18, 5)
+    assert len(result) == 0
+    assert result.observations.shape[1:] == (18, 5)
 
 
 def test_wrong_sizes_are_refused(bundle: Bundle, pairs: Pairs) -> None:
