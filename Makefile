@@ -29,4 +29,4 @@ format: venv
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv runs dist .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv dist .pytest_cache .ruff_cache .import_linter_cache

@@ -161,17 +161,19 @@ def _apply_override(data: Any, override: str) -> KeyPath:
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: {text!r} is not a YAML value") from error
     path: KeyPath = tuple(int(part) if part.isdigit() else part for part in name.strip().split("."))
+    here: Any = data
     for depth, part in enumerate(path):
         last = depth == len(path) - 1
-        if isinstance(data, list) and isinstance(part, int):
-            if part >= len(data):
-                raise UserError(f"--set {override}: {'.'.join(map(str, path[: depth + 1]))} has only {len(data)} items")
-        elif isinstance(data, dict) and isinstance(part, str):
-            if not last and data.get(part) is None:
-                data[part] = {}
+        if isinstance(here, list) and isinstance(part, int):
+            if part >= len(here):
+                raise UserError(f"--set {override}: {'.'.join(map(str, path[:depth]))} has only {len(here)} items")
+        elif isinstance(here, dict) and isinstance(part, str):
+            if not last and here.get(part) is None:
+                here[part] = {}
         else:
-            raise UserError(f"--set {override}: {'.'.join(map(str, path[:depth]))} has no key {part!r}")
+            raise UserError(f"--set {override}: {'.'.join(map(str, path[:depth])) or 'the file'} has no key {part!r}")
+        holder: Any = here
         if last:
-            data[part] = value
-        data = data[part]
+            holder[part] = value
+        here = holder[part]
     return path

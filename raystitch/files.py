@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,26 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise RunError(f"cannot write {final}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_space(path: str | os.PathLike[str], num_bytes: int) -> None:
+    """Refuses before writing what cannot fit; HDF5 crashes the process when the disk fills while it writes.
+
+    Args:
+        path: file or folder to be written; it and folders above it need not exist.
+
+    Raises:
+        RunError: when the disk has less than ``num_bytes`` left.
+    """
+    folder = Path(path).absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise RunError(
+            f"cannot write {path}: it may take {num_bytes / 2**20:,.1f} MiB, but {free / 2**20:,.1f} MiB are free in "
+            f"{folder}; make room or choose another place"
+        )
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -67,7 +67,7 @@ def test_resolved_config_reads_back_equal(tmp_path: Path) -> None:
         (MINIMAL, ["grid=[]"], "grid is empty"),
         (MINIMAL, ["headline={ratio: 1:9, delta: q99}"], "headline is not a stitched cell of the grid: ratio=1:9"),
         (MINIMAL, ["fit.diffusion"], "write it as key=value"),
-        (MINIMAL, ["grid.5.algo=dt"], "grid.5 has only 2 items"),
+        (MINIMAL, ["grid.5.algo=dt"], "grid has only 2 items"),
         (MINIMAL, ["dataset.x=1"], "--set dataset.x=1: "),
         (MINIMAL, ["fit.num_judges=9"], "num_judges must be in 1..dynamics.num_members - 1 = 3, got num_judges=9"),
     ],

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from raystitch.bench.machine import Limits, Row, median_seconds
+from raystitch.bench.machine import Limits, Row, best_seconds
 from raystitch.bench.synthetic import make_bundle, make_walks
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.models.bundle import Bundle
@@ -13,7 +13,7 @@ from raystitch.stitching.pairs import SourceIndex
 from raystitch.stitching.stitcher import Stitcher
 
 NUM_PAIRS = 256
-NUM_STEPS = (2, 5, 20)
+NUM_STEPS = (2, 5)
 
 
 def rows(limits: Limits) -> list[Row]:
@@ -33,9 +33,9 @@ def _stages(dataset: EpisodeDataset, bundle: Bundle, num_steps: int) -> list[Row
     pairs = index.select(seeds)
     candidates = stitcher.propose(pairs, seeds)
     stages = {
-        "select": median_seconds(lambda: index.select(seeds), repeats=2, warmups=0),
-        "propose": median_seconds(lambda: stitcher.propose(pairs, seeds), repeats=2, warmups=0),
-        "qualify": median_seconds(lambda: stitcher.qualify(candidates), repeats=2),
+        "select": best_seconds(lambda: index.select(seeds), repeats=3, warmups=0),
+        "propose": best_seconds(lambda: stitcher.propose(pairs, seeds), repeats=3, warmups=0),
+        "qualify": best_seconds(lambda: stitcher.qualify(candidates), repeats=3, warmups=0),
     }
     whole = sum(stages.values())
     name = f"the whole, {num_steps} steps"
@@ -61,5 +61,5 @@ def _network(bundle: Bundle, limits: Limits) -> Row:
 
     with FlopCounterMode(display=False) as counter:
         forward()
-    gflops = counter.get_total_flops() / median_seconds(forward) / 1e9
+    gflops = counter.get_total_flops() / best_seconds(forward) / 1e9
     return Row(f"U-Net, {shape[0]} windows of {shape[1]}", gflops, "GFLOP/s", "matmul", gflops / limits.matmul_gflops)

@@ -47,4 +47,4 @@ def make_bundle(dataset: EpisodeDataset) -> Bundle:
         value=HeadConfig(num_members=1, train_steps=20),
         calibration_windows=400,
     )
-    return fit_bundle(dataset, config, None, device="auto")
+    return fit_bundle(dataset, config)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
 from raystitch.config_file import plain
 from raystitch.data.load import load_dataset
@@ -34,18 +35,19 @@ def fit(
     wants_gpu = device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes)
     able = [node for node in nodes if node.get("GPU", 0) >= 1] if wants_gpu else nodes
     cpus = max(node.get("CPU", 0.0) for node in able)
-    remote = ray.remote(num_cpus=cpus, num_gpus=int(wants_gpu), num_returns="streaming", max_retries=0)(_fit)
+    # Typed for tasks with one result; a streaming one is an iterator of references.
+    remote: Any = ray.remote(num_cpus=cpus, num_gpus=int(wants_gpu), num_returns="streaming", max_retries=0)(_fit)
     try:
         for reference in remote.remote(dataset_ref, d4rl_env, config, str(Path(out).absolute()), device):
             report: Any = ray.get(reference)
             if progress is not None:
                 progress(FitProgress(**report))
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         cause = error.cause
         if isinstance(cause, UserError | RunError):
             raise type(cause)(str(cause)) from None
         raise RunError(f"fitting failed: {str(error).strip().splitlines()[-1]}") from error
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         raise RunError(f"fitting failed: {str(error).strip().splitlines()[0]}; run it again to continue") from error
 
 

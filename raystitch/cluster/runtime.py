@@ -2,12 +2,30 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from raystitch.errors import RunError, UserError
 
 OBJECT_STORE_GIB = 0.4
+
+
+def _check_address(address: str) -> None:
+    """Whether anything answers at HOST:PORT, in a moment; Ray tries for twenty seconds and prints each of them.
+
+    Raises:
+        UserError: when nothing does.
+    """
+    host, _, port = address.rpartition(":")
+    if "/" in host or not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster at address={address!r}: {error.strerror or error}; start one or drop it"
+        ) from error
 
 
 @contextmanager
@@ -34,6 +52,8 @@ def ensure_ray(
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        _check_address(address)
     try:
         if address is not None:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)

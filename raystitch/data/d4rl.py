@@ -18,7 +18,7 @@ from raystitch.data.checks import check_finite
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
-from raystitch.files import atomic_path
+from raystitch.files import atomic_path, require_space
 
 REQUIRED = ("observations", "actions", "rewards")
 OPTIONAL = ("terminals", "timeouts", "next_observations")
@@ -231,7 +231,7 @@ def write_d4rl(dataset: EpisodeDataset, path: str | os.PathLike[str]) -> None:
     for a single row. The environment and the action bounds go into the file's attributes.
 
     Raises:
-        RunError: when the file cannot be written.
+        RunError: when the file cannot be written or the disk is too full.
     """
     last = dataset.offsets[1:][dataset.lengths > 0] - 1
     timeouts = np.zeros(dataset.num_transitions, np.bool_)
@@ -245,6 +245,7 @@ def write_d4rl(dataset: EpisodeDataset, path: str | os.PathLike[str]) -> None:
     }
     if dataset.final_observed.all():
         arrays["next_observations"] = dataset.observations[dataset.obs_index + 1]
+    require_space(path, sum(values.nbytes for values in arrays.values()))
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         for name, values in arrays.items():
             file.create_dataset(name, data=values, compression="gzip", compression_opts=4, shuffle=True)

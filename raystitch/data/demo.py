@@ -34,23 +34,10 @@ DEFAULT_NUM_STEPS = 40_000
 CACHED_COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated", "offsets")
 KIND_SHARES = (0.3, 0.3, 0.4)
 
-START, GOAL = (-3.5, 0.0), (3.5, 2.0)
-APPROACH_Y, APPROACH_CUT_X = 0.0, (-1.45, -1.05)
-ARRIVE_X, ARRIVE_START_Y, ARRIVE_TURN_Y = 1.5, (-0.3, 0.0), 2.0
-STREET_X, ROAD_Y = -0.5, -1.0
-ENDS = {"north": (STREET_X, 1.2), "south": (STREET_X, -2.1), "east": (3.2, ROAD_Y), "west": (-0.9, APPROACH_Y)}
-CROSSROADS = (STREET_X, ROAD_Y)
-ROUTES = (
-    ("north", "south"),
-    ("south", "north"),
-    ("south", "east"),
-    ("east", "south"),
-    ("north", "east"),
-    ("east", "north"),
-    ("west", "north"),
-    ("west", "north"),
-    ("south", "west"),
-)
+START, GOAL = (-3.5, -1.0), (3.5, -2.0)
+APPROACH_Y, APPROACH_CUT_X = -1.0, (-1.45, -1.15)
+ARRIVE_Y, ARRIVE_START_X, ARRIVE_CORNER_X = 1.0, (1.15, 1.45), 3.5
+STREET_X, STREET_NORTH_Y, STREET_SOUTH_Y = (-0.85, 0.85), (1.6, 2.35), -2.1
 SPEED = (2.2, 3.4)
 GAIN = 0.6
 ACTION_NOISE = 0.25
@@ -73,35 +60,28 @@ def _approach(rng: np.random.Generator) -> _Plan:
     start, velocity = np.array(START) + rng.uniform(-0.25, 0.25, 2), np.zeros(2)
     if rng.random() < 0.3:
         start[0], velocity[0] = rng.uniform(START[0], APPROACH_CUT_X[0] - 1.0), speed * rng.uniform(0.3, 1.0)
-    waypoint = np.array([STREET_X + 1.0, APPROACH_Y + rng.uniform(-0.2, 0.2)])
+    waypoint = np.array([APPROACH_CUT_X[1] + 1.0, APPROACH_Y + rng.uniform(-0.2, 0.2)])
     return _Plan(start, velocity, [waypoint], speed, rng.uniform(*APPROACH_CUT_X))
 
 
 def _arrive(rng: np.random.Generator) -> _Plan:
     speed = rng.uniform(*SPEED)
-    start = np.array([ARRIVE_X + rng.uniform(-0.25, 0.25), rng.uniform(*ARRIVE_START_Y)])
-    velocity = np.array([rng.normal(0, 0.3), speed * rng.uniform(0.6, 1.0)])
-    turn = np.array([ARRIVE_X, ARRIVE_TURN_Y + rng.uniform(-0.2, 0.1)])
-    return _Plan(start, velocity, [turn, np.array(GOAL)], speed)
+    start = np.array([rng.uniform(*ARRIVE_START_X), ARRIVE_Y + rng.uniform(-0.25, 0.25)])
+    velocity = np.array([speed * rng.uniform(0.5, 1.0), rng.normal(0, 0.3)])
+    corners = [np.array([ARRIVE_CORNER_X, ARRIVE_Y]), np.array(GOAL)]
+    return _Plan(start, velocity, [corner + rng.uniform(-0.1, 0.1, 2) for corner in corners], speed)
 
 
 def _cross(rng: np.random.Generator) -> _Plan:
     speed = rng.uniform(*SPEED)
-    origin, destination = ROUTES[int(rng.integers(len(ROUTES)))]
-    start, end = np.array(ENDS[origin]), np.array(ENDS[destination])
-    junction = np.array((STREET_X, APPROACH_Y) if "west" in (origin, destination) else CROSSROADS)
-    waypoints: list[Point] = []
-    for leg_start, leg_end in ((start, junction), (junction, end)):
-        length = float(np.linalg.norm(leg_end - leg_start))
-        sideways = (leg_end - leg_start)[::-1] / length
-        along = rng.uniform(0.3, 0.9)
-        while along < length:
-            waypoints.append(leg_start + (leg_end - leg_start) * along / length + sideways * rng.uniform(-0.3, 0.3))
-            along += rng.uniform(0.3, 0.9)
-    waypoints.append(end)
-    heading = (waypoints[0] - start) / np.linalg.norm(waypoints[0] - start)
-    velocity = heading * speed * rng.uniform(0.2, 1.0) + rng.normal(0, 0.3, 2)
-    return _Plan(start + rng.uniform(-0.2, 0.2, 2), velocity, waypoints, speed)
+    x, y = rng.uniform(*STREET_X), rng.uniform(*STREET_NORTH_Y)
+    start, waypoints = np.array([x, y]), []
+    while y > STREET_SOUTH_Y:
+        y = max(y - rng.uniform(0.4, 0.9), STREET_SOUTH_Y)
+        x = float(np.clip(x + rng.uniform(-0.5, 0.5), *STREET_X))
+        waypoints.append(np.array([x, y]))
+    velocity = np.array([rng.normal(0, 0.4), -speed * rng.uniform(0.0, 1.0)])
+    return _Plan(start, velocity, waypoints, speed)
 
 
 PLANS = {"approach": _approach, "arrive": _arrive, "cross": _cross}

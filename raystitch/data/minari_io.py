@@ -25,8 +25,11 @@ from raystitch.data.episodes import Episode, EpisodeDataset
 from raystitch.data.minari_root import check_dataset_id, dataset_path, download, local_ids, minari_root, nearest
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import RunError, UserError
+from raystitch.files import require_space
 
 OWN_METADATA = "raystitch"
+EPISODE_OVERHEAD = 16_000
+"""Bytes that HDF5 takes for the groups and headers of one episode, at most."""
 
 
 def _read_metadata(data_path: Path) -> dict[str, Any]:
@@ -247,6 +250,8 @@ def write_minari(
     final = dataset_path(check_dataset_id(dataset_id))
     if final.exists() and not overwrite:
         raise UserError(f"minari:{dataset_id} exists already in {minari_root()}; use another id or --overwrite")
+    columns = (dataset.observations, dataset.actions, dataset.rewards)
+    require_space(minari_root(), sum(column.nbytes for column in columns) + dataset.num_episodes * EPISODE_OVERHEAD)
     try:
         with _hidden_folder(minari_root()) as folder:
             (folder / "new").mkdir()

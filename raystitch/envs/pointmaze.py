@@ -1,7 +1,7 @@
 """The demo's point maze: gymnasium-robotics' PointMaze with one fixed goal and a repeated action.
 
-A corridor leads east from the start (west end) into a north-south street. North and far south the street ends blind;
-one block south a road leaves it eastwards, and a last corridor leads from that road north and east to the goal.
+A corridor leads east from the start to a wide street that ends blind in the south; straight across the street is a
+blind alley. Two blocks up the street a second corridor leaves it eastwards and then leads south to the goal.
 """
 
 from pathlib import Path
@@ -17,11 +17,11 @@ from raystitch.envs.spec import EnvSpec
 ENV_ID = "raystitch/PointMaze-v0"
 MAZE_MAP: list[list[int | str]] = [
     [1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
-    [1, 1, 1, 1, 1, 1, 0, 0, "g", 1],
-    [1, 1, 1, 1, 0, 1, 0, 1, 1, 1],
-    [1, "r", 0, 0, 0, 1, 0, 1, 1, 1],
+    [1, 1, 1, 1, 0, 0, 1, 1, 1, 1],
     [1, 1, 1, 1, 0, 0, 0, 0, 0, 1],
-    [1, 1, 1, 1, 0, 1, 1, 1, 1, 1],
+    [1, 1, 1, 1, 0, 0, 1, 1, 0, 1],
+    [1, "r", 0, 0, 0, 0, 0, 1, 0, 1],
+    [1, 1, 1, 1, 0, 0, 1, 1, "g", 1],
     [1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
 ]
 ACTION_REPEAT = 6

@@ -31,7 +31,7 @@ RESUME_FOLDER = ".fit"
 def fit_bundle(
     dataset: EpisodeDataset,
     config: FitConfig,
-    out: str | os.PathLike[str] | None,
+    out: str | os.PathLike[str] | None = None,
     device: str = "auto",
     progress: Callable[[FitProgress], None] | None = None,
     checkpoint_every: int = 500,

@@ -7,10 +7,10 @@ from raystitch.models.config import HeadConfig
 from raystitch.pipeline.sweep_plan import Trial
 from raystitch.trainers.config import AlgorithmConfig, DTConfig, TD3BCConfig
 
-# Measured on one thread of a server CPU; a GPU changes all of them.
-FLOPS_PER_SECOND = 2e10
+# Orders of magnitude for one thread of a server CPU; a GPU changes all of them.
+FLOPS_PER_SECOND = 5e10
 STEP_OVERHEAD_SECONDS = 0.003
-UNET_FLOPS_FACTOR = 180.0
+UNET_FLOPS_FACTOR = 450.0
 CANDIDATES_PER_SECOND = 200.0
 START_SECONDS = 5.0
 EVALUATION_SECONDS = 8.0

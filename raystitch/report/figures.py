@@ -31,7 +31,7 @@ INK = {
     "real": "#0a0b0a",
     "good": "#0a0b0b",
 }
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -221,7 +221,7 @@ class Scene:
 def trajectories(scene: Scene) -> str:
     """Real trajectories, and bridges with the real parts they join."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 5.2), layout="constrained")
+        figure = Figure(figsize=(10, _height(scene.walls)), layout="constrained")
         left, right = figure.subplots(1, 2, sharex=True, sharey=True)
         for axis in (left, right):
             for x, y, width, height in scene.walls:
@@ -253,6 +253,14 @@ def trajectories(scene: Scene) -> str:
                 axis.set_aspect("equal")
                 axis.tick_params(length=0)
     return to_svg(figure, "Real and stitched trajectories")
+
+
+def _height(walls: Array) -> float:
+    """Inches that two pictures of the maze side by side need in a figure 10 inches wide."""
+    if not len(walls):
+        return 5.2
+    width, height = ((walls[:, axis] + walls[:, axis + 2]).max() - walls[:, axis].min() for axis in (0, 1))
+    return float(np.clip(4.5 * height / width + 1.1, 2.5, 8.0))
 
 
 SET_LINES = {

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raystitch.files import atomic_path
@@ -82,8 +81,9 @@ def _tiles(run: RunFiles, summary: Summary) -> str:
             )
     table = run.figures.get("acceptance")
     if table is not None:
-        total = int(pc.sum(table["count"]).as_py() or 0)
-        accepted = sum(row["count"] for row in table.to_pylist() if row["reason"] == "ok")
+        counts = table.to_pylist()
+        total = sum(row["count"] for row in counts)
+        accepted = sum(row["count"] for row in counts if row["reason"] == "ok")
         tiles.append(
             (f"{accepted:,}", f"accepted bridges of {total:,} candidates ({100 * accepted / max(total, 1):.0f} %)")
         )

@@ -81,7 +81,15 @@ def _difference(at: Interval | None, metric: Metric) -> str:
 def results(summary: Summary, headline: tuple[str, str | None]) -> str:
     metric, limits = summary.metric, _limits(summary)
     low, high = (metric.show(limit) for limit in limits)
-    heads = ["training data", f"{metric.name}: {low} to {high}", "mean [95 %]", "IQM", "over original", "over joined"]
+    heads = [
+        "training data",
+        f"{metric.name}: {low} to {high}",
+        "mean [95 %]",
+        "IQM",
+        "over original",
+        "P(better)",
+        "over joined",
+    ]
     heads += ["success"] * (metric is not SUCCESS) + ["seeds"]
     rows: list[str] = []
     for algo in summary.algorithms:
@@ -93,6 +101,7 @@ def results(summary: Summary, headline: tuple[str, str | None]) -> str:
                 metric.show_interval(line.mean) if line.mean else "–",
                 metric.show(line.iqm.value) if line.iqm else "–",
                 _difference(line.over_original, metric),
+                '<span class="dim">–</span>' if line.improvement is None else f"{100 * line.improvement:.0f} %",
                 _difference(line.over_joined, metric),
             ]
             if metric is not SUCCESS:
@@ -105,7 +114,8 @@ def results(summary: Summary, headline: tuple[str, str | None]) -> str:
     seeds = max((len(line.values) for line in summary.lines), default=0)
     note = (
         "Each dot is one seed (its last checkpoint), the bar a 95 % bootstrap interval of the mean over seeds. "
-        "Differences are paired by seed, of inter-quartile means. The marked row was chosen before running."
+        "Differences are paired by seed, of inter-quartile means; P(better) is the share of pairs of seeds that beat "
+        "the original data. The marked row was chosen before running."
     )
     if seeds < 5:
         note += f" With {seeds} seeds an interval says little more than the dots do."

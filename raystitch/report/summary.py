@@ -1,12 +1,12 @@
 """What the results say: one line per cell of the grid with intervals over seeds, and a verdict in plain words."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from raystitch.report.stats import Interval, interval, iqm, mean, paired_difference
+from raystitch.report.stats import Interval, interval, iqm, mean, paired_difference, probability_of_improvement
 from raystitch.stitching.config import Delta, check_delta
 
 ALGORITHM_NAMES = {"td3bc": "TD3+BC", "dt": "Decision Transformer", "bc": "Behaviour cloning"}
@@ -54,6 +54,7 @@ class Line:
         values: of the metric, by seed; empty when every trial failed.
         mean, iqm, success: with 95 % bootstrap intervals over seeds; None where undefined.
         over_original, over_joined: paired difference of IQMs to the same algorithm's baselines.
+        improvement: probability that a seed of this beats a seed on the original data.
     """
 
     algo: str
@@ -67,6 +68,7 @@ class Line:
     num_failed: int
     over_original: Interval | None = None
     over_joined: Interval | None = None
+    improvement: float | None = None
 
     @property
     def label(self) -> str:
@@ -138,8 +140,12 @@ def _compare(line: Line, baselines: Mapping[tuple[str, str], Line]) -> Line:
         base = baselines.get((line.algo, data))
         return None if base is None or base.data == line.data else paired_difference(line.values, base.values)
 
+    base = baselines.get((line.algo, "original"))
+    chance = None
+    if base is not None and base.data != line.data and base.values and line.values:
+        chance = probability_of_improvement(np.array([*line.values.values()]), np.array([*base.values.values()]))
     joined = over("joined") if line.data == "stitched" else None
-    return Line(**{**line.__dict__, "over_original": over("original"), "over_joined": joined})
+    return replace(line, over_original=over("original"), over_joined=joined, improvement=chance)
 
 
 def _difference(at: Interval, metric: Metric, than: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import raystitch as rs
+from raystitch.trainers.config import BCConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,3 +38,12 @@ def test_the_wheel_holds_the_configurations_and_the_type_marker(tmp_path: Path) 
     shipped = {Path(name).name for name in names if name.startswith("raystitch/_tune_configs/")}
     assert shipped == {path.name for path in (ROOT / "tune_configs").iterdir()}
     assert not [name for name in names if not name.startswith(("raystitch/", "raystitch-"))]
+
+
+def test_the_library_works_without_ray(drift: rs.EpisodeDataset, tiny_fit: rs.FitConfig) -> None:
+    bundle = rs.fit(drift, tiny_fit)
+    assert rs.Stitcher(bundle).bundle is bundle
+    config = BCConfig(train_steps=5, hidden=8, batch_size=8)
+    policy = rs.train(drift, "bc", config=config)
+    policy.reset(3)
+    assert policy.act(drift.observations[:3]).shape == (3, 2)

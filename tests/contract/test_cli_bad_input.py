@@ -14,6 +14,8 @@ from raystitch.cli import main
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.minari_io import write_minari
+from raystitch.errors import RunError
+from raystitch.files import require_space
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 
@@ -223,3 +225,10 @@ def test_nothing_can_be_stitched(
     assert "nothing can be stitched" in last
     assert "smallest residual" in last
     refused("export", tmp_path / "b", "--format", "parquet", "--out", tmp_path / "x", says=("unfinished",))
+
+
+def test_a_disk_without_room_is_refused_before_writing(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="MiB are free"):
+        require_space(tmp_path / "new" / "file.hdf5", 10**18)
+    require_space(tmp_path / "new" / "file.hdf5", 1)
+    assert not (tmp_path / "new").exists()

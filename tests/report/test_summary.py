@@ -42,6 +42,7 @@ def test_lines_are_ordered_and_compared() -> None:
     assert stitched.over_original.value > 0.7
     assert abs(stitched.over_joined.value - 0.6) < 1e-9
     assert summary.lines[0].over_original is None
+    assert [line.improvement for line in summary.lines] == [None, 1.0, 1.0]
 
 
 def test_verdicts_say_what_the_numbers_say() -> None:
