@@ -32,12 +32,13 @@ from raystitch.seeding import numpy_rng
 DEMO_REF = "demo:pointmaze"
 DEFAULT_NUM_STEPS = 40_000
 CACHED_COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated", "offsets")
-KIND_SHARES = (0.3, 0.3, 0.4)
+KIND_SHARES = (0.25, 0.22, 0.25, 0.28)
 
 START, GOAL = (-3.5, -1.0), (3.5, -2.0)
-APPROACH_Y, APPROACH_CUT_X = -1.0, (-1.45, -1.15)
-ARRIVE_Y, ARRIVE_START_X, ARRIVE_CORNER_X = 1.0, (1.15, 1.45), 3.5
-STREET_X, STREET_NORTH_Y, STREET_SOUTH_Y = (-0.85, 0.85), (1.6, 2.35), -2.1
+APPROACH_Y, APPROACH_CUT_X = -1.0, (-1.3, -1.0)
+ARRIVE_Y, ARRIVE_START_X, ARRIVE_CORNER_X = 1.0, (0.95, 1.2), 3.5
+LANE_X, STREET_NORTH_Y, STREET_SOUTH_Y = 0.85, (1.6, 2.35), -2.1
+YARDS_Y = ((-2.2, -1.2), (1.2, 2.3))
 SPEED = (2.2, 3.4)
 GAIN = 0.6
 ACTION_NOISE = 0.25
@@ -72,19 +73,25 @@ def _arrive(rng: np.random.Generator) -> _Plan:
     return _Plan(start, velocity, [corner + rng.uniform(-0.1, 0.1, 2) for corner in corners], speed)
 
 
-def _cross(rng: np.random.Generator) -> _Plan:
+def _pass_through(rng: np.random.Generator) -> _Plan:
     speed = rng.uniform(*SPEED)
-    x, y = rng.uniform(*STREET_X), rng.uniform(*STREET_NORTH_Y)
+    x, y = rng.uniform(-LANE_X, LANE_X), rng.uniform(*STREET_NORTH_Y)
     start, waypoints = np.array([x, y]), []
     while y > STREET_SOUTH_Y:
         y = max(y - rng.uniform(0.4, 0.9), STREET_SOUTH_Y)
-        x = float(np.clip(x + rng.uniform(-0.5, 0.5), *STREET_X))
+        x = float(np.clip(x + rng.uniform(-0.5, 0.5), -LANE_X, LANE_X))
         waypoints.append(np.array([x, y]))
     velocity = np.array([rng.normal(0, 0.4), -speed * rng.uniform(0.0, 1.0)])
     return _Plan(start, velocity, waypoints, speed)
 
 
-PLANS = {"approach": _approach, "arrive": _arrive, "cross": _cross}
+def _wander(rng: np.random.Generator) -> _Plan:
+    count = int(rng.integers(4, 7))
+    waypoints = list(np.stack([rng.uniform(-LANE_X, LANE_X, count), rng.uniform(*YARDS_Y[int(rng.integers(2))], count)], axis=1))
+    return _Plan(waypoints[0], rng.normal(0, 1.0, 2), waypoints[1:], rng.uniform(*SPEED))
+
+
+PLANS = {"approach": _approach, "arrive": _arrive, "pass": _pass_through, "wander": _wander}
 
 
 def _record(env: Any, kind: str, rng: np.random.Generator, max_steps: int) -> Episode:
