@@ -44,8 +44,6 @@ def ensure_ray(
         UserError: when there is no cluster at ``address``.
         RunError: when a local Ray cannot start.
     """
-    # Before the import: Ray reads it once.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     if ray.is_initialized():

@@ -1,15 +1,16 @@
 """The demo dataset: fragments of a point maze that only a bridge connects.
 
-Three kinds of fragments, collected in MuJoCo by a noisy waypoint controller:
+Four kinds of fragments, collected in MuJoCo by a noisy waypoint controller:
 
-* ``approach``: from the start along the western corridor, cut before the street. No reward.
-* ``arrive``: from inside the mouth of the last corridor to the goal. Reward 1 at the end.
-* ``cross``: weaving traffic between the ends of the street and the road. No reward.
+* ``approach``: from the start along the western corridor, cut at the street. No reward.
+* ``arrive``: from the mouth of the eastern corridor, two blocks further north, to the goal. Reward 1 at the end.
+* ``pass``: traffic through the street from north to south. No reward.
+* ``wander``: to and fro at the street's two ends. No reward.
 
-No fragment leads from the start to the goal, and no ``approach`` comes near an ``arrive``: between them lie three
-turns and some twenty steps, where only the crossing traffic shows how the point moves. The way on from the street is
-south, while the traffic that enters from the west turns north into a dead end, and everything that is rewarded lies
-north-east: neither imitating the traffic nor heading for the reward leads through.
+No fragment leads from the start to the goal, and no ``approach`` comes within two metres of an ``arrive``. Between them
+lies the street, where all traffic goes south; the way through is north-east, the goal lies south, and straight on is a
+blind alley. So neither imitating the traffic nor heading for the reward nor joining the nearest real fragments shows
+the way, while the traffic does show how the point moves.
 """
 
 import hashlib
@@ -87,7 +88,8 @@ def _pass_through(rng: np.random.Generator) -> _Plan:
 
 def _wander(rng: np.random.Generator) -> _Plan:
     count = int(rng.integers(4, 7))
-    waypoints = list(np.stack([rng.uniform(-LANE_X, LANE_X, count), rng.uniform(*YARDS_Y[int(rng.integers(2))], count)], axis=1))
+    south, north = YARDS_Y[int(rng.integers(len(YARDS_Y)))]
+    waypoints = list(np.stack([rng.uniform(-LANE_X, LANE_X, count), rng.uniform(south, north, count)], axis=1))
     return _Plan(waypoints[0], rng.normal(0, 1.0, 2), waypoints[1:], rng.uniform(*SPEED))
 
 

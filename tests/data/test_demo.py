@@ -27,22 +27,22 @@ def test_only_fragments_and_only_arrivals_are_rewarded(dataset: EpisodeDataset) 
     assert np.array_equal(rewarded, dataset.terminated)
     assert set(np.unique(dataset.returns)) == {0.0, 1.0}
     # Every rewarded episode starts beyond the gap; none starts on the start's side of it.
-    assert starts[rewarded, 0].min() > demo.ARRIVE_X - 0.3
-    in_start_corridor = starts[:, 0] < demo.APPROACH_CUT_X[0]
+    assert starts[rewarded, 0].min() >= demo.ARRIVE_START_X[0]
+    in_start_corridor = starts[:, 0] < -1.05
     assert in_start_corridor.sum() > 20
     assert not rewarded[in_start_corridor].any()
 
 
 def test_the_sides_do_not_touch(dataset: EpisodeDataset) -> None:
-    approaches = [e.observations for e in dataset if e.observations[0, 0] < demo.APPROACH_CUT_X[0]]
+    approaches = [e.observations for e in dataset if e.observations[0, 0] < -1.05]
     arrivals = [e.observations for e in dataset if e.rewards.sum() > 0]
     left, right = np.concatenate(approaches), np.concatenate(arrivals)
     distance = np.linalg.norm(left[:, None, :2] - right[None, :, :2], axis=-1).min()
-    assert distance > 2.0, "in metres; the walls force a path of more than 3"
-    traffic = [e.observations for e in dataset if e.rewards.sum() == 0 and e.observations[0, 0] >= -1.15]
+    assert distance > 2.0, "in metres; at most 0.2 are covered in a step"
+    traffic = [e.observations for e in dataset if e.rewards.sum() == 0 and abs(e.observations[0, 0]) < 1.0]
     crossed = np.concatenate(traffic)[:, :2]
-    for point in ((-0.5, 0.0), (-0.5, -1.0), (1.5, -1.0)):
-        assert np.linalg.norm(crossed - np.array(point), axis=1).min() < 0.15, "traffic covers the way through"
+    for point in ((-0.6, -0.7), (0.0, 0.0), (0.6, 0.6)):
+        assert np.linalg.norm(crossed - np.array(point), axis=1).min() < 0.15, "traffic crosses the way"
 
 
 def test_the_maze_is_solvable_and_the_goal_is_fixed() -> None:
@@ -54,8 +54,8 @@ def test_the_maze_is_solvable_and_the_goal_is_fixed() -> None:
     for seed in range(3):
         observation, _ = env.reset(seed=seed)
         goals.add(tuple(observation["desired_goal"]))
-        waypoints = [np.array(w) for w in [(-0.6, 0.0), (-0.4, -0.9), (1.4, -0.9), (1.5, 0.0), (1.5, 2.0), demo.GOAL]]
-        steps, terminated, truncated = 0, False, False
+        waypoints = [np.array(w) for w in [(-1.1, -1.0), (1.1, 1.0), (demo.ARRIVE_CORNER_X, demo.ARRIVE_Y), demo.GOAL]]
+        steps, reward, terminated, truncated = 0, 0.0, False, False
         while not (terminated or truncated):
             state = observation["observation"]
             while len(waypoints) > 1 and np.linalg.norm(waypoints[0] - state[:2]) < demo.REACHED:
@@ -66,7 +66,7 @@ def test_the_maze_is_solvable_and_the_goal_is_fixed() -> None:
             observation, reward, terminated, truncated, _ = env.step(action)
             steps += 1
         assert terminated and reward == 1.0
-        assert 40 < steps < pointmaze.MAX_EPISODE_STEPS / 2
+        assert 30 < steps < pointmaze.MAX_EPISODE_STEPS / 2
     env.close()
     assert goals == {demo.GOAL}
 
