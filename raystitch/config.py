@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import yaml
 
@@ -15,8 +15,6 @@ from raystitch.models.config import FitConfig
 from raystitch.stitching.config import StitchConfig, check_delta
 from raystitch.trainers.config import BCConfig, DataMode, DTConfig, EvalConfig, TD3BCConfig
 from raystitch.trainers.ratio import parse_ratio
-
-T = TypeVar("T")
 
 _PACKAGE = Path(__file__).parent
 CONFIG_FOLDERS = (Path("tune_configs"), _PACKAGE / "_tune_configs", _PACKAGE.parent / "tune_configs")
@@ -195,14 +193,3 @@ def load_run_config(path_or_name: str | os.PathLike[str], overrides: Sequence[st
     path = find_config(path_or_name)
     config = load_config(path, RunConfig, overrides)
     return config if config.name else replace(config, name=path.stem)
-
-
-def load_stage(
-    section: str, kind: type[T], path_or_name: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()
-) -> T:
-    """The section of one stage (``fit``, ``stitch``, ``algorithms.dt``) of a run's YAML; overrides start below it.
-
-    Raises:
-        UserError: as ``load_run_config``.
-    """
-    return load_config(None if path_or_name is None else find_config(path_or_name), kind, overrides, section=section)

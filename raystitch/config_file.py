@@ -5,7 +5,7 @@ import os
 import re
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass, make_dataclass
+from dataclasses import MISSING, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -25,10 +25,8 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def load_config(
-    path: str | os.PathLike[str] | None, kind: type[T], overrides: Sequence[str] = (), *, section: str = ""
-) -> T:
-    """Reads a YAML file (None: nothing but defaults), or one dotted section of it, as the config dataclass ``kind``.
+def load_config(path: str | os.PathLike[str] | None, kind: type[T], overrides: Sequence[str] = ()) -> T:
+    """Reads a YAML file (None: nothing but defaults) as the config dataclass ``kind``.
 
     Raises:
         UserError: one line with the file, the line, the key, the value and what would be right.
@@ -37,12 +35,9 @@ def load_config(
     data: Any = {}
     if path is not None:
         data, lines = _read_yaml(Path(path))
-    base: KeyPath = tuple(section.split(".")) if section else ()
-    for part in base:
-        data = data.get(part) if isinstance(data, dict) else None
     data = {} if data is None else data
-    where = {(): f"{path}: " if path else ""}
-    where |= {key[len(base) :]: f"{path}:{line}: " for key, line in lines.items() if key[: len(base)] == base}
+    where: dict[KeyPath, str] = {(): f"{path}: " if path else ""}
+    where |= {key: f"{path}:{line}: " for key, line in lines.items()}
     for override in overrides:
         key = _apply_override(data, override)
         where[key] = f"--set {override}: "
@@ -53,9 +48,25 @@ def parse_config(data: Any, kind: type[T], where: Mapping[KeyPath, str] | None =
     """Plain data as the config dataclass ``kind``; unknown keys are refused at every level."""
     box = make_dataclass("Box", [("value", kind)], namespace={"__pydantic_config__": ConfigDict(extra="forbid")})
     try:
-        return TypeAdapter(box).validate_python({"value": data}).value
+        return TypeAdapter(box).validate_python({"value": _over_defaults(data, kind)}).value
     except ValidationError as error:
         raise UserError(_explain(error, data, kind, where or {})) from None
+
+
+def _over_defaults(data: Any, kind: Any) -> Any:
+    """Nested mappings laid over the defaults that their parent gives them, which may differ from their class's own:
+    ``dynamics: {hidden: 200}`` keeps the number of members of the dynamics."""
+    if not (isinstance(data, Mapping) and is_dataclass(kind)):
+        return data
+    merged = dict(data)
+    for field in fields(kind):
+        given = data.get(field.name)
+        if isinstance(given, Mapping) and field.default_factory is not MISSING:
+            default = field.default_factory()
+            if is_dataclass(default):
+                own = {name.name: getattr(default, name.name) for name in fields(default)}
+                merged[field.name] = own | _over_defaults(given, type(default))
+    return merged
 
 
 def _explain(error: ValidationError, data: Any, kind: type, where: Mapping[KeyPath, str]) -> str:

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raystitch.config import RunConfig, default_out, find_config, load_run_config, load_stage
+from raystitch.config import RunConfig, default_out, find_config, load_run_config
+from raystitch.config_file import load_config
 from raystitch.errors import UserError
 from raystitch.models.config import FitConfig
 
@@ -95,13 +96,12 @@ def test_shipped_configs_load(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert config.headline_cell is not None
 
 
-def test_a_stage_takes_its_section(tmp_path: Path) -> None:
-    path = write(tmp_path, MINIMAL)
-    config = load_stage("fit", FitConfig, path, ["diffusion.train_steps=9"])
-    assert (config.diffusion.learning_rate, config.diffusion.train_steps) == (5e-4, 9)
-    assert load_stage("fit", FitConfig) == FitConfig()
-    with pytest.raises(UserError, match=r"diffusion\.horizn: unknown key; did you mean horizon"):
-        load_stage("fit", FitConfig, None, ["diffusion.horizn=9"])
+def test_part_of_a_nested_section_keeps_its_parents_other_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "fit.yaml"
+    path.write_text("dynamics: {hidden: 9}\ntermination: {hidden: 7}\n")
+    config = load_config(path, FitConfig, ["value.hidden=5"])
+    assert (config.dynamics.num_members, config.dynamics.hidden) == (FitConfig().dynamics.num_members, 9)
+    assert (config.termination.num_members, config.value.train_steps) == (1, FitConfig().value.train_steps)
 
 
 def test_run_config_is_frozen(tmp_path: Path) -> None:
