@@ -112,6 +112,15 @@ def export(
     bridges = buffer.bridges(delta)
     if len(bridges) == 0:
         raise UserError(f"{buffer.uri} holds no bridge that passes delta={delta}; use a larger delta")
+    limit = dataset.env.max_episode_steps if dataset.env is not None else None
+    if what != "bridges" and limit is not None:
+        # A source left at the time limit leaves no room for its bridge: the episode would be a copy of the source.
+        bridges = bridges.take(np.flatnonzero(bridges.source_step < limit))
+        if len(bridges) == 0:
+            raise UserError(
+                f"every bridge of {buffer.uri} starts at the time limit of {limit} steps, so no stitched episode holds "
+                "one; export --what bridges, or augment with stitch.pairs.source_cut=any"
+            )
     if what == "bridges":
         stitched = bridge_episodes(dataset, bridges)
     elif what == "episodes":

@@ -79,6 +79,7 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     out = check_out(args.out)
+    from raystitch.buffer.reader import open_buffer
     from raystitch.pipeline.train import open_bridges, run_trial
     from raystitch.trainers.config import ALGORITHM_CONFIGS, EvalConfig
     from raystitch.trainers.ratio import parse_ratio
@@ -93,7 +94,8 @@ def _train(args: argparse.Namespace) -> None:
     if args.target_return is not None:
         evaluation = replace(evaluation, target_returns=(args.target_return,))
     dataset = open_dataset(args.ref, args.env)
-    bridges = open_bridges(dataset, args.buffer, args.delta) if ratio.augmented else None
+    buffer = open_buffer(args.buffer) if ratio.augmented else None
+    bridges = None if buffer is None else open_bridges(dataset, buffer, args.delta)
     with Progress() as progress:
 
         def show(row: dict[str, Any]) -> None:
@@ -111,7 +113,7 @@ def _train(args: argparse.Namespace) -> None:
             bridges=bridges,
             seed=args.seed,
             env=environment(args.env),
-            record={"buffer": args.buffer, "delta": args.delta} if bridges is not None else {},
+            record={} if buffer is None else {"buffer": buffer.hash, "delta": args.delta},
             device=args.device,
             log=show,
         )

@@ -132,19 +132,19 @@ def _record(env: Any, kind: str, rng: np.random.Generator, max_steps: int) -> Ep
     )
 
 
-def load_or_make_pointmaze() -> EpisodeDataset:
-    """The default demo dataset; made once per machine and version, then read from the cache folder.
+def load_or_make_pointmaze(num_steps: int = DEFAULT_NUM_STEPS, seed: int = 0) -> EpisodeDataset:
+    """``make_pointmaze``; made once per machine and version, then read from the cache folder.
 
     The folder is ``$RAYSTITCH_CACHE``, by default ``~/.cache/raystitch``. A cached copy is the same dataset, bit for
     bit, so a damaged one is made again.
     """
     folder = Path(os.environ.get("RAYSTITCH_CACHE") or Path.home() / ".cache" / "raystitch")
-    path = folder / f"demo-pointmaze-{_recipe()}.npz"
+    path = folder / f"demo-pointmaze-{num_steps}-{seed}-{_recipe()}.npz"
     try:
         with np.load(path, allow_pickle=False) as columns:
             return _with_env(dict(columns))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        dataset = make_pointmaze()
+        dataset = make_pointmaze(num_steps, seed)
     columns = {name: getattr(dataset, name) for name in CACHED_COLUMNS}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **columns)

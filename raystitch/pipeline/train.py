@@ -49,7 +49,7 @@ def train(
     algo: str,
     buffer: Buffer | str | Path | None = None,
     ratio: Ratio | str = "1:0",
-    delta: float | str | None = "generation",
+    delta: float | str | None = None,
     seed: int = 0,
     config: AlgorithmConfig | None = None,
     *,
@@ -60,14 +60,15 @@ def train(
 
     Args:
         ratio: original : augmented in every batch.
-        delta: a number, a quantile such as ``q99``, ``off`` or None, or ``generation``: what the buffer was made with.
+        delta: a number, a quantile such as ``q99``, or ``off``; None for what the buffer was made with.
 
     Raises:
         UserError: for an unknown algorithm, a ratio without bridges to serve it, a buffer of another dataset.
     """
     config = config or default_config(algo)
     ratio = parse_ratio(ratio)
-    bridges = open_bridges(dataset, buffer, delta) if buffer is not None and ratio.augmented else None
+    at = "generation" if delta is None else delta
+    bridges = open_bridges(dataset, buffer, at) if buffer is not None and ratio.augmented else None
     data = _build(dataset, algo, config, "stitched" if buffer is not None else "original", ratio, bridges, None, device)
     return train_policy(data, algo, config, ratio, seed, log=log)
 

@@ -3,12 +3,10 @@
 import os
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.config import AlgorithmConfigs
@@ -121,4 +119,4 @@ def _joined(job: SweepJob) -> Pairs:
         count = min(job.pairs_per_shard, job.num_pairs - first)
         seeds = shard_seeds(job.seed, first // job.pairs_per_shard, job.pairs_per_shard)
         shards.append(index.nearest(seeds[:count]))
-    return Pairs(**{f.name: np.concatenate([getattr(shard, f.name) for shard in shards]) for f in fields(Pairs)})
+    return Pairs.concatenate(shards)

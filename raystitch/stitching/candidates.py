@@ -3,6 +3,7 @@
 Legend: N rows, P prefix states, S suffix states, O observation size, A action size, G largest gap.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -34,6 +35,7 @@ class Pairs:
         return_source: float32 [N], discounted return of the source from source_step on (bootstrapped at time-outs).
         return_target: float32 [N], discounted return of the target from target_step on.
         gap: int64 [N], gap found by the selection, 0 where it found none.
+        gap_is_given: the gaps are the caller's own: no gap mode changes them.
     """
 
     source_episode: Ints
@@ -47,12 +49,21 @@ class Pairs:
     return_source: Floats
     return_target: Floats
     gap: Ints
+    gap_is_given: bool = False
 
     def __len__(self) -> int:
         return len(self.source_episode)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "Pairs":
-        return Pairs(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "gap_is_given"}
+        return Pairs(**columns, gap_is_given=self.gap_is_given)
+
+    @staticmethod
+    def concatenate(parts: Sequence["Pairs"]) -> "Pairs":
+        """The rows of all parts, of one selection, in their order."""
+        names = [f.name for f in fields(Pairs) if f.name != "gap_is_given"]
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return Pairs(**columns, gap_is_given=parts[0].gap_is_given)
 
 
 def _nan(count: int) -> Floats:

@@ -154,7 +154,7 @@ def pairs_from_trajectories(
     pairs = index.select(seeds)
     unknown = np.full(len(pairs), -1, np.int64)
     chosen = pairs.gap if gap is None else np.full(len(pairs), gap, np.int64)
-    return replace(pairs, source_episode=unknown, target_episode=unknown, gap=chosen)
+    return replace(pairs, source_episode=unknown, target_episode=unknown, gap=chosen, gap_is_given=gap is not None)
 
 
 def _episode(

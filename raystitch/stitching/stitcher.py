@@ -54,7 +54,7 @@ class Stitcher:
 
     def _propose(self, pairs: Pairs, seeds: Ints) -> Candidates:
         bundle, config = self.bundle, self.config
-        gap = GAPS[config.gap.mode](bundle, config, pairs, seeds)
+        gap = pairs.gap if pairs.gap_is_given else GAPS[config.gap.mode](bundle, config, pairs, seeds)
         bridges = build_bridges(bundle, pairs, gap, seeds, config.sampler)
         actions = infer_actions(bundle, bridges, gap)
         rewards, reward_stds = infer_rewards(bundle, bridges, actions, gap)

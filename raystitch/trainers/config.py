@@ -30,7 +30,8 @@ class TD3BCConfig:
         alpha: strength of Q against cloning, lambda = alpha / mean |Q|.
         policy_noise, noise_clip: of the smoothed target action, in units of half the action range.
         policy_delay: critic updates per actor and target update.
-        synthetic: stitched data enters as ``bridges`` (generated transitions only) or as whole ``episodes``.
+        synthetic: stitched data enters as ``bridges`` (generated transitions only) or as whole ``episodes``, where the
+            ratio then counts their real rows too.
     """
 
     train_steps: int = 50_000
@@ -96,7 +97,8 @@ class BCConfig:
 
     Attributes:
         top_fraction: share of episodes kept, by return, of the original and of the augmented part each.
-        synthetic: stitched data enters as ``bridges`` (generated transitions only) or as whole ``episodes``.
+        synthetic: stitched data enters as ``bridges`` (generated transitions only) or as whole ``episodes``, where the
+            ratio then counts their real rows too.
     """
 
     train_steps: int = 50_000

@@ -78,9 +78,11 @@ def build_data(
 
     pool = _pool(dataset, used_bridges)
     original = original_segments(dataset)
-    whole = _augmented(dataset, data, used_bridges, joined)
     limit = dataset.env.max_episode_steps if dataset.env is not None else None
-    whole = whole.cut(limit)
+    whole = _augmented(dataset, data, used_bridges, joined).cut(limit)
+    if data in ("stitched", "joined"):
+        # A source that ran to the time limit leaves no room: what remains would be a copy of the source.
+        whole = whole.reaching(run=1)
     augmented = whole
     if used_bridges is not None and kind == "transitions" and synthetic == "bridges":
         augmented = bridge_segments(dataset, used_bridges)
@@ -90,9 +92,9 @@ def build_data(
             for segments, ranked in ((original, original), (augmented, whole))
         )
     if kind == "transitions":
-        unknown_next = np.append(
-            ~dataset.next_observed, np.zeros(len(pool.rewards) - dataset.num_transitions, np.bool_)
-        )
+        # After a termination there is no next state to know.
+        unknown = ~dataset.next_observed & ~dataset.transition_terminal
+        unknown_next = np.append(unknown, np.zeros(len(pool.rewards) - dataset.num_transitions, np.bool_))
         original, augmented = original.without(unknown_next), augmented.without(unknown_next)
     return _on_device(dataset, kind, pool, original.drawable(), augmented.drawable(), resolve_device(device))
 

@@ -51,6 +51,10 @@ class Segments:
         before = np.cumsum(self.length, axis=1) - self.length
         return Segments(start=self.start, length=np.clip(max_steps - before, 0, self.length), weight=self.weight)
 
+    def reaching(self, run: int) -> "Segments":
+        """Episodes of which nothing of ``run`` is left are never drawn."""
+        return Segments(start=self.start, length=self.length, weight=self.weight * (self.length[:, run] > 0))
+
     def without(self, row_dropped: Bools) -> "Segments":
         """Without the rows marked in ``row_dropped`` (bool [N]); they may only be the last row of a run."""
         last = np.maximum(self.start + self.length - 1, 0)

@@ -1,5 +1,7 @@
 """The demo dataset keeps its promises: fragments, a real gap, the same bits for a seed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -71,14 +73,13 @@ def test_the_maze_is_solvable_and_the_goal_is_fixed() -> None:
     assert goals == {demo.GOAL}
 
 
-def test_cache_is_the_same_dataset_and_heals(tmp_path, monkeypatch) -> None:
+def test_cache_is_the_same_dataset_and_heals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYSTITCH_CACHE", str(tmp_path))
-    monkeypatch.setattr(make_pointmaze, "__defaults__", (1000, 0))
-    made = load_or_make_pointmaze()
+    made = load_or_make_pointmaze(num_steps=1000, seed=5)
     (stored,) = tmp_path.glob("*.npz")
-    assert load_or_make_pointmaze().fingerprint == made.fingerprint
+    assert load_or_make_pointmaze(num_steps=1000, seed=5).fingerprint == made.fingerprint
     stored.write_bytes(stored.read_bytes()[:500])
-    assert load_or_make_pointmaze().fingerprint == made.fingerprint
+    assert load_or_make_pointmaze(num_steps=1000, seed=5).fingerprint == made.fingerprint
 
 
 def test_too_few_steps_are_refused() -> None:

@@ -9,8 +9,10 @@ from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
 from raystitch.stitching.bridge import imagine
 from raystitch.stitching.candidates import Pairs
-from raystitch.stitching.config import PairConfig, SamplerConfig, StitchConfig
+from raystitch.stitching.config import GapConfig, PairConfig, SamplerConfig, StitchConfig
+from raystitch.stitching.gap import GAPS
 from raystitch.stitching.pairs import SELECTORS, SourceIndex, nearest_pairs, pairs_from_trajectories, select_pairs
+from raystitch.stitching.stitcher import Stitcher
 
 SEEDS = np.arange(64) + 1000
 
@@ -164,7 +166,9 @@ class TestGiven:
             )
             assert pairs.source_step.tolist() == [step] * 3
             assert pairs.target_step.tolist() == [0] * 3
-            assert pairs.gap.tolist() == [5] * 3
+            for mode in GAPS:
+                config = StitchConfig(gap=GapConfig(mode=mode), sampler=SamplerConfig(num_steps=2))
+                assert Stitcher(bundle, config).propose(pairs, SEEDS[:3]).gap.tolist() == [5] * 3
 
     def test_bad_input_names_the_field(self, world: EpisodeDataset, bundle: Bundle) -> None:
         good = world.episode(0).observations
