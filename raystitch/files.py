@@ -1,10 +1,10 @@
-"""Whole-or-nothing file writing: a reader never sees half a file."""
+"""Whole-or-nothing file writing: a reader never sees half a file; and what settings in two files differ in."""
 
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,3 +76,23 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path} does not exist") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What differs between two nested settings, in words: ``a.b (there 1, asked 2)``."""
+    there, now = _flat(stored), _flat(asked)
+    return [
+        f"{key} (there {there.get(key)!r}, asked {now.get(key)!r})"
+        for key in sorted(there.keys() | now.keys())
+        if there.get(key) != now.get(key)
+    ]
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

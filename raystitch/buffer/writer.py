@@ -14,6 +14,7 @@ import pyarrow as pa
 from raystitch.buffer.schema import SCHEMA_VERSION, BufferMeta, Complete
 from raystitch.buffer.storage import Storage
 from raystitch.errors import RunError, UserError
+from raystitch.files import differences
 
 META_FILE = "buffer.json"
 SHARDS = "shards"
@@ -129,12 +130,7 @@ def create_buffer(path: Path, meta: BufferMeta) -> BufferMeta:
         _write_meta(storage, meta)
         return meta
     existing = read_meta(storage)
-    here, asked = existing.settings(), meta.settings()
-    differing = [
-        f"{key} (there {here.get(key)!r}, asked {asked.get(key)!r})"
-        for key in sorted(here.keys() | asked.keys())
-        if here.get(key) != asked.get(key)
-    ]
+    differing = differences(existing.settings(), meta.settings())
     if differing:
         raise UserError(f"{path} was generated with other settings: {', '.join(differing)}; give another --out")
     if existing.complete is not None and existing.complete.num_bridges > meta.augment.num_bridges:

@@ -33,7 +33,13 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("ref", metavar="REF", help="the dataset that the stitcher was fitted on")
     parser.add_argument("--stitcher", required=True, metavar="DIR", help="bundle of `raystitch fit`")
     parser.add_argument("--out", required=True, metavar="BUFFER", help="buffer folder; an existing one is continued")
-    parser.add_argument("--num-bridges", required=True, type=count, metavar="N", help="accepted bridges wanted")
+    parser.add_argument(
+        "--num-bridges",
+        required=True,
+        type=count,
+        metavar="N",
+        help="accepted bridges wanted, rounded up to whole shards",
+    )
     parser.add_argument("--num-actors", type=count, metavar="A", help="sampler actors (default: 1)")
     parser.add_argument("--seed", type=whole, default=0, metavar="S", help="default: %(default)s")
     add_env(parser)

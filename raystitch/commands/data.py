@@ -62,8 +62,7 @@ def _make(args: argparse.Namespace) -> None:
         raise UserError(f"no demo dataset is called {args.name!r}; there is: pointmaze")
     started = time.monotonic()
     dataset = make_pointmaze(num_steps=args.num_steps or DEFAULT_NUM_STEPS, seed=args.seed)
-    dataset_id = args.id or f"raystitch/{args.name}-v{args.seed}"
-    write_minari(dataset, dataset_id, overwrite=args.overwrite)
+    dataset_id = write_minari(dataset, args.id or f"raystitch/{args.name}-v{args.seed}", overwrite=args.overwrite)
     _wrote(dataset, dataset_id, started)
 
 
@@ -73,8 +72,8 @@ def _import(args: argparse.Namespace) -> None:
 
     started = time.monotonic()
     dataset = read_d4rl(args.file.removeprefix("d4rl:"), env_id=args.env)
-    write_minari(dataset, args.id, overwrite=args.overwrite)
-    _wrote(dataset, args.id, started)
+    dataset_id = write_minari(dataset, args.id, overwrite=args.overwrite)
+    _wrote(dataset, dataset_id, started)
 
 
 def _wrote(dataset: Any, dataset_id: str, started: float) -> None:

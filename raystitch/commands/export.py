@@ -4,6 +4,7 @@ import argparse
 
 from raystitch.commands.options import Subparsers, add_command, add_delta, add_moved_dataset, buffer_dataset
 from raystitch.console import number
+from raystitch.errors import UserError
 
 
 def register(subparsers: Subparsers) -> None:
@@ -23,7 +24,7 @@ def register(subparsers: Subparsers) -> None:
         default="episodes",
         help="lone bridges, whole stitched episodes, or those mixed with the original data (default: %(default)s)",
     )
-    parser.add_argument("--ratio", default="1:1", metavar="A:B", help="original : augmented of `mixed` (default: 1:1)")
+    parser.add_argument("--ratio", metavar="A:B", help="original : augmented of `--what mixed` (default: 1:1)")
     add_delta(parser)
     add_moved_dataset(parser)
 
@@ -33,7 +34,9 @@ def _export(args: argparse.Namespace) -> None:
     from raystitch.buffer.reader import open_buffer
     from raystitch.trainers.ratio import parse_ratio
 
-    ratio = parse_ratio(args.ratio)
+    if args.ratio is not None and args.what != "mixed":
+        raise UserError(f"--ratio {args.ratio} is for --what mixed; add that or leave the ratio out")
+    ratio = parse_ratio(args.ratio or "1:1")
     buffer = open_buffer(args.buffer)
     dataset = buffer_dataset(buffer, args.dataset)
     written = export(buffer, dataset, args.format, args.out, args.delta, args.what, (ratio.original, ratio.augmented))

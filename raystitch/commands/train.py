@@ -73,7 +73,7 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
         "--target-return",
         type=float,
         metavar="R",
-        help="return asked of a Decision Transformer (default: the largest in its training data)",
+        help="return asked of a Decision Transformer (default: the largest in the original data)",
     )
 
 

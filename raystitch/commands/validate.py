@@ -80,7 +80,7 @@ def _print(found: dict[str, Any]) -> None:
         print(f"simulator truth is unavailable: {found['unavailable']}")
         return
     print("squared distance to the simulator's next state, standardised units")
-    headers = ("", "windows", "usable steps", "median step", "p90 step", "median largest", "largest < 0.5")
+    headers = ("", "windows", "usable share", "step: median", "step: p90", "largest: median", "share < 0.5")
     rows = [
         [
             SET_NAMES[name],

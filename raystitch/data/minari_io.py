@@ -8,7 +8,6 @@ Legend: T transitions of one episode, O observation size, A action size.
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +21,17 @@ from numpy.typing import NDArray
 
 from raystitch.data.checks import check_finite
 from raystitch.data.episodes import Episode, EpisodeDataset
-from raystitch.data.minari_root import check_dataset_id, dataset_path, download, local_ids, minari_root, nearest
+from raystitch.data.minari_root import (
+    VERSION,
+    check_dataset_id,
+    dataset_path,
+    download,
+    local_ids,
+    minari_root,
+    nearest,
+    resolve,
+    versioned,
+)
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import RunError, UserError
 from raystitch.files import require_space
@@ -167,14 +176,16 @@ def _read(data_path: Path, dataset_id: str, allow_nan: bool) -> EpisodeDataset:
 def read_minari(dataset_id: str, allow_nan: bool = False) -> EpisodeDataset:
     """Reads a local Minari dataset; one with a version that is not there is downloaded first.
 
+    An id without a version means the latest one.
+
     Raises:
         UserError: when there is no such dataset, it is damaged, has spaces raystitch cannot use, or holds a NaN.
     """
-    check_dataset_id(dataset_id)
+    dataset_id = resolve(check_dataset_id(dataset_id))
     data_path = dataset_path(dataset_id) / "data"
     if not data_path.is_dir():
         why = f"not found in {minari_root()}"
-        if re.search(r"-v\d+$", dataset_id):
+        if VERSION.search(dataset_id):
             why = download(dataset_id) or ""
         if why:
             raise UserError(f"minari:{dataset_id}: {why}; {nearest(dataset_id, local_ids())}")
@@ -240,16 +251,20 @@ def _hidden_folder(parent: Path) -> Iterator[Path]:
 
 def write_minari(
     dataset: EpisodeDataset, dataset_id: str, overwrite: bool = False, description: str | None = None
-) -> None:
-    """Writes a local Minari dataset, whole or not at all.
+) -> str:
+    """Writes a local Minari dataset, whole or not at all; returns its id, with ``-v0`` where none was given.
 
     Raises:
         UserError: for an id that Minari would not accept or that exists already.
         RunError: when the folder cannot be written or the disk is full.
     """
-    final = dataset_path(check_dataset_id(dataset_id))
+    dataset_id = versioned(check_dataset_id(dataset_id))
+    final = dataset_path(dataset_id)
     if final.exists() and not overwrite:
-        raise UserError(f"minari:{dataset_id} exists already in {minari_root()}; use another id or --overwrite")
+        raise UserError(
+            f"minari:{dataset_id} exists already in {minari_root()}; use another id "
+            "(`data make` and `data import` take --overwrite)"
+        )
     columns = (dataset.observations, dataset.actions, dataset.rewards)
     require_space(minari_root(), sum(column.nbytes for column in columns) + dataset.num_episodes * EPISODE_OVERHEAD)
     try:
@@ -266,3 +281,4 @@ def write_minari(
             os.rename(folder / "new", final)
     except (OSError, RuntimeError) as error:
         raise RunError(f"minari:{dataset_id} cannot be written to {minari_root()}: {error}") from error
+    return dataset_id

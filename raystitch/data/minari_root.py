@@ -15,6 +15,7 @@ from pathlib import Path
 from raystitch.errors import UserError
 
 DATASET_ID = re.compile(r"([-_\w]+/)*[-_\w]+")
+VERSION = re.compile(r"-v\d+$")
 ONLINE_HOST = ("huggingface.co", 443)
 
 
@@ -27,6 +28,19 @@ def check_dataset_id(dataset_id: str) -> str:
             f"{dataset_id!r} is not a Minari dataset id; use letters, digits, - and _ in the form namespace/name-v0"
         )
     return dataset_id
+
+
+def versioned(dataset_id: str) -> str:
+    """The id with ``-v0`` where it has no version: Minari cannot list a root that holds a dataset without one."""
+    return dataset_id if VERSION.search(dataset_id) else f"{dataset_id}-v0"
+
+
+def resolve(dataset_id: str) -> str:
+    """A local dataset's id as it is stored: an id without a version means its latest version."""
+    if VERSION.search(dataset_id) or dataset_path(dataset_id).is_dir():
+        return dataset_id
+    found = [local for local in local_ids() if VERSION.sub("", local) == dataset_id]
+    return max(found, key=lambda local: int(local.rpartition("-v")[2]), default=dataset_id)
 
 
 def minari_root() -> Path:

@@ -81,6 +81,12 @@ def register() -> None:
         )
 
 
+def goal_position() -> NDArray[np.float64]:
+    """Centre of the goal's cell in metres, [2]."""
+    ((row, column),) = [(i, j) for i, cells in enumerate(MAZE_MAP) for j, cell in enumerate(cells) if cell == "g"]
+    return np.array([column + 0.5 - len(MAZE_MAP[0]) / 2, len(MAZE_MAP) / 2 - row - 0.5])
+
+
 def demo_spec() -> EnvSpec:
     """The demo's environment as plain data."""
     return EnvSpec(env_id=ENV_ID, max_episode_steps=MAX_EPISODE_STEPS, observation_keys=("observation",))

@@ -15,7 +15,7 @@ from raystitch.data.episodes import EpisodeDataset, Ints
 from raystitch.data.select import holdout_split
 from raystitch.device import resolve_device
 from raystitch.errors import UserError
-from raystitch.files import read_json, write_json
+from raystitch.files import differences, read_json, write_json
 from raystitch.models.batches import Windows, recorded_stops
 from raystitch.models.bundle import STITCHER_FILE, Bundle
 from raystitch.models.calibration import Calibration
@@ -149,23 +149,8 @@ def _claim(folder: Path, dataset: EpisodeDataset, config: FitConfig, device: str
 
 
 def _refuse_other(folder: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
-    before, now = _flat(stored), _flat(asked)
-    different = [
-        f"{key} (there {before.get(key)!r}, asked {now.get(key)!r})"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+    different = differences(stored, asked)
     if different:
         raise UserError(
             f"{folder} holds a fit with other settings: {', '.join(different)}; choose another folder or delete it"
         )
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat

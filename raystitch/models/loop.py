@@ -17,6 +17,7 @@ from raystitch.seeding import derive_seed
 
 WARMUP_STEPS = 100
 CHECK_EVERY = 20
+CHECKPOINT_SECONDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,8 @@ def train_part(
     checkpoint_every: int,
     progress: Callable[[FitProgress], None] | None,
 ) -> None:
-    """Trains ``part.module`` in place with Adam, warm-up and cosine decay; continues from ``checkpoint``.
+    """Trains ``part.module`` in place with Adam, warm-up and cosine decay; continues from ``checkpoint``, which is
+    written every ``checkpoint_every`` steps and at least every 20 seconds.
 
     Raises:
         RunError: when the loss is not finite (part and step named) or the checkpoint cannot be written.
@@ -78,6 +80,7 @@ def train_part(
     start = _restore(part, average, optimizer, checkpoint) if checkpoint else 0
 
     module.train()
+    saved_at = time.monotonic()
     began, loss_sum, loss_count = time.monotonic(), torch.zeros((), device=device), 0
     for step in range(start, total):
         generator.manual_seed(derive_seed(seed, part.name, step))
@@ -99,8 +102,10 @@ def train_part(
                     f"fit: the loss of {part.name} is {mean_loss} at step {done}; "
                     f"lower {part.name}.learning_rate or look for extreme values with `raystitch data inspect`"
                 )
-            if checkpoint and (done % checkpoint_every == 0 or done == total):
+            overdue = time.monotonic() - saved_at > CHECKPOINT_SECONDS
+            if checkpoint and (done % checkpoint_every == 0 or done == total or overdue):
                 _write(part, average, optimizer, checkpoint, done)
+                saved_at = time.monotonic()
             loss_sum, loss_count = torch.zeros((), device=device), 0
             if progress:
                 seconds = (time.monotonic() - began) / (done - start) * (total - done)

@@ -17,7 +17,7 @@ from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import RunError, UserError
-from raystitch.files import atomic_path, read_json, write_json
+from raystitch.files import atomic_path, differences, read_json, write_json
 from raystitch.seeding import derive_seed
 from raystitch.trainers.batches import TrainData
 from raystitch.trainers.config import ALGORITHM_CONFIGS, AlgorithmConfig, DataMode, EvalConfig
@@ -82,7 +82,7 @@ def open_bridges(dataset: EpisodeDataset, buffer: Buffer | str | Path, delta: fl
     opened = buffer if isinstance(buffer, Buffer) else open_buffer(str(buffer))
     if opened.meta.dataset_fingerprint != dataset.fingerprint:
         raise UserError(
-            f"{buffer} holds bridges between the episodes of {opened.meta.dataset_name}, not of {dataset.name}; "
+            f"{opened.uri} holds bridges between the episodes of {opened.meta.dataset_name}, not of {dataset.name}; "
             "train on that dataset, or augment this one"
         )
     return opened.bridges(delta)
@@ -228,13 +228,10 @@ def _finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """
     if not (out / "config.json").is_file():
         return None
-    before = read_json(out / "config.json")
-    now = json.loads(json.dumps(settings))
-    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    differing = differences(read_json(out / "config.json"), json.loads(json.dumps(settings)))
     if differing:
         raise UserError(
-            f"{out} holds a trial with other settings ({', '.join(differing)} differ); choose another folder "
-            "or delete this one"
+            f"{out} holds a trial with other settings: {', '.join(differing)}; choose another folder or delete this one"
         )
     return read_json(out / "returns.json") if (out / "returns.json").is_file() else None
 

@@ -40,7 +40,21 @@ def test_the_wheel_holds_the_configurations_and_the_type_marker(tmp_path: Path) 
     assert not [name for name in names if not name.startswith(("raystitch/", "raystitch-"))]
 
 
-def test_the_library_works_without_ray(drift: rs.EpisodeDataset, tiny_fit: rs.FitConfig) -> None:
+WITHOUT_RAY = """
+import sys
+sys.modules["ray"] = None  # importing it is an error
+import raystitch as rs
+for name in rs.__all__:
+    getattr(rs, name)
+"""
+
+
+def test_the_public_names_need_no_ray() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_RAY], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_library_fits_and_trains(drift: rs.EpisodeDataset, tiny_fit: rs.FitConfig) -> None:
     bundle = rs.fit(drift, tiny_fit)
     assert rs.Stitcher(bundle).bundle is bundle
     config = BCConfig(train_steps=5, hidden=8, batch_size=8)

@@ -106,7 +106,7 @@ def test_nan_names_array_and_row_and_inspect_still_works(
     path = hdf5(tmp_path / "nan.hdf5", **data)
     refused("data", "import", path, "--id", "bad/nan-v0", says=("nan.hdf5", "observations", "17"))
     refused("fit", path, "--out", tmp_path / "o", says=("observations", "17"))
-    refused("data", "import", path, "--id", "bad/nan-v0")  # nothing was left behind
+    refused("data", "inspect", "bad/nan-v0", says=("not found",))  # nothing was left behind
     assert main(["data", "inspect", str(path), "--json"]) == 0
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert any("NaN" in problem["message"] for problem in problems)

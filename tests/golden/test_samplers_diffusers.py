@@ -1,13 +1,12 @@
 """Our samplers against diffusers' schedulers, with a fixed nonlinear "network" and no known states."""
 
+import diffusers.schedulers as schedulers
 import pytest
 import torch
 from torch import Tensor
 
 from raystitch.models.diffusion import cosine_schedule
 from raystitch.models.samplers import SAMPLERS, step_indices
-
-schedulers = pytest.importorskip("diffusers.schedulers")
 
 NUM_TRAIN_STEPS = 100
 COMMON = {
