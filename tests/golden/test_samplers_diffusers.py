@@ -1,8 +1,9 @@
 """Our samplers against diffusers' schedulers, with a fixed nonlinear "network" and no known states."""
 
-import diffusers.schedulers as schedulers
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from raystitch.models.diffusion import cosine_schedule
@@ -23,7 +24,7 @@ def denoise(noisy_BHO: Tensor, known_BHO: Tensor, mask_BH: Tensor, k_B: Tensor) 
 
 
 def test_the_schedule_is_the_cosine_schedule() -> None:
-    oracle = schedulers.DDPMScheduler(**COMMON)
+    oracle = DDPMScheduler(**COMMON)
     torch.testing.assert_close(cosine_schedule(NUM_TRAIN_STEPS).alpha_bar, oracle.alphas_cumprod, rtol=2e-4, atol=1e-7)
 
 
@@ -32,7 +33,7 @@ def test_the_schedule_is_the_cosine_schedule() -> None:
     ("name", "num_steps"), [*(("ddim", n) for n in (1, 2, 5, 20, 100)), *(("ddpm", n) for n in (1, 2, 7, 20, 100))]
 )
 def test_same_windows_as_diffusers(name: str, num_steps: int) -> None:
-    oracle = {"ddim": schedulers.DDIMScheduler, "ddpm": schedulers.DDPMScheduler}[name](**COMMON)
+    oracle = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[name](**COMMON)
     oracle.set_timesteps(num_steps)
     assert oracle.timesteps.tolist() == step_indices(NUM_TRAIN_STEPS, num_steps)
     shape = (3, 8, 4)
