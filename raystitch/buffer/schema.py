@@ -179,19 +179,9 @@ class BufferMeta:
             raise UserError(f"{where} is not a buffer description: {error}") from error
 
     def settings(self) -> dict[str, Any]:
-        """The settings that two runs must share to fill one buffer, flat: ``stitch.gap.mode -> selected``."""
+        """The settings that two runs must share to fill one buffer."""
         value = self.to_json()
         for name in ("dataset_name", "calibration", "complete", "env"):
             del value[name]
         value["augment"] = {"pairs_per_shard": self.augment.pairs_per_shard}
-        flat: dict[str, Any] = {}
-
-        def walk(prefix: str, item: Any) -> None:
-            if isinstance(item, dict):
-                for key, inner in item.items():
-                    walk(f"{prefix}.{key}" if prefix else key, inner)
-            else:
-                flat[prefix] = item
-
-        walk("", value)
-        return flat
+        return value

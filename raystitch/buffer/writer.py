@@ -132,7 +132,9 @@ def create_buffer(path: Path, meta: BufferMeta) -> BufferMeta:
     existing = read_meta(storage)
     differing = differences(existing.settings(), meta.settings())
     if differing:
-        raise UserError(f"{path} was generated with other settings: {', '.join(differing)}; give another --out")
+        reads_anyway = all(key.startswith("stitch.qualify.delta ") for key in differing)
+        hint = "; it can be read at any --delta by train, export and buffer info" if reads_anyway else ""
+        raise UserError(f"{path} was generated with other settings: {', '.join(differing)}; give another --out{hint}")
     if existing.complete is not None and existing.complete.num_bridges > meta.augment.num_bridges:
         raise UserError(
             f"{path} was generated for {existing.complete.num_bridges} bridges, more than the "

@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from raystitch.commands.options import (
@@ -59,7 +60,7 @@ def register_evaluate(subparsers: Subparsers) -> None:
         help="run a saved policy in its environment",
         example="raystitch evaluate policy-run/policy --num-episodes 100 --json",
     )
-    parser.add_argument("policy", metavar="POLICY_DIR", help="folder with policy.json")
+    parser.add_argument("policy", metavar="POLICY_DIR", help="a trial's folder, or the policy/ in it")
     parser.add_argument("--env", metavar="ENV_ID", help="environment (default: the one of the training data)")
     parser.add_argument("--num-episodes", type=count, default=50, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=whole, default=0, metavar="S", help="of the resets (default: %(default)s)")
@@ -125,6 +126,9 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    nested = Path(args.policy) / "policy"  # of a trial's folder
+    if (nested / "policy.json").is_file():
+        args.policy = str(nested)
     require_folder(args.policy, "a saved policy (the policy/ folder of a trial)", "policy.json")
     from raystitch.trainers.evaluate import evaluate
     from raystitch.trainers.policy import load_policy

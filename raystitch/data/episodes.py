@@ -30,7 +30,7 @@ class Episode:
     truncated: bool
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class EpisodeDataset:
     """A dataset of episodes.
 
@@ -75,6 +75,12 @@ class EpisodeDataset:
         for column, rows in expected.items():
             if len(getattr(self, column)) != rows:
                 raise UserError(f"{self.name}: {column} has {len(getattr(self, column))} rows, expected {rows}")
+
+    def __repr__(self) -> str:
+        return (
+            f"EpisodeDataset({self.name}: {self.num_episodes:,} episodes, {self.num_transitions:,} transitions, "
+            f"observation {self.obs_dim}, action {self.act_dim})"
+        )
 
     @property
     def num_episodes(self) -> int:

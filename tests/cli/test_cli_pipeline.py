@@ -101,7 +101,7 @@ def test_validate_prints_a_table_or_json(run: Run, buffer: Path) -> None:
 
 @pytest.mark.parametrize("what", ["bridges", "episodes", "mixed"])
 def test_export_writes_what_other_tools_read(run: Run, buffer: Path, what: str, tmp_path: Path) -> None:
-    options = ["--what", what, "--ratio", "10:1"]
+    options = ["--what", what, *(["--ratio", "10:1"] if what == "mixed" else [])]
     status, out, err = run("export", buffer, "--format", "parquet", "--out", tmp_path / "x.parquet", *options)
     assert status == 0, err
     assert "of them generated" in out
@@ -120,9 +120,13 @@ def test_train_then_evaluate(run: Run, ref: str, buffer: Path, config_file: Path
     status, out, _ = run("train", ref, *options, "--json")  # finished: read, not repeated
     assert status == 0
     assert strict_json(out)["train_steps"] == 30
-    status, out, err = run("evaluate", tmp_path / "trial" / "policy", "--num-episodes", 2, "--json")
-    assert status == 0, err
-    assert len(strict_json(out)["returns"]) == 2
+    status, _, err = run("train", ref, *options, "--delta", "off")
+    assert status == 2
+    assert "record.delta (there 'generation', asked None)" in err
+    for folder in (tmp_path / "trial" / "policy", tmp_path / "trial"):
+        status, out, err = run("evaluate", folder, "--num-episodes", 2, "--json")
+        assert status == 0, err
+        assert len(strict_json(out)["returns"]) == 2
 
 
 def test_settings_may_also_come_from_a_file_of_their_own(run: Run, ref: str, config_file: Path, tmp_path: Path) -> None:
