@@ -1,12 +1,13 @@
 """``augment`` on Ray Data: shard numbers -> sampler actors -> qualifier actors that write -> rows of statistics."""
 
+import contextlib
 import io
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -191,17 +192,20 @@ def augment(
 
 def _wave(job: Job, shared: DatasetRef, ledger: Ledger) -> None:
     """One execution over the next missing shards; ends it as soon as there are enough."""
-    rows = _stream(job, shared, ledger.missing(WAVE), ledger.config)
     try:
-        for stats in rows:
-            ledger.add(stats)
-            if ledger.done:
-                return
+        # Closed here also after an error, whose traceback would keep it alive past Ray's own end.
+        with contextlib.closing(_stream(job, shared, ledger.missing(WAVE), ledger.config)) as rows:
+            for stats in rows:
+                ledger.add(stats)
+                if ledger.done:
+                    return
     except RayError as error:
         raise _in_our_words(error) from error
 
 
-def _stream(job: Job, shared: DatasetRef, shards: list[int], config: AugmentConfig) -> Iterator[ShardStats]:
+def _stream(
+    job: Job, shared: DatasetRef, shards: list[int], config: AugmentConfig
+) -> Generator[ShardStats, None, None]:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = DataContext.get_current()
     context.enable_progress_bars = False
