@@ -79,16 +79,8 @@ class Buffer:
             UserError: for a delta that is not one.
         """
         try:
-            return passes(
-                self.column("residual_max"),
-                self.column("gap"),
-                self.column("termination_max"),
-                self.column("return_stitched"),
-                self.column("return_source"),
-                self.meta.stitch.qualify.delta if delta == "generation" else delta,
-                self.calibration,
-                self.meta.stitch.qualify,
-            )
+            asked = self.meta.stitch.qualify.delta if delta == "generation" else delta
+            return passes(self.column, asked, self.calibration, self.meta.stitch.qualify)
         except ValueError as error:
             raise UserError(str(error)) from error
 

@@ -16,9 +16,17 @@ from raystitch.data.episodes import Floats, Ints
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
 from raystitch.stitching.candidates import REASONS, Candidates
-from raystitch.stitching.config import GapConfig, PairConfig, QualifyConfig, SamplerConfig, StitchConfig
+from raystitch.stitching.config import (
+    GapConfig,
+    GuidanceConfig,
+    PairConfig,
+    QualifyConfig,
+    RepairConfig,
+    SamplerConfig,
+    StitchConfig,
+)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 INTEGERS = ("source_episode", "source_step", "target_episode", "target_step", "gap", "seed")
 NUMBERS = (
@@ -169,6 +177,8 @@ class BufferMeta:
                     pairs=PairConfig(**stitch["pairs"]),
                     gap=GapConfig(**stitch["gap"]),
                     sampler=SamplerConfig(**stitch["sampler"]),
+                    guidance=GuidanceConfig(**stitch["guidance"]),
+                    repair=RepairConfig(**stitch["repair"]),
                     qualify=QualifyConfig(**stitch["qualify"]),
                 ),
                 "augment": AugmentConfig(**value["augment"]),

@@ -37,7 +37,7 @@ from raystitch.models.scales import HeadScales
 from raystitch.models.standardise import Standardizer
 from raystitch.models.unet import TemporalUNet
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STITCHER_FILE = "stitcher.json"
 PARTS = ("diffusion", "dynamics", "inverse", "reward", "termination", "value")
 

@@ -1,4 +1,4 @@
-"""What real bridges look like to the judges: quantiles of the largest residual per gap. numpy only."""
+"""What real bridges look like to the models: quantiles of each criterion's number per gap. numpy only."""
 
 import re
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raystitch.data.episodes import Floats, Ints
 from raystitch.errors import UserError
@@ -16,45 +17,41 @@ QUANTILES = np.concatenate([np.linspace(0, 0.9, 19), np.linspace(0.91, 0.99, 9),
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """The largest judge residual of real held-out windows with inverse-dynamics actions.
+    """The numbers behind the criteria on real windows with inverse-dynamics actions, of episodes no model was fitted on.
 
     Attributes:
         gaps: int64 [G], ascending.
         quantiles: float64 [Q], ascending from 0 to 1.
-        values: float64 [G, Q], the residual at each quantile; squared L2 in standardised units.
+        tables: criterion -> float64 [G, Q], its value at each quantile. ``residual``, ``spread`` (of the judges) and
+            ``proposers`` (the proposers' residual) are the largest of the window's steps, ``rollout`` the distance at
+            its end; all squared L2 in standardised units.
     """
 
     gaps: Ints
-    quantiles: np.ndarray[tuple[int], np.dtype[np.float64]]
-    values: np.ndarray[tuple[int, int], np.dtype[np.float64]]
+    quantiles: NDArray[np.float64]
+    tables: Mapping[str, NDArray[np.float64]]
 
     @classmethod
-    def measure(cls, step_residuals: Floats, gap_min: int, gap_max: int) -> "Calibration":
-        """From the residuals of consecutive steps of real windows.
+    def measure(
+        cls, largest: Mapping[str, Floats], at_end: Mapping[str, Floats], gap_min: int, gap_max: int
+    ) -> "Calibration":
+        """From the numbers of consecutive steps of real windows.
 
         Args:
-            step_residuals: float32 [W, gap_max + 1], NaN past a window's end; a bridge of gap g has g + 1 steps.
+            largest: criterion -> float32 [W, gap_max + 1], NaN past a window's end; the largest up to a step counts (a
+                bridge of gap g has g + 1 steps).
+            at_end: the same, the number at the last step counts.
+
+        Raises:
+            UserError: when no window reaches the smallest gap.
         """
         gaps = np.arange(gap_min, gap_max + 1)
-        largest = np.maximum.accumulate(step_residuals.astype(np.float64), axis=1)  # NaN stays NaN
-        rows: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = []
-        for gap in gaps:
-            column = largest[:, gap]
-            column = column[np.isfinite(column)]
-            if column.size == 0:
-                break
-            rows.append(np.quantile(column, QUANTILES))
-        if not rows:
-            raise UserError(
-                f"no held-out episode has {gap_min + 2} states, so delta cannot be calibrated; "
-                f"raise holdout_fraction or lower diffusion.gap_min={gap_min}"
-            )
-        # Longer gaps than any held-out window: the largest one measured stands in (the maximum grows with the gap).
-        values = np.stack([*rows, *[rows[-1]] * (len(gaps) - len(rows))])
-        return cls(gaps, QUANTILES, np.maximum.accumulate(values, axis=0))
+        tables = {name: _table(np.maximum.accumulate(steps, axis=1), gaps) for name, steps in largest.items()}
+        tables |= {name: _table(steps, gaps) for name, steps in at_end.items()}
+        return cls(gaps, QUANTILES, tables)
 
-    def threshold(self, delta: Delta, gaps: Ints) -> Floats:
-        """delta as a residual for each row's gap, float32 [N]: a number as it is, ``q99`` from the table, inf for off.
+    def threshold(self, delta: Delta, gaps: Ints, criterion: str = "residual") -> Floats:
+        """A threshold for each row's gap, float32 [N]: a number as it is, ``q99`` from the table, inf for off.
 
         Gaps outside the table take its nearest end.
 
@@ -66,7 +63,7 @@ class Calibration:
             return np.full(count, np.inf, np.float32)
         if isinstance(delta, str) and re.fullmatch(r"q(\d{1,2}(\.\d+)?|100)", delta):
             at = float(delta[1:]) / 100
-            per_gap = np.array([np.interp(at, self.quantiles, row) for row in self.values])
+            per_gap = np.array([np.interp(at, self.quantiles, row) for row in self.tables[criterion]])
             nearest = np.clip(np.asarray(gaps) - self.gaps[0], 0, len(self.gaps) - 1)
             return per_gap[nearest].astype(np.float32)
         try:
@@ -81,7 +78,7 @@ class Calibration:
         return {
             "gaps": self.gaps.tolist(),
             "quantiles": self.quantiles.tolist(),
-            "values": self.values.tolist(),
+            "tables": {name: table.tolist() for name, table in self.tables.items()},
         }
 
     @classmethod
@@ -89,5 +86,23 @@ class Calibration:
         return cls(
             np.asarray(value["gaps"], np.int64),
             np.asarray(value["quantiles"], np.float64),
-            np.asarray(value["values"], np.float64),
+            {name: np.asarray(table, np.float64) for name, table in value["tables"].items()},
         )
+
+
+def _table(per_gap: Floats, gaps: Ints) -> NDArray[np.float64]:
+    """Quantiles per gap, [G, Q]; made to grow with the gap, so that a longer bridge is not judged more strictly for
+    want of windows, and the last measured gap stands in for longer ones."""
+    rows: list[NDArray[np.float64]] = []
+    for gap in gaps:
+        column = per_gap[:, gap].astype(np.float64)
+        column = column[np.isfinite(column)]
+        if column.size == 0:
+            break
+        rows.append(np.quantile(column, QUANTILES))
+    if not rows:
+        raise UserError(
+            f"no held-out episode has {gaps[0] + 2} states, so delta cannot be calibrated; "
+            f"raise holdout_fraction or lower diffusion.gap_min={gaps[0]}"
+        )
+    return np.maximum.accumulate(np.stack([*rows, *[rows[-1]] * (len(gaps) - len(rows))]), axis=0)

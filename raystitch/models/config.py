@@ -18,6 +18,8 @@ class DiffusionConfig:
         difference_weight: weight of the squared error of consecutive differences s_{t+1} - s_t in the loss on clean
             states; transitions come out truer than with the states' own error alone. Not used for noise.
         mask_stitch, mask_prefix: share of training rows masked as prefix + suffix, and as prefix only; the rest random.
+        return_dropout: the network is also told the discounted return from the window's first state on, except in this
+            share of the rows (classifier-free guidance, Ho & Salimans 2022); None for a network without that input.
     """
 
     horizon: int = 32
@@ -35,6 +37,7 @@ class DiffusionConfig:
     batch_size: int = 64
     learning_rate: float = 5e-4
     ema_decay: float = 0.995
+    return_dropout: float | None = None
 
     def __post_init__(self) -> None:
         factor = 2 ** (len(self.multipliers) - 1)
@@ -61,6 +64,8 @@ class DiffusionConfig:
             raise ValueError(f"difference_weight must be >= 0, got difference_weight={self.difference_weight}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got ema_decay={self.ema_decay}")
+        if self.return_dropout is not None and not 0 < self.return_dropout < 1:
+            raise ValueError(f"return_dropout must be in (0, 1) or null, got return_dropout={self.return_dropout}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,33 @@ class HeadConfig:
         for name in ("num_members", "hidden", "num_layers", "train_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got learning_rate={self.learning_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig:
+    """The temporal-distance embedding phi: -||phi(s) - phi(g)|| estimates minus the steps from s to g.
+
+    Attributes:
+        size: dimensions of phi.
+        expectile: below 0.5 leans towards the shortest recorded time between two states.
+    """
+
+    size: int = 16
+    hidden: int = 128
+    num_layers: int = 2
+    expectile: float = 0.1
+    train_steps: int = 3000
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("size", "hidden", "num_layers", "train_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")
+        if not 0 < self.expectile < 1:
+            raise ValueError(f"expectile must be in (0, 1), got expectile={self.expectile}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got learning_rate={self.learning_rate}")
 
@@ -104,6 +136,7 @@ class FitConfig:
     reward: HeadConfig = field(default_factory=HeadConfig)
     termination: HeadConfig = field(default_factory=lambda: HeadConfig(num_members=1, train_steps=2000))
     value: HeadConfig = field(default_factory=lambda: HeadConfig(num_members=1, train_steps=2000))
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     calibration_windows: int = 2000
 
     def __post_init__(self) -> None:

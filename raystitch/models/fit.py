@@ -90,7 +90,7 @@ def fit_bundle(
 def calibrate(
     dataset: EpisodeDataset, config: FitConfig, heads: Heads, episodes: Ints, device: torch.device
 ) -> Calibration:
-    """Judge residuals of real windows of ``episodes`` with inverse-dynamics actions.
+    """The criteria's numbers on real windows of ``episodes`` with inverse-dynamics actions.
 
     Raises:
         UserError: when none of the episodes has a window of gap_min + 2 states.
@@ -107,14 +107,26 @@ def calibrate(
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "calibration"))
     count = min(config.calibration_windows, len(windows))
     chosen = torch.randperm(len(windows), generator=generator)[:count].to(device)
-    residuals: list[Tensor] = []
+    largest: dict[str, list[Tensor]] = {"residual": [], "spread": [], "proposers": []}
+    deviations: list[Tensor] = []
     for rows in chosen.split(512):
         states, valid = windows.gather(rows, length)
         obs, next_obs = states[:, :-1], states[:, 1:]
-        residual = heads.dynamics.residual(obs, heads.inverse(obs, next_obs), next_obs, "judges")
+        act = heads.inverse(obs, next_obs)
         step = torch.arange(length - 1, device=device)
-        residuals.append(torch.where(step < valid[:, None] - 1, residual, torch.nan))
-    return Calibration.measure(torch.cat(residuals).cpu().numpy(), diffusion.gap_min, diffusion.gap_max)
+        exists = step < valid[:, None] - 1
+        residual, spread = heads.dynamics.residual_and_spread(obs, act, next_obs, "judges")
+        proposers = heads.dynamics.residual(obs, act, next_obs, "proposers")
+        for name, value in (("residual", residual), ("spread", spread), ("proposers", proposers)):
+            largest[name].append(torch.where(exists, value, torch.nan))
+        rolled = heads.dynamics.rollout(obs[:, 0], act, "judges")
+        deviations.append(torch.where(exists, heads.dynamics.state.distance(rolled, next_obs), torch.nan))
+    return Calibration.measure(
+        {name: torch.cat(parts).cpu().numpy() for name, parts in largest.items()},
+        {"rollout": torch.cat(deviations).cpu().numpy()},
+        diffusion.gap_min,
+        diffusion.gap_max,
+    )
 
 
 def _check(dataset: EpisodeDataset, config: FitConfig) -> None:

@@ -69,6 +69,14 @@ class DynamicsEnsemble(nn.Module):
         mean = each.mean(0)
         return self.state.distance(next_obs, mean), self.state.distance(each, mean).amax(0)
 
+    def rollout(self, obs: Tensor, act: Tensor, members: Members) -> Tensor:
+        """Raw first states [B, O] and actions [B, T, A] -> the members' own path [B, T, O]."""
+        states: list[Tensor] = []
+        for act_t in act.unbind(1):
+            obs = self.predict(obs, act_t, members)
+            states.append(obs)
+        return torch.stack(states, 1)
+
     def spread(self, obs: Tensor, act: Tensor, members: Members) -> Tensor:
         """Largest squared distance of a member to the members' mean, standardised units [*]."""
         return self.residual_and_spread(obs, act, obs, members)[1]

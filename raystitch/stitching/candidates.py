@@ -11,15 +11,8 @@ from numpy.typing import NDArray
 
 from raystitch.data.episodes import Floats, Ints
 
-REASONS = (
-    "ok",
-    "residual",
-    "termination",
-    "return",
-    "non_finite",
-)
-"""Why a candidate is (not) accepted; the first criterion that fails, in this order of checks:
-non_finite, residual, termination, return."""
+REASONS = ("ok", "non_finite", "residual", "spread", "rollout", "termination", "return")
+"""Why a candidate is (not) accepted: the first criterion that fails, in this order."""
 
 
 @dataclass(kw_only=True, eq=False)

@@ -7,8 +7,8 @@ from typing import Literal
 Delta = float | str | None
 
 
-def check_delta(delta: Delta) -> Delta:
-    """A delta as users write it: a number >= 0, a quantile such as ``q99``, ``q99.5``, or ``off`` / None.
+def check_delta(delta: Delta, name: str = "delta") -> Delta:
+    """A threshold as users write it: a number >= 0, a quantile such as ``q99``, ``q99.5``, or ``off`` / None.
 
     Raises:
         ValueError: for anything else, with the value.
@@ -21,9 +21,9 @@ def check_delta(delta: Delta) -> Delta:
         try:
             delta = float(delta)
         except ValueError:
-            raise ValueError(f"delta={delta!r}: use a number >= 0, a quantile such as q99, or off") from None
+            raise ValueError(f"{name}={delta!r}: use a number >= 0, a quantile such as q99, or off") from None
     if not delta >= 0:
-        raise ValueError(f"delta must be >= 0, got delta={delta}")
+        raise ValueError(f"{name} must be >= 0, got {name}={delta}")
     return float(delta)
 
 
@@ -33,7 +33,8 @@ class PairConfig:
 
     Attributes:
         mode: ``random`` (the paper), ``imagine`` (imagine the future, retrieve the nearest high-return state),
-            ``successor`` (targets nearest to the source's own later states).
+            ``successor`` (targets nearest to the source's own later states), ``distance`` (targets within the reachable
+            gaps by the temporal-distance embedding, ranked by value gain).
         source_fraction: sources come from this share of episodes with the lowest returns.
         target_fraction: targets come from this share of episodes with the highest returns; of those, where returns
             are tied, from the ones above the median source.
@@ -44,9 +45,13 @@ class PairConfig:
             target is nearest is left.
         num_imagine_steps: denoising steps of the futures that ``imagine`` retrieves with.
         value_check: prefer targets whose (bootstrapped, discounted) return promises more than the source's own.
+        context: ``match`` pairs only episodes that agree on the dimensions that are constant within every episode but
+            differ between them (a goal); ``ignore`` does not look.
+        novelty: ``distance`` only: smallest distance (L2, standardised units) between the target and the source's own
+            recorded state at that time; 0 takes any.
     """
 
-    mode: Literal["random", "imagine", "successor"] = "successor"
+    mode: Literal["random", "imagine", "successor", "distance"] = "successor"
     source_fraction: float = 0.5
     target_fraction: float = 0.3
     source_cut: Literal["any", "ends"] = "any"
@@ -56,8 +61,12 @@ class PairConfig:
     num_tries: int = 4
     num_imagine_steps: int = 4
     value_check: bool = True
+    context: Literal["match", "ignore"] = "match"
+    novelty: float = 0.0
 
     def __post_init__(self) -> None:
+        if not self.novelty >= 0:
+            raise ValueError(f"novelty must be >= 0, got novelty={self.novelty}")
         for name in ("source_fraction", "target_fraction"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {name}={getattr(self, name)}")
@@ -74,12 +83,13 @@ class GapConfig:
 
     Attributes:
         mode: ``imagine`` (the paper: most similar index of an imagined future), ``residual`` (several gaps in one
-            batch, the lowest residual of the proposal's own dynamics members is kept), ``selected``.
+            batch, the lowest residual of the proposal's own dynamics members is kept), ``distance`` (the temporal
+            distance of the two states by the embedding), ``selected``.
         num_candidates: gaps tried per pair by ``residual``.
         similarity: ``cosine`` as in the paper, or ``distance`` in standardised units.
     """
 
-    mode: Literal["imagine", "residual", "selected"] = "selected"
+    mode: Literal["imagine", "residual", "distance", "selected"] = "selected"
     num_candidates: int = 4
     similarity: Literal["cosine", "distance"] = "distance"
 
@@ -90,37 +100,123 @@ class GapConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How the windows are denoised. ``noise_scale`` multiplies the injected noise (1 is the plain sampler)."""
+    """How the windows are denoised.
 
-    name: Literal["ddim", "ddpm"] = "ddim"
+    Attributes:
+        name: ``ddim``, ``ddpm`` or ``dpmpp_2m`` (DPM-Solver++, second order, multistep).
+        num_steps: network evaluations per window.
+        noise_scale: multiplies the initial and the injected noise; 1 is the plain sampler.
+        return_weight: classifier-free guidance on the return (Ho & Salimans 2022, Eq. 6); 0 samples without a return,
+            1 conditionally, the published 1.2 beyond it. Needs a model fitted with ``diffusion.return_dropout``.
+        return_target: quantile of the data's discounted returns that is asked for, in (0, 1).
+        micro_batch: rows in one evaluation; halved, and kept so, when memory runs out.
+        precision: of the network: ``auto`` takes bf16 where the machine multiplies it faster than float32.
+        compile: ``torch.compile`` the network; ``auto`` does where it was measured to pay (CUDA).
+    """
+
+    name: Literal["ddim", "ddpm", "dpmpp_2m"] = "ddim"
     num_steps: int = 5
     noise_scale: float = 1.0
+    return_weight: float = 0.0
+    return_target: float = 0.95
     micro_batch: int = 256
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.micro_batch < 1:
             raise ValueError(f"num_steps and micro_batch must be at least 1, got {self.num_steps}, {self.micro_batch}")
+        if not self.noise_scale >= 0:
+            raise ValueError(f"noise_scale must be >= 0, got noise_scale={self.noise_scale}")
+        if not self.return_weight >= 0:
+            raise ValueError(f"return_weight must be >= 0, got return_weight={self.return_weight}")
+        if not 0 < self.return_target < 1:
+            raise ValueError(f"return_target must be in (0, 1), got return_target={self.return_target}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceConfig:
+    """The dynamics inside the sampler: unknown states move down the gradient of the proposers' standardised residual.
+
+    Attributes:
+        schedule: ``off``, ``constant`` (the same strength in each guided step) or ``scheduled`` (growing linearly to
+            full strength at the last step, as the predicted clean states become trustworthy).
+        last_steps: sampler steps that are guided, counted from the end.
+        moves: gradient moves after each guided step.
+        strength: size of a move; 0.5 would solve for a state whose neighbours are fixed.
+        clip: largest move of a state per dimension, standardised units.
+    """
+
+    schedule: Literal["off", "constant", "scheduled"] = "constant"
+    last_steps: int = 1
+    moves: int = 4
+    strength: float = 0.3
+    clip: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("last_steps", "moves"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")
+        for name in ("strength", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {name}={getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairConfig:
+    """Rejected bridges are re-noised part of the way and denoised again, by the proposers' own verdict.
+
+    Attributes:
+        rounds: further attempts a pair may get; 0 switches repair off.
+        repair_delta: a pair whose largest residual by the proposers is at least this is tried again; a number or a
+            quantile of the proposers' own calibration.
+        noise_level: share of the diffusion steps that is undone, in (0, 1].
+        num_steps: network evaluations of a repair.
+        gap_shift: the attempts try the gaps gap + 1 .. gap + gap_shift and gap - 1 .. gap - gap_shift in turn.
+    """
+
+    rounds: int = 1
+    repair_delta: float | str = "q90"
+    noise_level: float = 0.4
+    num_steps: int = 2
+    gap_shift: int = 2
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0 or self.gap_shift < 0 or self.num_steps < 1:
+            raise ValueError(
+                f"need rounds >= 0, gap_shift >= 0 and num_steps >= 1, got rounds={self.rounds}, "
+                f"gap_shift={self.gap_shift}, num_steps={self.num_steps}"
+            )
+        if not 0 < self.noise_level <= 1:
+            raise ValueError(f"noise_level must be in (0, 1], got noise_level={self.noise_level}")
+        check_delta(self.repair_delta)
 
 
 @dataclass(frozen=True, kw_only=True)
 class QualifyConfig:
-    """What a bridge must pass to be accepted at the generation settings.
+    """What a bridge must pass to be accepted at the generation settings. None switches a criterion off.
 
     Attributes:
         delta: largest squared L2 residual in standardised units; a number, a quantile of real held-out windows of
             the same gap (``q99``), or ``off``.
-        termination_max: largest predicted termination probability of a generated state; None switches it off.
+        spread: largest disagreement of the judges (squared L2, standardised), a number or a quantile as for delta.
+        rollout: largest squared L2 distance between the state entered and the judges' own roll-out of the bridge's
+            actions, a number or a quantile.
+        termination_max: largest predicted termination probability of a generated state.
         value_check: accept only if the pessimistic return exceeds the source's own from the same state.
         kappa: reward spread subtracted per step in that pessimistic return.
     """
 
     delta: float | str | None = "q99"
+    spread: float | str | None = None
+    rollout: float | str | None = None
     termination_max: float | None = 0.5
     value_check: bool = True
     kappa: float = 1.0
 
     def __post_init__(self) -> None:
-        check_delta(self.delta)
+        for name in ("delta", "spread", "rollout"):
+            check_delta(getattr(self, name), name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,4 +226,6 @@ class StitchConfig:
     pairs: PairConfig = field(default_factory=PairConfig)
     gap: GapConfig = field(default_factory=GapConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    repair: RepairConfig = field(default_factory=RepairConfig)
     qualify: QualifyConfig = field(default_factory=QualifyConfig)

@@ -35,15 +35,12 @@ def step_residuals(
 def rollout_deviation(bundle: Bundle, bridges: Floats, actions: Floats, gap: Ints) -> Floats:
     """Squared L2 distance (standardised) between the state entered and where the judges' own roll-out of the actions
     ends, float32 [N]: single-step residuals miss errors that add up."""
+    count = np.arange(len(gap))
     with torch.inference_mode():
         act_NTA = torch.from_numpy(actions).to(bundle.device)
-        last_N = torch.from_numpy(gap).to(bundle.device)
         state = torch.from_numpy(np.ascontiguousarray(bridges[:, 0])).to(bundle.device)
-        for step in range(int(gap.max(initial=-1)) + 1):
-            predicted = bundle.dynamics.predict(state, act_NTA[:, step], "judges")
-            state = torch.where((last_N >= step)[:, None], predicted, state)
-    entered = np.take_along_axis(bridges, (gap + 1)[:, None, None], 1)[:, 0]
-    difference = (state.cpu().numpy() - entered) / bundle.normalizer.std * bundle.normalizer.active
+        rolled = bundle.dynamics.rollout(state, act_NTA, "judges").cpu().numpy()[count, gap]
+    difference = (rolled - bridges[count, gap + 1]) / bundle.normalizer.std * bundle.normalizer.active
     return (difference.astype(np.float64) ** 2).sum(-1).astype(np.float32)
 
 
@@ -64,25 +61,14 @@ def qualify(bundle: Bundle, candidates: Candidates, config: QualifyConfig) -> Ca
     residuals, spreads = step_residuals(bundle, bridges, actions, gap, "judges")
     exists = steps_of(bridges, gap)
     residual_max = np.where(exists, residuals, -np.inf).max(1, initial=-np.inf)  # a NaN step makes the row NaN
-    ended = termination_max(bundle, bridges, gap)
-    accepted, reason = passes(
-        residual_max,
-        gap,
-        ended,
-        candidates.return_stitched,
-        candidates.return_source,
-        config.delta,
-        bundle.calibration,
-        config,
-    )
-    return replace(
+    judged = replace(
         candidates,
         residual_max=residual_max,
         residual_mean=np.where(exists, residuals, 0.0).sum(1) / (gap + 1).astype(np.float32),
         residuals=residuals,
         spread_max=np.where(exists, spreads, -np.inf).max(1, initial=-np.inf),
         rollout_deviation=rollout_deviation(bundle, bridges, actions, gap),
-        termination_max=ended,
-        accepted=accepted,
-        reason=reason,
+        termination_max=termination_max(bundle, bridges, gap),
     )
+    accepted, reason = passes(lambda name: getattr(judged, name), config.delta, bundle.calibration, config)
+    return replace(judged, accepted=accepted, reason=reason)

@@ -42,7 +42,7 @@ def dataset() -> EpisodeDataset:
 @pytest.fixture
 def calibration() -> Calibration:
     quantiles = np.linspace(0, 1, 11)
-    return Calibration(np.arange(1, LARGEST_GAP + 1), quantiles, np.tile(quantiles, (LARGEST_GAP, 1)))
+    return Calibration(np.arange(1, LARGEST_GAP + 1), quantiles, {"residual": np.tile(quantiles, (LARGEST_GAP, 1))})
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ def make() -> Calibration:
     rng = np.random.default_rng(0)
     residuals = rng.exponential(1.0, (4000, 9)).astype(np.float32)
     residuals[2000:, 6:] = np.nan  # half of the windows end early
-    return Calibration.measure(residuals, 2, 8)
+    return Calibration.measure({"residual": residuals}, {}, 2, 8)
 
 
 def test_quantiles_of_the_largest_residual_per_gap() -> None:
@@ -41,7 +41,7 @@ def test_delta_as_users_write_it() -> None:
 def test_a_gap_longer_than_every_held_out_window_takes_the_longest_measured() -> None:
     residuals = np.full((10, 9), np.nan, np.float32)
     residuals[:, :5] = 1.0
-    assert Calibration.measure(residuals, 2, 8).threshold("q99", np.array([8])) == pytest.approx(1.0)
+    assert Calibration.measure({"residual": residuals}, {}, 2, 8).threshold("q99", np.array([8])) == pytest.approx(1.0)
 
 
 def test_json_round_trip() -> None:

@@ -73,7 +73,8 @@ def buffer(maze: EpisodeDataset, tmp_path_factory: pytest.TempPathFactory) -> Bu
         **numbers,
     )
     quantiles = np.linspace(0, 1, 11)
-    calibration = Calibration(np.arange(2, LARGEST_GAP + 1), quantiles, np.tile(quantiles, (LARGEST_GAP - 1, 1)))
+    table = np.tile(quantiles, (LARGEST_GAP - 1, 1))
+    calibration = Calibration(np.arange(2, LARGEST_GAP + 1), quantiles, {"residual": table})
     meta = BufferMeta(
         gamma=0.99,
         bundle_hash="sha256:0",
