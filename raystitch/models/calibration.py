@@ -17,7 +17,7 @@ QUANTILES = np.concatenate([np.linspace(0, 0.9, 19), np.linspace(0.91, 0.99, 9),
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """The numbers behind the criteria on real windows with inverse-dynamics actions, of episodes no model was fitted on.
+    """The criteria's numbers on real windows with inverse-dynamics actions, of episodes that no model was fitted on.
 
     Attributes:
         gaps: int64 [G], ascending.
