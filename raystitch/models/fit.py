@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raystitch.data.episodes import EpisodeDataset, Ints
 from raystitch.data.select import holdout_split
-from raystitch.device import resolve_device
+from raystitch.device import resolve_device, uses_bf16
 from raystitch.errors import UserError
 from raystitch.files import differences, read_json, write_json
 from raystitch.models.batches import Windows, recorded_stops
@@ -61,6 +61,7 @@ def fit_bundle(
             checkpoint=None if folder is None else folder / RESUME_FOLDER / f"{part.name}.pt",
             checkpoint_every=checkpoint_every,
             progress=progress,
+            bf16=uses_bf16(config.precision, resolved),
         )
     calibration = calibrate(dataset, config, job.heads, holdout, resolved)
     bundle = Bundle(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from raystitch.errors import RunError
 from raystitch.files import atomic_path
@@ -65,9 +66,13 @@ def train_part(
     checkpoint: Path | None,
     checkpoint_every: int,
     progress: Callable[[FitProgress], None] | None,
+    bf16: bool = False,
 ) -> None:
     """Trains ``part.module`` in place with Adam, warm-up and cosine decay; continues from ``checkpoint``, which is
     written every ``checkpoint_every`` steps and at least every 20 seconds.
+
+    Args:
+        bf16: run the forward pass under autocast; weights, gradients and optimiser stay float32.
 
     Raises:
         RunError: when the loss is not finite (part and step named) or the checkpoint cannot be written.
@@ -86,7 +91,8 @@ def train_part(
         generator.manual_seed(derive_seed(seed, part.name, step))
         for group in optimizer.param_groups:
             group["lr"] = part.learning_rate * _rate(step, total)
-        loss = part.loss(step, generator)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = part.loss(step, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -125,8 +131,8 @@ def _rate(step: int, total: int) -> float:
 
 @torch.no_grad()
 def _average(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
-    for name, parameter in module.named_parameters():
-        average[name].lerp_(parameter, 1 - decay)
+    # Both in the order of ``named_parameters``.
+    get_ema_multi_avg_fn(decay)(list(average.values()), list(module.parameters()), torch.zeros(0))
 
 
 def _write(

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 
 class StackedMLP(nn.Module):
-    """M MLPs of equal shape with ``num_layers`` hidden SiLU layers.
+    """M MLPs of equal shape with ``num_layers`` hidden layers; all but the first are residual: h + W silu(LN(h)).
+
+    The residual path with layer normalisation brings one-step dynamics errors to a third of a plain MLP's in the same
+    training time (docs/engine.md).
 
     Args:
         generator: draws the initial weights, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) as ``torch.nn.Linear`` does.
@@ -42,10 +45,10 @@ class StackedMLP(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """``inputs`` [B, I] (every member sees the same rows) or [M, B, I] -> [M, B, out]."""
-        hidden = inputs if inputs.dim() == 3 else inputs.expand(self.num_members, *inputs.shape)
-        last = len(self.weights) - 1
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            hidden = torch.baddbmm(bias, hidden, weight)
-            if layer < last:
-                hidden = nn.functional.silu(hidden)
-        return hidden
+        inputs = inputs if inputs.dim() == 3 else inputs.expand(self.num_members, *inputs.shape)
+        (enter, *inner, leave), (enter_bias, *inner_biases, leave_bias) = self.weights, self.biases
+        hidden = torch.baddbmm(enter_bias, inputs, enter)
+        for weight, bias in zip(inner, inner_biases, strict=True):
+            active = nn.functional.silu(nn.functional.layer_norm(hidden, hidden.shape[-1:]))
+            hidden = hidden + torch.baddbmm(bias, active, weight)
+        return torch.baddbmm(leave_bias, nn.functional.silu(hidden), leave)

@@ -167,7 +167,7 @@ class FitJob:
         def loss(step: int, generator: torch.Generator) -> Tensor:
             round_index = min(step // round_steps, VALUE_ROUNDS)
             if round_index and step == round_index * round_steps:
-                with torch.no_grad():
+                with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                     state["bootstrap"] = self.heads.value(self.data.observations[last_rows]) * alive
             obs, _, _, index = self._draw(config, generator)
             return self.heads.value.loss(obs, targets(round_index)[index])

@@ -1,5 +1,5 @@
 import torch
-from torch.nn.functional import linear, silu
+from torch.nn.functional import layer_norm, linear, silu
 
 from raystitch.models.mlp import StackedMLP
 
@@ -8,14 +8,15 @@ def make() -> StackedMLP:
     return StackedMLP(3, 5, 2, 16, 2, torch.Generator().manual_seed(0))
 
 
-def test_each_member_is_an_ordinary_mlp() -> None:
+def test_each_member_is_an_ordinary_residual_mlp() -> None:
     mlp, rows = make(), torch.randn(7, 5)
     for member, output in enumerate(mlp(rows)):
-        x = rows
-        for layer, (weight, bias) in enumerate(zip(mlp.weights, mlp.biases, strict=True)):
-            x = linear(x, weight[member].T, bias[member, 0])
-            x = silu(x) if layer < 2 else x
-        torch.testing.assert_close(output, x)
+        enter, inner, leave = (
+            (weight[member].T, bias[member, 0]) for weight, bias in zip(mlp.weights, mlp.biases, strict=True)
+        )
+        x = linear(rows, *enter)
+        x = x + linear(silu(layer_norm(x, (16,))), *inner)
+        torch.testing.assert_close(output, linear(silu(x), *leave))
 
 
 def test_rows_of_their_own_for_each_member() -> None:
