@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raystitch.data.episodes import EpisodeDataset, Ints
+from raystitch.data.episodes import EpisodeDataset, Floats, Ints
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,24 +20,40 @@ class Windows:
         observations: float32 [R, O] in the units wanted, all observation rows of the dataset.
         starts: int64 [W], first row of each window.
         stops: int64 [W], one past the last recorded row of that window's episode.
+        returns: float32 [W] from each window's first state on, in the units given; None where nobody needs them.
     """
 
     observations: Tensor
     starts: Tensor
     stops: Tensor
+    returns: Tensor | None = None
 
     @classmethod
-    def find(cls, dataset: EpisodeDataset, observations: Tensor, episodes: Ints, min_states: int) -> "Windows":
-        """All windows of ``episodes`` with at least ``min_states`` recorded states."""
+    def find(
+        cls,
+        dataset: EpisodeDataset,
+        observations: Tensor,
+        episodes: Ints,
+        min_states: int,
+        returns: Floats | None = None,
+    ) -> "Windows":
+        """All windows of ``episodes`` with at least ``min_states`` (at least 2) recorded states.
+
+        Args:
+            returns: float32 [N], from each transition of the dataset on.
+        """
         first, stop = dataset.obs_offsets[episodes], recorded_stops(dataset)[episodes]
         count = np.maximum(stop - first - min_states + 1, 0)
         within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         starts = np.repeat(first, count) + within
         device = observations.device
+        # An episode has one row more than transitions, so e episodes before a row shift it by e.
+        steps = starts - np.repeat(episodes, count)
         return cls(
             observations,
             torch.from_numpy(starts).to(device),
             torch.from_numpy(np.repeat(stop, count)).to(device),
+            None if returns is None else torch.from_numpy(returns[steps]).to(device),
         )
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from raystitch.data.episodes import EpisodeDataset, Floats
 from raystitch.data.normalise import Normalizer
-from raystitch.device import resolve_device
+from raystitch.device import Precision, resolve_device, uses_bf16
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
 from raystitch.files import atomic_path, read_json, write_json
 from raystitch.models.calibration import Calibration
 from raystitch.models.config import FitConfig
-from raystitch.models.diffusion import Schedule, cosine_schedule, predict_clean
+from raystitch.models.denoise import Denoiser
+from raystitch.models.diffusion import Network, Schedule, cosine_schedule
 from raystitch.models.heads import (
     DynamicsEnsemble,
     InverseDynamics,
@@ -46,8 +47,18 @@ def build_unet(obs_dim: int, config: FitConfig) -> TemporalUNet:
     """An untrained U-Net of the configured size."""
     diffusion = config.diffusion
     return TemporalUNet(
-        obs_dim, diffusion.horizon, diffusion.width, diffusion.multipliers, add_line=diffusion.prediction == "clean"
+        obs_dim,
+        diffusion.horizon,
+        diffusion.width,
+        diffusion.multipliers,
+        add_line=diffusion.prediction == "clean",
+        takes_return=diffusion.return_dropout is not None,
     )
+
+
+def return_quantiles(returns: Floats) -> Floats:
+    """The percentiles 0..100 of ``returns`` [N], float32 [101]; what ``Bundle.return_at`` reads."""
+    return np.quantile(returns, np.linspace(0, 1, 101)).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,7 +69,8 @@ class Bundle:
         dataset_name, dataset_fingerprint, env, max_episode_steps: where it came from.
         normalizer: of the observations; ``standardizer`` is the same as a torch module.
         action_low, action_high: float32 [A], finite; reward_low, reward_high: the data's range.
-        diffusion: U-Net (averaged weights); ``denoise`` wraps it for the samplers; schedule: its diffusion schedule.
+        diffusion: U-Net (averaged weights); ``denoiser`` wraps it for the samplers; schedule: its diffusion schedule.
+        return_quantiles: float32 [101], percentiles of the data's standardised discounted returns.
     """
 
     config: FitConfig
@@ -73,6 +85,7 @@ class Bundle:
     reward_high: float
     diffusion: TemporalUNet
     schedule: Schedule
+    return_quantiles: Floats
     dynamics: DynamicsEnsemble
     inverse: InverseDynamics
     reward: RewardModel
@@ -106,11 +119,56 @@ class Bundle:
     def standardizer(self) -> Standardizer:
         return Standardizer(self.normalizer).to(self.device)
 
-    @torch.no_grad()
     def denoise(self, noisy_BHO: Tensor, known_BHO: Tensor, mask_BH: Tensor, k_B: Tensor) -> Tensor:
-        """Predicted clean states, standardised units [B, H, O]; what the samplers call."""
-        prediction = self.config.diffusion.prediction
-        return predict_clean(self.diffusion, self.schedule, prediction, noisy_BHO, known_BHO, mask_BH, k_B)
+        """Predicted clean states, standardised units [B, H, O]: the plain ``denoiser``, in float32."""
+        return self.denoiser(precision="float32", compile="off")(noisy_BHO, known_BHO, mask_BH, k_B)
+
+    def denoiser(
+        self,
+        *,
+        return_weight: float = 0.0,
+        return_target: float = 0.95,
+        precision: Precision = "auto",
+        compile: Literal["auto", "on", "off"] = "auto",
+    ) -> Denoiser:
+        """What the samplers call.
+
+        Args:
+            return_weight: see ``Denoiser``; not 0 needs a network fitted with ``diffusion.return_dropout``.
+            return_target: the quantile of the data's discounted returns that is asked for.
+            precision: ``auto`` is bf16 where the machine multiplies it faster and the network predicts clean states:
+                predicted noise is divided by a signal that vanishes, and so would the rounding be.
+            compile: ``auto`` is CUDA only; a CPU gains too little for the minute it takes.
+
+        Raises:
+            UserError: return guidance asked of a network that knows no return.
+        """
+        diffusion = self.config.diffusion
+        if return_weight != 0 and diffusion.return_dropout is None:
+            raise UserError(
+                f"return_weight={return_weight} needs a stitcher whose network takes a return: fit one with "
+                f"diffusion.return_dropout (0.25 is the published share), or set return_weight to 0"
+            )
+        compiles = self.device.type == "cuda" if compile == "auto" else compile == "on"
+        return Denoiser(
+            network=self._compiled_diffusion if compiles else self.diffusion,
+            schedule=self.schedule,
+            prediction=diffusion.prediction,
+            return_weight=return_weight,
+            return_value=self.return_at(return_target),
+            bf16=uses_bf16(precision, self.device) and (precision == "bf16" or diffusion.prediction == "clean"),
+        )
+
+    def return_at(self, quantile: float) -> float:
+        """The standardised discounted return that this share of the data's states stays below."""
+        return float(np.interp(quantile, np.linspace(0, 1, len(self.return_quantiles)), self.return_quantiles))
+
+    @cached_property
+    def _compiled_diffusion(self) -> Network:
+        return torch.compile(self.diffusion)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_compiled_diffusion"}
 
     def _module(self, part: str) -> nn.Module:
         return getattr(self, part)
@@ -147,6 +205,7 @@ class Bundle:
             "reward_low": self.reward_low,
             "reward_high": self.reward_high,
             "num_reward_levels": len(self.reward.levels),
+            "return_quantiles": self.return_quantiles.tolist(),
             "calibration": self.calibration.to_json(),
             "config": asdict(self.config),
             "files": {name: _sha256(content) for name, content in self._files.items()},
@@ -228,6 +287,7 @@ class Bundle:
             reward_high=description["reward_high"],
             diffusion=unet,
             schedule=cosine_schedule(config.diffusion.num_diffusion_steps),
+            return_quantiles=np.asarray(description["return_quantiles"], np.float32),
             dynamics=heads.dynamics,
             inverse=heads.inverse,
             reward=heads.reward,

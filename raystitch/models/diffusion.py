@@ -4,6 +4,7 @@ Legend: B batch, H horizon, O observation size, K diffusion steps, k one of them
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,10 +12,13 @@ import torch
 from torch import Tensor
 
 from raystitch.models.config import DiffusionConfig
-from raystitch.models.unet import TemporalUNet, ignored_positions
+from raystitch.models.unet import ignored_positions
 
 MAX_BETA = 0.999
 RANDOM_SUFFIX_CUT = 0.3
+
+Network = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""(noisy_BHO, known_BHO, mask_BH, k_B, return_B or None) -> clean states or noise [B, H, O]; see ``TemporalUNet``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,24 +86,31 @@ def training_masks(config: DiffusionConfig, valid_B: Tensor, generator: torch.Ge
 
 
 def predict_clean(
-    network: TemporalUNet,
+    network: Network,
     schedule: Schedule,
     prediction: Literal["clean", "noise"],
     noisy_BHO: Tensor,
     known_BHO: Tensor,
     mask_BH: Tensor,
     k_B: Tensor,
+    return_B: Tensor | None = None,
 ) -> Tensor:
     """The network's estimate of the clean states [B, H, O], whichever quantity it predicts."""
-    output_BHO = network(noisy_BHO, known_BHO, mask_BH, k_B)
+    output_BHO = network(noisy_BHO, known_BHO, mask_BH, k_B, return_B)
     if prediction == "clean":
         return output_BHO
     signal, noise = schedule.signal_and_noise(k_B)
     return (noisy_BHO - noise * output_BHO) / signal
 
 
+def drop_returns(return_B: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """NaN ("no return") in that share of the rows, so that the network also learns to do without."""
+    dropped_B = torch.rand(len(return_B), generator=generator) < share
+    return return_B.masked_fill(dropped_B.to(return_B.device), torch.nan)
+
+
 def diffusion_loss(
-    network: TemporalUNet,
+    network: Network,
     schedule: Schedule,
     config: DiffusionConfig,
     clean_BHO: Tensor,
@@ -107,6 +118,7 @@ def diffusion_loss(
     valid_B: Tensor,
     k_B: Tensor,
     noise_BHO: Tensor,
+    return_B: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error over unknown, recorded positions (DiffStitch Eq. 3, with the mask known to the network).
 
@@ -115,7 +127,7 @@ def diffusion_loss(
     """
     signal, noise = schedule.signal_and_noise(k_B)
     noisy_BHO = signal * clean_BHO + noise * noise_BHO
-    output_BHO = network(noisy_BHO, clean_BHO * mask_BH.unsqueeze(-1), mask_BH, k_B)
+    output_BHO = network(noisy_BHO, clean_BHO * mask_BH.unsqueeze(-1), mask_BH, k_B, return_B)
     recorded_BH = (torch.arange(mask_BH.shape[1], device=mask_BH.device) < valid_B[:, None]).to(mask_BH.dtype)
     wanted_BH = recorded_BH * (1 - mask_BH) * (1 - ignored_positions(mask_BH))
     target_BHO = clean_BHO if config.prediction == "clean" else noise_BHO

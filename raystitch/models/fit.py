@@ -77,6 +77,7 @@ def fit_bundle(
         reward_high=job.scales.reward_high,
         diffusion=job.unet,
         schedule=job.schedule,
+        return_quantiles=job.return_quantiles,
         **vars(job.heads),
         calibration=calibration,
         device=resolved,

@@ -14,9 +14,9 @@ from raystitch.data.normalise import Normalizer
 from raystitch.data.returns import discounted_returns
 from raystitch.errors import UserError
 from raystitch.models.batches import Transitions, Windows, recorded_stops
-from raystitch.models.bundle import build_unet
+from raystitch.models.bundle import build_unet, return_quantiles
 from raystitch.models.config import FitConfig, HeadConfig
-from raystitch.models.diffusion import cosine_schedule, diffusion_loss, training_masks
+from raystitch.models.diffusion import cosine_schedule, diffusion_loss, drop_returns, training_masks
 from raystitch.models.heads import build_heads
 from raystitch.models.loop import Part
 from raystitch.models.scales import HeadScales
@@ -59,7 +59,9 @@ class FitJob:
             self.unet = build_unet(dataset.obs_dim, config).to(device)
         self.schedule = cosine_schedule(config.diffusion.num_diffusion_steps).to(device)
         encoded = torch.from_numpy(self.normalizer.encode(dataset.observations)).to(device)
-        self.windows = Windows.find(dataset, encoded, train, config.diffusion.gap_min + 2)
+        standard_returns = (returns - self.scales.value_mean) / self.scales.value_std
+        self.return_quantiles = return_quantiles(standard_returns)
+        self.windows = Windows.find(dataset, encoded, train, config.diffusion.gap_min + 2, standard_returns)
         if len(self.windows) == 0:
             raise UserError(
                 f"{dataset.name}: no fitted episode has gap_min + 2 = {config.diffusion.gap_min + 2} states; "
@@ -108,7 +110,11 @@ class FitJob:
         mask_BH = training_masks(config, valid_B.cpu(), generator).to(self.device)
         k_B = torch.randint(config.num_diffusion_steps, (config.batch_size,), generator=generator).to(self.device)
         noise_BHO = torch.randn(clean_BHO.shape, generator=generator).to(self.device)
-        return diffusion_loss(self.unet, self.schedule, config, clean_BHO, mask_BH, valid_B, k_B, noise_BHO)
+        return_B = None
+        if config.return_dropout is not None:
+            assert self.windows.returns is not None
+            return_B = drop_returns(self.windows.returns[rows_B], config.return_dropout, generator)
+        return diffusion_loss(self.unet, self.schedule, config, clean_BHO, mask_BH, valid_B, k_B, noise_BHO, return_B)
 
     def _draw(self, config: HeadConfig, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """obs, act, next_obs [M, B, ...] and the step index [M, B]."""

@@ -47,11 +47,17 @@ def sample_windows(
     normalizer = bundle.normalizer
     encoded = normalizer.encode(known_NHO) * (mask_NH[..., None] & normalizer.active)
     sampled = np.empty_like(encoded)
+    denoise = bundle.denoiser(
+        return_weight=sampler.return_weight,
+        return_target=sampler.return_target,
+        precision=sampler.precision,
+        compile=sampler.compile,
+    )
     with torch.inference_mode():
         for start in range(0, len(seeds), sampler.micro_batch):
             rows = slice(start, start + sampler.micro_batch)
             sampled[rows] = SAMPLERS[sampler.name](
-                bundle.denoise,
+                denoise,
                 torch.from_numpy(encoded[rows]).to(bundle.device),
                 torch.from_numpy(mask_NH[rows].astype(np.float32)).to(bundle.device),
                 seeded_noise(seeds[rows], encoded.shape[1:], bundle.device, stream),

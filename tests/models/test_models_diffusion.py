@@ -85,7 +85,9 @@ def test_the_loss_prefers_smooth_errors_to_jitter() -> None:
     class Off(TemporalUNet):
         error = torch.ones(16)
 
-        def forward(self, noisy_BHO: Tensor, known_BHO: Tensor, mask_BH: Tensor, k_B: Tensor) -> Tensor:
+        def forward(
+            self, noisy_BHO: Tensor, known_BHO: Tensor, mask_BH: Tensor, k_B: Tensor, return_B: Tensor | None = None
+        ) -> Tensor:
             return self.error.view(1, 16, 1).expand(1, 16, 3)
 
     network, losses = Off(3, 16, 8, (1, 2), add_line=True), []
@@ -126,7 +128,9 @@ def test_a_noise_prediction_is_turned_into_clean_states() -> None:
     signal, level = schedule.signal_and_noise(k)
 
     class Oracle(TemporalUNet):
-        def forward(self, noisy_BHO, known_BHO, mask_BH, k_B):
+        def forward(
+            self, noisy_BHO: Tensor, known_BHO: Tensor, mask_BH: Tensor, k_B: Tensor, return_B: Tensor | None = None
+        ) -> Tensor:
             return noise
 
     oracle = Oracle(3, 16, 8, (1, 2), add_line=False)
