@@ -3,7 +3,7 @@
 Legend: B bridges, T their transitions, O observation size, A action size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -27,12 +27,18 @@ class BridgeSet:
     Attributes:
         ids: str [B], ``bridge_id``.
         rows: int64 [B], row of each among the buffer's candidates.
-        source_episode, source_step, target_episode, target_step, gap: int64 [B].
+        source_episode, target_episode: int64 [B], the real episodes that the stitched one begins and ends with.
+        source_step, target_step: int64 [B], where the source is left and the target entered; counted in the parent's
+            stitched episode where there is a parent.
+        gap: int64 [B].
         residual_max, termination_max, return_source, return_stitched: float32 [B].
         accepted: bool [B], at the generation settings.
         offsets: int64 [B + 1], transitions before each bridge; a bridge has gap + 1.
         observations: float32 [T + B, O]; bridge b holds rows ``offsets[b] + b .. offsets[b + 1] + b`` inclusive.
         actions: float32 [T, A]; rewards: float32 [T].
+        chain_round: int64 [B].
+        source_parent, target_parent: int64 [B], row among the buffer's candidates of the bridge whose stitched episode
+            is the source or the target; -1 for a real episode.
     """
 
     ids: NDArray[np.str_]
@@ -51,6 +57,14 @@ class BridgeSet:
     observations: Floats
     actions: Floats
     rewards: Floats
+    chain_round: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    source_parent: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    target_parent: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __post_init__(self) -> None:
+        for name, value in (("chain_round", 0), ("source_parent", -1), ("target_parent", -1)):
+            if len(getattr(self, name)) != len(self.gap):
+                object.__setattr__(self, name, np.full(len(self.gap), value, np.int64))
 
     def __len__(self) -> int:
         return len(self.gap)
@@ -68,6 +82,26 @@ class BridgeSet:
     def obs_index(self) -> Ints:
         """Observation row of each transition's s_t, int64 [T]; s_{t+1} is the next row."""
         return np.arange(self.num_transitions) + np.repeat(np.arange(len(self)), self.gap + 1)
+
+    def parent_positions(self) -> tuple[Ints, Ints]:
+        """Where the source's and the target's parent lie in this set, int64 [B] each; -1 for real episodes.
+
+        Raises:
+            ValueError: when a parent is not in it.
+        """
+        order = np.argsort(self.rows, kind="stable")
+        found: list[Ints] = []
+        for parent in (self.source_parent, self.target_parent):
+            place = np.searchsorted(self.rows, parent, sorter=order)
+            position = order[np.minimum(place, len(self) - 1)] if len(self) else place
+            lost = np.flatnonzero((parent != -1) & (self.rows[position] != parent))
+            if len(lost):
+                raise ValueError(
+                    f"bridge {self.ids[lost[0]]} is chained onto another that is not among these {len(self)} bridges; "
+                    "rebuild from all bridges of one delta and choose by rows="
+                )
+            found.append(np.where(parent == -1, -1, position).astype(np.int64))
+        return found[0], found[1]
 
     def take(self, rows: Ints | Bools) -> "BridgeSet":
         """The given bridges, in the given order."""
@@ -97,4 +131,7 @@ PER_BRIDGE = (
     "return_source",
     "return_stitched",
     "accepted",
+    "chain_round",
+    "source_parent",
+    "target_parent",
 )

@@ -1,15 +1,18 @@
 """Whole episodes rebuilt from references: prefix of the source, bridge, suffix of the target.
 
+Source and target are real episodes or, in chain rounds, stitched ones.
+
 An ``EpisodeIndex`` points into two pools, the dataset's rows followed by the bridges' rows, so nothing is copied until
 ``gather`` and real rows come out bit for bit. Legend: E stitched episodes, N their transitions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
 
 from raystitch.buffer.bridges import BridgeSet, ranges
+from raystitch.buffer.runs import Runs, single_runs, stitched_runs
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
 
 TimeLimit = int | None | Literal["env"]
@@ -65,54 +68,60 @@ def _limit(dataset: EpisodeDataset, max_episode_steps: TimeLimit) -> int | None:
     return max_episode_steps
 
 
-def _index(dataset: EpisodeDataset, joins: Joins, bridges: BridgeSet | None, limit: int | None) -> EpisodeIndex:
-    source, target = np.asarray(joins.source_episode), np.asarray(joins.target_episode)
-    leave, enter = np.asarray(joins.source_step), np.asarray(joins.target_step)
-    assert (leave <= dataset.lengths[source]).all()
-    assert (enter <= dataset.lengths[target]).all()
-    count = len(source)
-    # The three runs of an episode, [E, 3]: prefix, bridge, suffix. The state left is the dataset's own row, the state
-    # entered too, so a bridge brings only its gap generated states but gap + 1 transitions.
-    lengths, starts = np.zeros((count, 3), np.int64), np.zeros((count, 3), np.int64)
-    lengths[:, 0], starts[:, 0] = leave, dataset.offsets[source]
-    lengths[:, 2] = dataset.lengths[target] - enter
-    starts[:, 2] = dataset.offsets[target] + enter
-    obs_lengths, obs_starts = lengths.copy(), np.zeros((count, 3), np.int64)
-    obs_starts[:, 0] = dataset.obs_offsets[source]
-    obs_lengths[:, 2] += 1
-    obs_starts[:, 2] = dataset.obs_offsets[target] + enter
-    if bridges is not None:
-        lengths[:, 1], starts[:, 1] = bridges.gap + 1, dataset.num_transitions + bridges.offsets[:-1]
-        obs_lengths[:, 0] += 1
-        obs_lengths[:, 1] = bridges.gap
-        obs_starts[:, 1] = len(dataset.observations) + bridges.obs_offsets[:-1] + 1
-    total = lengths.sum(1)
+def _index(
+    dataset: EpisodeDataset, joins: Joins, runs: Runs, bridges: BridgeSet | None, limit: int | None
+) -> EpisodeIndex:
+    target = np.asarray(joins.target_episode)
+    total = runs.total
     kept = total if limit is None else np.minimum(total, limit)
     cut = kept < total
-    lengths = _keep(lengths, kept)
-    obs_lengths = _keep(obs_lengths, kept + 1)
-    transition = ranges(starts.reshape(-1), lengths.reshape(-1))
+    runs = runs.head(kept)
+    transition = ranges(runs.start.reshape(-1), runs.length.reshape(-1))
+    # A bridge's first and last state are bit for bit the real ones that it joins, so s_t always lies beside its action.
+    obs_row = dataset.obs_index
+    if bridges is not None:
+        obs_row = np.concatenate([obs_row, len(dataset.observations) + bridges.obs_index])
+    offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+    entered = dataset.obs_offsets[target] + np.asarray(joins.target_step)  # all there is of an episode without steps
+    final = entered if not len(transition) else np.where(kept > 0, obs_row[transition[offsets[1:] - 1]] + 1, entered)
     return EpisodeIndex(
-        offsets=np.concatenate([[0], np.cumsum(kept)]).astype(np.int64),
+        offsets=offsets,
         transition=transition,
-        observation=ranges(obs_starts.reshape(-1), obs_lengths.reshape(-1)),
+        observation=np.insert(obs_row[transition], offsets[1:], final),
         is_synthetic=transition >= dataset.num_transitions,
         terminated=dataset.terminated[target] & ~cut,
         truncated=dataset.truncated[target] | cut,
         final_observed=dataset.final_observed[target] | cut,
-        seam=leave.astype(np.int64),
+        seam=np.asarray(joins.source_step, np.int64),
     )
 
 
-def _keep(lengths: Ints, kept: Ints) -> Ints:
-    """The runs [E, 3] cut so that they sum to ``kept`` [E]."""
-    before = np.cumsum(lengths, axis=1) - lengths
-    return np.clip(kept[:, None] - before, 0, lengths)
+def stitched_index(
+    dataset: EpisodeDataset,
+    bridges: BridgeSet,
+    max_episode_steps: TimeLimit = "env",
+    rows: Ints | Bools | None = None,
+) -> EpisodeIndex:
+    """Whole stitched episodes by reference, cut at the time limit (``env``: the dataset's own).
+
+    Args:
+        rows: of which bridges, all by default; the parents of chained ones have to be among ``bridges``.
+
+    Raises:
+        ValueError: when the parents of a chained bridge are not among ``bridges``.
+    """
+    runs, joins = stitched_runs(dataset, bridges)[0], bridges
+    if rows is not None:
+        runs, joins = runs.take(rows), bridges.take(rows)
+    return _index(dataset, joins, runs, bridges, _limit(dataset, max_episode_steps))
 
 
-def stitched_index(dataset: EpisodeDataset, bridges: BridgeSet, max_episode_steps: TimeLimit = "env") -> EpisodeIndex:
-    """Whole stitched episodes by reference, cut at the time limit (``env``: the dataset's own)."""
-    return _index(dataset, bridges, bridges, _limit(dataset, max_episode_steps))
+def joined_runs(dataset: EpisodeDataset, joins: Joins) -> Runs:
+    """Two runs per episode: the source's transitions before ``source_step``, the target's from ``target_step`` on."""
+    source, target = np.asarray(joins.source_episode), np.asarray(joins.target_episode)
+    leave, enter = np.asarray(joins.source_step), np.asarray(joins.target_step)
+    prefix = single_runs(dataset.offsets[source], leave)
+    return Runs.side_by_side(prefix, single_runs(dataset.offsets[target] + enter, dataset.lengths[target] - enter))
 
 
 def joined_index(dataset: EpisodeDataset, joins: Joins, max_episode_steps: TimeLimit = "env") -> EpisodeIndex:
@@ -120,7 +129,7 @@ def joined_index(dataset: EpisodeDataset, joins: Joins, max_episode_steps: TimeL
 
     At the seam stands the state entered; the state left does not occur, and no transition between the two is invented.
     """
-    return _index(dataset, joins, None, _limit(dataset, max_episode_steps))
+    return _index(dataset, joins, joined_runs(dataset, joins), None, _limit(dataset, max_episode_steps))
 
 
 def gather(dataset: EpisodeDataset, index: EpisodeIndex, bridges: BridgeSet | None = None) -> StitchedEpisodes:
@@ -152,15 +161,27 @@ def gather(dataset: EpisodeDataset, index: EpisodeIndex, bridges: BridgeSet | No
     return StitchedEpisodes(episodes=episodes, is_synthetic=index.is_synthetic)
 
 
+def concatenate(first: StitchedEpisodes, second: StitchedEpisodes) -> StitchedEpisodes:
+    """Two sets of episodes, one after the other; name, bounds and environment are the first's."""
+    a, b = first.episodes, second.episodes
+    columns = ("observations", "actions", "rewards", "terminated", "truncated", "final_observed")
+    both = {name: np.concatenate([getattr(a, name), getattr(b, name)]) for name in columns}
+    episodes = replace(a, **both, offsets=np.concatenate([a.offsets, a.offsets[-1] + b.offsets[1:]]))
+    return StitchedEpisodes(episodes=episodes, is_synthetic=np.concatenate([first.is_synthetic, second.is_synthetic]))
+
+
 def rebuild(
     dataset: EpisodeDataset,
     bridges: BridgeSet,
     rows: Ints | Bools | None = None,
     max_episode_steps: TimeLimit = "env",
 ) -> StitchedEpisodes:
-    """Whole stitched episodes of ``rows`` of the bridges (all of them by default)."""
-    chosen = bridges if rows is None else bridges.take(rows)
-    return gather(dataset, stitched_index(dataset, chosen, max_episode_steps), chosen)
+    """Whole stitched episodes of ``rows`` of the bridges (all of them by default).
+
+    Raises:
+        ValueError: when the parents of a chained bridge are not among ``bridges``.
+    """
+    return gather(dataset, stitched_index(dataset, bridges, max_episode_steps, rows), bridges)
 
 
 def joined(dataset: EpisodeDataset, joins: Joins, max_episode_steps: TimeLimit = "env") -> StitchedEpisodes:

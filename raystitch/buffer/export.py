@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystitch.buffer.bridges import BridgeSet
-from raystitch.buffer.episodes import StitchedEpisodes, bridge_episodes, rebuild
+from raystitch.buffer.episodes import StitchedEpisodes, bridge_episodes, concatenate, rebuild
 from raystitch.buffer.reader import AtDelta, Buffer
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import EpisodeDataset, Floats, Ints
@@ -47,17 +47,14 @@ def check_dataset(buffer: Buffer, dataset: EpisodeDataset) -> None:
         )
 
 
-def concatenate(first: StitchedEpisodes, second: StitchedEpisodes) -> StitchedEpisodes:
-    """Two sets of episodes, one after the other; name, bounds and environment are the first's."""
-    a, b = first.episodes, second.episodes
-    columns = ("observations", "actions", "rewards", "terminated", "truncated", "final_observed")
-    both = {name: np.concatenate([getattr(a, name), getattr(b, name)]) for name in columns}
-    episodes = replace(a, **both, offsets=np.concatenate([a.offsets, a.offsets[-1] + b.offsets[1:]]))
-    return StitchedEpisodes(episodes=episodes, is_synthetic=np.concatenate([first.is_synthetic, second.is_synthetic]))
-
-
-def mix(dataset: EpisodeDataset, bridges: BridgeSet, ratio: tuple[float, float]) -> StitchedEpisodes:
+def mix(
+    dataset: EpisodeDataset, bridges: BridgeSet, ratio: tuple[float, float], rows: Ints | None = None
+) -> StitchedEpisodes:
     """The dataset, then as many whole stitched episodes as bring original : synthetic transitions to ``ratio``.
+
+    Args:
+        rows: the bridges whose episodes are taken, in this order; all by default. A chained one counts its parents'
+            generated transitions too, for they are in its episode.
 
     Raises:
         UserError: for a ratio that is not one, or when there are too few bridges for it.
@@ -65,21 +62,22 @@ def mix(dataset: EpisodeDataset, bridges: BridgeSet, ratio: tuple[float, float])
     original, augmented = ratio
     if min(ratio) < 0 or max(ratio) == 0 or not np.isfinite(ratio).all():
         raise UserError(f"ratio {original:g}:{augmented:g}: both parts must be >= 0 and one of them positive")
-    stitched = rebuild(dataset, bridges)
+    rows = np.arange(len(bridges)) if rows is None else rows
+    stitched = rebuild(dataset, bridges, rows)
     if original == 0:
         return stitched
     wanted = dataset.num_transitions * augmented / original
-    episode = np.repeat(np.arange(len(bridges)), stitched.episodes.lengths)
-    synthetic = np.cumsum(np.bincount(episode, weights=stitched.is_synthetic, minlength=len(bridges)))
-    available = synthetic[-1] if len(bridges) else 0.0
+    episode = np.repeat(np.arange(len(rows)), stitched.episodes.lengths)
+    synthetic = np.cumsum(np.bincount(episode, weights=stitched.is_synthetic, minlength=len(rows)))
+    available = synthetic[-1] if len(rows) else 0.0
     if wanted > available + 0.5:
         raise UserError(
-            f"ratio {original:g}:{augmented:g} needs {wanted:.0f} synthetic transitions, but the {len(bridges)} "
+            f"ratio {original:g}:{augmented:g} needs {wanted:.0f} synthetic transitions, but the {len(rows)} "
             f"bridges at this delta hold {available:.0f}; the most is 1:{available / dataset.num_transitions:.3g}"
         )
     count = int(np.abs(np.concatenate([[0.0], synthetic]) - wanted).argmin())
     real = StitchedEpisodes(episodes=dataset, is_synthetic=np.zeros(dataset.num_transitions, np.bool_))
-    return concatenate(real, rebuild(dataset, bridges, np.arange(count)))
+    return concatenate(real, rebuild(dataset, bridges, rows[:count]))
 
 
 def export(
@@ -113,10 +111,11 @@ def export(
     if len(bridges) == 0:
         raise UserError(f"{buffer.uri} holds no bridge that passes delta={delta}; use a larger delta")
     limit = dataset.env.max_episode_steps if dataset.env is not None else None
+    rows = np.arange(len(bridges))
     if what != "bridges" and limit is not None:
         # A source left at the time limit leaves no room for its bridge: the episode would be a copy of the source.
-        bridges = bridges.take(np.flatnonzero(bridges.source_step < limit))
-        if len(bridges) == 0:
+        rows = np.flatnonzero(bridges.source_step < limit)
+        if len(rows) == 0:
             raise UserError(
                 f"every bridge of {buffer.uri} starts at the time limit of {limit} steps, so no stitched episode holds "
                 "one; export --what bridges, or augment with stitch.pairs.source_cut=any"
@@ -124,9 +123,9 @@ def export(
     if what == "bridges":
         stitched = bridge_episodes(dataset, bridges)
     elif what == "episodes":
-        stitched = rebuild(dataset, bridges)
+        stitched = rebuild(dataset, bridges, rows)
     else:
-        stitched = mix(dataset, bridges, ratio)
+        stitched = mix(dataset, bridges, ratio, rows)
     _WRITERS[format](stitched, out)
     return Exported(
         num_episodes=stitched.episodes.num_episodes,

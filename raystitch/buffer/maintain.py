@@ -6,12 +6,15 @@ import re
 import numpy as np
 import pyarrow as pa
 
-from raystitch.buffer.schema import BufferMeta, flat_steps, make_schema
+from raystitch.buffer.rounds import sound_rounds
+from raystitch.buffer.schema import PARENTS, BufferMeta, flat_steps, make_schema
 from raystitch.buffer.storage import Storage
 from raystitch.buffer.writer import (
     SHARDS,
     ShardFile,
+    ShardStats,
     checksum,
+    decisions,
     list_shards,
     read_meta,
     read_shard_file,
@@ -41,7 +44,8 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
     else:
         problems += [f"shard {n} is missing" for n in range(meta.complete.num_shards) if n not in shards]
         shards = {n: name for n, name in shards.items() if n < meta.complete.num_shards}
-    ids: list[pa.ChunkedArray] = []
+    ids, known = list[pa.ChunkedArray](), dict[int, ShardStats]()
+    parents: list[pa.ChunkedArray] = []
     for name in dict.fromkeys(shards.values()):
         try:
             file = read_shard_file(storage, name)
@@ -52,10 +56,32 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
         problems += found
         if not found:
             ids.append(pa.chunked_array([file.batch["bridge_id"]]))
+            parents += [pa.chunked_array([file.batch[name]]) for name in PARENTS]
+        known.update({stats.shard: stats for stats in file.stats})
+    sound = len(sound_rounds(known, meta.rounds))
+    problems += [
+        f"the shards of round {closed.chain_round} are not those that the next one was made from"
+        for closed in meta.rounds[sound : sound + 1]
+        if all(shard in known for shard in range(closed.end))
+    ]
+    problems += [
+        f"shard {shard} was made on top of other shards than those there are now"
+        for shard, stats in known.items()
+        if sound == len(meta.rounds) and stats.manifest != _builds_on(meta, shard)
+    ]
     together = pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string())
     if len(together.unique()) != len(together):
         problems.append("some bridge_id occurs more than once")
+    named = {parent for column in parents for parent in column.unique().to_pylist() if parent is not None}
+    lost = named.difference(together.to_pylist()) if named and not problems else set[str]()
+    problems += [f"bridge {parent}, which others are chained onto, is not in the buffer" for parent in sorted(lost)]
     return problems
+
+
+def _builds_on(meta: BufferMeta, shard: int) -> str:
+    """The hash of the closed round that a shard has to be made on top of."""
+    before = [closed.hash for closed in meta.rounds if closed.end <= shard]
+    return before[-1] if before else ""
 
 
 def _file_problems(file: ShardFile, meta: BufferMeta) -> list[str]:
@@ -71,7 +97,12 @@ def _file_problems(file: ShardFile, meta: BufferMeta) -> list[str]:
             problems.append(f"the length of {name} is not gap + {extra}")
     if batch.num_rows != sum(stats.rows for stats in file.stats):
         problems.append("its number of rows is not the one recorded")
-    accepted = pa.Table.from_batches([batch]).filter(batch["accepted"])
+    whole, first = pa.Table.from_batches([batch]), 0
+    for stats in file.stats:
+        if decisions(whole.slice(first, stats.rows)) != stats.decisions:
+            problems.append(f"what it decided in shard {stats.shard} is not what was recorded")
+        first += stats.rows
+    accepted = whole.filter(batch["accepted"])
     if shard_stats(accepted, 0).accepted != sum(stats.accepted for stats in file.stats):
         problems.append("its number of accepted bridges is not the one recorded")
     return problems + [

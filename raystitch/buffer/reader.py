@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from raystitch.buffer.bridges import PER_BRIDGE, BridgeSet, ranges
-from raystitch.buffer.schema import BufferMeta, flat_steps, make_schema
+from raystitch.buffer.counting import RoundCounts, count_rounds, rows_that_count
+from raystitch.buffer.schema import PARENTS, BufferMeta, flat_steps, make_schema
 from raystitch.buffer.storage import Storage
 from raystitch.buffer.writer import (
     SHARDS,
@@ -90,13 +92,41 @@ class Buffer:
         return {reason: int(count) for reason, count in zip(REASONS, counts, strict=True)}
 
     def accepted_rows(self, delta: AtDelta = "generation") -> Ints:
-        """Rows that count at ``delta``: of the attempts of one pair the first that passes, int64, ascending."""
-        rows = np.flatnonzero(self.passing(delta)[0])
-        pair = self.table["first_id"].take(pa.array(rows)).combine_chunks().dictionary_encode().indices.to_numpy()
-        order = np.lexsort((self.column("attempt")[rows], pair))
-        first = np.ones(len(rows), np.bool_)
-        first[1:] = pair[order][1:] != pair[order][:-1]
-        return np.sort(rows[order[first]])
+        """Rows that count at ``delta``: of the attempts of one pair the first that passes, int64, ascending.
+
+        A chained bridge counts only where the attempts that it was chained onto do.
+        """
+        return rows_that_count(
+            self.passing(delta)[0], self.pairs, self.column("attempt"), self.column("chain_round"), self.parents
+        )
+
+    @cached_property
+    def pairs(self) -> Ints:
+        """A number per pair, the same for all its attempts, int64 [N]."""
+        encoded = self.table["first_id"].combine_chunks().dictionary_encode()
+        return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+
+    @cached_property
+    def parents(self) -> tuple[Ints, Ints]:
+        """Row of the source's and of the target's stitched parent, int64 [N] each; -1 for real episodes, -2 where the
+        parent is not in the buffer (one that is damaged)."""
+        columns = [self.table[name] for name in PARENTS]
+        found: list[Ints] = []
+        for column in columns:
+            row = np.full(len(column), -1, np.int64)
+            if column.null_count < len(column):
+                ids = pc.SetLookupOptions(value_set=self.table["bridge_id"].combine_chunks())
+                place = pc.call_function("index_in", [column], ids).fill_null(-2)
+                named = column.is_valid().to_numpy()
+                row[named] = place.to_numpy()[named]
+            found.append(row)
+        return found[0], found[1]
+
+    def rounds(self, delta: AtDelta = "generation") -> list[RoundCounts]:
+        """What each chain round brought at ``delta``."""
+        return count_rounds(
+            self.accepted_rows(delta), self.pairs, self.column("attempt"), self.column("chain_round"), self.parents
+        )
 
     def num_accepted(self, delta: AtDelta = "generation") -> int:
         return len(self.accepted_rows(delta))
@@ -127,12 +157,14 @@ class Buffer:
             actions.append(flat_steps(batch["actions"])[steps])
             rewards.append(flat_steps(batch["rewards"])[steps])
         gap = self.column("gap")[rows]
-        columns: dict[str, Any] = {n: self.column(n)[rows] for n in PER_BRIDGE if n not in ("ids", "rows")}
+        columns: dict[str, Any] = {n: self.column(n)[rows] for n in PER_BRIDGE if n in self.table.schema.names}
         ids = self.table["bridge_id"].take(pa.array(rows)).to_pylist()
         return BridgeSet(
             **columns,
             ids=np.array(ids, np.str_),
             rows=rows,
+            source_parent=self.parents[0][rows],
+            target_parent=self.parents[1][rows],
             offsets=np.concatenate([[0], np.cumsum(gap + 1)]).astype(np.int64),
             observations=np.concatenate(observations) if observations else self._empty(self.meta.obs_dim),
             actions=np.concatenate(actions) if actions else self._empty(self.meta.act_dim),
@@ -167,11 +199,12 @@ class Buffer:
         return BridgeTransitions(self.bridges(delta))
 
 
-def open_buffer(uri: str | os.PathLike[str], *, allow_partial: bool = False) -> Buffer:
+def open_buffer(uri: str | os.PathLike[str], *, allow_partial: bool = False, num_shards: int | None = None) -> Buffer:
     """Opens a buffer for reading.
 
     Args:
         allow_partial: also open one whose generation never finished (its shards so far).
+        num_shards: only the first this many, those of closed rounds, whether or not later ones are there.
 
     Raises:
         UserError: when it is not a buffer, damaged, unfinished or empty.
@@ -179,12 +212,14 @@ def open_buffer(uri: str | os.PathLike[str], *, allow_partial: bool = False) -> 
     storage = Storage(uri)
     meta = read_meta(storage)
     shards = list_shards(uri)
-    if meta.complete is None and not allow_partial:
+    if num_shards is None and meta.complete is not None:
+        num_shards = meta.complete.num_shards
+    if num_shards is None and not allow_partial:
         raise UserError(
             f"{uri} is unfinished ({len(shards)} shards so far); run `raystitch augment` with the same arguments again"
         )
-    if meta.complete is not None:
-        wanted = range(meta.complete.num_shards)
+    if num_shards is not None:
+        wanted = range(num_shards)
         missing = [shard for shard in wanted if shard not in shards]
         if missing:
             raise UserError(

@@ -28,6 +28,7 @@ from raystitch.stitching.config import (
 
 SCHEMA_VERSION = 2
 
+PARENTS = ("source_bridge", "target_bridge")
 INTEGERS = ("source_episode", "source_step", "target_episode", "target_step", "gap", "seed")
 NUMBERS = (
     "residual_max",
@@ -77,18 +78,20 @@ def _lists(padded: Floats, lengths: Ints) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def candidates_to_table(candidates: Candidates, shard: int) -> pa.Table:
-    """The candidates of a shard as rows of its file."""
+def candidates_to_table(candidates: Candidates, shard: int, chain_round: int = 0) -> pa.Table:
+    """The candidates of a shard as rows of its file.
+
+    Attempts may come in any order: one belongs to the pair whose first attempt is in row ``first_row``.
+    """
     count = len(candidates)
+    assert (candidates.attempt[candidates.first_row] == 0).all()
     rows, attempts = candidates.first_row.tolist(), candidates.attempt.tolist()
-    nulls = pa.nulls(count, pa.string())
     columns: dict[str, pa.Array] = {
         "bridge_id": pa.array([bridge_id(shard, *pair) for pair in zip(rows, attempts, strict=True)], pa.string()),
         "first_id": pa.array([bridge_id(shard, row, 0) for row in rows], pa.string()),
         "attempt": pa.array(candidates.attempt, pa.int64()),
-        "chain_round": pa.array(np.zeros(count, np.int64)),
-        "source_bridge": nulls,
-        "target_bridge": nulls,
+        "chain_round": pa.array(np.full(count, chain_round, np.int64)),
+        **{name: pa.array([i or None for i in getattr(candidates, name).tolist()], pa.string()) for name in PARENTS},
         **{name: pa.array(getattr(candidates, name), pa.int64()) for name in INTEGERS},
         **{name: pa.array(getattr(candidates, name), pa.float32(), from_pandas=False) for name in NUMBERS},
         "accepted": pa.array(candidates.accepted, pa.bool_()),
@@ -120,6 +123,28 @@ class Complete:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClosedRound:
+    """A round that a later one builds on: its shards are fixed.
+
+    Attributes:
+        first_shard, num_shards: the shards it consists of.
+        hash: ``sha256:...`` of its manifest, which lists for every shard its number, its accepted bridges and a
+            checksum over what was decided, and names the hash of the round before.
+    """
+
+    chain_round: int
+    first_shard: int
+    num_shards: int
+    num_accepted: int
+    hash: str
+
+    @property
+    def end(self) -> int:
+        """The first shard of the next round."""
+        return self.first_shard + self.num_shards
+
+
+@dataclass(frozen=True, kw_only=True)
 class BufferMeta:
     """``buffer.json``: everything that the content of the shards is a function of.
 
@@ -127,6 +152,7 @@ class BufferMeta:
         calibration: JSON form of ``stitching.calibration.Calibration``, so that quantile deltas need no bundle.
         seed: root seed of the generation.
         complete: None while generation has not finished for the first time.
+        rounds: the closed rounds, which is all but the last.
     """
 
     gamma: float
@@ -143,6 +169,7 @@ class BufferMeta:
     augment: AugmentConfig
     seed: int
     complete: Complete | None = None
+    rounds: tuple[ClosedRound, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -155,6 +182,7 @@ class BufferMeta:
             "stitch": asdict(self.stitch),
             "augment": asdict(self.augment),
             "complete": None if self.complete is None else asdict(self.complete),
+            "rounds": [asdict(closed) for closed in self.rounds],
         }
 
     @classmethod
@@ -183,6 +211,7 @@ class BufferMeta:
                 ),
                 "augment": AugmentConfig(**value["augment"]),
                 "complete": None if complete is None else Complete(**complete),
+                "rounds": tuple(ClosedRound(**closed) for closed in value.get("rounds", ())),
             }
             return cls(**(value | parsed))
         except (KeyError, TypeError, ValueError) as error:
@@ -191,7 +220,9 @@ class BufferMeta:
     def settings(self) -> dict[str, Any]:
         """The settings that two runs must share to fill one buffer."""
         value = self.to_json()
-        for name in ("dataset_name", "calibration", "complete", "env"):
+        for name in ("dataset_name", "calibration", "complete", "env", "rounds"):
             del value[name]
-        value["augment"] = {"pairs_per_shard": self.augment.pairs_per_shard}
+        # How many bridges a round has decides what the next one is chained onto.
+        names = ("chain_rounds", "num_bridges", "chain_pool") if self.augment.chain_rounds else ("chain_rounds",)
+        value["augment"] = {name: getattr(self.augment, name) for name in ("pairs_per_shard", *names)}
         return value

@@ -1,19 +1,19 @@
-"""Writing a buffer: settings first, then shards that exist whole or not at all, then the prefix that counts."""
+"""Writing a buffer: settings first, then shards that exist whole or not at all."""
 
 import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raystitch.buffer.schema import SCHEMA_VERSION, BufferMeta, Complete
+from raystitch.buffer.schema import INTEGERS, PARENTS, SCHEMA_VERSION, BufferMeta
 from raystitch.buffer.storage import Storage
-from raystitch.errors import RunError, UserError
+from raystitch.errors import UserError
 from raystitch.files import differences
 
 META_FILE = "buffer.json"
@@ -27,13 +27,22 @@ Path = str | os.PathLike[str]
 
 @dataclass(frozen=True, kw_only=True)
 class ShardStats:
-    """What a shard holds. ``residual_min``: the smallest finite largest-residual of its candidates."""
+    """What a shard holds.
+
+    Attributes:
+        accepted: pairs of which an attempt is accepted.
+        residual_min: the smallest finite largest-residual of its candidates.
+        decisions: checksum over what was decided (ids, references, gaps, acceptance); the same on every machine.
+        manifest: hash of the closed round that its round builds on, empty in round 0.
+    """
 
     shard: int
     rows: int
     accepted: int
     residual_min: float | None
     reasons: Mapping[str, int]
+    decisions: str = ""
+    manifest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +65,15 @@ def checksum(batch: pa.RecordBatch) -> str:
     return "blake2b:" + digest.hexdigest()
 
 
-def shard_stats(table: pa.Table, shard: int) -> ShardStats:
+def decisions(table: pa.Table) -> str:
+    """A digest over what was decided about the candidates; floats, which machines round differently, take no part."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ("bridge_id", *PARENTS, *INTEGERS, "accepted"):
+        digest.update(repr(table[name].to_pylist()).encode())
+    return "blake2b:" + digest.hexdigest()
+
+
+def shard_stats(table: pa.Table, shard: int, manifest: str = "") -> ShardStats:
     residual = table["residual_max"].to_numpy()
     finite = residual[np.isfinite(residual)]
     accepted = table.filter(table["accepted"])
@@ -66,6 +83,8 @@ def shard_stats(table: pa.Table, shard: int) -> ShardStats:
         accepted=len(accepted["first_id"].unique()),
         residual_min=float(finite.min()) if finite.size else None,
         reasons={str(e["values"]): int(e["counts"]) for e in table["reason"].value_counts().to_pylist()},
+        decisions=decisions(table),
+        manifest=manifest,
     )
 
 
@@ -113,7 +132,7 @@ def read_meta(storage: Storage) -> BufferMeta:
     return BufferMeta.from_json(value, where)
 
 
-def _write_meta(storage: Storage, meta: BufferMeta) -> None:
+def write_meta(storage: Storage, meta: BufferMeta) -> None:
     storage.write(META_FILE, (json.dumps(meta.to_json(), indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -127,7 +146,7 @@ def create_buffer(path: Path, meta: BufferMeta) -> BufferMeta:
     if not storage.exists(META_FILE):
         if storage.names():
             raise UserError(f"{path} is not empty and not a buffer (no {META_FILE}); give another --out")
-        _write_meta(storage, meta)
+        write_meta(storage, meta)
         return meta
     existing = read_meta(storage)
     differing = differences(existing.settings(), meta.settings())
@@ -147,9 +166,13 @@ def shard_file_name(shard: int) -> str:
     return f"part-{shard:06d}.arrow"
 
 
-def write_shard(path: Path, shard: int, table: pa.Table) -> ShardStats:
-    """Writes one shard whole or not at all, over an older file of the same number."""
-    stats = shard_stats(table, shard)
+def write_shard(path: Path, shard: int, table: pa.Table, manifest: str = "") -> ShardStats:
+    """Writes one shard whole or not at all, over an older file of the same number.
+
+    Args:
+        manifest: hash of the closed round that this one builds on.
+    """
+    stats = shard_stats(table, shard, manifest)
     Storage(path).write(f"{SHARDS}/{shard_file_name(shard)}", _encode(table, [stats]))
     return stats
 
@@ -182,40 +205,6 @@ def existing_stats(path: Path) -> dict[int, ShardStats]:
             raise
         found.update({stats.shard: stats for stats in file.stats})
     return dict(sorted(found.items()))
-
-
-def prefix_length(stats: Mapping[int, ShardStats], num_bridges: int) -> int | None:
-    """The number of shards of the smallest gapless prefix with ``num_bridges`` accepted; None while there is none."""
-    accepted = 0
-    for shard in range(len(stats)):
-        if shard not in stats:
-            return None
-        accepted += stats[shard].accepted
-        if accepted >= num_bridges:
-            return shard + 1
-    return None
-
-
-def finish(path: Path, num_bridges: int) -> Complete:
-    """Makes the smallest prefix of shards with ``num_bridges`` accepted the buffer and removes what is over.
-
-    Raises:
-        RunError: when the shards do not hold that many.
-    """
-    storage, stats = Storage(path), existing_stats(path)
-    length = prefix_length(stats, num_bridges)
-    if length is None:
-        held = sum(s.accepted for s in stats.values())
-        raise RunError(f"{path} holds {held} accepted bridges in {len(stats)} shards, not the {num_bridges} asked for")
-    complete = Complete(
-        num_bridges=num_bridges,
-        num_shards=length,
-        num_accepted=sum(stats[shard].accepted for shard in range(length)),
-        num_candidates=sum(stats[shard].rows for shard in range(length)),
-    )
-    _write_meta(storage, replace(read_meta(storage), complete=complete))
-    remove_leftovers(storage, complete.num_shards)
-    return complete
 
 
 def remove_leftovers(storage: Storage, num_shards: int) -> None:

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Generator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
 from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.augment import AugmentSummary, Ledger, Progress, open_ledger, propose_shard
+from raystitch.pipeline.augment import AugmentSummary, Ledger, Progress, open_ledger, propose_shard, source_index
 from raystitch.stitching.candidates import Candidates
+from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.pairs import SourceIndex
 from raystitch.stitching.stitcher import Stitcher
@@ -37,13 +38,16 @@ WAVE = 256
 """Shards handed to one execution; each is a block of one row, so they are made in order."""
 
 Batch = dict[str, np.ndarray[Any, Any]]
-DatasetRef = list["ray.ObjectRef[EpisodeDataset]"]
+Pool = tuple[EpisodeDataset, Trajectories | None]
+"""The dataset, and in a chain round the trajectories that pairs are selected from."""
+
+PoolRef = list["ray.ObjectRef[Pool]"]
 """One copy in the object store for all samplers; in a list, because Ray would resolve a bare reference for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What an actor needs; small, the dataset travels through the object store."""
+    """What an actor needs in one round; small, the dataset travels through the object store."""
 
     bundle_dir: str
     stitch_config: StitchConfig
@@ -51,6 +55,8 @@ class Job:
     out: str
     seed: int
     pairs_per_shard: int
+    chain_round: int = 0
+    manifest: str = ""
 
     @cached_property
     def stitcher(self) -> Stitcher:
@@ -60,13 +66,14 @@ class Job:
 class Sampler:
     """Shard numbers in, proposed candidates out."""
 
-    def __init__(self, job: Job, dataset: DatasetRef) -> None:
-        self.job, self._dataset = job, dataset
+    def __init__(self, job: Job, pool: PoolRef) -> None:
+        self.job, self._pool = job, pool
 
     @cached_property
     def source_index(self) -> SourceIndex:
         # Not in __init__, where an error would reach the user as a dead actor.
-        return SourceIndex(ray.get(self._dataset[0]), self.job.stitcher.bundle, self.job.stitch_config)
+        dataset, chain = ray.get(self._pool[0])
+        return source_index(dataset, self.job.stitcher.bundle, self.job.stitch_config, chain)
 
     def __call__(self, batch: Batch) -> Batch:
         job, (shard,) = self.job, batch["shard"].tolist()
@@ -94,7 +101,8 @@ class Qualifier:
         if not error:
             try:
                 candidates = self.job.stitcher.qualify(unpack(batch["candidates"][0]))
-                written = write_shard(self.job.out, shard, candidates_to_table(candidates, shard))
+                table = candidates_to_table(candidates, shard, self.job.chain_round)
+                written = write_shard(self.job.out, shard, table, self.job.manifest)
                 stats = json.dumps(asdict(written))
             except (UserError, RunError) as raised:
                 error = _as_row(raised)
@@ -184,28 +192,28 @@ def augment(
             pairs_per_shard=config.pairs_per_shard,
         )
         with ensure_ray(address):
-            shared = [ray.put(trajectories)]
-            while not ledger.done:
-                _wave(job, shared, ledger)
+            for chain_round in ledger.open_rounds():
+                round_job = replace(job, chain_round=chain_round, manifest=ledger.manifest)
+                shared: PoolRef = [ray.put((trajectories, ledger.trajectories(trajectories)))]
+                while not ledger.round_done:
+                    _wave(round_job, shared, ledger)
     return ledger.finish()
 
 
-def _wave(job: Job, shared: DatasetRef, ledger: Ledger) -> None:
-    """One execution over the next missing shards; ends it as soon as there are enough."""
+def _wave(job: Job, shared: PoolRef, ledger: Ledger) -> None:
+    """One execution over the next missing shards of a round; ends it as soon as there are enough."""
     try:
         # Closed here also after an error, whose traceback would keep it alive past Ray's own end.
         with contextlib.closing(_stream(job, shared, ledger.missing(WAVE), ledger.config)) as rows:
             for stats in rows:
                 ledger.add(stats)
-                if ledger.done:
+                if ledger.round_done:
                     return
     except RayError as error:
         raise _in_our_words(error) from error
 
 
-def _stream(
-    job: Job, shared: DatasetRef, shards: list[int], config: AugmentConfig
-) -> Generator[ShardStats, None, None]:
+def _stream(job: Job, shared: PoolRef, shards: list[int], config: AugmentConfig) -> Generator[ShardStats, None, None]:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = DataContext.get_current()
     context.enable_progress_bars = False

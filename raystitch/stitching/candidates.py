@@ -82,6 +82,9 @@ class Candidates:
         rollout_deviation: float32 [N], squared L2 distance between the state entered and the judges' roll-out.
         termination_max: float32 [N], largest predicted termination probability of a generated state.
         accepted: bool [N]; reason: int64 [N], index into REASONS.
+        source_bridge, target_bridge: str [N], id of the bridge whose stitched episode is the source or the target;
+            empty for real episodes. The step is then one of the stitched episode, the episode the real one that it
+            begins (source) or ends (target) with.
     """
 
     source_episode: Ints
@@ -106,6 +109,8 @@ class Candidates:
     termination_max: Floats = field(default_factory=lambda: _nan(0))
     accepted: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     reason: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    source_bridge: NDArray[np.str_] = field(default_factory=lambda: np.zeros(0, np.str_))
+    target_bridge: NDArray[np.str_] = field(default_factory=lambda: np.zeros(0, np.str_))
 
     def __post_init__(self) -> None:
         count = len(self.gap)
@@ -115,6 +120,8 @@ class Candidates:
             self.residuals = np.full(self.rewards.shape, np.nan, np.float32)
             self.accepted = np.zeros(count, np.bool_)
             self.reason = np.zeros(count, np.int64)
+        if len(self.source_bridge) != count:
+            self.source_bridge = self.target_bridge = np.zeros(count, np.str_)
 
     def __len__(self) -> int:
         return len(self.gap)

@@ -13,6 +13,7 @@ from raystitch.data.episodes import Episode, EpisodeDataset, Floats, Ints, from_
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
 from raystitch.stitching.candidates import Pairs
+from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import PairConfig, StitchConfig
 from raystitch.stitching.pools import Pools
 from raystitch.stitching.selectors import SELECTORS, PairSelector, Selection, nearest
@@ -25,6 +26,7 @@ class SourceIndex:
 
     Args:
         source_episodes, target_episodes: int64, replace the split of the dataset by return.
+        chain: the trajectories of a chain round; ``dataset`` is theirs.
 
     Raises:
         UserError: when the dataset has no state to leave or to enter, saying why.
@@ -38,8 +40,10 @@ class SourceIndex:
         *,
         source_episodes: Ints | None = None,
         target_episodes: Ints | None = None,
+        chain: Trajectories | None = None,
     ) -> None:
         self.config = config or StitchConfig()
+        self.chain = chain
         self.pools = Pools(
             dataset,
             bundle,
@@ -47,6 +51,7 @@ class SourceIndex:
             needs_future=self.config.pairs.mode == "successor",
             source_episodes=source_episodes,
             target_episodes=target_episodes,
+            chain=chain,
         )
 
     def select(self, seeds: Ints) -> Pairs:

@@ -15,6 +15,7 @@ from raystitch.data.returns import discounted_returns
 from raystitch.data.select import low_high_split
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
+from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import PairConfig
 from raystitch.stitching.draws import integers
 from raystitch.stitching.retrieval import NearestTargets
@@ -39,6 +40,7 @@ class Pools:
     Args:
         needs_future: leave only states whose own recorded future reaches past the smallest gap.
         source_episodes, target_episodes: replace the split by return.
+        chain: of a chain round, whose dataset is ``dataset``: which states may be left and entered, who goes with whom.
 
     Raises:
         UserError: when nothing can be left or entered, saying why.
@@ -53,8 +55,10 @@ class Pools:
         needs_future: bool = False,
         source_episodes: Ints | None = None,
         target_episodes: Ints | None = None,
+        chain: Trajectories | None = None,
     ) -> None:
         self.dataset = dataset
+        self.chain = chain
         self.bundle = bundle
         self.config = config
         self.gap_min = bundle.config.diffusion.gap_min
@@ -70,7 +74,7 @@ class Pools:
         self.targets = self._target_states(np.sort(target_episodes))
         self.first_leave, self.last_leave = self._leave_range(needs_future)
         self.source_episodes = self._source_episodes(low if source_episodes is None else source_episodes)
-        self.overlap = bool(np.isin(self.source_episodes, self.targets.episode).any())
+        self.overlap = chain is not None or bool(np.isin(self.source_episodes, self.targets.episode).any())
 
     @cached_property
     def last_state(self) -> Ints:
@@ -98,7 +102,7 @@ class Pools:
 
     @cached_property
     def nearest(self) -> NearestTargets:
-        return NearestTargets(self.encode(self.observations(self.targets)), self.targets.episode)
+        return NearestTargets(self.encode(self.observations(self.targets)), self.targets.episode, self.joinable)
 
     def rows(self, states: States) -> Ints:
         """Observation rows of the states."""
@@ -133,8 +137,31 @@ class Pools:
         """A source episode per row [N, 1], and several steps of it [N, C]; both uniform."""
         episode = self.source_episodes[integers(uniform_episode, len(self.source_episodes))]
         first, last = self.first_leave[episode], self.last_leave[episode]
-        step = first + integers(uniform_step, last - first + 1)
+        if self.chain is None:
+            step = first + integers(uniform_step, last - first + 1)
+        else:
+            rows, start, count = self._leave_rows
+            step = rows[start[episode] + integers(uniform_step, count[episode])] - self.dataset.obs_offsets[episode]
         return States(np.broadcast_to(episode, step.shape), step)
+
+    @cached_property
+    def _leave_rows(self) -> tuple[Ints, Ints, Ints]:
+        """Of a chain round: observation rows that may be left, and where those of each episode start and how many they
+        are (int64 [E])."""
+        assert self.chain is not None
+        lengths = self.dataset.lengths + 1
+        step = np.arange(len(self.dataset.observations)) - np.repeat(self.dataset.obs_offsets[:-1], lengths)
+        first, last = np.repeat(self.first_leave, lengths), np.repeat(self.last_leave, lengths)
+        rows = np.flatnonzero(self.chain.may_leave & (step >= first) & (step <= last))
+        start = np.searchsorted(rows, self.dataset.obs_offsets)
+        return rows, start[:-1], np.diff(start)
+
+    def joinable(self, source_episode: Ints, target: Ints) -> Bools:
+        """Whether a source may go on in a target (indices into ``targets``), as far as their episodes are concerned."""
+        target_episode = self.targets.episode[target]
+        if self.chain is None:
+            return np.asarray(source_episode != target_episode)
+        return ~self.chain.share_fragment(source_episode, target_episode)
 
     def draw_targets(self, uniform: NDArray[np.float64], source_episode: Ints) -> Ints:
         """Uniform over the targets outside the source's episode: indices into ``targets``, shape of ``uniform``."""
@@ -169,7 +196,8 @@ class Pools:
 
     def _source_episodes(self, episodes: Ints) -> Ints:
         target_episodes = np.unique(self.targets.episode)
-        usable = episodes[self.last_leave[episodes] >= 0]
+        can_be_left = self.last_leave >= 0 if self.chain is None else self._leave_rows[2] > 0
+        usable = episodes[can_be_left[episodes]]
         if not len(usable):
             ended = int(self.dataset.terminated[episodes].sum())
             raise UserError(
@@ -200,7 +228,8 @@ class Pools:
                 "raise pairs.target_fraction or add longer episodes"
             )
         starts = np.concatenate([[0], np.cumsum(count)[:-1]])
-        return States(np.repeat(episodes, count), np.arange(count.sum()) - np.repeat(starts, count))
+        states = States(np.repeat(episodes, count), np.arange(count.sum()) - np.repeat(starts, count))
+        return states if self.chain is None else states.at(np.flatnonzero(self.chain.may_enter[self.rows(states)]))
 
 
 def values(bundle: Bundle, observations: Floats) -> Floats:

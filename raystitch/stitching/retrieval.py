@@ -3,6 +3,7 @@
 Legend: N rows, Q queries of a row, A alternatives of a row (best first), D active dimensions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,11 +33,16 @@ class Alternatives:
 
 
 class NearestTargets:
-    """Nearest neighbours among target states, given standardised on the active dimensions ([M, D])."""
+    """Nearest neighbours among target states, given standardised on the active dimensions ([M, D]).
 
-    def __init__(self, states: Floats, episodes: Ints) -> None:
+    Args:
+        joinable: whether source episodes may go on in targets, by index; by default in those of other episodes.
+    """
+
+    def __init__(self, states: Floats, episodes: Ints, joinable: Callable[[Ints, Ints], Bools] | None = None) -> None:
         self._tree = KDTree(states)
         self._episodes = episodes
+        self._joinable = joinable or (lambda source_episode, target: source_episode != episodes[target])
 
     def find(self, queries_NQD: Floats, source_episode: Ints, *, overlap: bool) -> Alternatives:
         """The ``NEIGHBOURS`` nearest targets of each of the row's ``TOP_QUERIES`` most promising queries.
@@ -63,8 +69,8 @@ class NearestTargets:
         safe = np.where(usable[..., None], queries_NQD, 0.0)
         found = self._tree.query(safe, k=count)
         distance, target = (np.asarray(column).reshape(*usable.shape, count) for column in found)
-        same = self._episodes[target] == source_episode[..., None]
-        return target.astype(np.int64), np.where(usable[..., None] & ~same, distance, np.inf)
+        joinable = self._joinable(source_episode[..., None], target)
+        return target.astype(np.int64), np.where(usable[..., None] & joinable, distance, np.inf)
 
 
 def limit_reuse(targets: Ints, usable: Bools, limit: int) -> Ints:

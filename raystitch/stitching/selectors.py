@@ -108,7 +108,10 @@ def _choose(pools: Pools, sources_NQ: States, gap_NQ: Ints, found: Alternatives,
         uniforms(seeds, RANDOM_TARGETS, _TARGET_DRAW), np.repeat(sources_NQ.episode[:, :1], RANDOM_TARGETS, axis=1)
     )
     targets = np.concatenate([found.target, fallback], 1)
-    usable = np.concatenate([np.isfinite(found.distance), np.ones(fallback.shape, np.bool_)], 1)
+    enterable = np.ones(fallback.shape, np.bool_)
+    if pools.chain is not None:
+        enterable = pools.joinable(sources_NQ.episode[:, :1], fallback)
+    usable = np.concatenate([np.isfinite(found.distance), enterable], 1)
     column = limit_reuse(targets, usable, pools.config.max_target_reuse)
     column = np.where(column < 0, targets.shape[1] - 1, column)  # fewer targets than the limit has room for
     rows = np.arange(len(seeds))

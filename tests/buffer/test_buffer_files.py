@@ -8,15 +8,14 @@ import pytest
 from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.maintain import compact, verify
 from raystitch.buffer.reader import Buffer, open_buffer
+from raystitch.buffer.rounds import finish, prefix_length
 from raystitch.buffer.schema import BufferMeta, candidates_to_table, flat_steps, make_schema
 from raystitch.buffer.storage import Storage
 from raystitch.buffer.writer import (
     SHARDS,
     create_buffer,
     existing_stats,
-    finish,
     list_shards,
-    prefix_length,
     read_shard_file,
     write_shard,
 )

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from raystitch.buffer.reader import Buffer, open_buffer
+from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
-from raystitch.buffer.writer import create_buffer, finish, write_shard
+from raystitch.buffer.writer import create_buffer, write_shard
 from raystitch.errors import UserError
 from raystitch.stitching.candidates import Candidates
 

@@ -1,0 +1,98 @@
+"""The trajectories of a chain round, from the closed rounds of a buffer.
+
+Legend: B accepted bridges, C those whose stitched episodes are taken, S states of all trajectories.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from raystitch.buffer.bridges import BridgeSet
+from raystitch.buffer.episodes import StitchedEpisodes, concatenate, gather, stitched_index
+from raystitch.buffer.reader import Buffer
+from raystitch.buffer.runs import Runs, stitched_runs
+from raystitch.buffer.schema import ClosedRound
+from raystitch.data.episodes import Bools, EpisodeDataset, Ints
+from raystitch.seeding import derive_seed, numpy_rng
+from raystitch.stitching.chain import Trajectories
+
+
+def chained_trajectories(
+    dataset: EpisodeDataset, buffer: Buffer, rounds: Sequence[ClosedRound], max_stitched: int
+) -> Trajectories:
+    """The dataset's episodes and at most ``max_stitched`` stitched ones of ``rounds``; a function of what was decided.
+
+    Stitched episodes are cut at the environment's time limit, and one whose bridge does not end before it is left out.
+    """
+    num_rows = sum(stats.rows for stats in buffer.stats.values() if stats.shard < rounds[-1].end)
+    rows = buffer.accepted_rows()
+    bridges = buffer.take(rows[rows < num_rows])
+    limit = dataset.env.max_episode_steps if dataset.env is not None else None
+    fits = bridges.source_step + bridges.gap + 1 < (np.inf if limit is None else limit)
+    chosen = _draw(bridges, np.flatnonzero(fits), max_stitched, derive_seed(buffer.meta.seed, "chain", len(rounds)))
+    index = stitched_index(dataset, bridges, rows=chosen)
+    stitched = gather(dataset, index, bridges)
+    real = StitchedEpisodes(episodes=dataset, is_synthetic=np.zeros(dataset.num_transitions, np.bool_))
+    leave, enter = _real_states(stitched, _is_generated(dataset, bridges, index.observation), limit)
+    everywhere = np.ones(len(dataset.observations), np.bool_)
+    own, none = np.arange(dataset.num_episodes), np.full(dataset.num_episodes, "", np.str_)
+    runs = stitched_runs(dataset, bridges)[0].take(chosen)
+    ends = np.stack([bridges.source_episode, bridges.target_episode], 1)[chosen]
+    return Trajectories(
+        dataset=concatenate(real, stitched).episodes,
+        may_leave=np.concatenate([everywhere, leave]),
+        may_enter=np.concatenate([everywhere, enter]),
+        fragments=_fragments(dataset, runs, ends),
+        bridge_ids=np.concatenate([none, bridges.ids[chosen]]),
+        first_episode=np.concatenate([own, ends[:, 0]]),
+        last_episode=np.concatenate([own, ends[:, 1]]),
+    )
+
+
+def _draw(bridges: BridgeSet, rows: Ints, count: int, seed: int) -> Ints:
+    """At most ``count`` of the rows, ascending: at random, but no source twice before every source was taken once."""
+    shuffled = numpy_rng(seed).permutation(rows)
+    source = np.stack([bridges.source_parent, bridges.source_episode], 1)[shuffled]
+    _, group = np.unique(source, axis=0, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    starts = np.searchsorted(group[order], group[order], side="left")
+    turn = np.empty(len(rows), np.int64)
+    turn[order] = np.arange(len(rows)) - starts
+    return np.sort(shuffled[np.argsort(turn, kind="stable")[:count]])
+
+
+def _is_generated(dataset: EpisodeDataset, bridges: BridgeSet, observation: Ints) -> Bools:
+    """Which rows of the two pools are generated states: not a bridge's first and last, which are real."""
+    inner = np.ones(len(bridges.observations), np.bool_)
+    inner[bridges.obs_offsets[:-1]] = False
+    inner[bridges.obs_offsets[1:] - 1] = False
+    return np.concatenate([np.zeros(len(dataset.observations), np.bool_), inner])[observation]
+
+
+def _real_states(stitched: StitchedEpisodes, generated: Bools, limit: int | None) -> tuple[Bools, Bools]:
+    """The states of stitched episodes to leave (after the first bridge) and to enter (before the last), bool [S]."""
+    episodes = stitched.episodes
+    lengths = episodes.lengths + 1
+    step = np.arange(len(episodes.observations)) - np.repeat(episodes.obs_offsets[:-1], lengths)
+    synthetic = np.flatnonzero(stitched.is_synthetic)
+    episode = episodes.episode_of[synthetic]
+    first, last = episodes.lengths.copy(), np.full(episodes.num_episodes, -1, np.int64)
+    np.minimum.at(first, episode, synthetic - episodes.offsets[episode])
+    np.maximum.at(last, episode, synthetic - episodes.offsets[episode])
+    leave = ~generated & (step > np.repeat(first, lengths))
+    if limit is not None:
+        leave &= step < limit
+    return leave, ~generated & (step <= np.repeat(last, lengths))
+
+
+def _fragments(dataset: EpisodeDataset, runs: Runs, ends: Ints) -> Ints:
+    """The real episodes in each trajectory, the dataset's own first: int64 [E + C, M], unused places -1."""
+    real = (runs.length > 0) & (runs.start < dataset.num_transitions)
+    episode = np.searchsorted(dataset.offsets, runs.start, side="right") - 1
+    parts = np.sort(np.concatenate([ends, np.where(real, episode, -1)], 1), axis=1)
+    parts[:, 1:][parts[:, 1:] == parts[:, :-1]] = -1
+    parts = np.sort(parts, axis=1)[:, ::-1]
+    width = max(1, int((parts >= 0).sum(1).max(initial=0)))
+    own = np.full((dataset.num_episodes, width), -1, np.int64)
+    own[:, 0] = np.arange(dataset.num_episodes)
+    return np.concatenate([own, parts[:, :width]])
