@@ -8,8 +8,9 @@ import pytest
 
 from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.reader import Buffer, open_buffer
+from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
-from raystitch.buffer.writer import create_buffer, finish, write_shard
+from raystitch.buffer.writer import create_buffer, write_shard
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.normalise import Normalizer
 from raystitch.envs.simulator import SimResult
@@ -23,78 +24,6 @@ from raystitch.pipeline.windows import perturbed, real_windows
 from raystitch.stitching.candidates import Candidates
 from raystitch.stitching.config import QualifyConfig, StitchConfig
 
-NUM_TRUE, NUM_FALSE, LARGEST_GAP = 20, 15, 8
-
-
-@pytest.fixture(scope="module")
-def buffer(maze: EpisodeDataset, tmp_path_factory: pytest.TempPathFactory) -> Buffer:
-    """Accepted: pieces of real episodes. Rejected: the same with every state moved, the further the larger residual."""
-    rng = np.random.default_rng(0)
-    count = NUM_TRUE + NUM_FALSE
-    gap = rng.integers(2, LARGEST_GAP + 1, count)
-    long_enough = np.flatnonzero(maze.lengths > LARGEST_GAP + 1)
-    episode = rng.choice(long_enough, count)
-    start = rng.integers(0, maze.lengths[episode] - gap - 1)
-    residual = np.where(np.arange(count) < NUM_TRUE, rng.uniform(0, 0.4, count), rng.uniform(0.6, 2, count))
-    observations = np.zeros((count, LARGEST_GAP + 2, maze.obs_dim), np.float32)
-    actions = np.zeros((count, LARGEST_GAP + 1, maze.act_dim), np.float32)
-    rewards = np.zeros((count, LARGEST_GAP + 1), np.float32)
-    spread = np.where(np.arange(count) < NUM_TRUE, 1e-3, 1.0) * residual
-    for row in range(count):
-        piece = maze.episode(int(episode[row]))
-        steps = slice(start[row], start[row] + gap[row] + 1)
-        states = piece.observations[steps.start : steps.stop + 1]
-        observations[row, : gap[row] + 2] = states + rng.normal(size=states.shape) * spread[row]
-        actions[row, : gap[row] + 1] = piece.actions[steps]
-        rewards[row, : gap[row] + 1] = piece.rewards[steps]
-    candidates = Candidates(
-        source_episode=episode,
-        source_step=start,
-        target_episode=episode,
-        target_step=start + gap + 1,
-        gap=gap,
-        seed=np.arange(count),
-        attempt=np.zeros(count, np.int64),
-        first_row=np.arange(count),
-        observations=observations,
-        actions=actions,
-        rewards=rewards,
-        return_source=np.zeros(count, np.float32),
-        return_target=np.ones(count, np.float32),
-        return_stitched=np.ones(count, np.float32),
-    )
-    numbers = {name: np.zeros(count, np.float32) for name in ("residual_mean", "spread_max", "rollout_deviation")}
-    candidates = replace(
-        candidates,
-        residual_max=residual.astype(np.float32),
-        termination_max=np.zeros(count, np.float32),
-        accepted=np.arange(count) < NUM_TRUE,
-        reason=(np.arange(count) >= NUM_TRUE).astype(np.int64),
-        **numbers,
-    )
-    quantiles = np.linspace(0, 1, 11)
-    table = np.tile(quantiles, (LARGEST_GAP - 1, 1))
-    calibration = Calibration(np.arange(2, LARGEST_GAP + 1), quantiles, {"residual": table})
-    meta = BufferMeta(
-        gamma=0.99,
-        bundle_hash="sha256:0",
-        dataset_name=maze.name,
-        dataset_fingerprint=maze.fingerprint,
-        obs_dim=maze.obs_dim,
-        act_dim=maze.act_dim,
-        action_low=(-1.0, -1.0),
-        action_high=(1.0, 1.0),
-        env=maze.env,
-        calibration=calibration.to_json(),
-        stitch=StitchConfig(qualify=QualifyConfig(delta=0.5)),
-        augment=AugmentConfig(num_bridges=NUM_TRUE, pairs_per_shard=count),
-        seed=0,
-    )
-    path = str(tmp_path_factory.mktemp("validate") / "buffer")
-    create_buffer(path, meta)
-    write_shard(path, 0, candidates_to_table(candidates, 0))
-    finish(path, NUM_TRUE)
-    return open_buffer(path)
 
 
 def test_true_bridges_are_found_true_and_false_ones_false(buffer: Buffer, maze: EpisodeDataset) -> None:
