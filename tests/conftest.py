@@ -16,7 +16,7 @@ import torch
 
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.envs.spec import EnvSpec
-from raystitch.models.config import DiffusionConfig, FitConfig, HeadConfig
+from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
 
 torch.set_num_threads(1)
 
@@ -100,6 +100,7 @@ def tiny_fit() -> FitConfig:
         reward=HeadConfig(num_members=2, hidden=16, num_layers=1, train_steps=30, batch_size=32),
         termination=head,
         value=head,
+        embedding=EmbeddingConfig(size=4, hidden=16, num_layers=1, train_steps=30, batch_size=32),
         calibration_windows=60,
     )
 

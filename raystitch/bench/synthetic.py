@@ -4,7 +4,7 @@ import numpy as np
 
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.models.bundle import Bundle
-from raystitch.models.config import DiffusionConfig, FitConfig, HeadConfig
+from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
 from raystitch.models.fit import fit_bundle
 
 OBS_DIM, ACT_DIM = 11, 3
@@ -45,6 +45,7 @@ def make_bundle(dataset: EpisodeDataset) -> Bundle:
         reward=head,
         termination=HeadConfig(num_members=1, train_steps=20),
         value=HeadConfig(num_members=1, train_steps=20),
+        embedding=EmbeddingConfig(train_steps=20),
         calibration_windows=400,
     )
     return fit_bundle(dataset, config)

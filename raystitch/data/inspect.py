@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raystitch.data.context import still_dimensions
 from raystitch.data.episodes import EpisodeDataset
 
-# A constant dimension moves by less than this share of its size; so does a context dimension within an episode.
-CONSTANT = 1e-6
 # An action this close to a bound, as a share of its range, is saturated.
 SATURATED = 1e-3
 
@@ -49,21 +48,8 @@ def _non_finite(dataset: EpisodeDataset) -> list[Problem]:
     return found
 
 
-def _dimension_ranges(dataset: EpisodeDataset) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Constant dimensions and context dimensions (constant within every episode, not between them), bool [O] each."""
-    starts = dataset.obs_offsets[:-1]
-    with np.errstate(invalid="ignore"):
-        known = np.where(np.isfinite(dataset.observations), dataset.observations, np.nan)
-        low, high = np.fmin.reduceat(known, starts), np.fmax.reduceat(known, starts)
-        lowest, highest = np.fmin.reduce(low), np.fmax.reduce(high)
-        size = CONSTANT * np.maximum(1.0, np.maximum(np.abs(lowest), np.abs(highest)))
-        constant = highest - lowest <= size
-        within = np.fmax.reduce(high - low) <= size
-    return constant, within & ~constant & (dataset.num_episodes > 1)
-
-
 def _dimensions(dataset: EpisodeDataset) -> list[Problem]:
-    constant, context = (np.flatnonzero(which) for which in _dimension_ranges(dataset))
+    constant, context = (np.flatnonzero(which) for which in still_dimensions(dataset))
     found = []
     if len(constant):
         message = f"observation dimensions {_list(constant)} never change; they are left out of every score"

@@ -78,6 +78,7 @@ class Transitions:
     Attributes:
         observations: float32 [R, O], all observation rows; ``rows`` int64 [T] is s_t's row, s_{t+1} the next one.
         actions: float32 [N, A], rewards: float32 [N], terminal: float32 [N]; ``steps`` int64 [T] indexes them.
+        stops: int64 [T], one past the last recorded row of that transition's episode.
     """
 
     observations: Tensor
@@ -86,6 +87,7 @@ class Transitions:
     terminal: Tensor
     rows: Tensor
     steps: Tensor
+    stops: Tensor
 
     @classmethod
     def find(cls, dataset: EpisodeDataset, episodes: Ints, device: torch.device) -> "Transitions":
@@ -103,6 +105,7 @@ class Transitions:
             tensor(dataset.transition_terminal.astype(np.float32)),
             tensor(dataset.obs_index[steps]),
             tensor(steps),
+            tensor(recorded_stops(dataset)[dataset.episode_of[steps]]),
         )
 
     def __len__(self) -> int:

@@ -26,6 +26,7 @@ from raystitch.models.calibration import Calibration
 from raystitch.models.config import FitConfig
 from raystitch.models.denoise import Denoiser
 from raystitch.models.diffusion import Network, Schedule, cosine_schedule
+from raystitch.models.embedding import TemporalEmbedding
 from raystitch.models.heads import (
     DynamicsEnsemble,
     InverseDynamics,
@@ -40,7 +41,7 @@ from raystitch.models.unet import TemporalUNet
 
 SCHEMA_VERSION = 2
 STITCHER_FILE = "stitcher.json"
-PARTS = ("diffusion", "dynamics", "inverse", "reward", "termination", "value")
+PARTS = ("diffusion", "dynamics", "inverse", "reward", "termination", "value", "embedding")
 
 
 def build_unet(obs_dim: int, config: FitConfig) -> TemporalUNet:
@@ -91,6 +92,7 @@ class Bundle:
     reward: RewardModel
     termination: TerminationModel
     value: ValueModel
+    embedding: TemporalEmbedding
     calibration: Calibration
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -264,6 +266,7 @@ class Bundle:
             "reward": heads.reward,
             "termination": heads.termination,
             "value": heads.value,
+            "embedding": heads.embedding,
         }
         for part, module in modules.items():
             try:
@@ -293,6 +296,7 @@ class Bundle:
             reward=heads.reward,
             termination=heads.termination,
             value=heads.value,
+            embedding=heads.embedding,
             calibration=Calibration.from_json(description["calibration"]),
             device=resolved,
         )

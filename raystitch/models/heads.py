@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raystitch.models.config import FitConfig, HeadConfig
+from raystitch.models.embedding import TemporalEmbedding
 from raystitch.models.mlp import StackedMLP
 from raystitch.models.scales import ActionScale, HeadScales
 from raystitch.models.standardise import Standardizer
@@ -227,13 +228,14 @@ class ValueModel(nn.Module):
 
 @dataclass(kw_only=True, eq=False)
 class Heads:
-    """The five heads of a bundle."""
+    """The heads of a bundle."""
 
     dynamics: DynamicsEnsemble
     inverse: InverseDynamics
     reward: RewardModel
     termination: TerminationModel
     value: ValueModel
+    embedding: TemporalEmbedding
 
 
 def build_heads(config: FitConfig, scales: HeadScales, generator: torch.Generator) -> Heads:
@@ -244,4 +246,5 @@ def build_heads(config: FitConfig, scales: HeadScales, generator: torch.Generato
         reward=RewardModel(config.reward, config.reward_inputs, scales, generator),
         termination=TerminationModel(config.termination, scales, generator),
         value=ValueModel(config.value, scales, generator),
+        embedding=TemporalEmbedding(config.embedding, scales.state, generator),
     )

@@ -15,7 +15,7 @@ from raystitch.data.returns import discounted_returns
 from raystitch.errors import UserError
 from raystitch.models.batches import Transitions, Windows, recorded_stops
 from raystitch.models.bundle import build_unet, return_quantiles
-from raystitch.models.config import FitConfig, HeadConfig
+from raystitch.models.config import EmbeddingConfig, FitConfig, HeadConfig
 from raystitch.models.diffusion import cosine_schedule, diffusion_loss, drop_returns, training_masks
 from raystitch.models.heads import build_heads
 from raystitch.models.loop import Part
@@ -78,6 +78,7 @@ class FitJob:
             "reward": self._reward_loss,
             "termination": self._termination_loss(),
             "value": self._value_loss(value_state),
+            "embedding": self._embedding_loss,
         }
         parts = [
             Part(
@@ -90,7 +91,7 @@ class FitJob:
             )
         ]
         for name, loss in losses.items():
-            head: HeadConfig = getattr(self.config, name)
+            head: HeadConfig | EmbeddingConfig = getattr(self.config, name)
             parts.append(
                 Part(
                     name=name,
@@ -133,6 +134,17 @@ class FitJob:
     def _reward_loss(self, step: int, generator: torch.Generator) -> Tensor:
         obs, act, next_obs, index = self._draw(self.config.reward, generator)
         return self.heads.reward.loss(obs, act, next_obs, self.data.rewards[index])
+
+    def _embedding_loss(self, step: int, generator: torch.Generator) -> Tensor:
+        """Pairs of one episode up to twice the longest bridge apart, as many steps as its record goes on."""
+        size, reach = self.config.embedding.batch_size, 2 * (self.config.diffusion.gap_max + 1)
+        position, other = self.data.draw(2, size, generator)
+        row = self.data.rows[position]
+        ahead = (self.data.stops[position] - 1 - row).clamp(max=reach)
+        steps = 1 + (torch.rand(size, generator=generator).to(self.device) * ahead).long().minimum(ahead - 1)
+        observations = self.data.observations
+        others = observations[self.data.rows[other]]
+        return self.heads.embedding.loss(observations[row], observations[row + steps], steps.float(), others, reach)
 
     def _termination_loss(self) -> Callable[[int, torch.Generator], Tensor]:
         """Terminal states are a small share of the data: a quarter of each batch is drawn from them."""

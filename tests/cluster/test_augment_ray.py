@@ -18,7 +18,7 @@ from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
-from raystitch.models.config import DiffusionConfig, FitConfig, HeadConfig
+from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.augment import augment_local, make_shard
 from raystitch.stitching.config import PairConfig, QualifyConfig, StitchConfig
@@ -64,6 +64,7 @@ def walks(tmp_path_factory: pytest.TempPathFactory) -> tuple[EpisodeDataset, Pat
         reward=head,
         termination=replace(head, num_members=1),
         value=replace(head, num_members=1),
+        embedding=EmbeddingConfig(size=4, hidden=16, num_layers=1, train_steps=20, batch_size=32),
         calibration_windows=100,
     )
     fit_bundle(dataset, config, folder / "stitcher", device="cpu")

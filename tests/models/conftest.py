@@ -8,7 +8,7 @@ import pytest
 
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.models.bundle import Bundle
-from raystitch.models.config import DiffusionConfig, FitConfig, HeadConfig
+from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
 from raystitch.models.fit import fit_bundle
 
 ARENA = 3.0
@@ -64,6 +64,7 @@ def make_config(train_steps: int, **changes: object) -> FitConfig:
         reward=head(2),
         termination=head(1),
         value=head(1),
+        embedding=EmbeddingConfig(size=8, hidden=64, train_steps=train_steps, batch_size=128, learning_rate=3e-3),
         calibration_windows=200,
     )
     return replace(config, **changes)  # pyright: ignore[reportArgumentType]

@@ -12,7 +12,7 @@ import pytest
 
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.models.bundle import Bundle
-from raystitch.models.config import DiffusionConfig, FitConfig, HeadConfig
+from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
 from raystitch.models.fit import fit_bundle
 
 OBS_DIM, ACT_DIM = 5, 2
@@ -93,6 +93,7 @@ def bundle(world: EpisodeDataset) -> Bundle:
         reward=head,
         termination=replace(head, num_members=1),
         value=replace(head, num_members=1),
+        embedding=EmbeddingConfig(size=8, hidden=64, train_steps=400, batch_size=128, learning_rate=3e-3),
         calibration_windows=200,
     )
     return fit_bundle(world, config, None, device="cpu")
