@@ -81,7 +81,7 @@ class TrainData:
     Attributes:
         observations [P, O], obs_row int64 [N] (s_t; s_{t+1} is the next row), actions [N, A], rewards, dones, rtg [N]:
             the pool, dataset first, bridges after; ``rtg`` is raw and within the dataset episode or bridge.
-        run_start, run_before int64 [E, 3], rtg_offset [E, 3]: the runs of every episode (see ``segments``).
+        run_start, run_before int64 [E, R], rtg_offset [E, R]: the runs of every episode (see ``segments``).
         original, augmented: the two sides of the ratio.
         rtg_scale: largest absolute return of the original data.
         return_max: largest return of the original data, raw.
@@ -138,7 +138,7 @@ class TrainData:
     def _rows(self, episode: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Pool row and flat index of the run, for every (episode, step)."""
         before = self.run_before[episode]
-        run = (step >= before[..., 1]).long() + (step >= before[..., 2])
+        run = (step[..., None] >= before[..., 1:]).sum(-1)
         flat = episode * self.run_start.shape[1] + run
         return self.run_start.view(-1)[flat] + step - self.run_before.view(-1)[flat], flat
 

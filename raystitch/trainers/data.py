@@ -79,10 +79,7 @@ def build_data(
     pool = _pool(dataset, used_bridges)
     original = original_segments(dataset)
     limit = dataset.env.max_episode_steps if dataset.env is not None else None
-    whole = _augmented(dataset, data, used_bridges, joined).cut(limit)
-    if data in ("stitched", "joined"):
-        # A source that ran to the time limit leaves no room: what remains would be a copy of the source.
-        whole = whole.reaching(run=1)
+    whole = _augmented(dataset, data, used_bridges, joined, limit)
     augmented = whole
     if used_bridges is not None and kind == "transitions" and synthetic == "bridges":
         augmented = bridge_segments(dataset, used_bridges)
@@ -99,12 +96,18 @@ def build_data(
     return _on_device(dataset, kind, pool, original.drawable(), augmented.drawable(), resolve_device(device))
 
 
-def _augmented(dataset: EpisodeDataset, data: DataMode, bridges: BridgeSet | None, joined: Joins | None) -> Segments:
+def _augmented(
+    dataset: EpisodeDataset, data: DataMode, bridges: BridgeSet | None, joined: Joins | None, limit: int | None
+) -> Segments:
+    """The whole episodes of the augmented part, cut at the time limit."""
+    # A source that ran to the time limit leaves no room: what remains would be a copy of the source.
     if data == "stitched" and bridges is not None:
-        return stitched_segments(dataset, bridges)
+        whole, own = stitched_segments(dataset, bridges)
+        return whole.cut(limit).reaching(own)
     if data == "joined" and joined is not None:
-        return joined_segments(dataset, joined)
-    again = original_segments(dataset)
+        whole = joined_segments(dataset, joined).cut(limit)
+        return whole.reaching(np.ones(len(whole), np.int64))
+    again = original_segments(dataset).cut(limit)
     if data == "weighted":
         return Segments(start=again.start, length=again.length, weight=return_weights(dataset.returns))
     return again if data == "duplicated" else again.take(np.zeros(0, np.int64))
@@ -138,6 +141,8 @@ def _pool(dataset: EpisodeDataset, bridges: BridgeSet | None) -> _Pool:
 def _on_device(
     dataset: EpisodeDataset, kind: Kind, pool: _Pool, original: Segments, augmented: Segments, device: torch.device
 ) -> TrainData:
+    num_runs = max(original.length.shape[1], augmented.length.shape[1])
+    original, augmented = original.widened(num_runs), augmented.widened(num_runs)
     normalizer = Normalizer.fit(dataset.observations)
     half_range = np.maximum((dataset.action_high - dataset.action_low) / 2, 1e-8)
     centre = (dataset.action_high + dataset.action_low) / 2

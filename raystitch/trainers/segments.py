@@ -1,7 +1,7 @@
 """Episodes as runs of rows in a pool of transitions: stitched episodes without copying the dataset.
 
-An episode is at most three runs, one after the other: prefix, bridge, suffix. The pool holds the dataset's transitions
-first and the bridges' after them. Legend: E episodes, N pool rows.
+An episode is runs, one after the other: prefix, bridge, suffix, and more of them where bridges are chained. The pool
+holds the dataset's transitions first and the bridges' after them. Legend: E episodes, N pool rows, R runs.
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raystitch.buffer.bridges import BridgeSet
-from raystitch.buffer.episodes import Joins
+from raystitch.buffer.episodes import Joins, joined_runs
+from raystitch.buffer.runs import Runs, bridge_runs, single_runs, stitched_runs
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
-
-NUM_RUNS = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,7 +20,7 @@ class Segments:
     """E episodes as runs of pool rows.
 
     Attributes:
-        start, length: int64 [E, 3], first row and number of rows of each run; unused runs have length 0.
+        start, length: int64 [E, R], first row and number of rows of each run; unused runs have length 0.
         weight: float64 [E], relative probability of drawing one transition of the episode.
     """
 
@@ -48,12 +47,18 @@ class Segments:
         """Every episode cut at the time limit."""
         if max_steps is None:
             return self
-        before = np.cumsum(self.length, axis=1) - self.length
-        return Segments(start=self.start, length=np.clip(max_steps - before, 0, self.length), weight=self.weight)
+        runs = Runs(self.start, self.length).head(max_steps)
+        return Segments(start=runs.start, length=runs.length, weight=self.weight)
 
-    def reaching(self, run: int) -> "Segments":
-        """Episodes of which nothing of ``run`` is left are never drawn."""
-        return Segments(start=self.start, length=self.length, weight=self.weight * (self.length[:, run] > 0))
+    def widened(self, num_runs: int) -> "Segments":
+        """With unused runs at the end, [E, num_runs]."""
+        runs = Runs(self.start, self.length).widened(num_runs)
+        return Segments(start=runs.start, length=runs.length, weight=self.weight)
+
+    def reaching(self, run: Ints) -> "Segments":
+        """Episodes of which nothing of ``run`` (int64 [E]) is left are never drawn."""
+        reached = np.take_along_axis(self.length, run[:, None], 1)[:, 0] > 0
+        return Segments(start=self.start, length=self.length, weight=self.weight * reached)
 
     def without(self, row_dropped: Bools) -> "Segments":
         """Without the rows marked in ``row_dropped`` (bool [N]); they may only be the last row of a run."""
@@ -69,7 +74,7 @@ class Segments:
             rewards: [N]; returns_to_go: [N], undiscounted, within the dataset episode or the bridge.
 
         Returns:
-            float32 [E, 3] to add to a row's own return-to-go, per run, and float64 [E], the return of each episode.
+            float32 [E, R] to add to a row's own return-to-go, per run, and float64 [E], the return of each episode.
         """
         used = self.length > 0
         first, last = np.where(used, self.start, 0), np.where(used, self.start + self.length - 1, 0)
@@ -80,45 +85,34 @@ class Segments:
         return (later - after).astype(np.float32), run_return.sum(1)
 
 
-def _runs(*runs: tuple[Ints, Ints]) -> Segments:
-    count = len(runs[0][0])
-    start, length = np.zeros((count, NUM_RUNS), np.int64), np.zeros((count, NUM_RUNS), np.int64)
-    for run, (run_start, run_length) in enumerate(runs):
-        start[:, run], length[:, run] = run_start, run_length
-    return Segments(start=start, length=length, weight=np.ones(count))
+def _segments(runs: Runs) -> Segments:
+    return Segments(start=runs.start, length=runs.length, weight=np.ones(len(runs.start)))
 
 
 def original_segments(dataset: EpisodeDataset) -> Segments:
     """The dataset's own episodes."""
-    return _runs((dataset.offsets[:-1], dataset.lengths))
+    return _segments(single_runs(dataset.offsets[:-1], dataset.lengths))
 
 
-def _prefix(dataset: EpisodeDataset, pairs: Joins) -> tuple[Ints, Ints]:
-    return dataset.offsets[pairs.source_episode], np.asarray(pairs.source_step, np.int64)
+def stitched_segments(dataset: EpisodeDataset, bridges: BridgeSet) -> tuple[Segments, Ints]:
+    """Whole stitched episodes: the source up to where it is left, the bridge, the target from where it is entered; and
+    which run of each is the bridge (int64 [E]).
 
-
-def _suffix(dataset: EpisodeDataset, pairs: Joins) -> tuple[Ints, Ints]:
-    start = dataset.offsets[pairs.target_episode] + pairs.target_step
-    return start, dataset.offsets[np.asarray(pairs.target_episode) + 1] - start
-
-
-def _bridge(dataset: EpisodeDataset, bridges: BridgeSet) -> tuple[Ints, Ints]:
-    return dataset.num_transitions + np.asarray(bridges.offsets[:-1], np.int64), np.diff(bridges.offsets)
-
-
-def stitched_segments(dataset: EpisodeDataset, bridges: BridgeSet) -> Segments:
-    """Whole stitched episodes: the source up to where it is left, the bridge, the target from where it is entered."""
-    return _runs(_prefix(dataset, bridges), _bridge(dataset, bridges), _suffix(dataset, bridges))
+    Raises:
+        ValueError: when the parents of a chained bridge are not among ``bridges``.
+    """
+    runs, own = stitched_runs(dataset, bridges)
+    return _segments(runs), own
 
 
 def bridge_segments(dataset: EpisodeDataset, bridges: BridgeSet) -> Segments:
-    """The generated transitions alone."""
-    return _runs(_bridge(dataset, bridges))
+    """The generated transitions alone, each bridge's own: its parents bring theirs."""
+    return _segments(bridge_runs(dataset, bridges))
 
 
 def joined_segments(dataset: EpisodeDataset, pairs: Joins) -> Segments:
     """Source then target with no seam transition: at the seam the target's state stands in for the source's."""
-    return _runs(_prefix(dataset, pairs), _suffix(dataset, pairs))
+    return _segments(joined_runs(dataset, pairs))
 
 
 def return_weights(returns: NDArray[np.float64], temperature: float = 0.1) -> NDArray[np.float64]:
