@@ -1,233 +1,269 @@
-"""Simulator truth: are the bridges of a buffer what the simulator would do?
+"""Simulator truth: are the bridges of a buffer what the simulator would do? And what delta, the criteria and the
+generator make of them: calibration curve, criteria table, novelty. Never used to choose anything.
 
-Every number is a squared L2 distance over active dimensions in the dataset's standardised units, between a stored next
-state and the one the simulator reaches from the stored state with the stored action. It is never used to choose
-anything. Legend: W windows (bridges or pieces of real episodes), T their transitions, O observation size.
+Legend: W windows (bridges or pieces of real episodes), T their transitions, N candidates.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
-from raystitch.buffer.bridges import BridgeSet
 from raystitch.buffer.reader import Buffer
-from raystitch.data.episodes import EpisodeDataset, Ints
+from raystitch.data.episodes import Bools, EpisodeDataset, Ints
 from raystitch.data.normalise import Normalizer
 from raystitch.data.select import holdout_split
-from raystitch.envs.simulator import SimResult, Simulator, Unavailable, open_simulator
-from raystitch.errors import UserError
+from raystitch.envs.simulator import Simulator, Unavailable
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.windows import Windows, bridge_windows, perturbed, real_windows
+from raystitch.pipeline.criteria import calibration_curve, criteria_table
+from raystitch.pipeline.novelty import novelty
+from raystitch.pipeline.rank import rank_correlation
+from raystitch.pipeline.simulated import Simulated, describe, open_for, share, simulate
+from raystitch.pipeline.windows import (
+    Windows,
+    bridge_windows,
+    inverse_actions,
+    judged_residuals,
+    perturbed,
+    real_windows,
+)
 from raystitch.seeding import derive_seed, numpy_rng
 from raystitch.stitching.candidates import REASONS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NOISE = 0.05
-CDF_LEVELS = np.linspace(0.0, 1.0, 41)
-TRUE_BRIDGE = 0.5
-SETS = ("accepted", "rejected", "real", "real_noise", "real_inverse")
+NUM_JUDGED = 4000
+"""Real windows that the calibration is checked with; only the judges see them, so they are cheap."""
+MAX_POINTS = 400
+BRIDGE_SETS = ("accepted", "rejected", "first_attempts", "repaired")
+SETS = (*BRIDGE_SETS, "real", "real_noise", "real_inverse")
 
 
-def _inverse_actions(windows: Windows, bundle: Bundle) -> Windows:
-    import torch
-
-    with torch.inference_mode():
-        obs, next_obs = (
-            torch.from_numpy(states).to(bundle.device) for states in (windows.observations, windows.next_observations)
-        )
-        return replace(windows, actions=bundle.inverse(obs, next_obs).cpu().numpy())
-
-
-def _judged(windows: Windows, bundle: Bundle) -> NDArray[np.float64]:
-    """The judges' largest residual per window, float64 [W]."""
-    import torch
-
-    with torch.inference_mode():
-        columns = (windows.observations, windows.actions, windows.next_observations)
-        obs, act, next_obs = (torch.from_numpy(column).to(bundle.device) for column in columns)
-        residual = bundle.dynamics.residual(obs, act, next_obs, "judges")
-    return windows.largest(residual.cpu().numpy().astype(np.float64))
-
-
-def _statistics(values: NDArray[np.float64]) -> dict[str, float | int | None]:
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return {"count": 0, "median": None, "p90": None, "p99": None, "mean": None}
-    median, p90, p99 = np.quantile(values, [0.5, 0.9, 0.99]).tolist()
-    return {"count": len(values), "median": median, "p90": p90, "p99": p99, "mean": float(values.mean())}
-
-
-def _per_group(error: NDArray[np.float64], group: Ints, name: str) -> list[dict[str, Any]]:
-    return [{name: int(key), **_statistics(error[group == key])} for key in np.unique(group)]
-
-
-def _share(flags: NDArray[np.bool_]) -> float | None:
-    return float(flags.mean()) if len(flags) else None
-
-
-def _errors(windows: Windows, answer: SimResult, normalizer: Normalizer) -> NDArray[np.float64]:
-    """Squared L2 distance per transition, float64 [T]; NaN where the simulator could not be asked."""
-    difference = (answer.next_observations.astype(np.float64) - windows.next_observations) / normalizer.std
-    return (difference[:, normalizer.active] ** 2).sum(1)
-
-
-def _only(answer: SimResult, rows: NDArray[np.bool_]) -> SimResult:
-    """The answer with every other row marked as not usable."""
-    return SimResult(
-        next_observations=np.where(rows[:, None], answer.next_observations, np.float32(np.nan)),
-        rewards=np.where(rows, answer.rewards, np.float32(np.nan)),
-        terminated=answer.terminated & rows,
-        usable=answer.usable & rows,
-    )
-
-
-def _describe(windows: Windows, answer: SimResult, error: NDArray[np.float64]) -> dict[str, Any]:
-    """What the report says about one set of windows."""
-    largest = windows.largest(error)
-    measured = np.isfinite(largest)
-    usable = error[answer.usable]
-    ends = windows.largest(np.where(answer.usable, answer.terminated, np.nan).astype(np.float64))
+def _attempts(buffer: Buffer) -> dict[str, Any]:
+    """How far first attempts go and what repair adds to them, at the generation settings."""
+    passing, _ = buffer.passing()
+    attempt = buffer.column("attempt")
+    counted = attempt[buffer.accepted_rows()]
+    first = passing[attempt == 0]
     return {
-        "num_windows": len(windows),
-        "num_steps": len(windows.window),
-        "usable_share": _share(answer.usable),
-        "step_error": _statistics(error),
-        "largest_error": _statistics(largest),
-        "largest_below": {"limit": TRUE_BRIDGE, "share": _share(largest[measured] < TRUE_BRIDGE)},
-        "cdf": {
-            "level": CDF_LEVELS.tolist(),
-            "step_error": np.quantile(usable, CDF_LEVELS).tolist() if len(usable) else [],
-        },
-        "by_gap": _per_group(error, windows.gap[windows.window], "gap"),
-        "by_step": _per_group(error, windows.step, "step"),
-        "reward_error": _statistics(np.abs(answer.rewards.astype(np.float64) - windows.rewards)),
-        "terminated_share": _share(ends[np.isfinite(ends)] > 0),
+        "num_pairs": len(first),
+        "first_accepted": int(first.sum()),
+        "first_accepted_share": share(first),
+        "num_repairs": int((attempt > 0).sum()),
+        "rescued": int((counted > 0).sum()),
     }
 
 
-def _sample(rows: Ints, count: int, rng: np.random.Generator) -> Ints:
-    return rows if len(rows) <= count else np.sort(rng.choice(rows, count, replace=False))
+def _draw(buffer: Buffer, count: int, rng: np.random.Generator) -> dict[str, Ints]:
+    """Rows of at most ``count`` bridges per set, and in ``natural`` all attempts of as many pairs; int64, ascending.
 
+    One random order of the pairs serves every draw, so the sets share what has to be simulated.
+    """
+    pairs, attempt = buffer.pairs, buffer.column("attempt")
+    order = rng.permutation(int(pairs.max(initial=-1)) + 1)[pairs]
 
-def _windows(
-    buffer: Buffer, dataset: EpisodeDataset, bundle: Bundle | None, normalizer: Normalizer, max_bridges: int
-) -> tuple[dict[str, Windows], dict[str, BridgeSet]]:
-    """The sets that are compared, and the bridges behind the first two."""
-    rng = numpy_rng(buffer.meta.seed, "validate")
+    def lowest(rows: Ints) -> Ints:
+        return np.sort(rows[np.lexsort((attempt[rows], order[rows]))[:count]])
+
     passing, reason = buffer.passing()
-    refused = np.flatnonzero(~passing & (reason != REASONS.index("non_finite")))
-    bridges = {
-        "accepted": buffer.take(_sample(buffer.accepted_rows(), max_bridges, rng)),
-        "rejected": buffer.take(_sample(refused, max_bridges, rng)),
+    counted = buffer.accepted_rows()
+    rows = {
+        "accepted": lowest(counted),
+        "rejected": lowest(np.flatnonzero(~passing & (reason != REASONS.index("non_finite")))),
+        "natural": np.flatnonzero(order < count),
     }
-    sets = {name: bridge_windows(found) for name, found in bridges.items()}
-    gaps = bridges["accepted" if len(bridges["accepted"]) else "rejected"].gap
-    episodes = np.arange(dataset.num_episodes)
-    if bundle is not None:
-        seed = derive_seed(bundle.config.seed, "holdout")  # the split that the bundle was fitted with
-        _, episodes = holdout_split(dataset.num_episodes, bundle.config.holdout_fraction, seed)
-    sets["real"] = real_windows(dataset, episodes, gaps, rng)
-    sets["real_noise"] = perturbed(sets["real"], normalizer, NOISE, rng)
-    if bundle is not None:
-        sets["real_inverse"] = _inverse_actions(sets["real"], bundle)
-    return sets, bridges
+    if (attempt > 0).any():
+        rows["first_attempts"] = lowest(counted[attempt[counted] == 0])
+        rows["repaired"] = lowest(counted[attempt[counted] > 0])
+    return rows
 
 
-def _rank_correlation(bridges: Mapping[str, BridgeSet], largest: Mapping[str, NDArray[np.float64]]) -> float | None:
-    """Spearman's, between the judges' and the simulator's largest error of all sampled bridges."""
-    judged = np.concatenate([bridges[name].residual_max for name in bridges]).astype(np.float64)
-    simulated = np.concatenate([largest[name] for name in bridges])
-    known = np.isfinite(judged) & np.isfinite(simulated)
-    if len(np.unique(judged[known])) < 2 or len(np.unique(simulated[known])) < 2:
-        return None
-    result: Any = spearmanr(judged[known], simulated[known])
-    return float(result.statistic)
+def _real_sets(real: Windows, bundle: Bundle | None, normalizer: Normalizer, rng: np.random.Generator) -> list[Windows]:
+    """``real, real_noise, real_inverse`` (with a bundle)."""
+    treated = [real, perturbed(real, normalizer, NOISE, rng)]
+    return treated if bundle is None else [*treated, inverse_actions(real, bundle)]
 
 
-def _open(dataset: EpisodeDataset) -> Simulator:
-    if dataset.env is None:
-        raise Unavailable("the dataset does not say which environment it comes from")
-    simulator = open_simulator(dataset.env)
-    space = simulator.env.observation_space
-    assert space.shape is not None
-    if space.shape[0] != dataset.obs_dim:
-        simulator.close()
-        raise UserError(
-            f"{dataset.name} has {dataset.obs_dim} observation dimensions but {dataset.env.env_id} gives "
-            f"{space.shape[0]}; name the environment it was recorded in"
-        )
-    return simulator
+def _simulate_sets(
+    simulator: Simulator, bridges: Windows, places: dict[str, Ints], reals: list[Windows], normalizer: Normalizer
+) -> dict[str, Simulated]:
+    """Everything that is compared with the simulator; ``places``: set -> windows of ``bridges``."""
+    asked = simulate(simulator, bridges, normalizer)
+    found = {name: asked.take(rows) for name, rows in places.items()}
+    known: Bools | None = None
+    for name, windows in zip(("real", "real_noise", "real_inverse"), reals, strict=False):
+        # Noise moves a clipped velocity off the clip, but what it was before is as unknown as it was.
+        found[name] = simulate(simulator, windows, normalizer, known if name == "real_noise" else None)
+        if name == "real":
+            known = found[name].answer.usable
+    return found
+
+
+def _judged_on_known_steps(
+    simulated: Simulated, residual_max: NDArray[np.float64], bundle: Bundle | None
+) -> NDArray[np.float64]:
+    """The judges' largest residual over the steps that the simulator knows, float64 [W].
+
+    The stored numbers are of whole bridges, so without a bundle bridges with an unknown step are left out (NaN).
+    """
+    usable = simulated.answer.usable
+    if bundle is None:
+        complete = simulated.windows.largest((~usable).astype(np.float64)) == 0
+        return np.where(complete, residual_max, np.nan)
+    residual = judged_residuals(simulated.windows, bundle)
+    return simulated.windows.largest(np.where(usable, residual, np.nan))
+
+
+def _points(
+    judged: NDArray[np.float64], largest: NDArray[np.float64], gap: Ints, accepted: Bools
+) -> dict[str, list[Any]]:
+    """At most ``MAX_POINTS`` bridges for a scatter plot; they are in random order of pairs, so the first will do."""
+    rows = np.flatnonzero(np.isfinite(judged) & np.isfinite(largest))[:MAX_POINTS]
+    columns = {"residual": judged, "error": largest, "gap": gap, "accepted": accepted}
+    return {name: column[rows].tolist() for name, column in columns.items()}
 
 
 def validate(
     buffer: Buffer, dataset: EpisodeDataset, bundle: Bundle | None = None, max_bridges: int = 500
 ) -> dict[str, Any]:
-    """Compares accepted and rejected bridges with the simulator, next to real data treated in three ways.
+    """Compares bridges with the simulator and with real data, and says what delta and every criterion do.
 
     Args:
-        buffer: at most ``max_bridges`` accepted and as many rejected candidates of it are sampled.
+        buffer: at most ``max_bridges`` bridges of every set are sampled, and all attempts of as many random pairs.
         dataset: the one the buffer was made from.
         bundle: the buffer's bundle. Its normaliser is used, real windows come from the episodes it was not fitted on,
             and real windows with inverse-dynamics actions are added. Without it: all episodes, no inverse actions.
 
     Returns:
-        Plain data for JSON: ``schema_version, env, unavailable`` (why there is no simulator truth, or None),
-        ``num_accepted, num_candidates, reasons, noise``; ``sets``: of ``accepted, rejected, real, real_noise,
-        real_inverse`` those there are, each with ``num_windows, num_steps, usable_share, step_error, largest_error,
-        largest_below, cdf, by_gap, by_step, reward_error, terminated_share``; ``below_noise`` (is the median step error
-        of accepted bridges below that of noise-perturbed real data?), ``rank_correlation`` of the judges' with the
-        simulator's largest error, ``real_accepted_share``: real windows with inverse-dynamics actions that the
-        generation delta would accept.
+        Plain data for JSON. Errors and residuals are squared L2 in standardised units; statistics are ``count, median,
+        p90, p99, mean``. None stands for what cannot be known.
+
+        ``schema_version, buffer, dataset, env``; ``unavailable``: why there is no simulator truth, or None: then
+        ``sets`` is empty, ``points, below_noise`` and the simulator's part elsewhere are None.
+        ``num_accepted, num_candidates, reasons`` (at the generation settings), ``delta`` (as set), ``noise``.
+
+        ``attempts``: ``num_pairs``, ``first_accepted`` and ``first_accepted_share`` of their first attempts,
+        ``num_repairs`` (further attempts), ``rescued``: pairs that count only thanks to a repair.
+
+        ``sets``: of ``accepted, rejected`` (attempts, whatever their pair), ``first_attempts, repaired`` (the accepted
+        ones by attempt; only with repairs), ``real, real_noise, real_inverse`` those there are. Each has
+        ``num_windows, num_steps, usable_share`` (steps that the simulator knows: MuJoCo clips velocities in
+        observations, and at the clip the state is unknown), ``step_error``, ``largest_error`` (of a bridge),
+        ``largest_below`` (``limit, share``), ``cdf`` (``level, step_error``), ``by_gap`` and ``by_step`` (lists of
+        ``gap`` or ``step`` with the statistics of the step error), ``reward_error``, ``terminated_share``.
+        ``below_noise``: is the median step error of accepted bridges below that of noise-perturbed real data?
+
+        ``rank_correlation``: Spearman's, of the judges' largest residual and the simulator's largest error, over the
+        first attempts of randomly drawn pairs, accepted or not as it came: ``count, value, low, high`` (95 %
+        bootstrap interval) and ``by_gap``, the same with ``gap_min, gap_max``. Both maxima are over the steps that the
+        simulator knows. ``points``: up to 400 of these bridges as the lists ``residual, error, gap, accepted``.
+
+        ``real_accepted_share``: of real held-out windows with inverse-dynamics actions and the first attempts' gaps,
+        that the generation delta accepts. They come from the episodes that delta was calibrated on: no model saw
+        them, but the calibration did.
+        ``calibration``: for delta = q50 .. q99.9: ``level``, ``nominal`` (0.5 .. 0.999), ``delta`` (median over first
+        attempts), ``real_accepted`` (share of those real windows; should be nominal), ``residual_accepted`` (share
+        of first attempts whose residual is below it), ``first_accepted`` (share of first attempts that pass all
+        criteria with it), ``num_bridges`` (that reading the buffer at it gives), ``simulator``: of a random sample of
+        these ``num_windows, step_error, largest_error, largest_below``.
+
+        ``criteria``: per criterion, in the order they are asked, over all candidates: ``name, on, threshold`` (as set;
+        for one that is off: what it was tried with), ``alone`` (candidates that fail it), ``first`` (that no
+        earlier one removes), ``only`` (that no other one removes); "other" are those that are on. ``removed`` and
+        ``kept``: of a random sample, ``count, step_median, largest_median`` of the simulator's error.
+
+        ``novelty``: mean over the states inside a window of the squared L2 distance to the nearest real window of the
+        same length: ``bridges`` (accepted, to any window), ``bridges_other_episodes`` (to one of another episode
+        than the bridge leaves), ``real`` (held-out windows of the same gaps to the episodes fitted on), each
+        ``count, p10, median, p90``; ``ratio`` of the last two medians, ``copied_share``: accepted bridges
+        nearer to real data than ``copied_limit``, below which 5 % of the real windows are (0.05 is like real data, 1
+        is copying); ``coverage``: ``share`` of ``num_windows`` held-out windows to which the sampled bridges come as
+        near as equally many windows of the episodes fitted on (0.5 is like real data), ``bridge_median,
+        real_median`` of both distances.
 
     Raises:
         UserError: when the bundle or the environment does not belong to the dataset.
     """
     if bundle is not None:
         bundle.check_dataset(dataset)
+    normalizer = bundle.normalizer if bundle is not None else Normalizer.fit(dataset.observations)
+    train = held_out = np.arange(dataset.num_episodes)
+    if bundle is not None:  # the split that it was fitted with
+        seed = derive_seed(bundle.config.seed, "holdout")
+        train, held_out = holdout_split(dataset.num_episodes, bundle.config.holdout_fraction, seed)
+    simulator, unavailable = None, None
+    try:
+        simulator = open_for(dataset)
+    except Unavailable as reason:
+        unavailable = str(reason)
+
+    seed = buffer.meta.seed
+    rows = _draw(buffer, max_bridges, numpy_rng(seed, "validate"))
+    drawn = np.unique(np.concatenate(list(rows.values())))
+    bridges = bridge_windows(buffer.take(drawn))
+    places = {name: np.searchsorted(drawn, of_set) for name, of_set in rows.items()}
+    like = "accepted" if len(rows["accepted"]) else "rejected"
+    rng = numpy_rng(seed, "validate", "real")
+    real = real_windows(dataset, held_out, bridges.gap[places[like]], rng)
+    simulated: dict[str, Simulated] = {}
+    if simulator is not None:
+        reals = _real_sets(real, bundle, normalizer, rng)
+        simulated = _simulate_sets(simulator, bridges, places, reals, normalizer)
+        simulator.close()
+    natural = simulated.get("natural")
+
     found: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "buffer": buffer.uri,
         "dataset": dataset.name,
         "env": None if dataset.env is None else dataset.env.env_id,
-        "unavailable": None,
+        "unavailable": unavailable,
         "num_accepted": buffer.num_accepted(),
         "num_candidates": buffer.num_candidates,
         "reasons": buffer.reasons(),
+        "delta": buffer.meta.stitch.qualify.delta,
         "noise": NOISE,
-        "sets": {},
+        "attempts": _attempts(buffer),
+        "sets": {name: describe(simulated[name]) for name in SETS if name in simulated},
         "below_noise": None,
         "rank_correlation": None,
+        "points": None,
         "real_accepted_share": None,
+        "criteria": criteria_table(buffer, rows["natural"], natural),
     }
-    normalizer = bundle.normalizer if bundle is not None else Normalizer.fit(dataset.observations)
-    try:
-        simulator = _open(dataset)
-    except Unavailable as reason:
-        return found | {"unavailable": str(reason)}
-    sets, bridges = _windows(buffer, dataset, bundle, normalizer, max_bridges)
-    largest: dict[str, NDArray[np.float64]] = {}
-    known = np.ones(0, np.bool_)
-    for name in (name for name in SETS if name in sets):
-        answer = simulator.step_from(sets[name].observations, sets[name].actions)
-        if name == "real":
-            known = answer.usable
-        elif name == "real_noise":
-            # Noise moves a clipped velocity off the clip, but what it was before is as unknown as it was.
-            answer = _only(answer, known)
-        error = _errors(sets[name], answer, normalizer)
-        largest[name] = sets[name].largest(error)
-        found["sets"][name] = _describe(sets[name], answer, error)
-    simulator.close()
-    medians = [found["sets"][name]["step_error"]["median"] for name in ("accepted", "real_noise")]
-    if None not in medians:
-        found["below_noise"] = medians[0] < medians[1]
-    found["rank_correlation"] = _rank_correlation(bridges, largest)
-    if bundle is not None:
-        windows = sets["real_inverse"]
-        threshold = buffer.calibration.threshold(buffer.meta.stitch.qualify.delta, windows.gap)
-        found["real_accepted_share"] = _share(_judged(windows, bundle) < threshold)
+    if simulated:
+        medians = [found["sets"][name]["step_error"]["median"] for name in ("accepted", "real_noise")]
+        found["below_noise"] = medians[0] < medians[1] if None not in medians else None
+    if natural is not None:
+        found |= _ranks(buffer, rows["natural"], natural, bundle)
+    judged = None if bundle is None else _judged_real(buffer, dataset, held_out, bundle)
+    if judged is not None:
+        threshold = buffer.calibration.threshold(buffer.meta.stitch.qualify.delta, judged[0])
+        found["real_accepted_share"] = share(judged[1] < threshold)
+    found["calibration"] = calibration_curve(buffer, judged, rows["natural"], natural)
+    accepted = bridges.take(places["accepted"])
+    found["novelty"] = novelty(accepted, real, dataset, train, normalizer, numpy_rng(seed, "validate", "novelty"))
     return found
+
+
+def _ranks(buffer: Buffer, rows: Ints, natural: Simulated, bundle: Bundle | None) -> dict[str, Any]:
+    """``rank_correlation`` and ``points`` of the first attempts among the sampled pairs' attempts."""
+    rng = numpy_rng(buffer.meta.seed, "validate", "ranks")
+    first = rng.permutation(np.flatnonzero(buffer.column("attempt")[rows] == 0))
+    simulated, rows = natural.take(first), rows[first]
+    judged = _judged_on_known_steps(simulated, buffer.column("residual_max")[rows].astype(np.float64), bundle)
+    gap = simulated.windows.gap
+    return {
+        "rank_correlation": rank_correlation(judged, simulated.largest, gap, rng),
+        "points": _points(judged, simulated.largest, gap, buffer.passing()[0][rows]),
+    }
+
+
+def _judged_real(
+    buffer: Buffer, dataset: EpisodeDataset, held_out: Ints, bundle: Bundle
+) -> tuple[Ints, NDArray[np.float64]]:
+    """Real held-out windows with inverse-dynamics actions: gap int64 [W] and the judges' largest residual [W]."""
+    rng = numpy_rng(buffer.meta.seed, "validate", "judged")
+    gaps = rng.choice(buffer.column("gap")[buffer.column("attempt") == 0], NUM_JUDGED)
+    windows = inverse_actions(real_windows(dataset, held_out, gaps, rng), bundle)
+    return windows.gap, windows.largest(judged_residuals(windows, bundle))

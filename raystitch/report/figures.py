@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -261,56 +260,3 @@ def _height(walls: Array) -> float:
         return 5.2
     width, height = ((walls[:, axis] + walls[:, axis + 2]).max() - walls[:, axis].min() for axis in (0, 1))
     return float(np.clip(4.5 * height / width + 1.1, 2.5, 8.0))
-
-
-SET_LINES = {
-    "accepted": ("stitched", "-", 2.4),
-    "rejected": ("bad", "-", 1.5),
-    "real": ("text", ":", 1.3),
-    "real_noise": ("joined", "--", 1.8),
-    "real_inverse": ("original", "-", 1.5),
-}
-
-
-def error_distributions(sets: Mapping[str, tuple[str, Mapping[str, Any]]]) -> str:
-    """Share of steps with at most a simulator error, one line per set: ``name -> (label, part of validate.json)``."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5, 3.9), layout="constrained")
-        axis = figure.subplots()
-        for name, (label, found) in sets.items():
-            colour, style, width = SET_LINES[name]
-            errors = np.maximum(np.asarray(found["cdf"]["step_error"], np.float64), 1e-6)
-            levels = 100 * np.asarray(found["cdf"]["level"], np.float64)
-            # Real data comes out at float error: a line at the left edge would only stretch the axis.
-            if len(errors) and errors[-1] > 1e-5:
-                axis.plot(errors, levels, style, color=INK[colour], linewidth=width, label=label)
-        axis.set_xscale("log")
-        axis.set_title("Steps by simulator error")
-        axis.set_xlabel("squared L2, standardised units (log)")
-        axis.set_ylabel("share of steps %")
-        axis.grid()
-        if axis.lines:
-            axis.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=2)
-    return to_svg(figure, "Simulator error of steps")
-
-
-def error_by_gap(sets: Mapping[str, tuple[str, Mapping[str, Any]]]) -> str:
-    """Median simulator error of a step by the gap of its bridge."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5, 3.9), layout="constrained")
-        axis = figure.subplots()
-        for name, (label, found) in sets.items():
-            colour, style, width = SET_LINES[name]
-            points = [(row["gap"], row["median"]) for row in found["by_gap"] if row["median"] is not None]
-            if points and name != "real":
-                gaps, medians = np.array(points, np.float64).T
-                axis.plot(gaps, np.maximum(medians, 1e-6), style, color=INK[colour], linewidth=width, label=label)
-        axis.set_yscale("log")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set_title("Median error by gap")
-        axis.set_xlabel("generated states per bridge")
-        axis.set_ylabel("squared L2 (log)")
-        axis.grid()
-        if axis.lines:
-            axis.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=2)
-    return to_svg(figure, "Simulator error by gap")

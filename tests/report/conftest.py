@@ -108,24 +108,84 @@ def _validation(rng: np.random.Generator) -> dict[str, Any]:
                 "step_error": np.quantile(errors, np.linspace(0, 1, 41)).tolist(),
             },
             "by_gap": by_gap,
-            "by_step": [],
+            "by_step": [{"step": step, **numbers} for step in range(25)],
             "reward_error": numbers,
             "terminated_share": 0.0,
         }
 
+    residual = np.exp(rng.normal(-2, 1, 300))
     return {
         "unavailable": None,
         "noise": 0.05,
         "sets": {
             "accepted": described(0.012, 1.0),
+            "first_attempts": described(0.012, 1.0),
+            "repaired": described(0.02, 1.1),
             "rejected": described(0.09, 1.4),
             "real": described(1e-12, 0.5),
             "real_noise": described(0.031, 0.7),
             "real_inverse": described(0.002, 0.9),
         },
         "below_noise": True,
-        "rank_correlation": 0.88,
+        "attempts": {
+            "num_pairs": 7550,
+            "first_accepted": 5100,
+            "first_accepted_share": 0.675,
+            "num_repairs": 900,
+            "rescued": 260,
+        },
+        "rank_correlation": {"count": 300, "value": 0.88, "low": 0.85, "high": 0.91, "by_gap": []},
+        "points": {
+            "residual": residual.tolist(),
+            "error": (residual * np.exp(rng.normal(0, 0.6, 300))).tolist(),
+            "gap": rng.integers(4, 25, 300).tolist(),
+            "accepted": (residual < 0.4).tolist(),
+        },
         "real_accepted_share": 0.99,
+        "calibration": [
+            {
+                "level": level,
+                "nominal": float(level[1:]) / 100,
+                "delta": float(level[1:]) / 200,
+                "real_accepted": float(level[1:]) / 100 + 0.001,
+                "residual_accepted": float(level[1:]) / 125,
+                "first_accepted": float(level[1:]) / 130,
+                "num_bridges": 1000,
+                "simulator": {
+                    name: described(float(level[1:]) / 8000, 1.0)[name]
+                    for name in ("num_windows", "step_error", "largest_error", "largest_below")
+                },
+            }
+            for level in ("q50", "q75", "q90", "q95", "q99", "q99.5", "q99.9")
+        ],
+        "criteria": [
+            {
+                "name": name,
+                "on": is_on,
+                "threshold": threshold,
+                "alone": 100,
+                "first": 90,
+                "only": 80,
+                "removed": {"count": 12, "step_median": 0.1, "largest_median": 0.9},
+                "kept": {"count": 488, "step_median": 0.01, "largest_median": 0.06},
+            }
+            for name, is_on, threshold in (
+                ("non_finite", True, None),
+                ("residual", True, "q99"),
+                ("spread", False, "q99"),
+                ("termination", True, 0.5),
+                ("return", False, True),
+            )
+        ],
+        "novelty": {
+            "bridges": {"count": 500, "p10": 0.05, "median": 0.2, "p90": 0.7},
+            "bridges_other_episodes": {"count": 500, "p10": 0.06, "median": 0.25, "p90": 0.7},
+            "real": {"count": 500, "p10": 0.07, "median": 0.22, "p90": 0.6},
+            "ratio": 1.14,
+            "copied_limit": 0.04,
+            "copied_share": 0.062,
+            "coverage": {"num_windows": 500, "share": 0.41, "bridge_median": 2.1, "real_median": 1.9},
+        },
     }
 
 

@@ -1,3 +1,4 @@
+import html
 import io
 import re
 import shutil
@@ -7,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from raystitch.errors import UserError
-from raystitch.files import write_json
+from raystitch.files import read_json, write_json
 from raystitch.report.page import build_report
 from raystitch.report.terminal import print_summary
 
@@ -31,7 +32,7 @@ def test_page_is_whole_and_self_contained(run_folder: Path) -> None:
     assert "the loss became nan at step 7 &lt;of td3bc&gt;" in page
     assert not re.search(r"(src|href)=\"http|@import|<script|url\(http", page)
     assert "#0a0b0" not in page, "a figure's colour was not replaced by the page's variable"
-    assert page.count("<svg") - page.count('class="forest"') == 7
+    assert page.count("<svg") - page.count('class="forest"') == 11
     assert set(re.findall(r"var\(--(\w+)\)", page)) <= set(re.findall(r"--(\w+):", page))
 
 
@@ -59,9 +60,37 @@ def test_terminal_table_says_the_same(run_folder: Path) -> None:
     assert "Decision Transformer: success rate" in text
 
 
+def test_simulator_truth_says_what_was_measured(run_folder: Path) -> None:
+    text = html.unescape(re.sub(r"<svg.*?</svg>|<[^>]+>", " ", build_report(run_folder).read_text(), flags=re.S))
+    for words in (
+        "68 % of 7,550 first attempts are accepted; repair rescues 260 more pairs.",
+        "largest simulator error: 0.88 [0.85, 0.91], over 300 first attempts",
+        "Delta accepts 99 % of real held-out windows",
+        "0.2 (median; mean squared L2 per state) from the nearest real window of the same length, 0.25 when",
+        "6 % of the bridges are nearer to real data than 5 % of real windows are.",
+        "near to 41 % of the held-out windows",
+    ):
+        assert words in text
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", build_report(run_folder).read_text())
+    at = cells.index("judges&#x27; spread")
+    assert cells[at : at + 7] == ["judges&#x27; spread", "off; tried: q99", "100", "90", "80", "0.9", "0.06"]
+    assert "off; tried: on" in cells
+
+
 def test_simulator_truth_may_be_unavailable(run_folder: Path) -> None:
-    write_json(run_folder / "validate.json", {"unavailable": "the state cannot be rebuilt <here>", "sets": {}})
-    assert "Unavailable: the state cannot be rebuilt &lt;here&gt;." in build_report(run_folder).read_text()
+    validation = read_json(run_folder / "validate.json")
+    for row in validation["calibration"]:
+        row["simulator"] = None
+    for row in validation["criteria"]:
+        row["removed"] = row["kept"] = None
+    unknown = dict.fromkeys(("rank_correlation", "points", "below_noise"))
+    validation |= {"unavailable": "the state cannot be rebuilt <here>", "sets": {}, **unknown}
+    write_json(run_folder / "validate.json", validation)
+    page = build_report(run_folder).read_text()
+    assert "Unavailable: the state cannot be rebuilt &lt;here&gt;." in page
+    assert "What each criterion does" in page
+    assert "Novelty:" in page
+    assert page.count("<svg") - page.count('class="forest"') == 6  # delta's shares are still drawn
 
 
 def test_not_a_run(tmp_path: Path) -> None:
