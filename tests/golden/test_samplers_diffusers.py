@@ -4,9 +4,10 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from raystitch.models.diffusion import cosine_schedule
+from raystitch.models.diffusion import cosine_schedule, predict_clean
 from raystitch.models.samplers import SAMPLERS, step_indices
 
 NUM_TRAIN_STEPS = 100
@@ -53,6 +54,45 @@ def test_same_windows_as_diffusers(name: str, num_steps: int) -> None:
     torch.testing.assert_close(ours, sample, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("prediction_type", ["sample", "epsilon"])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 10, 20])
+def test_dpm_solver_gives_the_same_windows_as_diffusers(num_steps: int, prediction_type: str) -> None:
+    """Whether the network predicts clean states or noise: ``predict_clean`` in front, as ``Bundle.denoise`` has it."""
+    oracle = DPMSolverMultistepScheduler(
+        **{
+            "num_train_timesteps": NUM_TRAIN_STEPS,
+            "beta_schedule": "squaredcos_cap_v2",
+            "timestep_spacing": "trailing",
+            "prediction_type": prediction_type,
+            "algorithm_type": "dpmsolver++",
+            "solver_order": 2,
+        }
+    )
+    oracle.set_timesteps(num_steps)
+    visited = step_indices(NUM_TRAIN_STEPS, num_steps)
+    assert oracle.timesteps.tolist() == visited
+    shape, schedule = (3, 8, 4), cosine_schedule(NUM_TRAIN_STEPS)
+    known, mask = torch.zeros(shape).double(), torch.zeros(shape[:2])
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def network(x: Tensor, known: Tensor, mask: Tensor, k_B: Tensor, return_B: Tensor | None = None) -> Tensor:
+        signal, level = schedule.signal_and_noise(k_B)
+        clean = denoise(x, known, mask, k_B)
+        return clean if prediction_type == "sample" else (x - signal * clean) / level
+
+    sample = noise[0]
+    for k in oracle.timesteps:
+        sample = oracle.step(network(sample, known, mask, k.expand(3)), k, sample, return_dict=False)[0]
+
+    def ours(x: Tensor, known: Tensor, mask: Tensor, k_B: Tensor) -> Tensor:
+        return predict_clean(
+            network, schedule, "clean" if prediction_type == "sample" else "noise", x, known, mask, k_B
+        )
+
+    windows = SAMPLERS["dpmpp_2m"](ours, known, mask, noise, schedule, num_steps, 1.0)
+    torch.testing.assert_close(windows, sample, rtol=2e-3, atol=2e-4)
+
+
 def _ddpm_step(oracle: object, clean: Tensor, k: int, sample: Tensor, drawn: object) -> Tensor:
     """diffusers' step with our noise: its own mean (a fixed generator twice) plus its variance times the noise."""
     last = k == oracle.timesteps[-1]  # pyright: ignore
@@ -75,7 +115,7 @@ def test_known_states_end_in_the_result_exactly() -> None:
         assert not torch.equal(result[mask < 0.5], known[mask < 0.5])
 
 
-@pytest.mark.parametrize(("name", "expected"), [("ddim", 6.392505), ("ddpm", 5.490387)])
+@pytest.mark.parametrize(("name", "expected"), [("ddim", 6.392505), ("ddpm", 5.490387), ("dpmpp_2m", 6.414535)])
 def test_golden_numbers(name: str, expected: float) -> None:
     known = torch.linspace(-1, 1, 16).view(1, 8, 2)
     mask = torch.tensor([[1.0, 1, 0, 0, 0, 0, 1, 1]])

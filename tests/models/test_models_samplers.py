@@ -1,3 +1,4 @@
+import threading
 import time
 from itertools import pairwise
 
@@ -5,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import Tensor
 
 from raystitch.models.diffusion import cosine_schedule
-from raystitch.models.samplers import SAMPLERS, row_noise, seeded_noise, step_indices
+from raystitch.models.samplers import SAMPLERS, Denoise, Start, row_noise, seeded_noise, step_indices
 from raystitch.models.unet import TemporalUNet
 
 CPU = torch.device("cpu")
@@ -85,3 +87,129 @@ def test_noise_scale_zero_is_deterministic() -> None:
         for s in (0, 5)
     )
     assert torch.equal(first, second)
+
+
+def make_window(count: int = 3) -> tuple[Tensor, Tensor]:
+    """known [B, 16, 3] and mask [B, 16]: prefix, gap, suffix."""
+    known, mask = torch.randn(count, 16, 3, generator=torch.Generator().manual_seed(4)), torch.zeros(count, 16)
+    mask[:, :2] = mask[:, 9:] = 1
+    return known, mask
+
+
+def squash(noisy_BHO: Tensor, known_BHO: Tensor, mask_BH: Tensor, k_B: Tensor) -> Tensor:
+    return torch.tanh(noisy_BHO) * 0.8
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_refine_sees_every_step_and_what_it_returns_is_used(name: str) -> None:
+    known, mask = make_window()
+    seen: list[tuple[int, int]] = []
+
+    def refine(clean_BHO: Tensor, index: int, num_steps: int) -> Tensor:
+        assert torch.equal(clean_BHO[mask > 0.5], known[mask > 0.5])
+        seen.append((index, num_steps))
+        return torch.full_like(clean_BHO, float(index))
+
+    inputs: list[Tensor] = []
+
+    def denoise(noisy_BHO: Tensor, known_BHO: Tensor, mask_BH: Tensor, k_B: Tensor) -> Tensor:
+        inputs.append(noisy_BHO)
+        return squash(noisy_BHO, known_BHO, mask_BH, k_B)
+
+    noise = seeded_noise(np.arange(3), (16, 3), CPU)
+    result = SAMPLERS[name](denoise, known, mask, noise, cosine_schedule(50), 4, 1.0, refine=refine)
+    assert seen == [(i, 4) for i in range(4)]
+    assert torch.equal(result[mask > 0.5], known[mask > 0.5])
+    assert (result[mask < 0.5] == 3).all()
+    plain = inputs[:4].copy()
+    inputs.clear()
+    SAMPLERS[name](denoise, known, mask, noise, cosine_schedule(50), 4, 1.0)
+    assert torch.equal(inputs[0], plain[0])
+    assert not torch.allclose(inputs[1], plain[1])
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_a_start_with_little_noise_stays_near_it(name: str) -> None:
+    known, mask = make_window()
+    clean = torch.randn(3, 16, 3, generator=torch.Generator().manual_seed(5))
+    visited: list[int] = []
+
+    def trusting(noisy_BHO: Tensor, known_BHO: Tensor, mask_BH: Tensor, k_B: Tensor) -> Tensor:
+        visited.append(int(k_B[0]))
+        return noisy_BHO
+
+    def run(level: float, num_steps: int = 2, scale: float = 1.0) -> Tensor:
+        visited.clear()
+        noise = seeded_noise(np.arange(3), (16, 3), CPU)
+        start = Start(clean, level)
+        return SAMPLERS[name](trusting, known, mask, noise, cosine_schedule(100), num_steps, scale, start=start)
+
+    unknown = mask < 0.5
+    distances = []
+    for level in (0.001, 0.05, 0.4, 1.0):
+        result = run(level)
+        assert torch.equal(result[~unknown], known[~unknown])
+        distances.append(float((result - clean)[unknown].abs().mean()))
+    assert distances[0] < 0.05
+    assert distances == sorted(distances)
+    run(0.001)
+    assert visited == [0]
+    run(0.4, num_steps=4)
+    assert visited == [39, 29, 19, 9]
+    run(1.0, num_steps=4)
+    assert visited == step_indices(100, 4)
+    torch.testing.assert_close(run(0.05, 1, 0.0)[unknown], (cosine_schedule(100).alpha_bar[4].sqrt() * clean)[unknown])
+
+
+def test_a_start_needs_a_noise_level() -> None:
+    for level in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"noise_level={level}"):
+            Start(torch.zeros(1, 4, 2), level)
+
+
+def test_interleaved_runs_of_the_multistep_sampler_do_not_meet() -> None:
+    """Two threads that take turns at every network evaluation, against each run alone."""
+    known, mask = make_window()
+    schedule, barrier = cosine_schedule(50), threading.Barrier(2, timeout=20)
+
+    def run(seed: int, denoise: Denoise) -> Tensor:
+        noise = seeded_noise(np.arange(seed, seed + 3), (16, 3), CPU)
+        return SAMPLERS["dpmpp_2m"](denoise, known, mask, noise, schedule, 6, 1.0)
+
+    def taking_turns(noisy_BHO: Tensor, known_BHO: Tensor, mask_BH: Tensor, k_B: Tensor) -> Tensor:
+        barrier.wait()
+        return squash(noisy_BHO, known_BHO, mask_BH, k_B)
+
+    together: dict[int, Tensor] = {}
+    threads = [
+        threading.Thread(target=lambda seed=seed: together.update({seed: run(seed, taking_turns)})) for seed in (0, 50)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed, windows in together.items():
+        assert torch.equal(windows, run(seed, squash))
+    assert len(together) == 2
+
+
+def test_dpm_solver_is_second_order() -> None:
+    """Halving the steps' size divides its error by about four; DDIM's by about two."""
+    known, mask = torch.zeros(3, 16, 3).double(), torch.zeros(3, 16)
+    schedule = cosine_schedule(1024)
+    noise = torch.from_numpy(row_noise(np.arange(3), (16, 3)).astype(np.float64)).unsqueeze(0)
+
+    def gaussian(noisy_BHO: Tensor, known_BHO: Tensor, mask_BH: Tensor, k_B: Tensor) -> Tensor:
+        """The exact posterior mean of states that are normal with mean 1 and variance 1/4."""
+        signal, level = schedule.signal_and_noise(k_B)
+        return (0.25 * signal * noisy_BHO + level**2) / (0.25 * signal**2 + level**2)
+
+    def error(name: str, num_steps: int) -> float:
+        exact, coarse = (
+            SAMPLERS[name](gaussian, known, mask, noise, schedule, steps, 1.0) for steps in (1024, num_steps)
+        )
+        return float((coarse - exact).abs().mean())
+
+    for name, order in (("ddim", 1), ("dpmpp_2m", 2)):
+        assert 0.6 * 2**order < error(name, 16) / error(name, 32) < 1.7 * 2**order
+    assert error("dpmpp_2m", 16) < 0.3 * error("ddim", 16)
