@@ -19,6 +19,7 @@ from raystitch.commands.options import (
     whole,
 )
 from raystitch.console import Progress
+from raystitch.errors import UserError
 
 
 def register(subparsers: Subparsers) -> None:
@@ -39,6 +40,12 @@ def register(subparsers: Subparsers) -> None:
         type=count,
         metavar="N",
         help="accepted bridges wanted, rounded up to whole shards",
+    )
+    parser.add_argument(
+        "--chain-rounds",
+        type=whole,
+        metavar="R",
+        help="further rounds that also join trajectories stitched before; N is the total (default: 0)",
     )
     parser.add_argument("--num-actors", type=count, metavar="A", help="sampler actors (default: 1)")
     parser.add_argument("--seed", type=whole, default=0, metavar="S", help="default: %(default)s")
@@ -62,7 +69,15 @@ def _augment(args: argparse.Namespace) -> None:
     ]
     stitch = stage_config(StitchConfig, "stitch", args.config, overrides)
     sizes = stage_config(AugmentConfig, "augment", args.config, []) if is_run_config(args.config) else AugmentConfig()
-    config = replace(sizes, num_bridges=args.num_bridges, num_actors=args.num_actors or sizes.num_actors)
+    rounds = sizes.chain_rounds if args.chain_rounds is None else args.chain_rounds
+    if rounds >= args.num_bridges:
+        raise UserError(f"--chain-rounds {rounds} needs more than {rounds} --num-bridges, one for every round")
+    config = replace(
+        sizes,
+        num_bridges=args.num_bridges,
+        num_actors=args.num_actors or sizes.num_actors,
+        chain_rounds=rounds,
+    )
     dataset = open_dataset(args.ref, args.env)
     with Progress() as progress:
         summary = augment(

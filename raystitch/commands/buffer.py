@@ -15,6 +15,7 @@ from raystitch.console import number, table
 from raystitch.errors import RunError, UserError
 
 if TYPE_CHECKING:
+    from raystitch.buffer.counting import RoundCounts
     from raystitch.data.episodes import Floats
 
 
@@ -69,6 +70,7 @@ def _info(args: argparse.Namespace) -> None:
     meta = buffer.meta
     complete = meta.complete is not None
     bridges = buffer.take(buffer.accepted_rows(args.delta))
+    rounds = buffer.rounds(args.delta)
     found = {
         "buffer": args.buffer,
         "complete": complete,
@@ -78,6 +80,7 @@ def _info(args: argparse.Namespace) -> None:
         "transitions": bridges.num_transitions,
         "delta": meta.stitch.qualify.delta if args.delta == "generation" else args.delta,
         "reasons": buffer.reasons(args.delta),
+        "rounds": [asdict(counts) for counts in rounds],
         "residual_median": _median(bridges.residual_max),
         "gap_mean": float(bridges.gap.mean()) if len(bridges) else None,
         "dataset": meta.dataset_name,
@@ -98,6 +101,14 @@ def _info(args: argparse.Namespace) -> None:
         f"median largest residual {number(found['residual_median'])}"
     )
     print(table(["reason", "candidates"], found["reasons"].items()))
+    columns = ["round", "candidates", "pairs", "accepted", "first attempts", "rescued by repair", "chained"]
+    print(table(columns, [_of_round(counts) for counts in rounds]))
+
+
+def _of_round(counts: "RoundCounts") -> list[int]:
+    first = counts.accepted - counts.rescued
+    numbers = (counts.candidates, counts.pairs, counts.accepted, first, counts.rescued, counts.chained)
+    return [counts.chain_round, *numbers]
 
 
 def _median(values: "Floats") -> float | None:
@@ -126,9 +137,11 @@ def _show(args: argparse.Namespace) -> None:
     if args.json:
         print_json(row)
         return
-    print(f"{row['bridge_id']}: {row['reason']}, gap {row['gap']}, attempt {row['attempt']}")
-    print(f"leaves episode {row['source_episode']} at step {row['source_step']}, ", end="")
-    print(f"enters episode {row['target_episode']} at step {row['target_step']}")
+    print(
+        f"{row['bridge_id']}: {row['reason']}, gap {row['gap']}, attempt {row['attempt']}, round {row['chain_round']}"
+    )
+    print(f"leaves {_trajectory(row, 'source', 'begins')} at step {row['source_step']}, ", end="")
+    print(f"enters {_trajectory(row, 'target', 'ends')} at step {row['target_step']}")
     print(f"return from there {number(row['return_source'])}, stitched {number(row['return_stitched'])}")
     print(f"residual: largest {number(row['residual_max'])}, mean {number(row['residual_mean'])}")
     states = np.asarray(row["observations"], np.float32)
@@ -136,6 +149,12 @@ def _show(args: argparse.Namespace) -> None:
     steps = zip(states, [*row["actions"], None], [*row["rewards"], None], strict=True)
     rows_ = [[i, _short(state), _short(action), reward] for i, (state, action, reward) in enumerate(steps)]
     print(table(["step", "observation", "action", "reward"], rows_))
+
+
+def _trajectory(row: dict[str, Any], side: str, verb: str) -> str:
+    """The real episode, or the bridge whose stitched episode it is."""
+    episode, parent = row[f"{side}_episode"], row[f"{side}_bridge"]
+    return f"episode {episode}" if parent is None else f"what {parent} stitched, which {verb} with episode {episode},"
 
 
 def _short(values: Any) -> str:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raystitch.buffer.bridges import BridgeSet
+from raystitch.buffer.episodes import rebuild
 from raystitch.buffer.reader import Buffer
 from raystitch.data.episodes import EpisodeDataset, Floats
 from raystitch.data.normalise import Normalizer
@@ -78,15 +79,14 @@ def _lines(dataset: EpisodeDataset, bridges: BridgeSet, project: Project) -> dic
     parts: list[tuple[str, int, NDArray[np.float64]]] = []
     episodes = rng.permutation(dataset.num_episodes)[:NUM_REAL]
     parts += [("real", int(e), project(dataset.episode(int(e)).observations)) for e in episodes]
-    chosen = bridges.take(np.sort(rng.permutation(len(bridges))[:NUM_BRIDGES]))
-    for row in range(len(chosen)):
-        source = dataset.episode(int(chosen.source_episode[row])).observations
-        target = dataset.episode(int(chosen.target_episode[row])).observations
-        leave, enter = int(chosen.source_step[row]), int(chosen.target_step[row])
-        states = chosen.observations[chosen.obs_offsets[row] : chosen.obs_offsets[row + 1]]
-        parts.append(("prefix", row, project(source[max(0, leave - CONTEXT_STEPS) : leave + 1])))
-        parts.append(("bridge", row, project(states)))
-        parts.append(("suffix", row, project(target[enter : enter + CONTEXT_STEPS + 1])))
+    chosen = np.sort(rng.permutation(len(bridges))[:NUM_BRIDGES])
+    stitched = rebuild(dataset, bridges, chosen, max_episode_steps=None).episodes
+    for row, bridge in enumerate(chosen.tolist()):
+        states = stitched.episode(row).observations
+        leave, enter = int(bridges.source_step[bridge]), int(bridges.source_step[bridge] + bridges.gap[bridge] + 1)
+        parts.append(("prefix", row, project(states[max(0, leave - CONTEXT_STEPS) : leave + 1])))
+        parts.append(("bridge", row, project(states[leave : enter + 1])))
+        parts.append(("suffix", row, project(states[enter : enter + CONTEXT_STEPS + 1])))
     lengths = [len(points) for _, _, points in parts]
     points = np.concatenate([points for _, _, points in parts]).astype(np.float32)
     return {

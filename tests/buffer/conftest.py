@@ -48,7 +48,13 @@ def calibration() -> Calibration:
 
 @pytest.fixture
 def make_meta(dataset: EpisodeDataset, calibration: Calibration) -> Callable[..., BufferMeta]:
-    def make(num_bridges: int = 20, pairs_per_shard: int = 16, delta: float | str = 0.5, seed: int = 0) -> BufferMeta:
+    def make(
+        num_bridges: int = 20,
+        pairs_per_shard: int = 16,
+        delta: float | str = 0.5,
+        seed: int = 0,
+        chain_rounds: int = 0,
+    ) -> BufferMeta:
         return BufferMeta(
             gamma=0.99,
             bundle_hash="sha256:0",
@@ -61,7 +67,7 @@ def make_meta(dataset: EpisodeDataset, calibration: Calibration) -> Callable[...
             env=dataset.env,
             calibration=calibration.to_json(),
             stitch=StitchConfig(qualify=QualifyConfig(delta=delta)),
-            augment=AugmentConfig(num_bridges=num_bridges, pairs_per_shard=pairs_per_shard),
+            augment=AugmentConfig(num_bridges=num_bridges, pairs_per_shard=pairs_per_shard, chain_rounds=chain_rounds),
             seed=seed,
         )
 

@@ -83,6 +83,7 @@ def undisturbed(walks: tuple[EpisodeDataset, Path, Path], tmp_path_factory: pyte
 def decisions(path: Path) -> list[tuple[object, ...]]:
     table = open_buffer(path).table
     names = ("bridge_id", "seed", "source_episode", "source_step", "target_episode", "target_step", "gap", "accepted")
+    names += ("chain_round", "source_bridge", "target_bridge")
     return list(zip(*(table[name].to_pylist() for name in names), strict=True))
 
 
@@ -119,6 +120,22 @@ def test_two_actors_make_the_same_buffer(
     assert augment(dataset, stitcher, config=CONFIG, **kwargs).new_shards == 0
     assert augment_local(dataset, Bundle.load(stitcher), config=replace(CONFIG, num_bridges=90), **kwargs).new_shards
     assert set(decisions(undisturbed)) < set(decisions(tmp_path / "buffer"))
+
+
+def test_chain_rounds_are_the_same_with_any_number_of_actors(
+    walks: tuple[EpisodeDataset, Path, Path], tmp_path: Path, ray_session: None
+) -> None:
+    dataset, _, stitcher = walks
+    config = replace(CONFIG, num_bridges=50, chain_rounds=1, chain_pool=20)
+    augment_local(dataset, Bundle.load(stitcher, "cpu"), STITCH, config, out=tmp_path / "alone", seed=3)
+    for actors in (1, 2):
+        out = tmp_path / str(actors)
+        augment(dataset, stitcher, out=out, stitch_config=STITCH, config=replace(config, num_actors=actors), seed=3)
+        assert_same(out, tmp_path / "alone")
+        assert open_buffer(out).meta.rounds == open_buffer(tmp_path / "alone").meta.rounds
+    rounds = open_buffer(tmp_path / "alone").rounds()
+    assert [counts.accepted >= 25 for counts in rounds] == [True, True]
+    assert rounds[1].chained > 0
 
 
 def test_killed_and_run_again_with_one_actor(
