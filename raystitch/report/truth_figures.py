@@ -30,7 +30,7 @@ Sets = Mapping[str, tuple[str, Mapping[str, Any]]]
 
 def _legend(axis: Axes, ncols: int = 2) -> None:
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=ncols, handlelength=2.8)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=ncols, handlelength=2.6, columnspacing=0.8)
 
 
 def error_distributions(sets: Sets) -> str:
