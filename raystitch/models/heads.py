@@ -49,10 +49,29 @@ class DynamicsEnsemble(nn.Module):
     def member_next(self, obs: Tensor, act: Tensor, members: Members = "all") -> Tensor:
         """Each member's next state, raw [M', *, O]."""
         inputs = self._inputs(obs, act)
-        delta = self.mlp(inputs.reshape(-1, inputs.shape[-1]))
-        split = self.mlp.num_members - self.num_judges
-        delta = {"all": delta, "proposers": delta[:split], "judges": delta[split:]}[members]
+        delta = self.mlp(inputs.reshape(-1, inputs.shape[-1]), self._asked(members))
         return obs + self.delta.decode(_merge(delta, obs.shape[:-1]))
+
+    def _asked(self, members: Members) -> slice:
+        split = self.mlp.num_members - self.num_judges
+        return {"all": slice(None), "proposers": slice(split), "judges": slice(split, None)}[members]
+
+    def linearise(self, obs: Tensor, act: Tensor, members: Members) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean next state of the members and its derivatives, everything in standardised units.
+
+        Args:
+            obs, act: raw [V, O] and [V, A].
+
+        Returns:
+            next state [V, O], by the state [V, O, O] and by the action scaled to [-1, 1], [V, O, A]; the derivative of
+            output i by input j is entry [i, j].
+        """
+        outputs, jacobian = self.mlp.with_jacobian(self._inputs(obs, act), self._asked(members))
+        outputs, jacobian = outputs.float().mean(0), jacobian.float().mean(0).transpose(1, 2)
+        next_obs = self.state.encode(obs + self.delta.decode(outputs))
+        jacobian = jacobian * (self.delta.std / self.state.std).unsqueeze(-1)
+        by_obs, by_act = jacobian.split([obs.shape[-1], act.shape[-1]], -1)
+        return next_obs, by_obs + torch.eye(obs.shape[-1], device=obs.device), by_act
 
     def predict(self, obs: Tensor, act: Tensor, members: Members) -> Tensor:
         """Mean next state of the members, raw [*, O]."""

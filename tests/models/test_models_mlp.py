@@ -1,5 +1,5 @@
 import torch
-from torch.nn.functional import layer_norm, linear, silu
+from torch.nn.functional import linear, silu
 
 from raystitch.models.mlp import StackedMLP
 
@@ -15,7 +15,7 @@ def test_each_member_is_an_ordinary_residual_mlp() -> None:
             (weight[member].T, bias[member, 0]) for weight, bias in zip(mlp.weights, mlp.biases, strict=True)
         )
         x = linear(rows, *enter)
-        x = x + linear(silu(layer_norm(x, (16,))), *inner)
+        x = x + linear(silu(x), *inner)
         torch.testing.assert_close(output, linear(silu(x), *leave))
 
 
@@ -30,3 +30,12 @@ def test_the_generator_decides_the_weights() -> None:
     first = make()
     torch.manual_seed(2)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), make().parameters(), strict=True))
+
+
+def test_the_jacobian_is_that_of_each_member() -> None:
+    mlp, rows = make(), torch.randn(7, 5)
+    outputs, jacobian = mlp.with_jacobian(rows, slice(1, None))
+    torch.testing.assert_close(outputs, mlp(rows)[1:])
+    for row in range(7):
+        by_row = torch.autograd.functional.jacobian(lambda x: mlp(x[None])[1:, 0], rows[row])
+        torch.testing.assert_close(jacobian[:, row].transpose(1, 2), by_row)
