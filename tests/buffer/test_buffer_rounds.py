@@ -1,0 +1,97 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raystitch.buffer.config import AugmentConfig
+from raystitch.buffer.rounds import close_round, current_round, finish, manifest_hash, sound_rounds
+from raystitch.buffer.schema import BufferMeta, ClosedRound, candidates_to_table
+from raystitch.buffer.storage import Storage
+from raystitch.buffer.writer import ShardStats, create_buffer, existing_stats, list_shards, read_meta, write_shard
+from raystitch.errors import RunError
+from raystitch.pipeline.augment import Ledger
+from raystitch.stitching.candidates import Candidates
+
+MakeMeta = Callable[..., BufferMeta]
+MakeCandidates = Callable[..., Candidates]
+
+
+def fill(path: Path, shards: range, make_candidates: MakeCandidates, manifest: str = "", seed: int = 0) -> None:
+    for shard in shards:
+        write_shard(path, shard, candidates_to_table(make_candidates(shard + 100 * seed), shard), manifest)
+
+
+def test_closing_fixes_the_smallest_prefix_and_clears_the_way(
+    tmp_path: Path, make_meta: MakeMeta, make_candidates: MakeCandidates
+) -> None:
+    path = tmp_path / "b"
+    create_buffer(path, make_meta(num_bridges=20, chain_rounds=1))
+    fill(path, range(6), make_candidates)  # actors work ahead
+    closed = close_round(path, (), 10)
+    assert (closed.first_shard, closed.num_shards) == (0, 2)
+    assert closed.num_accepted >= 10
+    assert read_meta(Storage(path)).rounds == (closed,)
+    assert list(list_shards(path)) == [0, 1]
+    assert sound_rounds(existing_stats(path), (closed,)) == (closed,)
+    # A shard of the round before that is written late does not count in the next round, nor is it kept.
+    fill(path, range(2, 4), make_candidates, closed.hash)
+    fill(path, range(4, 5), make_candidates)
+    assert list(current_round(existing_stats(path), (closed,))) == [2, 3]
+    complete = finish(path, 20)
+    assert complete.num_shards == len(list_shards(path)) <= 4
+    with pytest.raises(RunError, match="not the 400"):
+        finish(path, 800)
+
+
+def test_a_round_is_sound_only_as_it_was_closed(
+    tmp_path: Path, make_meta: MakeMeta, make_candidates: MakeCandidates
+) -> None:
+    path = tmp_path / "b"
+    create_buffer(path, make_meta(num_bridges=30, chain_rounds=2))
+    fill(path, range(2), make_candidates)
+    first = close_round(path, (), 10)
+    fill(path, range(2, 4), make_candidates, first.hash)
+    second = close_round(path, (first,), 10)
+    assert sound_rounds(existing_stats(path), (first, second)) == (first, second)
+    # The same shard again: closing anew changes nothing and keeps what was built on it.
+    fill(path, range(1), make_candidates)
+    assert close_round(path, (), 10) == first
+    assert read_meta(Storage(path)).rounds == (first, second)
+    assert list(list_shards(path)) == list(range(second.end))
+    # Another in its place: what was built on the old one is not sound any more and goes when the round is closed.
+    fill(path, range(1), make_candidates, seed=1)
+    assert sound_rounds(existing_stats(path), (first, second)) == ()
+    other = close_round(path, (), 10)
+    assert other.hash != first.hash
+    assert read_meta(Storage(path)).rounds == (other,)
+    assert list(list_shards(path)) == list(range(other.end))
+
+
+def stats(shard: int, accepted: int, manifest: str) -> ShardStats:
+    return ShardStats(
+        shard=shard, rows=8, accepted=accepted, residual_min=0.25, reasons={"residual": 8}, manifest=manifest
+    )
+
+
+def test_a_round_that_brings_nothing_is_named(tmp_path: Path) -> None:
+    made = {0: stats(0, 5, "")}
+    config = AugmentConfig(num_bridges=10, chain_rounds=1, patience=2, max_shards=4, pairs_per_shard=8)
+    ledger = Ledger(path="b", config=config, stats=made)
+    assert ledger.round_done
+    assert not ledger.done
+    closed = ClosedRound(
+        chain_round=0, first_shard=0, num_shards=1, num_accepted=5, hash=manifest_hash(made, range(1), "")
+    )
+    seen: list[tuple[int, str]] = []
+    ledger = Ledger(
+        path="b", config=config, stats=made, rounds=(closed,), progress=lambda n, text: seen.append((n, text))
+    )
+    assert ledger.missing(9) == [1, 2, 3, 4]
+    ledger.add(stats(1, 0, closed.hash))
+    assert seen == [(5, "0% of 8 candidates accepted in chain round 1")]
+    with pytest.raises(RunError, match=r"chain round 1: none of the first 16 .*smallest residual 0.25; residual 16"):
+        ledger.add(stats(2, 0, closed.hash))
+    ledger.stats[2] = stats(2, 1, closed.hash)
+    ledger.stats |= {3: stats(3, 1, closed.hash), 4: stats(4, 1, closed.hash)}
+    with pytest.raises(RunError, match=r"4 shards of 8 pairs hold 3 .*not the 5 asked for in chain round 1"):
+        ledger.missing(1)
