@@ -136,28 +136,32 @@ class SamplerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceConfig:
-    """The dynamics inside the sampler: unknown states move down the gradient of the proposers' standardised residual.
+    """The dynamics inside the sampler: unknown states move to where the proposers' standardised residual is smaller.
 
     Attributes:
-        schedule: ``off``, ``constant`` (the same strength in each guided step) or ``scheduled`` (growing linearly to
-            full strength at the last step, as the predicted clean states become trustworthy).
+        schedule: ``off``, ``constant`` (full moves in each guided step) or ``scheduled`` (moves grow linearly to full
+            size at the last step, as the predicted clean states become trustworthy).
+        solver: ``newton`` (damped Gauss-Newton over all unknown states of a window) or ``gradient``.
         last_steps: sampler steps that are guided, counted from the end.
-        moves: gradient moves after each guided step.
-        strength: size of a move; 0.5 would solve for a state whose neighbours are fixed.
+        moves: moves after each guided step.
+        damping: of ``newton``: larger is smaller and safer.
+        strength: size of a ``gradient`` move; contacts make large ones diverge.
         clip: largest move of a state per dimension, standardised units.
     """
 
     schedule: Literal["off", "constant", "scheduled"] = "constant"
+    solver: Literal["newton", "gradient"] = "newton"
     last_steps: int = 1
-    moves: int = 4
-    strength: float = 0.3
-    clip: float = 0.2
+    moves: int = 1
+    damping: float = 0.01
+    strength: float = 0.01
+    clip: float = 0.3
 
     def __post_init__(self) -> None:
         for name in ("last_steps", "moves"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")
-        for name in ("strength", "clip"):
+        for name in ("damping", "strength", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {name}={getattr(self, name)}")
 
