@@ -16,7 +16,7 @@ from raystitch.stitching.candidates import Pairs
 from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import PairConfig, StitchConfig
 from raystitch.stitching.pools import Pools
-from raystitch.stitching.selectors import SELECTORS, PairSelector, Selection, nearest
+from raystitch.stitching.selectors import NEEDS_FUTURE, SELECTORS, PairSelector, Selection, nearest
 
 __all__ = ["SELECTORS", "PairSelector", "SourceIndex", "nearest_pairs", "pairs_from_trajectories", "select_pairs"]
 
@@ -48,7 +48,7 @@ class SourceIndex:
             dataset,
             bundle,
             self.config.pairs,
-            needs_future=self.config.pairs.mode == "successor",
+            needs_future=self.config.pairs.mode in NEEDS_FUTURE,
             source_episodes=source_episodes,
             target_episodes=target_episodes,
             chain=chain,
@@ -148,7 +148,7 @@ def pairs_from_trajectories(
     )
     at = "ends" if cut == "ends" else "any"
     mode = "random" if cut == "ends" else "imagine"
-    pair_config = replace(base, mode=mode, source_cut=at, target_cut=at, max_target_reuse=0)
+    pair_config = replace(base, mode=mode, source_cut=at, target_cut=at, max_target_reuse=0, context="ignore")
     index = SourceIndex(
         dataset,
         bundle,

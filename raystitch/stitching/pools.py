@@ -15,8 +15,10 @@ from raystitch.data.returns import discounted_returns
 from raystitch.data.select import low_high_split
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
+from raystitch.models.embedding import embed
 from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import PairConfig
+from raystitch.stitching.contexts import WEIGHT, Contexts, Partners
 from raystitch.stitching.draws import integers
 from raystitch.stitching.retrieval import NearestTargets
 
@@ -72,6 +74,11 @@ class Pools:
             better = dataset.returns[high] > np.median(dataset.returns[low])
             target_episodes = high[better] if better.any() else high
         self.targets = self._target_states(np.sort(target_episodes))
+        self.contexts: Contexts | None = None
+        self.partners: Partners | None = None
+        if config.context == "match":
+            num_recorded = dataset.num_episodes if chain is None else int((chain.bridge_ids == "").sum())
+            self.contexts = Contexts.find(dataset, bundle.normalizer, num_recorded)
         self.first_leave, self.last_leave = self._leave_range(needs_future)
         self.source_episodes = self._source_episodes(low if source_episodes is None else source_episodes)
         self.overlap = chain is not None or bool(np.isin(self.source_episodes, self.targets.episode).any())
@@ -102,7 +109,31 @@ class Pools:
 
     @cached_property
     def nearest(self) -> NearestTargets:
-        return NearestTargets(self.encode(self.observations(self.targets)), self.targets.episode, self.joinable)
+        """Searches ``search_points`` of standardised states."""
+        states = self.encode(self.observations(self.targets))
+        return NearestTargets(self._with_contexts(states), self.targets.episode, self.joinable)
+
+    @cached_property
+    def phi(self) -> Floats:
+        """Every observation in the temporal-distance embedding, float32 [N + E, Z]; distances are steps."""
+        return embed(self.bundle.embedding, self.dataset.observations)
+
+    @cached_property
+    def nearest_in_time(self) -> NearestTargets:
+        """Searches ``search_points`` of embedded states, exactly."""
+        points = self._with_contexts(self.phi[self.rows(self.targets)])
+        return NearestTargets(points, self.targets.episode, self.joinable, slack=0.0)
+
+    def search_points(self, states: Floats, source_episode: Ints) -> Floats:
+        """Standardised or embedded states [..., D] of sources as points to search targets near to."""
+        if self.contexts is None:
+            return states
+        return np.concatenate([states, WEIGHT * self.contexts.leave[source_episode]], -1)
+
+    def _with_contexts(self, states: Floats) -> Floats:
+        if self.contexts is None:
+            return states
+        return np.concatenate([states, WEIGHT * self.contexts.enter[self.targets.episode]], -1)
 
     def rows(self, states: States) -> Ints:
         """Observation rows of the states."""
@@ -133,26 +164,54 @@ class Pools:
         normalizer = self.bundle.normalizer
         return normalizer.encode(observations)[..., normalizer.active]
 
-    def draw_sources(self, uniform_episode: NDArray[np.float64], uniform_step: NDArray[np.float64]) -> States:
-        """A source episode per row [N, 1], and several steps of it [N, C]; both uniform."""
-        episode = self.source_episodes[integers(uniform_episode, len(self.source_episodes))]
-        first, last = self.first_leave[episode], self.last_leave[episode]
-        if self.chain is None:
-            step = first + integers(uniform_step, last - first + 1)
+    def draw_sources(
+        self,
+        uniform_episode: NDArray[np.float64],
+        uniform_step: NDArray[np.float64],
+        ahead: Ints | None = None,
+    ) -> States:
+        """A source episode per row [N, 1], and several steps of it [N, C]; both uniform.
+
+        Args:
+            ahead: int64 [N, 1], at most ``longest_future``: leave only states with a recorded, not terminal state that
+                many steps later. None: any state that may be left.
+        """
+        rows, start, count = self._leave_rows
+        offsets = self.dataset.obs_offsets
+        if ahead is None:
+            episode = self.source_episodes[integers(uniform_episode, len(self.source_episodes))]
+            eligible = count[episode]
         else:
-            rows, start, count = self._leave_rows
-            step = rows[start[episode] + integers(uniform_step, count[episode])] - self.dataset.obs_offsets[episode]
+            by_future, future = self._by_future
+            num_long = np.searchsorted(-future, -ahead, side="right")
+            episode = by_future[integers(uniform_episode, num_long)]
+            last_row = offsets[episode] + self.last_future[episode] - ahead
+            eligible = np.minimum(np.searchsorted(rows, last_row, side="right") - start[episode], count[episode])
+        step = rows[start[episode] + integers(uniform_step, eligible)] - offsets[episode]
         return States(np.broadcast_to(episode, step.shape), step)
+
+    @property
+    def longest_future(self) -> int:
+        """Most steps that the record of any source goes on, without a termination, after a state that may be left."""
+        return int(self._by_future[1][0])
+
+    @cached_property
+    def _by_future(self) -> tuple[Ints, Ints]:
+        """Source episodes by how long their record goes on after the first state that may be left, longest first."""
+        rows, start, _ = self._leave_rows
+        first = rows[start[self.source_episodes]] - self.dataset.obs_offsets[self.source_episodes]
+        future = self.last_future[self.source_episodes] - first
+        order = np.argsort(-future, kind="stable")
+        return self.source_episodes[order], future[order]
 
     @cached_property
     def _leave_rows(self) -> tuple[Ints, Ints, Ints]:
-        """Of a chain round: observation rows that may be left, and where those of each episode start and how many they
-        are (int64 [E])."""
-        assert self.chain is not None
+        """Observation rows that may be left; where those of each episode start, and how many (int64 [E])."""
         lengths = self.dataset.lengths + 1
         step = np.arange(len(self.dataset.observations)) - np.repeat(self.dataset.obs_offsets[:-1], lengths)
         first, last = np.repeat(self.first_leave, lengths), np.repeat(self.last_leave, lengths)
-        rows = np.flatnonzero(self.chain.may_leave & (step >= first) & (step <= last))
+        may_leave = (step >= first) & (step <= last)
+        rows = np.flatnonzero(may_leave if self.chain is None else may_leave & self.chain.may_leave)
         start = np.searchsorted(rows, self.dataset.obs_offsets)
         return rows, start[:-1], np.diff(start)
 
@@ -160,24 +219,29 @@ class Pools:
         """Whether a source may go on in a target (indices into ``targets``), as far as their episodes are concerned."""
         target_episode = self.targets.episode[target]
         if self.chain is None:
-            return np.asarray(source_episode != target_episode)
-        return ~self.chain.share_fragment(source_episode, target_episode)
+            joinable = np.asarray(source_episode != target_episode)
+        else:
+            joinable = ~self.chain.share_fragment(source_episode, target_episode)
+        return joinable if self.contexts is None else joinable & self.contexts.agree(source_episode, target_episode)
 
     def draw_targets(self, uniform: NDArray[np.float64], source_episode: Ints) -> Ints:
-        """Uniform over the targets outside the source's episode: indices into ``targets``, shape of ``uniform``."""
+        """Uniform over the targets outside the source's episode: indices into ``targets``, shape of ``uniform``. Where
+        contexts are matched, over all targets of its context; ask ``joinable``."""
+        if self.partners is not None:
+            return self.partners.pick(source_episode, integers(uniform, self.partners.count(source_episode)))
         start = np.searchsorted(self.targets.episode, source_episode, side="left")
         own = np.searchsorted(self.targets.episode, source_episode, side="right") - start
         drawn = integers(uniform, len(self.targets.episode) - own)
         return drawn + own * (drawn >= start)
 
-    def promises_gain(self, sources: States, targets: States, gap: Ints) -> Bools:
-        """Whether a bridge would be worth it if its steps gave what the two states it joins give (value check)."""
+    def gain(self, sources: States, targets: States, gap: Ints) -> NDArray[np.float64]:
+        """What a bridge would add to the source's return if its steps gave what the two states it joins give."""
         gamma = self.bundle.gamma
         steps = (gap + 1).astype(np.float64)
         annuity = steps if gamma == 1 else (1 - gamma**steps) / (1 - gamma)
         reward = (self._reward(sources) + self._reward(targets)) / 2
         stitched = annuity * reward + gamma**steps * self.returns[self.rows(targets)]
-        return stitched > self.returns[self.rows(sources)]
+        return stitched - self.returns[self.rows(sources)]
 
     def _reward(self, states: States) -> Floats:
         step = np.minimum(states.step, self.dataset.lengths[states.episode] - 1)
@@ -214,7 +278,11 @@ class Pools:
                 f"{self.dataset.name}: the only source episode is also the only target episode; stitching needs two "
                 "(raise pairs.source_fraction or pairs.target_fraction, or add episodes)"
             )
-        return np.sort(usable)
+        usable = np.sort(usable)
+        if self.contexts is None:
+            return usable
+        self.partners, matched = self.contexts.partners(usable, self.targets.episode)
+        return matched
 
     def _target_states(self, episodes: Ints) -> States:
         # A target needs a recorded transition after it.

@@ -74,19 +74,18 @@ def test_returns_bootstrap_time_outs_only(world: EpisodeDataset, bundle: Bundle)
         np.testing.assert_allclose(pools.returns[start : start + len(expected)], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_value_check_compares_from_the_same_state(world: EpisodeDataset, bundle: Bundle) -> None:
+def test_gain_compares_from_the_same_state(world: EpisodeDataset, bundle: Bundle) -> None:
     pools = Pools(world, bundle, PairConfig())
     source, target = sources(pools, 1).at(np.arange(50)), pools.targets.at(np.arange(50))
     source = States(source.episode[:, 0], source.step[:, 0])
     gap = np.arange(50) % 7
-    gains = pools.promises_gain(source, target, gap)
+    gains = pools.gain(source, target, gap)
     for row in range(50):
         first, second = world.episode(int(source.episode[row])), world.episode(int(target.episode[row]))
         rewards = [first.rewards[min(source.step[row], len(first.rewards) - 1)], second.rewards[target.step[row]]]
         stitched = sum(bundle.gamma**j * np.mean(rewards) for j in range(gap[row] + 1))
         stitched += bundle.gamma ** (gap[row] + 1) * pools.returns[pools.rows(target)][row]
-        margin = stitched - pools.returns[pools.rows(source)][row]
-        assert abs(margin) < 1e-4 or gains[row] == (margin > 0)
+        np.testing.assert_allclose(gains[row], stitched - pools.returns[pools.rows(source)][row], atol=1e-4)
 
 
 def test_says_why_nothing_can_be_left(world: EpisodeDataset, bundle: Bundle) -> None:

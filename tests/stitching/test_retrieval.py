@@ -75,7 +75,7 @@ def reuse_loop(targets: np.ndarray, usable: np.ndarray, limit: int) -> np.ndarra
 def test_limit_reuse_matches_a_plain_loop(limit: int) -> None:
     targets = RNG.integers(0, 20, (80, 6))
     usable = RNG.random((80, 6)) < 0.7
-    chosen = limit_reuse(targets, usable, limit)
+    chosen = limit_reuse(targets, usable, limit, np.zeros(20, np.int64))
     np.testing.assert_array_equal(chosen, reuse_loop(targets, usable, limit))
     settled = np.flatnonzero(chosen >= 0)
     assert usable[settled, chosen[settled]].all()
@@ -85,4 +85,4 @@ def test_limit_reuse_matches_a_plain_loop(limit: int) -> None:
 def test_no_limit_takes_everybodys_first() -> None:
     targets = np.zeros((9, 4), np.int64)
     usable = np.tile([False, True, True, False], (9, 1))
-    assert limit_reuse(targets, usable, 0).tolist() == [1] * 9
+    assert limit_reuse(targets, usable, 0, np.zeros(1, np.int64)).tolist() == [1] * 9
