@@ -27,7 +27,8 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
 from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.augment import AugmentSummary, Ledger, Progress, open_ledger, propose_shard, source_index
+from raystitch.pipeline.augment import propose_shard, source_index
+from raystitch.pipeline.ledger import AugmentSummary, Ledger, Progress, open_ledger
 from raystitch.stitching.candidates import Candidates
 from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import StitchConfig

@@ -9,7 +9,7 @@ from raystitch.buffer.schema import BufferMeta, ClosedRound, candidates_to_table
 from raystitch.buffer.storage import Storage
 from raystitch.buffer.writer import ShardStats, create_buffer, existing_stats, list_shards, read_meta, write_shard
 from raystitch.errors import RunError
-from raystitch.pipeline.augment import Ledger
+from raystitch.pipeline.ledger import Ledger
 from raystitch.stitching.candidates import Candidates
 
 MakeMeta = Callable[..., BufferMeta]
