@@ -49,7 +49,7 @@ def config(tiny_config: Callable[..., FitConfig]) -> FitConfig:
     diffusion = replace(
         tiny.diffusion,
         return_dropout=DROPOUT,
-        train_steps=600,
+        train_steps=400,
         mask_prefix=0.7,
         mask_stitch=0.2,
         prefix_max=1,

@@ -137,3 +137,20 @@ def test_a_noise_prediction_is_turned_into_clean_states() -> None:
     mask = torch.zeros(4, 16)
     recovered = predict_clean(oracle, schedule, "noise", signal * clean + level * noise, clean, mask, k)
     torch.testing.assert_close(recovered, clean, rtol=1e-3, atol=1e-3)
+
+
+def test_growing_is_a_transposed_convolution() -> None:
+    grow, x = make_unet().grow[0], torch.randn(3, 16, 8)
+    assert isinstance(grow, torch.nn.ConvTranspose1d)
+    torch.testing.assert_close(grow(x), torch.nn.ConvTranspose1d.forward(grow, x))
+    assert grow(x).shape == (3, 8, 16)
+
+
+def test_a_block_normalises_then_scales_and_shifts_each_row_by_its_own_embedding() -> None:
+    block, x, embed = make_unet().middle, torch.randn(3, 16, 8), torch.randn(3, 32)
+    torch.nn.init.normal_(block.norm_in.weight)
+    torch.nn.init.normal_(block.norm_in.bias)
+    scale, shift = block.film(embed).unsqueeze(-1).chunk(2, 1)
+    y = torch.nn.functional.silu(block.norm_in(block.conv_in(x)) * (1 + scale) + shift)
+    expected = x + torch.nn.functional.silu(block.norm_out(block.conv_out(y)))
+    torch.testing.assert_close(block(x, embed), expected, rtol=1e-4, atol=1e-5)
