@@ -39,7 +39,7 @@ from raystitch.models.scales import HeadScales
 from raystitch.models.standardise import Standardizer
 from raystitch.models.unet import TemporalUNet
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STITCHER_FILE = "stitcher.json"
 PARTS = ("diffusion", "dynamics", "inverse", "reward", "termination", "value", "embedding")
 
@@ -119,7 +119,8 @@ class Bundle:
 
     @cached_property
     def standardizer(self) -> Standardizer:
-        return Standardizer(self.normalizer).to(self.device)
+        with torch.inference_mode(False):  # also when first asked for in it: gradients must be able to pass through
+            return Standardizer(self.normalizer).to(self.device)
 
     def denoise(self, noisy_BHO: Tensor, known_BHO: Tensor, mask_BH: Tensor, k_B: Tensor) -> Tensor:
         """Predicted clean states, standardised units [B, H, O]: the plain ``denoiser``, in float32."""

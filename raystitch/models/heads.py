@@ -82,16 +82,17 @@ class DynamicsEnsemble(nn.Module):
         return self.member_next(obs, act, members).mean(0)
 
     def residual(self, obs: Tensor, act: Tensor, next_obs: Tensor, members: Members) -> Tensor:
-        """``||s' - f(s, a)||^2`` over active dimensions in standardised units [*] (DiffStitch, qualification)."""
-        return self.state.distance(next_obs, self.predict(obs, act, members))
+        """``||s' - f(s, a)||^2`` over active dimensions in standardised units, the members' mean [*] (DiffStitch,
+        qualification). The mean of the members' residuals, not the residual of their mean: it also counts what they do
+        not agree on, and ranks bridges better."""
+        return self.residual_and_spread(obs, act, next_obs, members)[0]
 
     def residual_and_spread(
         self, obs: Tensor, act: Tensor, next_obs: Tensor, members: Members
     ) -> tuple[Tensor, Tensor]:
         """``residual`` and the largest squared distance of a member to the members' mean, both [*]."""
         each = self.member_next(obs, act, members)
-        mean = each.mean(0)
-        return self.state.distance(next_obs, mean), self.state.distance(each, mean).amax(0)
+        return self.state.distance(next_obs, each).mean(0), self.state.distance(each, each.mean(0)).amax(0)
 
     def rollout(self, obs: Tensor, act: Tensor, members: Members) -> Tensor:
         """Raw first states [B, O] and actions [B, T, A] -> the members' own path [B, T, O]."""

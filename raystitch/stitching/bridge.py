@@ -4,18 +4,44 @@ Legend: N rows, P prefix states, S suffix states, H horizon, O observation size,
 W imagined indices gap_min + 1 .. gap_max + 1.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
 from raystitch.data.episodes import Bools, Floats, Ints
 from raystitch.models.bundle import Bundle
 from raystitch.models.config import DiffusionConfig
-from raystitch.models.samplers import SAMPLERS, seeded_noise
+from raystitch.models.samplers import SAMPLERS, Start, seeded_noise
 from raystitch.stitching.candidates import Pairs
-from raystitch.stitching.config import SamplerConfig
+from raystitch.stitching.config import GuidanceConfig, SamplerConfig
+from raystitch.stitching.guidance import DynamicsGuide
 
 # Each use of a row's seed has its own noise; a sampler draws from its stream and the K that follow.
-BRIDGE_STREAM, GAP_STREAM, RETRIEVAL_STREAM = 0, 1 << 20, 2 << 20
+BRIDGE_STREAM, GAP_STREAM, RETRIEVAL_STREAM, REPAIR_STREAM = (use << 20 for use in range(4))
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """Bridges to re-noise part of the way and denoise again, perhaps with other gaps.
+
+    Attributes:
+        bridges: raw [N, G + 2, O] of gaps ``gap`` int64 [N].
+        noise_level: share of the diffusion steps that is undone, in (0, 1].
+    """
+
+    bridges: Floats
+    gap: Ints
+    noise_level: float
+
+    def stretched(self, gap: Ints) -> Floats:
+        """The bridges stretched to other gaps, by straight lines between their states [N, G + 2, O]."""
+        step = np.arange(self.bridges.shape[1])[None, :]
+        at = np.minimum(step * ((self.gap + 1) / (gap + 1))[:, None], (self.gap + 1)[:, None])
+        low = at.astype(np.int64)
+        high = np.minimum(low + 1, self.bridges.shape[1] - 1)
+        first, second = (np.take_along_axis(self.bridges, index[..., None], 1) for index in (low, high))
+        return (first + (second - first) * (at - low)[..., None]).astype(np.float32)
 
 
 def lay_out(
@@ -41,11 +67,26 @@ def lay_out(
 
 
 def sample_windows(
-    bundle: Bundle, known_NHO: Floats, mask_NH: Bools, seeds: Ints, sampler: SamplerConfig, *, stream: int
+    bundle: Bundle,
+    known_NHO: Floats,
+    mask_NH: Bools,
+    seeds: Ints,
+    sampler: SamplerConfig,
+    *,
+    stream: int,
+    guidance: GuidanceConfig | None = None,
+    draft_NHO: Floats | None = None,
+    noise_level: float = 1.0,
 ) -> Floats:
-    """Fills unknown states in; raw units [N, H, O]. A row depends on its own window and seed alone."""
-    normalizer = bundle.normalizer
+    """Fills unknown states in; raw units [N, H, O]. A row depends on its own window and seed alone.
+
+    Args:
+        guidance: the dynamics inside the sampler; None for none.
+        draft_NHO: raw windows to re-noise to ``noise_level`` and begin from; None begins from pure noise.
+    """
+    normalizer, device = bundle.normalizer, bundle.device
     encoded = normalizer.encode(known_NHO) * (mask_NH[..., None] & normalizer.active)
+    begin = None if draft_NHO is None else normalizer.encode(draft_NHO) * normalizer.active
     sampled = np.empty_like(encoded)
     denoise = bundle.denoiser(
         return_weight=sampler.return_weight,
@@ -53,17 +94,21 @@ def sample_windows(
         precision=sampler.precision,
         compile=sampler.compile,
     )
-    with torch.inference_mode():
-        for start in range(0, len(seeds), sampler.micro_batch):
-            rows = slice(start, start + sampler.micro_batch)
+    # Not inference mode: guidance by the gradient could not pass through tensors made in it.
+    with torch.inference_mode(False), torch.no_grad():
+        for first in range(0, len(seeds), sampler.micro_batch):
+            rows = slice(first, first + sampler.micro_batch)
+            mask = torch.from_numpy(mask_NH[rows].astype(np.float32)).to(device)
             sampled[rows] = SAMPLERS[sampler.name](
                 denoise,
-                torch.from_numpy(encoded[rows]).to(bundle.device),
-                torch.from_numpy(mask_NH[rows].astype(np.float32)).to(bundle.device),
-                seeded_noise(seeds[rows], encoded.shape[1:], bundle.device, stream),
+                torch.from_numpy(encoded[rows]).to(device),
+                mask,
+                seeded_noise(seeds[rows], encoded.shape[1:], device, stream),
                 bundle.schedule,
                 sampler.num_steps,
                 sampler.noise_scale,
+                refine=None if guidance is None else DynamicsGuide(bundle, mask, guidance, sampler.precision),
+                start=None if begin is None else Start(torch.from_numpy(begin[rows]).to(device), noise_level),
             ).cpu()
     return normalizer.decode(sampled)
 
@@ -85,14 +130,45 @@ def imagine(
     return bundle.normalizer.encode(future)[..., bundle.normalizer.active]
 
 
-def build_bridges(bundle: Bundle, pairs: Pairs, gap: Ints, seeds: Ints, sampler: SamplerConfig) -> Floats:
-    """The state left, ``gap`` generated states, the state entered; raw [N, G + 2, O], zero past gap + 2 states."""
+def build_bridges(
+    bundle: Bundle,
+    pairs: Pairs,
+    gap: Ints,
+    seeds: Ints,
+    sampler: SamplerConfig,
+    *,
+    guidance: GuidanceConfig | None = None,
+    draft: Draft | None = None,
+    stream: int = BRIDGE_STREAM,
+) -> Floats:
+    """The state left, ``gap`` generated states, the state entered; raw [N, G + 2, O], zero past gap + 2 states.
+
+    Args:
+        draft: bridges to begin from instead of noise.
+    """
     config = bundle.config.diffusion
     known, mask, leave = lay_out(pairs.prefix, pairs.prefix_length, pairs.suffix, pairs.suffix_length, gap, config)
-    windows = sample_windows(bundle, known, mask, seeds, sampler, stream=BRIDGE_STREAM)
     step = np.arange(config.gap_max + 2)[None, :]
-    index = np.minimum(leave[:, None] + step, config.horizon - 1)
-    bridges = np.take_along_axis(windows, index[..., None], 1)
+    index = np.minimum(leave[:, None] + step, config.horizon - 1)[..., None]
+    windows, noise_level = None, 1.0
+    if draft is not None:
+        exists = (step <= gap[:, None] + 1)[..., None]
+        windows, noise_level = known.copy(), draft.noise_level
+        np.put_along_axis(
+            windows, index, np.where(exists, draft.stretched(gap), np.take_along_axis(windows, index, 1)), 1
+        )
+    windows = sample_windows(
+        bundle,
+        known,
+        mask,
+        seeds,
+        sampler,
+        stream=stream,
+        guidance=guidance,
+        draft_NHO=windows,
+        noise_level=noise_level,
+    )
+    bridges = np.take_along_axis(windows, index, 1)
     source, target = pairs.prefix[:, -1:], pairs.suffix[:, :1]
     bridges = np.where(bundle.normalizer.active, bridges, source)  # constant dimensions stay what they are
     is_source, is_target = (step == 0)[..., None], (step == gap[:, None] + 1)[..., None]

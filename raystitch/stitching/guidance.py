@@ -37,17 +37,21 @@ class DynamicsGuide:
         self.steps = Steps.of(self.free_BH, wanted_BH)
         self.active = bundle.standardizer.active
 
+    def share(self, step: int, num_steps: int) -> float:
+        """Size of the moves after sampler step ``step`` of ``num_steps``, 0 where it is not guided."""
+        guided = min(self.config.last_steps, num_steps)
+        since = step - (num_steps - guided)
+        if self.config.schedule == "off" or since < 0:
+            return 0.0
+        return (since + 1) / guided if self.config.schedule == "scheduled" else 1.0
+
     def __call__(self, clean_BHO: Tensor, step: int, num_steps: int) -> Tensor:
         """Standardised windows after sampler step ``step`` of ``num_steps`` -> refined ones of the same shape."""
-        config = self.config
-        since = step - (num_steps - config.last_steps)
-        if config.schedule == "off" or since < 0:
-            return clean_BHO
-        share = (since + 1) / config.last_steps if config.schedule == "scheduled" else 1.0
-        for _ in range(config.moves):
-            move_BHO = share * _MOVES[config.solver](self, clean_BHO)
+        share, clip = self.share(step, num_steps), self.config.clip
+        for _ in range(self.config.moves if share else 0):
+            move_BHO = share * _MOVES[self.config.solver](self, clean_BHO)
             # A state that is not finite stays as it is: qualification gives the reason.
-            clean_BHO = clean_BHO + torch.nan_to_num(move_BHO).clamp(-config.clip, config.clip)
+            clean_BHO = clean_BHO + torch.nan_to_num(move_BHO).clamp(-clip, clip)
         return clean_BHO
 
     def _states(self, clean_BHO: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,8 +88,7 @@ class DynamicsGuide:
 
     def gradient(self, clean_BHO: Tensor) -> Tensor:
         """A gradient step of size ``strength`` [B, H, O]."""
-        # Gradients do not pass through states made in inference mode.
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             states_BHO = clean_BHO.detach().clone().requires_grad_(True)
             obs_VO, next_obs_VO = self._states(states_BHO)
             with self._autocast():

@@ -32,6 +32,13 @@ def step_residuals(
     return residuals, spreads
 
 
+def largest_residual(bundle: Bundle, bridges: Floats, actions: Floats, gap: Ints, members: Members) -> Floats:
+    """Largest residual of each bridge's steps, float32 [N]; inf where one is not finite."""
+    residuals = step_residuals(bundle, bridges, actions, gap, members)[0]
+    known = np.where(np.isfinite(residuals), residuals, np.inf)
+    return np.where(steps_of(bridges, gap), known, 0.0).max(1, initial=0.0).astype(np.float32)
+
+
 def rollout_deviation(bundle: Bundle, bridges: Floats, actions: Floats, gap: Ints) -> Floats:
     """Squared L2 distance (standardised) between the state entered and where the judges' own roll-out of the actions
     ends, float32 [N]: single-step residuals miss errors that add up."""

@@ -11,7 +11,9 @@ from raystitch.stitching.bridge import build_bridges
 from raystitch.stitching.candidates import Candidates, Pairs
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.gap import GAPS
+from raystitch.stitching.micro_batches import MicroBatches
 from raystitch.stitching.qualify import qualify
+from raystitch.stitching.repair import Attempt, repairs
 from raystitch.stitching.wrapup import infer_actions, infer_rewards, stitched_return
 
 
@@ -21,9 +23,12 @@ class Stitcher:
     def __init__(self, bundle: Bundle, config: StitchConfig | None = None) -> None:
         self.bundle = bundle
         self.config = config or StitchConfig()
+        self._micro_batches = MicroBatches(self.config.sampler.micro_batch)
 
     def propose(self, pairs: Pairs, seeds: Ints) -> Candidates:
-        """Gap, states, actions and rewards of one bridge per pair; ``seeds`` int64 [N].
+        """Gap, states, actions and rewards of one bridge per pair, then those of its repairs; ``seeds`` int64 [N].
+
+        Row n < N is the first attempt of pair n; ``first_row`` of a repair is the row of its pair's first attempt.
 
         Raises:
             UserError: when the pairs' observations are not of the bundle's size.
@@ -36,29 +41,38 @@ class Stitcher:
         if len(seeds) != len(pairs):
             raise ValueError(f"need one seed per pair, got {len(seeds)} seeds for {len(pairs)} pairs")
         seeds = np.asarray(seeds, np.int64)
-        micro_batches = _micro_batches(len(pairs), self.config.sampler.micro_batch)
-        candidates = _concatenate([self._propose(pairs.take(rows), seeds[rows]) for rows in micro_batches])
-        candidates.first_row = np.arange(len(candidates))
-        return candidates
+        parts = self._micro_batches.run(len(pairs), lambda rows: self._propose(pairs.take(rows), seeds[rows], rows))
+        candidates = _concatenate([part for attempts in parts for part in attempts])
+        return candidates.take(np.lexsort((candidates.first_row, candidates.attempt)))
 
     def qualify(self, candidates: Candidates) -> Candidates:
         """The candidates with residuals, decision and reason by dynamics members that ``propose`` never asks."""
-        micro_batches = _micro_batches(len(candidates), self.config.sampler.micro_batch)
         return _concatenate(
-            [qualify(self.bundle, candidates.take(rows), self.config.qualify) for rows in micro_batches]
+            self._micro_batches.run(
+                len(candidates), lambda rows: qualify(self.bundle, candidates.take(rows), self.config.qualify)
+            )
         )
 
     def stitch(self, pairs: Pairs, seeds: Ints) -> Candidates:
         """``qualify`` after ``propose``."""
         return self.qualify(self.propose(pairs, seeds))
 
-    def _propose(self, pairs: Pairs, seeds: Ints) -> Candidates:
+    def _propose(self, pairs: Pairs, seeds: Ints, rows: Ints) -> list[Candidates]:
+        """All attempts at some pairs, which are ``rows`` of the call's."""
         bundle, config = self.bundle, self.config
         gap = pairs.gap if pairs.gap_is_given else GAPS[config.gap.mode](bundle, config, pairs, seeds)
-        bridges = build_bridges(bundle, pairs, gap, seeds, config.sampler)
-        actions = infer_actions(bundle, bridges, gap)
-        rewards, reward_stds = infer_rewards(bundle, bridges, actions, gap)
-        gamma, kappa = bundle.gamma, config.qualify.kappa
+        bridges = build_bridges(bundle, pairs, gap, seeds, config.sampler, guidance=config.guidance)
+        attempts = [Attempt(np.arange(len(pairs)), gap, bridges, infer_actions(bundle, bridges, gap))]
+        attempts += repairs(bundle, config, pairs, seeds, attempts[0])
+        return [
+            self._wrap_up(pairs.take(attempt.rows), seeds[attempt.rows], attempt, number, rows[attempt.rows])
+            for number, attempt in enumerate(attempts)
+        ]
+
+    def _wrap_up(self, pairs: Pairs, seeds: Ints, attempt: Attempt, number: int, first_row: Ints) -> Candidates:
+        bundle, gap = self.bundle, attempt.gap
+        rewards, reward_stds = infer_rewards(bundle, attempt.bridges, attempt.actions, gap)
+        gamma, kappa = bundle.gamma, self.config.qualify.kappa
         return Candidates(
             source_episode=pairs.source_episode,
             source_step=pairs.source_step,
@@ -66,19 +80,15 @@ class Stitcher:
             target_step=pairs.target_step,
             gap=gap,
             seed=seeds,
-            attempt=np.zeros(len(pairs), np.int64),
-            first_row=np.arange(len(pairs)),
-            observations=bridges,
-            actions=actions,
+            attempt=np.full(len(pairs), number, np.int64),
+            first_row=first_row,
+            observations=attempt.bridges,
+            actions=attempt.actions,
             rewards=rewards,
             return_source=pairs.return_source,
             return_target=pairs.return_target,
             return_stitched=stitched_return(rewards, reward_stds, gap, pairs.return_target, gamma, kappa),
         )
-
-
-def _micro_batches(count: int, size: int) -> list[Ints]:
-    return [np.arange(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
 
 
 def _concatenate(parts: list[Candidates]) -> Candidates:

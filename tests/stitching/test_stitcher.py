@@ -9,22 +9,38 @@ from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
 from raystitch.stitching.bridge import GAP_STREAM, imagine
 from raystitch.stitching.candidates import REASONS, Candidates, Pairs
-from raystitch.stitching.config import GapConfig, PairConfig, QualifyConfig, SamplerConfig, StitchConfig
+from raystitch.stitching.config import (
+    GapConfig,
+    GuidanceConfig,
+    PairConfig,
+    QualifyConfig,
+    RepairConfig,
+    SamplerConfig,
+    StitchConfig,
+)
 from raystitch.stitching.gap import GAPS
 from raystitch.stitching.pairs import pairs_from_trajectories, select_pairs
 from raystitch.stitching.qualify import step_residuals
 from raystitch.stitching.stitcher import Stitcher
 
 SEEDS = np.arange(48) + 77
+NO_REPAIR, NO_GUIDANCE = RepairConfig(rounds=0), GuidanceConfig(schedule="off")
 
 
 def configured(
-    gap_mode: str = "selected", micro_batch: int = 256, delta: float | str = "q99", **gap: str
+    gap_mode: str = "selected",
+    micro_batch: int = 256,
+    delta: float | str = "q99",
+    repair: RepairConfig = NO_REPAIR,
+    guidance: GuidanceConfig = NO_GUIDANCE,
+    **gap: str,
 ) -> StitchConfig:
     return StitchConfig(
         pairs=PairConfig(mode="successor", terminal_margin=2, max_target_reuse=0),
         gap=GapConfig(mode=gap_mode, num_candidates=3, **gap),  # pyright: ignore[reportArgumentType]
         sampler=SamplerConfig(num_steps=3, micro_batch=micro_batch),
+        guidance=guidance,
+        repair=repair,
         qualify=QualifyConfig(delta=delta),
     )
 
@@ -167,7 +183,8 @@ def test_caller_given_trajectories(world: EpisodeDataset, bundle: Bundle) -> Non
     source, target = world.episode(0), world.episode(2)
     pairs = pairs_from_trajectories(bundle, source.observations, target.observations, SEEDS[:8], gap=6)
     result = Stitcher(bundle).stitch(pairs, SEEDS[:8])
-    assert result.gap.tolist() == [6] * 8
+    assert (result.gap == 6).all()  # of the repairs too
+    assert result.attempt[:8].tolist() == [0] * 8
     assert np.isfinite(result.residual_max).all()
 
 

@@ -1,0 +1,64 @@
+"""Nothing thrown away: bridges that the proposers doubt are re-noised part of the way and denoised again.
+
+Which bridges are tried again, and which of the gaps tried is kept, the proposers say; the judges are not asked.
+Legend: N pairs, R of them tried again, C gaps tried per pair.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from raystitch.data.episodes import Floats, Ints
+from raystitch.models.bundle import Bundle
+from raystitch.stitching.bridge import REPAIR_STREAM, Draft, build_bridges
+from raystitch.stitching.candidates import Pairs
+from raystitch.stitching.config import StitchConfig
+from raystitch.stitching.qualify import largest_residual
+from raystitch.stitching.wrapup import infer_actions
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """Bridges for some of the pairs: rows int64 [R], gap int64 [R], states [R, G + 2, O], actions [R, G + 1, A]."""
+
+    rows: Ints
+    gap: Ints
+    bridges: Floats
+    actions: Floats
+
+
+def repairs(bundle: Bundle, config: StitchConfig, pairs: Pairs, seeds: Ints, first: Attempt) -> Iterator[Attempt]:
+    """Up to ``repair.rounds`` further attempts, each for the pairs whose last one the proposers still doubt.
+
+    Each attempt tries the gap and its neighbours in one batch and keeps the one with the smallest of the largest
+    residuals. A row's noise depends on its seed and the attempt's number alone.
+    """
+    repair, diffusion = config.repair, bundle.config.diffusion
+    sampler = replace(config.sampler, num_steps=repair.num_steps)
+    shift_C = np.arange(-repair.gap_shift, repair.gap_shift + 1) if not pairs.gap_is_given else np.zeros(1, np.int64)
+    last = first
+    for number in range(1, repair.rounds + 1):
+        residual = largest_residual(bundle, last.bridges, last.actions, last.gap, "proposers")
+        limit = bundle.calibration.threshold(repair.repair_delta, last.gap, "proposers")
+        again = np.flatnonzero(np.isfinite(residual) & (residual >= limit))
+        if not len(again):
+            return
+        tried = np.repeat(again, len(shift_C))
+        gap = np.clip(last.gap[tried] + np.tile(shift_C, len(again)), diffusion.gap_min, diffusion.gap_max)
+        rows = last.rows[tried]
+        bridges = build_bridges(
+            bundle,
+            pairs.take(rows),
+            gap,
+            seeds[rows],
+            sampler,
+            guidance=config.guidance,
+            draft=Draft(last.bridges[tried], last.gap[tried], repair.noise_level),
+            stream=REPAIR_STREAM + (number << 20),
+        )
+        actions = infer_actions(bundle, bridges, gap)
+        doubt = largest_residual(bundle, bridges, actions, gap, "proposers").reshape(len(again), -1)
+        best = doubt.argmin(1) + np.arange(len(again)) * len(shift_C)
+        last = Attempt(rows[best], gap[best], bridges[best], actions[best])
+        yield last
