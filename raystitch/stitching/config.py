@@ -41,8 +41,8 @@ class PairConfig:
         source_cut, target_cut: ``any`` step of the episode, or its end / start as in the paper (``ends``).
         terminal_margin: sources are left at least this many steps before a termination.
         max_target_reuse: times one target state may be used per shard; 0 for no limit.
-        num_tries: steps of the source episode tried per pair by ``imagine`` and ``successor``; the one from which a
-            target is nearest is left.
+        num_tries: steps of a source episode tried per pair, of one episode by ``imagine``, of each of four by
+            ``successor`` and ``distance``; the one from which a target is nearest is left.
         num_imagine_steps: denoising steps of the futures that ``imagine`` retrieves with.
         value_check: prefer targets whose (bootstrapped, discounted) return promises more than the source's own.
         context: ``match`` pairs only episodes that agree on the dimensions that are constant within every episode but

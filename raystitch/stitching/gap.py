@@ -10,11 +10,12 @@ import numpy as np
 
 from raystitch.data.episodes import Floats, Ints
 from raystitch.models.bundle import Bundle
+from raystitch.models.embedding import embed
 from raystitch.stitching.bridge import GAP_STREAM, build_bridges, imagine
 from raystitch.stitching.candidates import Pairs
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.draws import uniforms
-from raystitch.stitching.qualify import step_residuals
+from raystitch.stitching.qualify import largest_residual
 from raystitch.stitching.wrapup import infer_actions
 
 _DRAW_STREAM = 11
@@ -45,11 +46,21 @@ def lowest_residual(bundle: Bundle, config: StitchConfig, pairs: Pairs, seeds: I
     rows = np.repeat(np.arange(len(pairs)), gaps.shape[1])
     tried, gap = pairs.take(rows), gaps.ravel()
     bridges = build_bridges(bundle, tried, gap, seeds[rows], config.sampler)
-    residuals = step_residuals(bundle, bridges, infer_actions(bundle, bridges, gap), gap, "proposers")[0]
-    worst = np.where(np.isnan(residuals), 0.0, residuals).max(1)
-    valid = np.arange(residuals.shape[1]) <= gap[:, None]
-    worst = np.where((np.isnan(residuals) & valid).any(1), np.inf, worst).reshape(gaps.shape)
+    worst = largest_residual(bundle, bridges, infer_actions(bundle, bridges, gap), gap, "proposers").reshape(gaps.shape)
     return np.take_along_axis(gaps, worst.argmin(1)[:, None], 1)[:, 0]
+
+
+def temporal_distance(bundle: Bundle, config: StitchConfig, pairs: Pairs, seeds: Ints) -> Ints:
+    """What the temporal-distance embedding says: the steps between the two states, less one."""
+    left, entered = (embed(bundle.embedding, states) for states in (pairs.prefix[:, -1], pairs.suffix[:, 0]))
+    steps = np.linalg.norm(left - entered, axis=-1)
+    return gap_of_steps(steps, bundle.config.diffusion.gap_min, bundle.config.diffusion.gap_max)
+
+
+def gap_of_steps(steps: Floats, gap_min: int, gap_max: int) -> Ints:
+    """The gap, gap_min .. gap_max, of a bridge of about so many steps; any shape. Not finite: gap_min."""
+    finite = np.where(np.isfinite(steps), steps, 0.0)
+    return np.clip(np.rint(finite).astype(np.int64) - 1, gap_min, gap_max)
 
 
 def as_selected(bundle: Bundle, config: StitchConfig, pairs: Pairs, seeds: Ints) -> Ints:
@@ -75,5 +86,6 @@ _SIMILARITIES = {"cosine": _cosine, "distance": _closeness}
 GAPS: Mapping[str, GapEstimator] = {
     "imagine": most_similar_index,
     "residual": lowest_residual,
+    "distance": temporal_distance,
     "selected": as_selected,
 }

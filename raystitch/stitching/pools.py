@@ -170,7 +170,7 @@ class Pools:
         uniform_step: NDArray[np.float64],
         ahead: Ints | None = None,
     ) -> States:
-        """A source episode per row [N, 1], and several steps of it [N, C]; both uniform.
+        """A source episode per row [N, 1] or per try [N, C], and steps of it [N, C]; both uniform.
 
         Args:
             ahead: int64 [N, 1], at most ``longest_future``: leave only states with a recorded, not terminal state that

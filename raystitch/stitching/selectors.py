@@ -18,11 +18,14 @@ from raystitch.data.episodes import Bools, Ints
 from raystitch.stitching.bridge import RETRIEVAL_STREAM, imagine
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.draws import child_seeds, integers, uniforms
+from raystitch.stitching.gap import gap_of_steps
 from raystitch.stitching.pools import Pools, States
 from raystitch.stitching.retrieval import NEIGHBOURS, Alternatives, limit_reuse
 
 RANDOM_TARGETS = 16
 REFILL_ROUNDS = 4
+# Modes ``successor`` and ``distance`` try states of so many source episodes per row: some never come near a target.
+TRIED_EPISODES = 4
 # Of the candidates of a row in mode ``distance``, so many of the closest are ranked by value gain.
 CLOSEST = 8
 # In mode ``distance``, a target is in time when its distance is within so many steps of the gap that was drawn.
@@ -79,8 +82,7 @@ def random_options(pools: Pools, config: StitchConfig, seeds: Ints) -> Options:
 
 
 def successor_options(pools: Pools, config: StitchConfig, seeds: Ints) -> Options:
-    """Targets nearest to a state of the source's own future, a random gap later: one gap per row, uniform, for all its
-    steps, so that trying more steps does not favour gaps at which targets are near."""
+    """Targets nearest to a state of the source's own future, a random gap later."""
     sources, gap = _draw_with_future(pools, seeds, config.pairs.num_tries)
     queries = pools.encode(pools.observations(States(sources.episode, sources.step + gap + 1)))
     return _nearest(pools, sources, gap, queries)
@@ -118,7 +120,9 @@ def distance_options(pools: Pools, config: StitchConfig, seeds: Ints) -> Options
     num_rows, tries, count = target.shape
     query = np.broadcast_to(np.repeat(np.arange(tries), count), (num_rows, tries * count))
     found = Alternatives(query, target.reshape(query.shape), np.where(usable, apart, np.inf).reshape(query.shape))
-    options = Options(sources, found, clip_gap(pools, steps).reshape(query.shape))
+    options = Options(
+        sources, found, gap_of_steps(steps, pools.gap_min, pools.bundle.config.diffusion.gap_max).reshape(query.shape)
+    )
     options = _reorder(options, np.argsort(found.distance, axis=1, kind="stable"))
     if not config.pairs.value_check:
         return options
@@ -176,11 +180,6 @@ def choose(propose: Propose, pools: Pools, config: StitchConfig, seeds: Ints) ->
     )
 
 
-def clip_gap(pools: Pools, steps: NDArray[np.floating]) -> Ints:
-    """The gap whose bridge takes ``steps`` steps, in the range the stitcher was fitted on."""
-    return np.clip(np.rint(steps).astype(np.int64) - 1, pools.gap_min, pools.bundle.config.diffusion.gap_max)
-
-
 def _selector(propose: Propose) -> PairSelector:
     def select(pools: Pools, config: StitchConfig, seeds: Ints) -> Selection:
         return choose(propose, pools, config, seeds)
@@ -202,11 +201,16 @@ def _draw_sources(pools: Pools, seeds: Ints, tries: int) -> States:
 
 
 def _draw_with_future(pools: Pools, seeds: Ints, tries: int) -> tuple[States, Ints]:
-    """Source states [N, C] whose record goes on past a gap that is uniform over the rows; the gap as [N, C]."""
+    """Source states [N, C], ``tries`` of each episode, whose record goes on past a gap; the gap as [N, C].
+
+    There is one gap per row, uniform over the rows, so that trying more states does not favour gaps at which targets
+    are near.
+    """
     gap_range = pools.bundle.config.diffusion.gap_max - pools.gap_min + 1
     gap = pools.gap_min + integers(uniforms(seeds, 1, _GAP_DRAW), gap_range)
     gap = np.minimum(gap, pools.longest_future - 1)
-    sources = pools.draw_sources(uniforms(seeds, 1, _EPISODE_DRAW), uniforms(seeds, tries, _STEP_DRAW), gap + 1)
+    episode = np.repeat(uniforms(seeds, TRIED_EPISODES, _EPISODE_DRAW), tries, axis=1)
+    sources = pools.draw_sources(episode, uniforms(seeds, TRIED_EPISODES * tries, _STEP_DRAW), gap + 1)
     return sources, np.broadcast_to(gap, sources.step.shape)
 
 

@@ -7,10 +7,14 @@ import pytest
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
+from raystitch.models.embedding import embed
 from raystitch.stitching.bridge import imagine
 from raystitch.stitching.candidates import Pairs
 from raystitch.stitching.config import GapConfig, PairConfig, SamplerConfig, StitchConfig
+from raystitch.stitching.gap import gap_of_steps
 from raystitch.stitching.pairs import SELECTORS, SourceIndex, nearest_pairs, pairs_from_trajectories, select_pairs
+from raystitch.stitching.pools import States
+from raystitch.stitching.selectors import random_options
 from raystitch.stitching.stitcher import Stitcher
 
 SEEDS = np.arange(64) + 1000
@@ -119,6 +123,80 @@ def test_successor_targets_are_near_the_sources_own_future(world: EpisodeDataset
 
     random = select_pairs(world, bundle, configured("random"), SEEDS)
     assert np.median(apart(pairs.suffix[:, 0])) < 0.9 * np.median(apart(random.suffix[:, 0]))
+
+
+def test_successor_gaps_are_uniform_however_many_steps_are_tried(world: EpisodeDataset, bundle: Bundle) -> None:
+    seeds = np.arange(4000)
+    few, many = (
+        select_pairs(world, bundle, configured("successor", value_check=False, num_tries=tries), seeds)
+        for tries in (1, 16)
+    )
+    np.testing.assert_array_equal(few.gap, many.gap)
+    diffusion = bundle.config.diffusion
+    share = np.bincount(many.gap, minlength=diffusion.gap_max + 1)[diffusion.gap_min :] / len(seeds)
+    np.testing.assert_allclose(share, 1 / len(share), atol=0.02)
+    assert np.median(seam(world, bundle, many)) < 0.8 * np.median(seam(world, bundle, few))
+
+
+def seam(world: EpisodeDataset, bundle: Bundle, pairs: Pairs) -> np.ndarray:
+    """Distance between the state entered and where the source itself was at that time, standardised units."""
+    rows = world.obs_offsets[pairs.source_episode] + pairs.source_step + pairs.gap + 1
+    difference = bundle.normalizer.encode(world.observations[rows]) - bundle.normalizer.encode(pairs.suffix[:, 0])
+    return np.linalg.norm(difference[:, bundle.normalizer.active], axis=-1)
+
+
+def test_distance_enters_in_time_and_away_from_the_source(world: EpisodeDataset, bundle: Bundle) -> None:
+    def select(**pairs: Any) -> Pairs:
+        found = select_pairs(world, bundle, configured("distance", num_tries=8, **pairs), SEEDS)
+        return found.take(found.gap > 0)
+
+    close, novel = select(), select(novelty=1.2)
+    assert len(close) > 0.9 * len(SEEDS)
+    for pairs in (close, novel):
+        phi, phi_target = (embed(bundle.embedding, states) for states in (pairs.prefix[:, -1], pairs.suffix[:, 0]))
+        steps = np.linalg.norm(phi - phi_target, axis=-1)
+        np.testing.assert_array_equal(pairs.gap, gap_of_steps(steps, 2, 16))
+    # The gap that was drawn, and with it the source's own state, is within two steps of the one that is bridged.
+    assert np.median(seam(world, bundle, close)) < 1.0
+    assert np.median(seam(world, bundle, novel)) > np.median(seam(world, bundle, close))
+
+
+def test_distance_ranks_by_gain_among_the_closest(world: EpisodeDataset, bundle: Bundle) -> None:
+    def gains(value_check: bool) -> float:
+        settings = configured("distance", num_tries=8, value_check=value_check)
+        index = SourceIndex(world, bundle, settings)
+        pairs = index.select(SEEDS)
+        sources, targets = (
+            States(pairs.source_episode, pairs.source_step),
+            States(pairs.target_episode, pairs.target_step),
+        )
+        return float(index.pools.gain(sources, targets, np.maximum(pairs.gap, 2)).mean())
+
+    assert gains(True) > gains(False) + 0.01
+
+
+def test_rows_without_a_gain_draw_other_sources(world: EpisodeDataset, bundle: Bundle) -> None:
+    """Nothing is gained by leaving the reward in the north for a crossing."""
+    kinds = np.arange(world.num_episodes) % 3
+    pools: dict[str, Any] = {
+        "source_episodes": np.flatnonzero(kinds > 0),
+        "target_episodes": np.flatnonzero(kinds == 2),
+    }
+    index = SourceIndex(world, bundle, configured("random"), **pools)
+    seeds = np.arange(3000)
+    first = random_options(index.pools, index.config, seeds)
+    pairs = index.select(seeds)
+
+    def gain(source: States, target: States) -> np.ndarray:
+        return index.pools.gain(source, target, np.full(source.step.shape, 2))
+
+    rows = np.arange(len(seeds))[:, None]
+    promised = gain(first.sources(rows, np.arange(first.gap.shape[1])), index.pools.targets.at(first.found.target))
+    empty = ~(promised > 0).any(1)
+    assert empty.sum() > 20
+    gained = gain(States(pairs.source_episode, pairs.source_step), States(pairs.target_episode, pairs.target_step)) > 0
+    assert gained[empty].mean() > 0.8
+    np.testing.assert_array_equal(pairs.source_step[~empty], first.source.step[~empty, 0])
 
 
 def test_nearest_pairs_join_without_a_bridge(world: EpisodeDataset, bundle: Bundle) -> None:

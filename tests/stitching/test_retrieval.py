@@ -21,7 +21,7 @@ def brute_force(queries: np.ndarray, episodes: np.ndarray) -> np.ndarray:
 def test_best_alternative_is_the_nearest_over_all_queries(overlap: bool) -> None:
     queries = RNG.normal(size=(50, 6, 3)).astype(np.float32)
     episodes = RNG.integers(0, 10, (50, 6)) if overlap else np.full((50, 6), 99)
-    found = NearestTargets(STATES, EPISODES).find(queries, episodes, overlap=overlap)
+    found = NearestTargets(STATES, EPISODES, slack=0.0).find(queries, episodes, overlap=overlap)
     np.testing.assert_allclose(found.distance[:, 0], brute_force(queries, episodes), rtol=1e-5)
     assert (found.distance[:, 1:] >= found.distance[:, :-1]).all()
     chosen = queries[np.arange(50), found.query[:, 0]]
@@ -31,6 +31,29 @@ def test_best_alternative_is_the_nearest_over_all_queries(overlap: bool) -> None
     usable = np.isfinite(found.distance)
     own = np.take_along_axis(episodes, found.query, 1)
     assert (EPISODES[found.target] != own)[usable].all()
+
+
+def test_slack_bounds_the_distance_and_costs_little() -> None:
+    states = RNG.normal(size=(5000, 8)).astype(np.float32)
+    queries = RNG.normal(size=(400, 1, 8)).astype(np.float32)
+    elsewhere = np.full((400, 1), -1)
+    exact, quick = (
+        NearestTargets(states, np.zeros(5000, np.int64), slack=slack).query(queries, elsewhere, 1)[1]
+        for slack in (0, 1)
+    )
+    assert (quick >= exact - 1e-6).all()
+    assert (quick <= 2 * exact + 1e-6).all()
+    assert quick.mean() < 1.03 * exact.mean()
+
+
+def test_a_row_is_found_alike_in_any_batch() -> None:
+    """Equal targets and all: the search knows no batch-mates."""
+    states = np.repeat(STATES, 3, axis=0)
+    index = NearestTargets(states, np.repeat(EPISODES, 3))
+    queries = STATES[:64, None] + RNG.normal(0, 0.01, (64, 1, 3)).astype(np.float32)
+    target, _ = index.query(queries, np.full((64, 1), 99), 4)
+    for rows in (slice(0, 1), slice(5, 12), slice(40, 64)):
+        np.testing.assert_array_equal(index.query(queries[rows], np.full((64, 1), 99)[rows], 4)[0], target[rows])
 
 
 def test_non_finite_queries_are_never_matched() -> None:
