@@ -5,7 +5,7 @@ import os
 import re
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass, make_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -25,8 +25,10 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def load_config(path: str | os.PathLike[str] | None, kind: type[T], overrides: Sequence[str] = ()) -> T:
-    """Reads a YAML file (None: nothing but defaults) as the config dataclass ``kind``.
+def load_config(
+    path: str | os.PathLike[str] | None, kind: type[T], overrides: Sequence[str] = (), *, preset: T | None = None
+) -> T:
+    """Reads a YAML file (None: nothing but defaults, or ``preset``) as the config dataclass ``kind``.
 
     Raises:
         UserError: one line with the file, the line, the key, the value and what would be right.
@@ -35,6 +37,9 @@ def load_config(path: str | os.PathLike[str] | None, kind: type[T], overrides: S
     data: Any = {}
     if path is not None:
         data, lines = _read_yaml(Path(path))
+    elif preset is not None:
+        known: Any = preset  # T is a dataclass, which its bound cannot say
+        data = plain(asdict(known))
     data = {} if data is None else data
     where: dict[KeyPath, str] = {(): f"{path}: " if path else ""}
     where |= {key: f"{path}:{line}: " for key, line in lines.items()}

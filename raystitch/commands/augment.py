@@ -10,6 +10,7 @@ from raystitch.commands.options import (
     add_delta,
     add_device,
     add_env,
+    add_preset,
     check_out,
     count,
     is_run_config,
@@ -52,6 +53,7 @@ def register(subparsers: Subparsers) -> None:
     add_env(parser)
     add_delta(parser, default="configured")
     add_config(parser, "stitch")
+    add_preset(parser)
     add_device(parser)
     parser.add_argument("--address", metavar="A", help="Ray cluster to use (default: this machine)")
 
@@ -67,7 +69,7 @@ def _augment(args: argparse.Namespace) -> None:
         *args.set,
         *([] if args.delta == "configured" else [f"qualify.delta={'off' if args.delta is None else args.delta}"]),
     ]
-    stitch = stage_config(StitchConfig, "stitch", args.config, overrides)
+    stitch = stage_config(StitchConfig, "stitch", args.config, overrides, args.preset)
     sizes = stage_config(AugmentConfig, "augment", args.config, []) if is_run_config(args.config) else AugmentConfig()
     rounds = sizes.chain_rounds if args.chain_rounds is None else args.chain_rounds
     if rounds >= args.num_bridges:

@@ -8,6 +8,7 @@ from raystitch.commands.options import (
     add_config,
     add_device,
     add_env,
+    add_preset,
     check_out,
     open_dataset,
     stage_config,
@@ -28,6 +29,7 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="bundle folder; an unfinished one is continued")
     add_env(parser)
     add_config(parser, "fit")
+    add_preset(parser)
     add_device(parser)
 
 
@@ -36,7 +38,7 @@ def _fit(args: argparse.Namespace) -> None:
     from raystitch.models.config import FitConfig
     from raystitch.models.fit import FitProgress, fit_bundle
 
-    config = stage_config(FitConfig, "fit", args.config, args.set)
+    config = stage_config(FitConfig, "fit", args.config, args.set, args.preset)
     dataset = open_dataset(args.ref, args.env)
     with Progress() as progress:
 

@@ -127,6 +127,12 @@ def add_config(parser: argparse.ArgumentParser, section: str) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a setting; repeatable")
 
 
+def add_preset(parser: argparse.ArgumentParser) -> None:
+    """``--preset`` beside ``add_config``'s options; see ``stage_config``."""
+    text = "named settings instead of --config: fast (the defaults), balanced or diffstitch; --set changes them further"
+    parser.add_argument("--preset", metavar="NAME", help=text)
+
+
 def is_run_config(name: str | None) -> bool:
     """Whether ``--config`` names the file of a whole run and not of one stage."""
     if name is None:
@@ -142,15 +148,25 @@ def is_run_config(name: str | None) -> bool:
     return isinstance(content, dict) and "dataset" in content
 
 
-def stage_config(kind: type[T], section: str, name: str | None, overrides: Sequence[str]) -> T:
-    """The settings of one stage from its own file, or from its ``section`` of a run's file.
+def stage_config(
+    kind: type[T], section: str, name: str | None, overrides: Sequence[str], preset: str | None = None
+) -> T:
+    """The settings of one stage from its own file, or from its ``section`` of a run's file, or of a preset.
 
     Raises:
-        UserError: naming file, line, key and value.
+        UserError: naming file, line, key and value; both a file and a preset.
     """
     from raystitch.config import find_config, load_run_config
     from raystitch.config_file import load_config
 
+    if preset is not None:
+        from raystitch.presets import find_preset
+
+        if name is not None:
+            raise UserError(
+                f"--preset {preset} and --config {name} exclude each other; drop one (--set goes with either)"
+            )
+        return load_config(None, kind, overrides, preset=getattr(find_preset(preset), section))
     if name is None or not is_run_config(name):
         return load_config(None if name is None else find_config(name), kind, overrides)
     value: Any = load_run_config(name, [f"{section}.{override}" for override in overrides])
