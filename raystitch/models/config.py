@@ -33,9 +33,9 @@ class DiffusionConfig:
     prefix_max: int = 4
     mask_stitch: float = 0.75
     mask_prefix: float = 0.15
-    train_steps: int = 8000
+    train_steps: int = 6000
     batch_size: int = 64
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     ema_decay: float = 0.995
     return_dropout: float | None = None
 
@@ -129,12 +129,14 @@ class FitConfig:
     seed: int = 0
     gamma: float = 0.99
     holdout_fraction: float = 0.1
-    num_judges: int = 3
+    num_judges: int = 2
     reward_inputs: Literal["sas", "sa"] = "sas"
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    dynamics: HeadConfig = field(default_factory=lambda: HeadConfig(num_members=4))
-    inverse: HeadConfig = field(default_factory=HeadConfig)
-    reward: HeadConfig = field(default_factory=HeadConfig)
+    dynamics: HeadConfig = field(
+        default_factory=lambda: HeadConfig(num_members=4, hidden=256, num_layers=4, train_steps=40000)
+    )
+    inverse: HeadConfig = field(default_factory=lambda: HeadConfig(hidden=256, num_layers=3, train_steps=8000))
+    reward: HeadConfig = field(default_factory=lambda: HeadConfig(num_layers=3))
     termination: HeadConfig = field(default_factory=lambda: HeadConfig(num_members=1, train_steps=2000))
     value: HeadConfig = field(default_factory=lambda: HeadConfig(num_members=1, train_steps=2000))
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)

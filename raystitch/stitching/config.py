@@ -115,8 +115,8 @@ class SamplerConfig:
     """
 
     name: Literal["ddim", "ddpm", "dpmpp_2m"] = "ddim"
-    num_steps: int = 5
-    noise_scale: float = 1.0
+    num_steps: int = 2
+    noise_scale: float = 0.5
     return_weight: float = 0.0
     return_target: float = 0.95
     micro_batch: int = 256
@@ -180,10 +180,10 @@ class RepairConfig:
     """
 
     rounds: int = 1
-    repair_delta: float | str = "q90"
+    repair_delta: float | str = "q99"
     noise_level: float = 0.4
     num_steps: int = 2
-    gap_shift: int = 2
+    gap_shift: int = 1
 
     def __post_init__(self) -> None:
         if self.rounds < 0 or self.gap_shift < 0 or self.num_steps < 1:

@@ -42,12 +42,19 @@ def largest_residual(bundle: Bundle, bridges: Floats, actions: Floats, gap: Ints
 def rollout_deviation(bundle: Bundle, bridges: Floats, actions: Floats, gap: Ints) -> Floats:
     """Squared L2 distance (standardised) between the state entered and where the judges' own roll-out of the actions
     ends, float32 [N]: single-step residuals miss errors that add up."""
-    count = np.arange(len(gap))
+    # Longest bridges first: the rows still on their way are a prefix at every step, and no others are computed.
+    order = np.argsort(-gap, kind="stable")
+    lengths = gap[order] + 1
     with torch.inference_mode():
-        act_NTA = torch.from_numpy(actions).to(bundle.device)
-        state = torch.from_numpy(np.ascontiguousarray(bridges[:, 0])).to(bundle.device)
-        rolled = bundle.dynamics.rollout(state, act_NTA, "judges").cpu().numpy()[count, gap]
-    difference = (rolled - bridges[count, gap + 1]) / bundle.normalizer.std * bundle.normalizer.active
+        state_NO = torch.from_numpy(np.ascontiguousarray(bridges[order, 0])).to(bundle.device)
+        act_NTA = torch.from_numpy(actions[order]).to(bundle.device)
+        for step in range(int(lengths.max(initial=0))):
+            count = int(np.searchsorted(-lengths, -step, side="left"))
+            state_NO[:count] = bundle.dynamics.predict(state_NO[:count], act_NTA[:count, step], "judges")
+        rolled = np.empty_like(bridges[:, 0])
+        rolled[order] = state_NO.cpu().numpy()
+    entered = np.take_along_axis(bridges, (gap + 1)[:, None, None], 1)[:, 0]
+    difference = (rolled - entered) / bundle.normalizer.std * bundle.normalizer.active
     return (difference.astype(np.float64) ** 2).sum(-1).astype(np.float32)
 
 
