@@ -50,8 +50,7 @@ def _balanced_fit() -> FitConfig:
 
 
 def _published_fit() -> FitConfig:
-    """DiffStitch (Li et al., ICML 2024), as far as its settings carry over: this U-Net has one residual block where
-    theirs has two, so the published width and multipliers make 33 M parameters of their 60 M."""
+    """DiffStitch (Li et al., ICML 2024), as far as its settings carry over."""
     head = HeadConfig(hidden=200, num_layers=4, train_steps=100_000)
     return FitConfig(
         num_judges=5,
@@ -61,6 +60,7 @@ def _published_fit() -> FitConfig:
             horizon=100,
             width=128,
             multipliers=(1, 4, 8),
+            num_blocks=2,
             num_diffusion_steps=100,
             prediction="noise",
             gap_min=10,

@@ -54,6 +54,7 @@ def build_unet(obs_dim: int, config: FitConfig) -> TemporalUNet:
         diffusion.multipliers,
         add_line=diffusion.prediction == "clean",
         takes_return=diffusion.return_dropout is not None,
+        num_blocks=diffusion.num_blocks,
     )
 
 

@@ -11,6 +11,7 @@ class DiffusionConfig:
     Attributes:
         horizon: states per window (H).
         width, multipliers: channels of the U-Net per resolution.
+        num_blocks: residual blocks per resolution, on the way down, in the middle and on the way up.
         num_diffusion_steps: K, steps of the cosine schedule the network is trained on.
         prediction: what the network predicts: the clean states or the noise.
         gap_min, gap_max: gaps (generated states) that training masks and stitching draw from.
@@ -25,6 +26,7 @@ class DiffusionConfig:
     horizon: int = 32
     width: int = 32
     multipliers: tuple[int, ...] = (1, 2, 4)
+    num_blocks: int = 1
     num_diffusion_steps: int = 100
     prediction: Literal["clean", "noise"] = "clean"
     difference_weight: float = 4.0
@@ -56,8 +58,8 @@ class DiffusionConfig:
                 raise ValueError(f"{name} must be in [0, 1], got {name}={getattr(self, name)}")
         if self.mask_stitch + self.mask_prefix > 1:
             raise ValueError("mask_stitch + mask_prefix must be at most 1")
-        if min(self.train_steps, self.batch_size, self.width, self.num_diffusion_steps) < 1:
-            raise ValueError("train_steps, batch_size, width and num_diffusion_steps must be at least 1")
+        if min(self.train_steps, self.batch_size, self.width, self.num_blocks, self.num_diffusion_steps) < 1:
+            raise ValueError("train_steps, batch_size, width, num_blocks and num_diffusion_steps must be at least 1")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got learning_rate={self.learning_rate}")
         if not self.difference_weight >= 0:

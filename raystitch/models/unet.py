@@ -42,10 +42,11 @@ def ignored_positions(mask_BH: Tensor) -> Tensor:
 
 
 class _Block(nn.Module):
-    """Residual block: two convolutions, the step embedding as scale and shift (FiLM) in between."""
+    """Residual block: two convolutions, the step embedding as scale and shift (FiLM) in between; ``count`` in a row."""
 
-    def __init__(self, in_channels: int, out_channels: int, embed: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, embed: int, count: int) -> None:
         super().__init__()
+        self.then = _Block(out_channels, out_channels, embed, count - 1) if count > 1 else None
         groups = math.gcd(NUM_GROUPS, out_channels)
         self.conv_in = nn.Conv1d(in_channels, out_channels, KERNEL, padding=KERNEL // 2)
         self.norm_in = nn.GroupNorm(groups, out_channels)
@@ -57,7 +58,8 @@ class _Block(nn.Module):
     def forward(self, x_BCH: Tensor, embed_BE: Tensor) -> Tensor:
         y = nn.functional.silu(self._norm_film(self.conv_in(x_BCH), self.film(embed_BE)))
         y = nn.functional.silu(self.norm_out(self.conv_out(y)))
-        return y + self.skip(x_BCH)
+        y = y + self.skip(x_BCH)
+        return y if self.then is None else self.then(y, embed_BE)
 
     def _norm_film(self, y_BCH: Tensor, film_BF: Tensor) -> Tensor:
         """Normalises, then scales by 1 + the film's first half and shifts by its second [B, 2 C]: in one operation,
@@ -130,6 +132,7 @@ class TemporalUNet(nn.Module):
         multipliers: Sequence[int],
         add_line: bool,
         takes_return: bool = False,
+        num_blocks: int = 1,
     ) -> None:
         super().__init__()
         self.horizon = horizon
@@ -145,14 +148,14 @@ class TemporalUNet(nn.Module):
         self.grow = nn.ModuleList()
         previous = channels[0]
         for level, size in enumerate(channels):
-            self.down.append(_Block(previous, size, embed))
+            self.down.append(_Block(previous, size, embed, num_blocks))
             if level < len(channels) - 1:
                 self.shrink.append(nn.Conv1d(size, size, 3, stride=2, padding=1))
             previous = size
-        self.middle = _Block(previous, previous, embed)
+        self.middle = _Block(previous, previous, embed, num_blocks)
         for size in reversed(channels[:-1]):
             self.grow.append(_Grow(previous, size))
-            self.up.append(_Block(2 * size, size, embed))
+            self.up.append(_Block(2 * size, size, embed, num_blocks))
             previous = size
         self.leave = nn.Conv1d(previous, obs_dim, 1)
         for parameter in self.leave.parameters():
