@@ -1,6 +1,6 @@
 """Measurements behind ``raystitch bench``: speed next to a limit of the same machine, measured in the same run.
 
-A benchmark is one file with a function ``rows(limits) -> list[Row]`` and one line in ``BENCHMARKS``.
+A benchmark is one file with a function ``rows(limits, options) -> list[Row]`` and one line in ``BENCHMARKS``.
 """
 
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from raystitch.bench.machine import Limits, Row, describe_machine, measure_limits
+from raystitch.bench.subject import BenchOptions
 from raystitch.device import resolve_device
 from raystitch.errors import UserError
 
@@ -17,6 +18,8 @@ BENCHMARKS = {
     "trainers": "raystitch.bench.trainers",
     "data": "raystitch.bench.data",
 }
+TAKE_OPTIONS = ("engine", "fit")
+"""The benchmarks that can be run on a dataset of the user's."""
 
 
 def check_names(names: Sequence[str]) -> list[str]:
@@ -31,10 +34,10 @@ def check_names(names: Sequence[str]) -> list[str]:
     return list(names) or list(BENCHMARKS)
 
 
-def run_benchmark(name: str) -> dict[str, Any]:
-    """One benchmark as the JSON object that ``raystitch bench`` prints."""
+def run_benchmark(name: str, options: BenchOptions | None = None) -> dict[str, Any]:
+    """One benchmark as the JSON object that ``raystitch bench`` prints; only ``TAKE_OPTIONS`` look at ``options``."""
     limits: Limits = measure_limits(resolve_device().type)
-    rows: list[Row] = import_module(BENCHMARKS[name]).rows(limits)
+    rows: list[Row] = import_module(BENCHMARKS[name]).rows(limits, options or BenchOptions())
     return {
         "name": name,
         "machine": describe_machine(),

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from raystitch.bench.machine import Limits, Row
+from raystitch.bench.subject import BenchOptions
 from raystitch.bench.synthetic import make_bundle, make_walks
 from raystitch.buffer.config import AugmentConfig
 from raystitch.cluster.augment import augment
@@ -19,7 +20,7 @@ CONFIG = StitchConfig(
 """Every candidate is accepted, so accepted bridges are candidates: what is learnt does not matter."""
 
 
-def rows(limits: Limits) -> list[Row]:
+def rows(limits: Limits, options: BenchOptions) -> list[Row]:
     """Bridges per second until they are on disk; Ray's ratio is to the plain loop in one process."""
     dataset = make_walks(10_000)
     sizes = AugmentConfig(num_bridges=NUM_BRIDGES, pairs_per_shard=200)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raystitch.bench.machine import Limits, Row, median_seconds
+from raystitch.bench.subject import BenchOptions
 from raystitch.bench.synthetic import make_walks
 from raystitch.data.d4rl import read_d4rl, write_d4rl
 from raystitch.data.normalise import Normalizer
@@ -13,7 +14,7 @@ from raystitch.data.returns import discounted_returns, returns_to_go
 NUM_TRANSITIONS = 200_000
 
 
-def rows(limits: Limits) -> list[Row]:
+def rows(limits: Limits, options: BenchOptions) -> list[Row]:
     """Transitions per second; the ratio is bytes of trajectories per second against copying memory."""
     import numpy as np
 

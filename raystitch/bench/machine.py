@@ -2,9 +2,11 @@
 
 import os
 import platform
+import resource
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,9 +30,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Limits:
-    """Measured ceilings: float32 matrix multiplication and copying memory, with all threads of torch and of one."""
+    """Measured ceilings: matrix multiplication with all threads of torch, copying memory with one."""
 
     matmul_gflops: float
+    matmul_bf16_gflops: float
     memcpy_gbytes_per_s: float
 
     def to_json(self) -> dict[str, float]:
@@ -47,34 +50,61 @@ def median_seconds(work: Callable[[], object], *, repeats: int = 5, warmups: int
     return statistics.median(_times(work, repeats, warmups))
 
 
-def _times(work: Callable[[], object], repeats: int, warmups: int) -> list[float]:
+def _times(work: Callable[[], object], repeats: int, warmups: int = 0) -> list[float]:
     for _ in range(warmups):
         work()
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
         work()
-        _wait()
+        wait()
         times.append(time.perf_counter() - started)
     return times
 
 
-def _wait() -> None:
+def interleaved_seconds(works: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
+    """Median wall-clock time of each work, after one warm-up: all of them in turn, ``rounds`` times, so that whatever
+    else the machine does meets what is compared alike."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds + 1):
+        for name, work in works.items():
+            seconds = _times(work, 1)
+            times[name] += seconds if number else []
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def peak_memory_mib() -> float:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def wait() -> None:
+    """Until the accelerator, if there is one, has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
+_MATMUL_SIZE = 1024
+MATMUL_FLOPS = 2 * _MATMUL_SIZE**3
+
+
+def matmul(dtype: torch.dtype, device: str) -> Callable[[], object]:
+    """One product of two square matrices, ``MATMUL_FLOPS`` operations."""
+    left, right, result = torch.randn(3, _MATMUL_SIZE, _MATMUL_SIZE, device=device).to(dtype)
+    return lambda: torch.mm(left, right, out=result)
+
+
 def measure_limits(device: str = "cpu") -> Limits:
-    """Peak of a 1024 x 1024 float32 product on ``device`` and of a 256 MB copy in main memory; about two seconds."""
-    size = 1024
-    left = torch.randn(size, size, device=device)
-    right = torch.randn(size, size, device=device)
-    result = torch.empty_like(left)
-    seconds = best_seconds(lambda: torch.mm(left, right, out=result), repeats=15, warmups=3)
+    """Peak of a product on ``device`` and of a 256 MB copy in main memory; some seconds."""
+    float32, bf16 = (
+        MATMUL_FLOPS / best_seconds(matmul(dtype, device), repeats=15, warmups=3) / 1e9
+        for dtype in (torch.float32, torch.bfloat16)
+    )
     source = np.ones(32 * 2**20, np.float64)
     target = np.empty_like(source)
     copy = best_seconds(lambda: np.copyto(target, source), repeats=5)
-    return Limits(2 * size**3 / seconds / 1e9, source.nbytes / copy / 1e9)
+    return Limits(float32, bf16, source.nbytes / copy / 1e9)
 
 
 def describe_machine() -> dict[str, Any]:

@@ -1,14 +1,18 @@
 """Trajectories and an (almost) untrained bundle of a realistic size: speed does not depend on what they learnt."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.models.bundle import Bundle
-from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
+from raystitch.models.bundle import PARTS, Bundle
+from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 
 OBS_DIM, ACT_DIM = 11, 3
 """Those of Hopper."""
+TRAIN_STEPS = 20
 
 
 def make_walks(num_transitions: int, episode_length: int = 200, seed: int = 0) -> EpisodeDataset:
@@ -37,15 +41,6 @@ def make_walks(num_transitions: int, episode_length: int = 200, seed: int = 0) -
 
 def make_bundle(dataset: EpisodeDataset) -> Bundle:
     """The default networks after a few steps of training; takes some seconds."""
-    head = HeadConfig(train_steps=20)
-    config = FitConfig(
-        diffusion=DiffusionConfig(train_steps=20),
-        dynamics=HeadConfig(num_members=4, train_steps=20),
-        inverse=head,
-        reward=head,
-        termination=HeadConfig(num_members=1, train_steps=20),
-        value=HeadConfig(num_members=1, train_steps=20),
-        embedding=EmbeddingConfig(train_steps=20),
-        calibration_windows=400,
-    )
-    return fit_bundle(dataset, config)
+    fit = FitConfig()
+    few: dict[str, Any] = {part: replace(getattr(fit, part), train_steps=TRAIN_STEPS) for part in PARTS}
+    return fit_bundle(dataset, replace(fit, calibration_windows=400, **few))

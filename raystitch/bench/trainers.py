@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from raystitch.bench.machine import Limits, Row, best_seconds
+from raystitch.bench.subject import BenchOptions
 from raystitch.bench.synthetic import make_walks
 from raystitch.trainers.batches import RatioSampler, TrainData
 from raystitch.trainers.config import BCConfig, DTConfig, TD3BCConfig
@@ -20,7 +21,7 @@ CONFIGS = {
 }
 
 
-def rows(limits: Limits) -> list[Row]:
+def rows(limits: Limits, options: BenchOptions) -> list[Row]:
     """Steps per second at the default batch sizes, 1:1 between the data and itself; the ratio compares with batches."""
     dataset = make_walks(20_000)
     found = []

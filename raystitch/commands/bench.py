@@ -3,8 +3,9 @@
 import argparse
 import json
 
-from raystitch.commands.options import Subparsers, add_command
+from raystitch.commands.options import Subparsers, add_command, add_env, count, open_dataset, require_folder
 from raystitch.console import say, table
+from raystitch.errors import UserError
 
 
 def register(subparsers: Subparsers) -> None:
@@ -13,18 +14,39 @@ def register(subparsers: Subparsers) -> None:
         "bench",
         _bench,
         help="measure speed on this machine, next to the machine's own limits",
-        example="raystitch bench engine trainers --json",
+        example="raystitch bench engine --dataset d4rl:hopper.hdf5 --env Hopper-v5 --stitcher stitcher --json",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="engine, augment, trainers, data (default: all)")
+    parser.add_argument("--dataset", metavar="REF", help="engine: measure on this dataset (default: random walks)")
+    add_env(parser)
+    parser.add_argument(
+        "--stitcher", metavar="DIR", help="engine: a bundle fitted on --dataset (default: barely fitted)"
+    )
+    parser.add_argument("--num-pairs", type=count, metavar="N", help="engine: pairs stitched at once (default: 512)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON per benchmark on stdout")
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from raystitch.bench import check_names, run_benchmark
+    from raystitch.bench import TAKE_OPTIONS, check_names, run_benchmark
+    from raystitch.bench.subject import BenchOptions
 
-    for name in check_names(args.names):
+    names = check_names(args.names)
+    given = [name for name in ("dataset", "env", "stitcher", "num_pairs") if getattr(args, name) is not None]
+    if given and not set(names) & set(TAKE_OPTIONS):
+        option = f"--{given[0].replace('_', '-')}"
+        raise UserError(f"{option} is for the benchmark engine; {', '.join(names)} always take made-up data")
+    if args.dataset is None and (args.stitcher or args.env):
+        raise UserError("--stitcher and --env need --dataset REF, the dataset that the stitcher was fitted on")
+    options = BenchOptions(
+        dataset=None if args.dataset is None else open_dataset(args.dataset, args.env),
+        stitcher=None
+        if args.stitcher is None
+        else require_folder(args.stitcher, "a stitcher bundle (made by `raystitch fit`)", "stitcher.json"),
+        **({} if args.num_pairs is None else {"num_pairs": args.num_pairs}),
+    )
+    for name in names:
         say(f"measuring {name} ...")
-        result = run_benchmark(name)
+        result = run_benchmark(name, options)
         if args.json:
             print(json.dumps(result, allow_nan=False), flush=True)
             continue
