@@ -12,7 +12,7 @@ from raystitch.stitching.pairs import select_pairs
 from raystitch.stitching.qualify import largest_residual
 from raystitch.stitching.stitcher import Stitcher
 
-SEEDS = np.arange(40) + 5
+SEEDS = np.arange(400) + 5
 CONFIG = StitchConfig(
     pairs=PairConfig(mode="successor", terminal_margin=2, max_target_reuse=0),
     sampler=SamplerConfig(num_steps=2),
@@ -59,9 +59,12 @@ def test_only_what_the_proposers_doubt_is_tried_again(repaired: Candidates, bund
 
 def test_repair_makes_most_doubted_bridges_better(repaired: Candidates, bundle: Bundle) -> None:
     residual = proposers(bundle, repaired)
-    first, second = repaired.attempt == 0, repaired.attempt == 1
-    before = residual[first][repaired.first_row[second]]
-    assert np.median(residual[second] / before) < 0.9
+    first, later = repaired.attempt == 0, repaired.attempt > 0
+    best = np.full(int(first.sum()), np.inf)
+    np.minimum.at(best, repaired.first_row[later], residual[later])
+    doubted = np.isfinite(best)
+    assert doubted.sum() >= 10
+    assert np.median(best[doubted] / residual[first][doubted]) < 0.9
 
 
 def test_neighbouring_gaps_only(repaired: Candidates, bundle: Bundle) -> None:
