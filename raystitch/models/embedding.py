@@ -45,7 +45,7 @@ class TemporalEmbedding(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """Raw states [*, O] -> phi [*, Z]."""
-        encoded = self.state.encode(obs) * self.state.active
+        encoded = self.state.encode(obs)
         phi = self.mlp(encoded.reshape(-1, encoded.shape[-1]))[0]
         return phi.reshape(*obs.shape[:-1], -1) * STEPS_PER_UNIT
 

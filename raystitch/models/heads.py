@@ -73,7 +73,8 @@ class DynamicsEnsemble(nn.Module):
         asked = range(self.mlp.num_members)[self._asked(members)]
         first, chunk = slice(asked[0], asked[0] + 1), JACOBIAN_ROWS[obs.device.type]
         parts = [self.mlp.jacobian(rows, first)[0].float() for rows in self._inputs(obs, act).split(chunk)]
-        jacobian = torch.cat(parts).transpose(1, 2) * (self.delta.std / self.state.std).unsqueeze(-1)
+        scale = self.delta.std * self.delta.active / self.state.std
+        jacobian = torch.cat(parts).transpose(1, 2) * scale.unsqueeze(-1)
         by_obs, by_act = jacobian.split([obs.shape[-1], act.shape[-1]], -1)
         return by_obs + torch.eye(obs.shape[-1], device=obs.device), by_act
 
@@ -189,7 +190,8 @@ class RewardModel(nn.Module):
         each = torch.minimum(torch.maximum(scaled * self.std + self.mean, self.low), self.high)
         mean = each.mean(0)
         if len(self.levels):
-            mean = self.levels[(mean.unsqueeze(-1) - self.levels).abs().argmin(-1)]
+            snapped = self.levels[(mean.unsqueeze(-1) - self.levels).abs().argmin(-1)]
+            mean = torch.where(mean.isnan(), mean, snapped)  # a NaN is no level: qualification gives the reason
         return mean, each.std(0, correction=0)
 
     def loss(self, obs: Tensor, act: Tensor, next_obs: Tensor, reward: Tensor) -> Tensor:

@@ -8,7 +8,10 @@ from raystitch.data.normalise import Normalizer
 
 
 class Standardizer(nn.Module):
-    """Raw units <-> standardised units; ``active`` (float, 0 or 1) marks the dimensions that distances count."""
+    """Raw units <-> standardised units; ``active`` (float, 0 or 1) marks the dimensions that vary.
+
+    The others are 0 to a network, and its outputs for them, which nothing fits, are taken as 0: they count nowhere.
+    """
 
     mean: Tensor
     std: Tensor
@@ -20,12 +23,12 @@ class Standardizer(nn.Module):
             self.register_buffer(name, torch.from_numpy(np.asarray(getattr(normalizer, name), np.float32).copy()))
 
     def encode(self, raw: Tensor) -> Tensor:
-        """Raw [..., O] -> standardised [..., O]."""
-        return (raw - self.mean) / self.std
+        """Raw [..., O] -> standardised [..., O]; 0 in dimensions that are not active."""
+        return (raw - self.mean) / self.std * self.active
 
     def decode(self, standardised: Tensor) -> Tensor:
-        """Standardised [..., O] -> raw [..., O]."""
-        return standardised * self.std + self.mean
+        """Standardised [..., O] -> raw [..., O]; the mean in dimensions that are not active."""
+        return standardised * (self.std * self.active) + self.mean
 
     def distance(self, first: Tensor, second: Tensor) -> Tensor:
         """Squared L2 distance of raw [..., O] states in standardised units over the active dimensions -> [...]."""
