@@ -143,6 +143,8 @@ def build_bridges(
 ) -> Floats:
     """The state left, ``gap`` generated states, the state entered; raw [N, G + 2, O], zero past gap + 2 states.
 
+    Constant dimensions, and contexts on which both ends agree, are the same in every state.
+
     Args:
         draft: bridges to begin from instead of noise.
     """
@@ -170,7 +172,10 @@ def build_bridges(
     )
     bridges = np.take_along_axis(windows, index, 1)
     source, target = pairs.prefix[:, -1:], pairs.suffix[:, :1]
-    bridges = np.where(bundle.normalizer.active, bridges, source)  # constant dimensions stay what they are
+    stays = np.broadcast_to(~bundle.normalizer.active, source.shape).copy()
+    dims = list(pairs.context_dims)
+    stays[..., dims] |= source[..., dims] == target[..., dims]
+    bridges = np.where(stays, source, bridges)
     is_source, is_target = (step == 0)[..., None], (step == gap[:, None] + 1)[..., None]
     bridges = np.where(is_source, source, np.where(is_target, target, bridges))
     return np.where((step <= gap[:, None] + 1)[..., None], bridges, 0.0).astype(np.float32)
