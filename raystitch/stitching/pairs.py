@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-import torch
 
 from raystitch.data.episodes import Episode, EpisodeDataset, Floats, Ints, from_episodes
 from raystitch.errors import UserError
@@ -17,6 +16,7 @@ from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import PairConfig, StitchConfig
 from raystitch.stitching.pools import Pools
 from raystitch.stitching.selectors import NEEDS_FUTURE, SELECTORS, PairSelector, Selection, nearest
+from raystitch.stitching.wrapup import infer_actions, step_rewards
 
 __all__ = ["SELECTORS", "PairSelector", "SourceIndex", "nearest_pairs", "pairs_from_trajectories", "select_pairs"]
 
@@ -80,6 +80,7 @@ class SourceIndex:
             return_source=self.pools.returns[self.pools.rows(source)],
             return_target=self.pools.returns[self.pools.rows(target)],
             gap=selection.gap,
+            context_dims=() if self.pools.contexts is None else tuple(self.pools.contexts.dims.tolist()),
         )
 
 
@@ -165,7 +166,7 @@ def pairs_from_trajectories(
 def _episode(
     bundle: Bundle, name: str, observations: Floats, actions: Floats | None, rewards: Floats | None, terminated: bool
 ) -> Episode:
-    """A checked trajectory, with actions by inverse dynamics and rewards by the reward model where none are given."""
+    """A checked trajectory, with actions by inverse dynamics and rewards as of a bridge where none are given."""
     observations = np.asarray(observations, np.float32)
     if observations.ndim != 2 or observations.shape[1] != bundle.obs_dim:
         raise UserError(
@@ -174,16 +175,13 @@ def _episode(
     length = len(observations) - 1
     if length < 1:
         raise UserError(f"{name}.observations has {length + 1} rows, a trajectory needs at least 2")
-    obs = torch.from_numpy(observations[:-1]).to(bundle.device)
-    next_obs = torch.from_numpy(observations[1:]).to(bundle.device)
-    with torch.inference_mode():
-        if actions is None:
-            actions = bundle.inverse(obs, next_obs).cpu().numpy()
-        actions = np.asarray(actions, np.float32)
-        if actions.shape != (length, bundle.act_dim):
-            raise UserError(f"{name}.actions has shape {actions.shape}, expected [{length}, {bundle.act_dim}]")
-        if rewards is None:
-            rewards = bundle.reward(obs, torch.from_numpy(actions).to(bundle.device), next_obs)[0].cpu().numpy()
+    if actions is None:
+        actions = infer_actions(bundle, observations[None], np.array([length - 1]))[0]
+    actions = np.asarray(actions, np.float32)
+    if actions.shape != (length, bundle.act_dim):
+        raise UserError(f"{name}.actions has shape {actions.shape}, expected [{length}, {bundle.act_dim}]")
+    if rewards is None:
+        rewards = step_rewards(bundle, observations[:-1], actions, observations[1:])[0]
     rewards = np.asarray(rewards, np.float32)
     if rewards.shape != (length,):
         raise UserError(f"{name}.rewards has shape {rewards.shape}, expected [{length}]")

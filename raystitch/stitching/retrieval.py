@@ -81,7 +81,7 @@ class NearestTargets:
         rows = np.arange(num_rows)[:, None]
         target, distance = self.query(queries_NQD[rows, top], source_episode[rows, top], second_count)
         query = np.repeat(top, target.shape[-1], axis=1)
-        found = Alternatives(query, target.reshape(num_rows, -1), distance.reshape(num_rows, -1))
+        found = Alternatives(query, target.reshape(query.shape), distance.reshape(query.shape))
         return found.reorder(np.argsort(found.distance, axis=1, kind="stable"))
 
     def query(self, queries_NQD: Floats, source_episode: Ints, count: int) -> tuple[Ints, NDArray[np.float64]]:

@@ -97,7 +97,7 @@ def imagined_options(pools: Pools, config: StitchConfig, seeds: Ints) -> Options
     try_seeds = child_seeds(seeds, tries, _TRY_SEEDS).ravel()
     future = imagine(pools.bundle, prefix, prefix_length, try_seeds, sampler, stream=RETRIEVAL_STREAM)
     num_indices = future.shape[1]
-    queries = future.reshape(len(seeds), tries * num_indices, -1)
+    queries = future.reshape(len(seeds), tries * num_indices, future.shape[-1])
     source = States(*(np.repeat(column, num_indices, axis=1) for column in (sources.episode, sources.step)))
     gap = np.broadcast_to(np.tile(pools.gap_min + np.arange(num_indices), tries), source.step.shape)
     return _nearest(pools, source, gap, queries)

@@ -33,21 +33,25 @@ def infer_actions(bundle: Bundle, bridges: Floats, gap: Ints) -> Floats:
 
 
 def infer_rewards(bundle: Bundle, bridges: Floats, actions: Floats, gap: Ints) -> tuple[Floats, Floats]:
-    """Mean and ensemble standard deviation of the reward of each step, float32 [N, G + 1]; zero past gap + 1.
+    """Mean and ensemble standard deviation of the reward of each step, float32 [N, G + 1]; zero past gap + 1."""
+    steps = steps_of(bridges, gap)
+    rewards, stds = np.zeros(steps.shape, np.float32), np.zeros(steps.shape, np.float32)
+    rewards[steps], stds[steps] = step_rewards(bundle, bridges[:, :-1][steps], actions[steps], bridges[:, 1:][steps])
+    return rewards, stds
+
+
+def step_rewards(bundle: Bundle, obs: Floats, actions: Floats, next_obs: Floats) -> tuple[Floats, Floats]:
+    """Mean and ensemble standard deviation of the rewards of V transitions, float32 [V].
 
     Where the environment's own reward follows from the states, it is taken instead of the model's.
     """
-    steps = steps_of(bridges, gap)
-    rewards, stds = np.zeros(steps.shape, np.float32), np.zeros(steps.shape, np.float32)
     known = known_reward(bundle.env)
     if known is not None:
-        rewards[steps] = known(bridges[:, 1:][steps])
-        return rewards, stds
+        return known(next_obs), np.zeros(len(obs), np.float32)
     with torch.inference_mode():
-        obs, next_obs = step_states(bundle, bridges, steps)
-        mean, std = bundle.reward(obs, torch.from_numpy(actions[steps]).to(bundle.device), next_obs)
-    rewards[steps], stds[steps] = mean.cpu().numpy(), std.cpu().numpy()
-    return rewards, stds
+        inputs = (torch.from_numpy(column).to(bundle.device) for column in (obs, actions, next_obs))
+        mean, std = bundle.reward(*inputs)
+    return mean.cpu().numpy(), std.cpu().numpy()
 
 
 def stitched_return(
