@@ -53,6 +53,7 @@ def fit_bundle(
         if finished is not None:
             return finished
     train, holdout = holdout_split(dataset.num_episodes, config.holdout_fraction, derive_seed(config.seed, "holdout"))
+    _calibration_windows(dataset, config, holdout, resolved)  # before the fit, not after it
     job = FitJob(dataset, config, train, resolved)
     for part in job.parts():
         train_part(
@@ -98,14 +99,8 @@ def calibrate(
         UserError: when none of the episodes has a window of gap_min + 2 states.
     """
     diffusion = config.diffusion
-    observations = torch.from_numpy(dataset.observations).to(device)
-    windows = Windows.find(dataset, observations, episodes, diffusion.gap_min + 2)
+    windows = _calibration_windows(dataset, config, episodes, device)
     length = diffusion.gap_max + 2
-    if len(windows) == 0:
-        raise UserError(
-            f"{dataset.name}: no held-out episode has gap_min + 2 = {diffusion.gap_min + 2} states, so delta cannot "
-            f"be calibrated; raise holdout_fraction={config.holdout_fraction} or lower diffusion.gap_min"
-        )
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "calibration"))
     count = min(config.calibration_windows, len(windows))
     chosen = torch.randperm(len(windows), generator=generator)[:count].to(device)
@@ -129,6 +124,17 @@ def calibrate(
         diffusion.gap_min,
         diffusion.gap_max,
     )
+
+
+def _calibration_windows(dataset: EpisodeDataset, config: FitConfig, episodes: Ints, device: torch.device) -> Windows:
+    shortest = config.diffusion.gap_min + 2
+    windows = Windows.find(dataset, torch.from_numpy(dataset.observations).to(device), episodes, shortest)
+    if len(windows) == 0:
+        raise UserError(
+            f"{dataset.name}: no held-out episode has gap_min + 2 = {shortest} states, so delta cannot be calibrated; "
+            f"raise holdout_fraction={config.holdout_fraction} or lower diffusion.gap_min"
+        )
+    return windows
 
 
 def _check(dataset: EpisodeDataset, config: FitConfig) -> None:

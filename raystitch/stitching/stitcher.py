@@ -18,11 +18,21 @@ from raystitch.stitching.wrapup import infer_actions, infer_rewards, stitched_re
 
 
 class Stitcher:
-    """Proposes and qualifies bridges. A row's result depends on its pair and its seed, not on its batch-mates."""
+    """Proposes and qualifies bridges. A row's result depends on its pair and its seed, not on its batch-mates.
+
+    Raises:
+        UserError: when the judges' disagreement is a criterion and there is only one judge.
+    """
 
     def __init__(self, bundle: Bundle, config: StitchConfig | None = None) -> None:
         self.bundle = bundle
         self.config = config or StitchConfig()
+        spread = self.config.qualify.spread
+        if spread not in (None, "off") and bundle.config.num_judges < 2:
+            raise UserError(
+                f"qualify.spread={spread} is the disagreement of judges, and this stitcher has only one; fit it with "
+                "num_judges of at least 2 or leave qualify.spread off"
+            )
         self._micro_batches = MicroBatches(self.config.sampler.micro_batch)
 
     def propose(self, pairs: Pairs, seeds: Ints) -> Candidates:
