@@ -97,12 +97,12 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "fast": Preset(purpose="the defaults: minutes on two cores", fit=FitConfig(), stitch=StitchConfig()),
         "balanced": Preset(
-            purpose="a wider network, twice the training, two moves of guidance, two rounds of repair",
+            purpose="a wider network, twice the training, two moves of guidance, four rounds of repair",
             fit=_balanced_fit(),
             stitch=StitchConfig(
                 sampler=SamplerConfig(name="dpmpp_2m", num_steps=5),
                 guidance=GuidanceConfig(moves=2),
-                repair=RepairConfig(rounds=2),
+                repair=RepairConfig(rounds=4, gap_shift=3),
             ),
         ),
         "diffstitch": Preset(

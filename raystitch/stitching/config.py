@@ -176,20 +176,22 @@ class RepairConfig:
             quantile of the proposers' own calibration.
         noise_level: share of the diffusion steps that is undone, in (0, 1].
         num_steps: network evaluations of a repair.
-        gap_shift: the attempts try the gaps gap + 1 .. gap + gap_shift and gap - 1 .. gap - gap_shift in turn.
+        moves: of guidance after each guided step, in place of ``guidance.moves``.
+        gap_shift: the first repair keeps the gap, the following ones try those 1, 2, .. away from it, at most so many.
     """
 
-    rounds: int = 1
+    rounds: int = 2
     repair_delta: float | str = "q99"
-    noise_level: float = 0.4
-    num_steps: int = 2
+    noise_level: float = 0.1
+    num_steps: int = 1
+    moves: int = 3
     gap_shift: int = 1
 
     def __post_init__(self) -> None:
-        if self.rounds < 0 or self.gap_shift < 0 or self.num_steps < 1:
+        if min(self.rounds, self.gap_shift) < 0 or min(self.num_steps, self.moves) < 1:
             raise ValueError(
-                f"need rounds >= 0, gap_shift >= 0 and num_steps >= 1, got rounds={self.rounds}, "
-                f"gap_shift={self.gap_shift}, num_steps={self.num_steps}"
+                f"need rounds and gap_shift >= 0, num_steps and moves >= 1, got rounds={self.rounds}, "
+                f"gap_shift={self.gap_shift}, num_steps={self.num_steps}, moves={self.moves}"
             )
         if not 0 < self.noise_level <= 1:
             raise ValueError(f"noise_level must be in (0, 1], got noise_level={self.noise_level}")
@@ -221,6 +223,10 @@ class QualifyConfig:
     def __post_init__(self) -> None:
         for name in ("delta", "spread", "rollout"):
             check_delta(getattr(self, name), name)
+        if self.termination_max is not None and not 0 <= self.termination_max <= 1:
+            raise ValueError(f"termination_max must be in [0, 1], got termination_max={self.termination_max}")
+        if not self.kappa >= 0:
+            raise ValueError(f"kappa must be >= 0, got kappa={self.kappa}")
 
 
 @dataclass(frozen=True, kw_only=True)

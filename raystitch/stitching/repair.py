@@ -31,12 +31,13 @@ class Attempt:
 def repairs(bundle: Bundle, config: StitchConfig, pairs: Pairs, seeds: Ints, first: Attempt) -> Iterator[Attempt]:
     """Up to ``repair.rounds`` further attempts, each for the pairs whose last one the proposers still doubt.
 
-    Each attempt tries the gap and its neighbours in one batch and keeps the one with the smallest of the largest
-    residuals. A row's noise depends on its seed and the attempt's number alone.
+    The first repair keeps the gap, the second tries its neighbours, and so on up to ``gap_shift``; of the gaps tried
+    in one batch the one with the smallest of the largest residuals is kept. A row's noise depends on its seed and the
+    attempt's number alone.
     """
     repair, diffusion = config.repair, bundle.config.diffusion
     sampler = replace(config.sampler, num_steps=repair.num_steps)
-    shift_C = np.arange(-repair.gap_shift, repair.gap_shift + 1) if not pairs.gap_is_given else np.zeros(1, np.int64)
+    guidance = replace(config.guidance, moves=repair.moves)
     last = first
     for number in range(1, repair.rounds + 1):
         residual = largest_residual(bundle, last.bridges, last.actions, last.gap, "proposers")
@@ -44,6 +45,8 @@ def repairs(bundle: Bundle, config: StitchConfig, pairs: Pairs, seeds: Ints, fir
         again = np.flatnonzero(np.isfinite(residual) & (residual >= limit))
         if not len(again):
             return
+        shift = 0 if pairs.gap_is_given else min(number - 1, repair.gap_shift)
+        shift_C = np.unique([-shift, shift])
         tried = np.repeat(again, len(shift_C))
         gap = np.clip(last.gap[tried] + np.tile(shift_C, len(again)), diffusion.gap_min, diffusion.gap_max)
         rows = last.rows[tried]
@@ -53,7 +56,7 @@ def repairs(bundle: Bundle, config: StitchConfig, pairs: Pairs, seeds: Ints, fir
             gap,
             seeds[rows],
             sampler,
-            guidance=config.guidance,
+            guidance=guidance,
             draft=Draft(last.bridges[tried], last.gap[tried], repair.noise_level),
             stream=REPAIR_STREAM + (number << 20),
         )

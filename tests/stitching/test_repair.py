@@ -67,10 +67,12 @@ def test_repair_makes_most_doubted_bridges_better(repaired: Candidates, bundle: 
     assert np.median(best[doubted] / residual[first][doubted]) < 0.9
 
 
-def test_neighbouring_gaps_only(repaired: Candidates, bundle: Bundle) -> None:
-    first, second = repaired.attempt == 0, repaired.attempt == 1
-    shift = repaired.gap[second] - repaired.gap[first][repaired.first_row[second]]
-    assert np.abs(shift).max() == 1
+def test_first_the_same_gap_then_its_neighbours(repaired: Candidates, bundle: Bundle) -> None:
+    first, second, third = (repaired.take(np.flatnonzero(repaired.attempt == number)) for number in range(3))
+    np.testing.assert_array_equal(second.gap, first.gap[second.first_row])
+    shift = third.gap - first.gap[third.first_row]
+    assert len(third)
+    assert (np.abs(shift) == 1).all()
     assert repaired.gap.min() >= bundle.config.diffusion.gap_min
     assert repaired.gap.max() <= bundle.config.diffusion.gap_max
 
