@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from raystitch.data.episodes import EpisodeDataset, Floats
+from raystitch.data.episodes import Bools, EpisodeDataset, Floats
 from raystitch.data.normalise import Normalizer
 from raystitch.device import Precision, resolve_device, uses_bf16
 from raystitch.envs.spec import EnvSpec
@@ -122,6 +122,12 @@ class Bundle:
     def standardizer(self) -> Standardizer:
         with torch.inference_mode(False):  # also when first asked for in it: gradients must be able to pass through
             return Standardizer(self.normalizer).to(self.device)
+
+    @cached_property
+    def still(self) -> Bools:
+        """Dimensions that no recorded transition changes, bool [O]: constants, and contexts such as a goal."""
+        change = self.dynamics.delta
+        return ((change.active == 0) & (change.mean == 0)).cpu().numpy()
 
     def denoise(self, noisy_BHO: Tensor, known_BHO: Tensor, mask_BH: Tensor, k_B: Tensor) -> Tensor:
         """Predicted clean states, standardised units [B, H, O]: the plain ``denoiser``, in float32."""

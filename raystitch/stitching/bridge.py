@@ -172,9 +172,7 @@ def build_bridges(
     )
     bridges = np.take_along_axis(windows, index, 1)
     source, target = pairs.prefix[:, -1:], pairs.suffix[:, :1]
-    stays = np.broadcast_to(~bundle.normalizer.active, source.shape).copy()
-    dims = list(pairs.context_dims)
-    stays[..., dims] |= source[..., dims] == target[..., dims]
+    stays = ~bundle.normalizer.active | (bundle.still & (source == target))
     bridges = np.where(stays, source, bridges)
     is_source, is_target = (step == 0)[..., None], (step == gap[:, None] + 1)[..., None]
     bridges = np.where(is_source, source, np.where(is_target, target, bridges))

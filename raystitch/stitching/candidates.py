@@ -4,7 +4,7 @@ Legend: N rows, P prefix states, S suffix states, O observation size, A action s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,6 @@ class Pairs:
         return_target: float32 [N], discounted return of the target from target_step on.
         gap: int64 [N], gap found by the selection, 0 where it found none.
         gap_is_given: the gaps are the caller's own: no gap mode changes them.
-        context_dims: dimensions that are constant within every episode, such as a goal. Generated states keep the
-            source's value where the target's is the same.
     """
 
     source_episode: Ints
@@ -45,22 +43,20 @@ class Pairs:
     return_target: Floats
     gap: Ints
     gap_is_given: bool = False
-    context_dims: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.source_episode)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "Pairs":
-        return replace(self, **{name: getattr(self, name)[rows] for name in _PAIR_COLUMNS})
+        columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "gap_is_given"}
+        return Pairs(**columns, gap_is_given=self.gap_is_given)
 
     @staticmethod
     def concatenate(parts: Sequence["Pairs"]) -> "Pairs":
         """The rows of all parts, of one selection, in their order."""
-        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _PAIR_COLUMNS}
-        return replace(parts[0], **columns)
-
-
-_PAIR_COLUMNS = tuple(f.name for f in fields(Pairs) if f.name not in ("gap_is_given", "context_dims"))
+        names = [f.name for f in fields(Pairs) if f.name != "gap_is_given"]
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return Pairs(**columns, gap_is_given=parts[0].gap_is_given)
 
 
 def _nan(count: int) -> Floats:

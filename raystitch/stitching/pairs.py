@@ -80,7 +80,6 @@ class SourceIndex:
             return_source=self.pools.returns[self.pools.rows(source)],
             return_target=self.pools.returns[self.pools.rows(target)],
             gap=selection.gap,
-            context_dims=() if self.pools.contexts is None else tuple(self.pools.contexts.dims.tolist()),
         )
 
 

@@ -126,6 +126,7 @@ class TestStates:
             bundle.dynamics.member_next(obs, act)[..., 4:], obs[:, 4:].expand(3, -1, -1), rtol=0, atol=1e-6
         )
         assert (bundle.dynamics.derivatives(obs, act, "proposers")[0][:, 5, :5] == 0).all()
+        assert bundle.still.tolist() == [False] * 4 + [True] * 2
         result = Stitcher(bundle, CONFIG).stitch(select_pairs(dataset, bundle, CONFIG, SEEDS), SEEDS)
         exists = np.arange(result.observations.shape[1]) <= result.gap[:, None] + 1
         wanted = goal[result.source_episode]
