@@ -189,10 +189,11 @@ class RewardModel(nn.Module):
         scaled = _merge(self.mlp(inputs.reshape(-1, inputs.shape[-1])), obs.shape[:-1]).squeeze(-1)
         each = torch.minimum(torch.maximum(scaled * self.std + self.mean, self.low), self.high)
         mean = each.mean(0)
+        std = (each - mean).square().mean(0).sqrt()
         if len(self.levels):
             snapped = self.levels[(mean.unsqueeze(-1) - self.levels).abs().argmin(-1)]
             mean = torch.where(mean.isnan(), mean, snapped)  # a NaN is no level: qualification gives the reason
-        return mean, each.std(0, correction=0)
+        return mean, std
 
     def loss(self, obs: Tensor, act: Tensor, next_obs: Tensor, reward: Tensor) -> Tensor:
         """Mean squared error of the standardised reward; inputs [M, B, ...], ``reward`` [M, B]."""
