@@ -14,7 +14,9 @@ class Normalizer:
     """Per-dimension standardisation of observations.
 
     Attributes:
-        mean, std: float32 [O]; std is floored at 1e-3 times the median std of the varying dimensions.
+        mean, std: float32 [O]; std is floored at 1e-3 times the dimension's largest magnitude or the median std of the
+            varying dimensions, whichever is smaller: a quiver that is small beside its own value and beside the other
+            dimensions is not blown up, a dimension in tiny units counts like any other.
         active: bool [O]; False for constant dimensions, which every distance and residual leaves out.
     """
 
@@ -28,7 +30,8 @@ class Normalizer:
         mean, std = wide.mean(0), wide.std(0)
         active = std > 1e-9 * np.maximum(1.0, np.abs(mean))
         typical = float(np.median(std[active])) if active.any() else 1.0
-        floored = np.where(active, np.maximum(std, RELATIVE_STD_FLOOR * typical), 1.0)
+        floor = RELATIVE_STD_FLOOR * np.minimum(typical, np.abs(wide).max(0, initial=0.0))
+        floored = np.where(active, np.maximum(std, floor), 1.0)
         return cls(mean.astype(np.float32), floored.astype(np.float32), active)
 
     def encode(self, observations: Floats) -> Floats:
