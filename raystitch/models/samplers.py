@@ -11,11 +11,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from raystitch.data.episodes import Floats, Ints
 from raystitch.models.diffusion import Schedule
+from raystitch.seeding import GOLDEN, splitmix64
 
 Denoise = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(noisy_BHO, known_BHO, mask_BH, k_B) -> predicted clean states [B, H, O]; ``Bundle.denoise`` is one."""
@@ -169,15 +169,7 @@ order, because it ends without noise."""
 
 SAMPLERS: Mapping[str, Sampler] = {"ddim": ddim, "ddpm": ddpm, "dpmpp_2m": dpmpp_2m}
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _STREAM = np.uint64(0xD1B54A32D192ED03)
-
-
-def _splitmix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The SplitMix64 finaliser (Steele et al. 2014): a bijection that turns a counter into random bits."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 def row_noise(seeds: Ints, shape: Sequence[int], stream: int = 0) -> Floats:
@@ -189,8 +181,8 @@ def row_noise(seeds: Ints, shape: Sequence[int], stream: int = 0) -> Floats:
     half = (count + 1) // 2
     with np.errstate(over="ignore"):
         seed = np.asarray(seeds, np.int64).view(np.uint64)
-        key = _splitmix(_splitmix(seed + _GOLDEN) + np.uint64(stream) * _STREAM)
-        bits = _splitmix(key[:, None] + np.arange(1, half + 1, dtype=np.uint64) * _GOLDEN)
+        key = splitmix64(splitmix64(seed + GOLDEN) + np.uint64(stream) * _STREAM)
+        bits = splitmix64(key[:, None] + np.arange(1, half + 1, dtype=np.uint64) * GOLDEN)
     scale = np.float32(2.0**-32)
     first = ((bits >> np.uint64(32)).astype(np.float32) + np.float32(0.5)) * scale
     angle = (bits & np.uint64(0xFFFFFFFF)).astype(np.float32) * np.float32(2 * np.pi) * scale

@@ -4,26 +4,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raystitch.data.episodes import Ints
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+from raystitch.seeding import GOLDEN, splitmix64
 
 
-def _splitmix64(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele et al., OOPSLA 2014)."""
+def _hash(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     with np.errstate(over="ignore"):
-        value = value + _GOLDEN
-        value = (value ^ (value >> np.uint64(30))) * _MIX_1
-        value = (value ^ (value >> np.uint64(27))) * _MIX_2
-    return value ^ (value >> np.uint64(31))
+        return splitmix64(value + GOLDEN)
 
 
 def uniforms(seeds: Ints, count: int, stream: int) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1), float64 [N, count]; a row depends on its seed, ``stream`` and nothing else."""
-    keys = _splitmix64(_splitmix64(np.asarray(seeds, np.int64).view(np.uint64)) ^ np.uint64(stream))
+    keys = _hash(_hash(np.asarray(seeds, np.int64).view(np.uint64)) ^ np.uint64(stream))
     counters = np.arange(count, dtype=np.uint64)
-    bits = _splitmix64(keys[:, None] ^ _splitmix64(counters)[None, :])
+    bits = _hash(keys[:, None] ^ _hash(counters)[None, :])
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
