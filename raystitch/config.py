@@ -12,7 +12,8 @@ from raystitch.buffer.config import AugmentConfig
 from raystitch.config_file import load_config, plain
 from raystitch.errors import UserError
 from raystitch.models.config import FitConfig
-from raystitch.stitching.config import StitchConfig, check_delta
+from raystitch.models.delta import check_delta
+from raystitch.stitching.config import StitchConfig
 from raystitch.trainers.config import BCConfig, DataMode, DTConfig, EvalConfig, TD3BCConfig
 from raystitch.trainers.ratio import parse_ratio
 

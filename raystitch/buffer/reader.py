@@ -27,9 +27,9 @@ from raystitch.buffer.writer import (
 from raystitch.data.episodes import Bools, Ints
 from raystitch.errors import UserError
 from raystitch.models.calibration import Calibration
+from raystitch.models.delta import Delta
 from raystitch.stitching.acceptance import passes
 from raystitch.stitching.candidates import REASONS
-from raystitch.stitching.config import Delta
 
 if TYPE_CHECKING:
     from raystitch.buffer.torch_dataset import BridgeTransitions

@@ -57,7 +57,7 @@ def add_delta(parser: argparse.ArgumentParser, default: Literal["generation", "c
     """``--delta``; ``default`` stands for what the buffer was made with, or for what the configuration says."""
 
     def delta(text: str) -> float | str | None:
-        from raystitch.stitching.config import check_delta
+        from raystitch.models.delta import check_delta
 
         if text == default:
             return text

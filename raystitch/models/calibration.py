@@ -1,6 +1,5 @@
 """What real bridges look like to the models: quantiles of each criterion's number per gap. numpy only."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,8 @@ from numpy.typing import NDArray
 
 from raystitch.data.episodes import Floats, Ints
 from raystitch.errors import UserError
+from raystitch.models.delta import Delta, check_delta
 
-Delta = float | str | None
 QUANTILES = np.concatenate([np.linspace(0, 0.9, 19), np.linspace(0.91, 0.99, 9), [0.995, 0.999, 1.0]])
 
 
@@ -58,21 +57,13 @@ class Calibration:
         Raises:
             ValueError: for a delta that is none of these.
         """
-        count = len(gaps)
-        if delta is None or delta == "off":
-            return np.full(count, np.inf, np.float32)
-        if isinstance(delta, str) and re.fullmatch(r"q(\d{1,2}(\.\d+)?|100)", delta):
+        delta = check_delta(delta)
+        if isinstance(delta, str):
             at = float(delta[1:]) / 100
             per_gap = np.array([np.interp(at, self.quantiles, row) for row in self.tables[criterion]])
             nearest = np.clip(np.asarray(gaps) - self.gaps[0], 0, len(self.gaps) - 1)
             return per_gap[nearest].astype(np.float32)
-        try:
-            number = float(delta)
-        except ValueError:
-            number = float("nan")
-        if not number >= 0:
-            raise ValueError(f"delta={delta!r}: use a number >= 0, a quantile such as q99, or off")
-        return np.full(count, number, np.float32)
+        return np.full(len(gaps), np.inf if delta is None else delta, np.float32)
 
     def to_json(self) -> dict[str, Any]:
         return {

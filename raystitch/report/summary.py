@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from raystitch.models.delta import Delta, check_delta
 from raystitch.report.stats import Interval, interval, iqm, mean, paired_difference, probability_of_improvement
-from raystitch.stitching.config import Delta, check_delta
 
 ALGORITHM_NAMES = {"td3bc": "TD3+BC", "dt": "Decision Transformer", "bc": "Behaviour cloning"}
 DATA_ORDER = ("original", "weighted", "duplicated", "joined", "stitched")

@@ -8,8 +8,9 @@ import numpy as np
 
 from raystitch.data.episodes import Bools, Ints
 from raystitch.models.calibration import Calibration
+from raystitch.models.delta import Delta
 from raystitch.stitching.candidates import REASONS
-from raystitch.stitching.config import Delta, QualifyConfig
+from raystitch.stitching.config import QualifyConfig
 
 Column = Callable[[str], np.ndarray[Any, Any]]
 """The name of one of the stored numbers -> its values [N]; ``Buffer.column`` is one."""

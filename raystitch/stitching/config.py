@@ -1,30 +1,9 @@
 """Settings of the stitching stages; torch-free."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-Delta = float | str | None
-
-
-def check_delta(delta: Delta, name: str = "delta") -> Delta:
-    """A threshold as users write it: a number >= 0, a quantile such as ``q99``, ``q99.5``, or ``off`` / None.
-
-    Raises:
-        ValueError: for anything else, with the value.
-    """
-    if delta is None or delta == "off":
-        return None
-    if isinstance(delta, str):
-        if re.fullmatch(r"q\d{1,2}(\.\d+)?|q100", delta):
-            return delta
-        try:
-            delta = float(delta)
-        except ValueError:
-            raise ValueError(f"{name}={delta!r}: use a number >= 0, a quantile such as q99, or off") from None
-    if not delta >= 0:
-        raise ValueError(f"{name} must be >= 0, got {name}={delta}")
-    return float(delta)
+from raystitch.models.delta import check_delta
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from raystitch.models.calibration import Calibration
+from raystitch.models.delta import Delta
 from raystitch.stitching.acceptance import failed_criteria, passes
 from raystitch.stitching.candidates import REASONS
-from raystitch.stitching.config import Delta, QualifyConfig
+from raystitch.stitching.config import QualifyConfig
 
 TABLE = np.array([[0.0, 1.0, 2.0], [0.0, 2.0, 4.0]])
 CALIBRATION = Calibration(
