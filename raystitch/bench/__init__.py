@@ -14,6 +14,7 @@ from raystitch.errors import UserError
 
 BENCHMARKS = {
     "engine": "raystitch.bench.engine",
+    "fit": "raystitch.bench.fit",
     "augment": "raystitch.bench.augment",
     "trainers": "raystitch.bench.trainers",
     "data": "raystitch.bench.data",
