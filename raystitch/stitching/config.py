@@ -17,7 +17,8 @@ class PairConfig:
         source_fraction: sources come from this share of episodes with the lowest returns.
         target_fraction: targets come from this share of episodes with the highest returns; of those, where returns
             are tied, from the ones above the median source.
-        source_cut, target_cut: ``any`` step of the episode, or its end / start as in the paper (``ends``).
+        source_cut, target_cut: ``any`` step of the episode, or its end / start as in the paper (``ends``). The modes
+            ``successor`` and ``distance`` need the source's own later states: their end lies gap_min + 1 steps earlier.
         terminal_margin: sources are left at least this many steps before a termination.
         max_target_reuse: times one target state may be used per shard; 0 for no limit.
         num_tries: steps of a source episode tried per pair, of one episode by ``imagine``, of each of four by

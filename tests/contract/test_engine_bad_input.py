@@ -5,7 +5,7 @@ A point pushed about in a plane with one constant dimension (O = 5, A = 2), and 
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from raystitch.models.samplers import SAMPLERS
 from raystitch.pipeline.augment import augment_local
 from raystitch.stitching.candidates import REASONS, Candidates, Pairs
 from raystitch.stitching.config import (
+    GapConfig,
     GuidanceConfig,
     PairConfig,
     QualifyConfig,
@@ -264,6 +265,31 @@ class TestNetworks:
             result = Stitcher(bundle, config).stitch(select_pairs(plane, bundle, config, SEEDS), SEEDS)
         assert len(result) == len(SEEDS)  # there is nothing that could be repaired
         assert {REASONS[reason] for reason in result.reason} == {"non_finite"}
+
+    @pytest.mark.parametrize("mode", ["random", "imagine", "successor", "distance"])
+    @pytest.mark.parametrize("solver", ["newton", "gradient"])
+    def test_what_the_judges_think_never_reaches_a_proposal(
+        self, plane: EpisodeDataset, bundle: Bundle, mode: Any, solver: Any
+    ) -> None:
+        """Pairs, gaps, guided states and repairs are the same when the judges know nothing."""
+        first_judge = bundle.dynamics.mlp.num_members - bundle.dynamics.num_judges
+        for gap_mode in ("imagine", "residual", "distance", "selected"):
+            config = replace(
+                CONFIG,
+                pairs=replace(CONFIG.pairs, mode=mode),
+                gap=GapConfig(mode=gap_mode),
+                guidance=GuidanceConfig(solver=solver),
+                repair=RepairConfig(rounds=2, repair_delta=0.0),
+            )
+            stitcher = Stitcher(bundle, config)
+            before = stitcher.propose(select_pairs(plane, bundle, config, SEEDS), SEEDS)
+            with ExitStack() as stack:
+                for parameter in bundle.dynamics.mlp.parameters():
+                    for judge in parameter[first_judge:]:
+                        stack.enter_context(spoilt(judge))
+                after = stitcher.propose(select_pairs(plane, bundle, config, SEEDS), SEEDS)
+            for name in ("source_step", "target_step", "gap", "attempt", "observations", "actions", "return_stitched"):
+                np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
 
     @pytest.mark.parametrize("part", ["inverse", "dynamics", "reward", "termination"])
     def test_head_that_is_not_finite(self, bundle: Bundle, pairs: Pairs, part: str) -> None:
