@@ -19,5 +19,5 @@ def test_more_training_is_better(drift: EpisodeDataset, tiny_fit: FitConfig) -> 
     config = replace(tiny_fit, dynamics=replace(tiny_fit.dynamics, train_steps=100))
     little, much = (measure_part(drift, config, "dynamics", factor) for factor in (0.1, 4.0))
     name = "squared one-step error (standardised), median"
-    assert much[1][name] < 0.5 * little[1][name]
+    assert much[1][name] < 0.8 * little[1][name]
     assert much[0] > little[0]
