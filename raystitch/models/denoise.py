@@ -12,6 +12,11 @@ from torch import Tensor
 from raystitch.models.diffusion import Network, Schedule, predict_clean
 
 
+FARTHEST = 10.0
+"""Bound of the clean states that follow from predicted noise, standardised: at the first steps it is divided by a signal
+that almost vanishes. The published sampler clips in the same place ("clip denoised")."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Denoiser:
     """Predicts clean states; with ``return_weight`` w > 0 those of windows with a certain return.
@@ -54,4 +59,6 @@ class Denoiser:
             clean_BHO = predict_clean(
                 self.network, self.schedule, self.prediction, noisy_BHO, known_BHO, mask_BH, k_B, return_B
             )
+        if self.prediction == "noise":
+            clean_BHO = clean_BHO.clamp(-FARTHEST, FARTHEST)
         return clean_BHO.to(noisy_BHO.dtype)
