@@ -11,10 +11,9 @@ from torch import Tensor
 
 from raystitch.models.diffusion import Network, Schedule, predict_clean
 
-
 FARTHEST = 10.0
-"""Bound of the clean states that follow from predicted noise, standardised: at the first steps it is divided by a signal
-that almost vanishes. The published sampler clips in the same place ("clip denoised")."""
+"""Bound of the clean states that follow from predicted noise, standardised: at the first steps it is divided by a
+signal that almost vanishes. The published sampler clips in the same place ("clip denoised")."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
