@@ -85,7 +85,7 @@ def _tiles(run: RunFiles, summary: Summary) -> str:
         total = sum(row["count"] for row in counts)
         accepted = sum(row["count"] for row in counts if row["reason"] == "ok")
         tiles.append(
-            (f"{accepted:,}", f"accepted bridges of {total:,} candidates ({100 * accepted / max(total, 1):.0f} %)")
+            (f"{accepted:,}", f"of {total:,} candidates pass ({100 * accepted / max(total, 1):.0f} %), repairs counted")
         )
     tile = truth_tile(run.validation)
     tiles += [tile] if tile else []
