@@ -153,12 +153,8 @@ class Bundle:
         Raises:
             UserError: return guidance asked of a network that knows no return.
         """
+        self.check_return_weight(return_weight)
         diffusion = self.config.diffusion
-        if return_weight != 0 and diffusion.return_dropout is None:
-            raise UserError(
-                f"return_weight={return_weight} needs a stitcher whose network takes a return: fit one with "
-                f"diffusion.return_dropout (0.25 is the published share), or set return_weight to 0"
-            )
         compiles = self.device.type == "cuda" if compile == "auto" else compile == "on"
         return Denoiser(
             network=self._compiled_diffusion if compiles else self.diffusion,
@@ -168,6 +164,14 @@ class Bundle:
             return_value=self.return_at(return_target),
             bf16=uses_bf16(precision, self.device) and (precision == "bf16" or diffusion.prediction == "clean"),
         )
+
+    def check_return_weight(self, return_weight: float) -> None:
+        """Raises: UserError when return guidance is asked of a network that takes no return."""
+        if return_weight != 0 and self.config.diffusion.return_dropout is None:
+            raise UserError(
+                f"return_weight={return_weight} needs a stitcher whose network takes a return: fit one with "
+                f"diffusion.return_dropout (0.25 is the published share), or set return_weight to 0"
+            )
 
     def return_at(self, quantile: float) -> float:
         """The standardised discounted return that this share of the data's states stays below."""

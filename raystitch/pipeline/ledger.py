@@ -18,6 +18,7 @@ from raystitch.errors import RunError
 from raystitch.models.bundle import Bundle
 from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import StitchConfig
+from raystitch.stitching.stitcher import Stitcher
 
 Progress = Callable[[int, str], None]
 """Called with the accepted bridges so far and a note."""
@@ -193,9 +194,10 @@ def open_ledger(
     """Starts a buffer at ``out`` or takes up the one that is there.
 
     Raises:
-        UserError: another dataset than the bundle's, or ``out`` holds something else.
+        UserError: another dataset than the bundle's, settings that do not suit it, or ``out`` holds something else.
     """
     bundle.check_dataset(dataset)
+    Stitcher(bundle, stitch_config)  # refuses what does not fit before anything is written
     meta = BufferMeta(
         gamma=bundle.gamma,
         bundle_hash=bundle.hash,

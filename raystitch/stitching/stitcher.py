@@ -21,7 +21,8 @@ class Stitcher:
     """Proposes and qualifies bridges. A row's result depends on its pair and its seed, not on its batch-mates.
 
     Raises:
-        UserError: when the judges' disagreement is a criterion and there is only one judge.
+        UserError: when the judges' disagreement is a criterion and there is only one judge, or a return is asked of a
+            network that takes none.
     """
 
     def __init__(self, bundle: Bundle, config: StitchConfig | None = None) -> None:
@@ -33,6 +34,7 @@ class Stitcher:
                 f"qualify.spread={spread} is the disagreement of judges, and this stitcher has only one; fit it with "
                 "num_judges of at least 2 or leave qualify.spread off"
             )
+        bundle.check_return_weight(self.config.sampler.return_weight)
         self._micro_batches = MicroBatches(self.config.sampler.micro_batch)
 
     def propose(self, pairs: Pairs, seeds: Ints) -> Candidates:

@@ -368,3 +368,12 @@ def test_bad_qualification_settings_are_quoted() -> None:
         changes: dict[str, Any] = {setting: value}
         with pytest.raises(ValueError, match=rf"{setting}={value}"):
             QualifyConfig(**changes)
+
+
+def test_settings_that_do_not_suit_the_stitcher_leave_no_buffer(
+    plane: EpisodeDataset, bundle: Bundle, tmp_path: Path
+) -> None:
+    config = StitchConfig(sampler=SamplerConfig(return_weight=1.2))
+    with pytest.raises(UserError, match="return_dropout"):
+        augment_local(plane, bundle, config, out=tmp_path / "buffer")
+    assert not (tmp_path / "buffer").exists()
