@@ -1,6 +1,7 @@
 """Three kinds of fragments in a line, A then B then C: no bridge is long enough to lead from A to C, a chain is."""
 
 import dataclasses
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ STITCH = StitchConfig(
     ),
     qualify=QualifyConfig(delta=0.002, termination_max=None, value_check=False),
 )
-CONFIG = AugmentConfig(num_bridges=90, pairs_per_shard=64, chain_rounds=1, chain_pool=60)
+CONFIG = AugmentConfig(num_bridges=90, pairs_per_shard=20, chain_rounds=1, chain_pool=60)
 
 
 def make_line(per_kind: int = 12) -> EpisodeDataset:
@@ -120,18 +121,18 @@ def test_three_fragments_are_joined(line: EpisodeDataset, chained: Path) -> None
     joined = np.flatnonzero((first == "A") & (last == "C"))
     assert len(joined) >= 5
     for number in joined.tolist():
-        # By the side whose parent it is: (A + B) + C or A + (B + C); B's real part lies between the two bridges.
+        # (A + B) + C or A + (B + C), or (A + B) + (B' + C); B's real part lies between two bridges.
         fragments = [part for part in parts(bridges, number) if part < 0]
-        assert len(fragments) == 3
-        assert kinds_of(line, np.array([-1 - part for part in fragments])).tolist() == ["A", "B", "C"]
+        kinds = "".join(kinds_of(line, np.array([-1 - part for part in fragments])).tolist())
+        assert re.fullmatch("AB+C", kinds)
         episode = stitched.episodes.episode(number)
         marks = stitched.is_synthetic[stitched.episodes.offsets[number] : stitched.episodes.offsets[number + 1]]
         edges = np.flatnonzero(np.diff(np.concatenate([[0], marks, [0]])))
-        if len(edges) != 4:
+        if len(edges) != 2 * (len(fragments) - 1):
             continue  # B was left where it was entered
         checked += 1
         at = [0, *edges.tolist(), len(marks)]
-        for piece, fragment in zip((0, 2, 4), fragments, strict=True):
+        for piece, fragment in zip(range(0, len(at), 2), fragments, strict=True):
             real = line.episode(-1 - fragment)
             states = episode.observations[at[piece] : at[piece + 1] + 1]
             place = np.flatnonzero((real.observations == states[0]).all(1))
@@ -245,5 +246,5 @@ def test_rounds_share_the_bridges_asked_for(line: EpisodeDataset, bundle: Bundle
 
 def test_a_round_that_brings_nothing_says_so(line: EpisodeDataset, bundle: Bundle, tmp_path: Path) -> None:
     hopeless = replace(STITCH, qualify=QualifyConfig(delta=0.0))
-    with pytest.raises(RunError, match=r"in chain round 0: none of the first 128 .*smallest residual"):
+    with pytest.raises(RunError, match=r"in chain round 0: none of the first \d+ .*smallest residual"):
         augment_local(line, bundle, hopeless, replace(CONFIG, patience=2), out=tmp_path / "b", seed=1)
