@@ -160,7 +160,7 @@ class RepairConfig:
         gap_shift: the first repair keeps the gap, the following ones try those 1, 2, .. away from it, at most so many.
     """
 
-    rounds: int = 2
+    rounds: int = 1
     repair_delta: float | str = "q99"
     noise_level: float = 0.1
     num_steps: int = 1
