@@ -73,6 +73,13 @@ class Progress:
         if self._bars is not None:
             self._bars.stop()
 
+    def note(self, message: str) -> None:
+        """A line that stays, above the bars where there are any."""
+        if self._bars is not None:
+            self._bars.console.print(message, highlight=False)
+        else:
+            say(message)
+
     def update(self, task: str, step: int, total: int | None, note: str = "") -> None:
         """Says that ``task`` has done ``step`` of ``total`` (None: unknown) steps."""
         if self._bars is not None:

@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """The input is right but the run could not finish (full disk, nothing to stitch, ...). Exits with 1."""
+
+
+class StorageError(RunError):
+    """Files cannot be written, read or removed: full disk, no permission, storage that does not answer."""

@@ -110,6 +110,6 @@ def ray_session() -> Iterator[Any]:
     """One small Ray for the whole session: two CPUs, no dashboard, a 200 MB object store."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False)
     yield ray
     ray.shutdown()

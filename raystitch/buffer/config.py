@@ -1,6 +1,30 @@
 """Settings of ``raystitch augment``; torch-free."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorConfig:
+    """What one actor of a pool reserves. None is worked out from the cluster, so that all actors fit at once.
+
+    Attributes:
+        num_cpus: a fraction, or a whole number from 1 on; an actor computes with as many threads (at least one).
+        num_gpus: a fraction shares a GPU; 0 computes on the CPU.
+        resources: custom resources of the cluster's nodes, such as ``{"accelerator_type:T4": 0.01}``.
+    """
+
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    resources: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def __post_init__(self) -> None:
+        asked = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, **self.resources}
+        for name, value in asked.items():
+            if value is not None and not (0 <= value <= 1 or (value > 1 and float(value).is_integer())):
+                raise ValueError(f"{name} must be in 0..1 or a whole number, got {name}={value}")
+        if self.num_cpus == 0:
+            raise ValueError("num_cpus must be positive, got num_cpus=0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,19 +38,34 @@ class AugmentConfig:
             what is generated.
         chain_rounds: further rounds in which stitched trajectories are sources and targets too.
         chain_pool: stitched trajectories that a chain round has to choose from, at most; they lie in memory.
-        num_actors, num_qualifiers: Ray actors that propose, and that judge and write.
-        max_shards: give up when this many shards of a round do not hold the bridges it has to bring.
+        num_actors: Ray actors that propose, at most; None: one per GPU, or per CPU where there is no GPU.
+        min_actors: start with this many and add more while shards wait for one; None: all of them at once.
+        num_qualifiers: Ray actors that judge and write, at most; None: one per six samplers.
+        sampler, qualifier: what one actor of each kind reserves.
+        in_flight: shards that an actor has been given at a time: the one it works on and those that wait.
+        max_retries: times a shard that failed is tried again before the run does without it.
+        skip_failed: record a shard that failed for good as an empty one, so that the buffer can be finished without
+            it; otherwise the run ends with an error that names it, once all others are there.
+        max_shards: give up when this many shards of a round do not hold the bridges it has to bring; None: fifty
+            times as many as would do if every pair were accepted, and at least 1,000.
         patience: give up when the first this many shards of a round hold no accepted bridge at all.
-        no_progress_timeout: seconds without a finished step after which Ray Data gives up; one shard must fit in it.
+        no_progress_timeout: seconds without a finished step after which Ray Data gives up; one shard must fit in it,
+            and so must the wait for nodes that a cluster adds on demand.
     """
 
     num_bridges: int = 20000
     pairs_per_shard: int = 512
     chain_rounds: int = 0
     chain_pool: int = 2000
-    num_actors: int = 1
-    num_qualifiers: int = 1
-    max_shards: int = 1000
+    num_actors: int | None = None
+    min_actors: int | None = None
+    num_qualifiers: int | None = None
+    sampler: ActorConfig = field(default_factory=ActorConfig)
+    qualifier: ActorConfig = field(default_factory=ActorConfig)
+    in_flight: int = 2
+    max_retries: int = 2
+    skip_failed: bool = False
+    max_shards: int | None = None
     patience: int = 6
     no_progress_timeout: float = 600.0
 
@@ -36,12 +75,21 @@ class AugmentConfig:
             "pairs_per_shard",
             "chain_pool",
             "num_actors",
+            "min_actors",
             "num_qualifiers",
+            "in_flight",
             "max_shards",
             "patience",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {name}={value}")
+        if self.min_actors is not None and self.num_actors is not None and self.min_actors > self.num_actors:
+            raise ValueError(
+                f"min_actors must not be above num_actors={self.num_actors}, got min_actors={self.min_actors}"
+            )
+        if self.max_retries < 0:
+            raise ValueError(f"max_retries must be >= 0, got max_retries={self.max_retries}")
         if not 0 <= self.chain_rounds < self.num_bridges:
             raise ValueError(
                 f"chain_rounds must be in 0..num_bridges - 1 = {self.num_bridges - 1}, got "
@@ -55,6 +103,12 @@ class AugmentConfig:
     def round_bridges(self, chain_round: int) -> int:
         """Accepted bridges that a round has to bring."""
         return bridges_of_round(self.num_bridges, self.chain_rounds, chain_round)
+
+    def shard_limit(self, chain_round: int) -> int:
+        """Shards of a round after which it is given up."""
+        if self.max_shards is not None:
+            return self.max_shards
+        return max(1000, 50 * -(-self.round_bridges(chain_round) // self.pairs_per_shard))
 
 
 def bridges_of_round(num_bridges: int, chain_rounds: int, chain_round: int) -> int:

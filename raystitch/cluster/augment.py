@@ -1,160 +1,32 @@
-"""``augment`` on Ray Data: shard numbers -> sampler actors -> qualifier actors that write -> rows of statistics."""
+"""``augment`` on Ray Data: shard numbers -> sampler actors -> qualifier actors that write -> what became of each."""
 
 import contextlib
-import io
-import json
 import logging
-import math
 import os
 import re
-from collections.abc import Generator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import DataContext
 from ray.exceptions import RayError
 
 from raystitch.buffer.config import AugmentConfig
-from raystitch.buffer.schema import candidates_to_table
-from raystitch.buffer.writer import ShardStats, write_shard
-from raystitch.cluster.runtime import ensure_ray
+from raystitch.cluster.actors import Job, Outcome, Qualifier, Sampler, Shared, SharedRef, bundle_files
+from raystitch.cluster.metrics import AugmentMetrics
+from raystitch.cluster.pools import Pool, plan_pools
+from raystitch.cluster.runtime import check_shared, ensure_ray, is_local
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
 from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.augment import propose_shard, source_index
-from raystitch.pipeline.ledger import AugmentSummary, Ledger, Progress, open_ledger
-from raystitch.stitching.candidates import Candidates
-from raystitch.stitching.chain import Trajectories
+from raystitch.pipeline.ledger import AugmentSummary, Ledger, open_ledger
+from raystitch.pipeline.progress import Progress
 from raystitch.stitching.config import StitchConfig
-from raystitch.stitching.pairs import SourceIndex
-from raystitch.stitching.stitcher import Stitcher
 
-WAVE = 256
-"""Shards handed to one execution; each is a block of one row, so they are made in order."""
-
-Batch = dict[str, np.ndarray[Any, Any]]
-Pool = tuple[EpisodeDataset, Trajectories | None]
-"""The dataset, and in a chain round the trajectories that pairs are selected from."""
-
-PoolRef = list["ray.ObjectRef[Pool]"]
-"""One copy in the object store for all samplers; in a list, because Ray would resolve a bare reference for each."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What an actor needs in one round; small, the dataset travels through the object store."""
-
-    bundle_dir: str
-    stitch_config: StitchConfig
-    device: str
-    out: str
-    seed: int
-    pairs_per_shard: int
-    chain_round: int = 0
-    manifest: str = ""
-
-    @cached_property
-    def stitcher(self) -> Stitcher:
-        return Stitcher(Bundle.load(self.bundle_dir, self.device), self.stitch_config)
-
-
-class Sampler:
-    """Shard numbers in, proposed candidates out."""
-
-    def __init__(self, job: Job, pool: PoolRef) -> None:
-        self.job, self._pool = job, pool
-
-    @cached_property
-    def source_index(self) -> SourceIndex:
-        # Not in __init__, where an error would reach the user as a dead actor.
-        dataset, chain = ray.get(self._pool[0])
-        return source_index(dataset, self.job.stitcher.bundle, self.job.stitch_config, chain)
-
-    def __call__(self, batch: Batch) -> Batch:
-        job, (shard,) = self.job, batch["shard"].tolist()
-        candidates, error = b"", ""
-        try:
-            candidates = pack(propose_shard(job.stitcher, self.source_index, job.seed, shard, job.pairs_per_shard))
-        except (UserError, RunError) as raised:
-            error = _as_row(raised)
-        return {
-            "shard": batch["shard"],
-            "candidates": np.array([candidates], object),
-            "error": np.array([error], object),
-        }
-
-
-class Qualifier:
-    """Proposed candidates in, a shard on disk and a row of statistics out."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-
-    def __call__(self, batch: Batch) -> Batch:
-        (shard,), (error,) = batch["shard"].tolist(), batch["error"].tolist()
-        stats = ""
-        if not error:
-            try:
-                candidates = self.job.stitcher.qualify(unpack(batch["candidates"][0]))
-                table = candidates_to_table(candidates, shard, self.job.chain_round)
-                written = write_shard(self.job.out, shard, table, self.job.manifest)
-                stats = json.dumps(asdict(written))
-            except (UserError, RunError) as raised:
-                error = _as_row(raised)
-        return {"stats": np.array([stats], object), "error": np.array([error], object)}
-
-
-def _as_row(error: UserError | RunError) -> str:
-    """Our own errors travel as data: raised in an actor, Ray would print its traceback and lose its type."""
-    return json.dumps([isinstance(error, UserError), str(error)])
-
-
-def pack(candidates: Candidates) -> bytes:
-    """Candidates as one value, so that a shard stays one row between the stages whatever Ray does with blocks."""
-    sink = io.BytesIO()
-    np.savez(sink, **{f.name: getattr(candidates, f.name) for f in fields(candidates)})
-    return sink.getvalue()
-
-
-def unpack(data: bytes) -> Candidates:
-    """The inverse of ``pack``."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as columns:
-        return Candidates(**{name: columns[name] for name in columns.files})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """What one actor reserves."""
-
-    num_cpus: float
-    num_gpus: float
-
-
-def actor_shares(cluster: Mapping[str, float], num_actors: int, num_qualifiers: int) -> tuple[Share, Share]:
-    """The reservations of one sampler and one qualifier, so that all of them fit at once.
-
-    With GPUs, samplers share three quarters of each and qualifiers the rest. A CPU stays free for Ray Data's own tasks
-    where there is more than one.
-    """
-    cpus, gpus = cluster.get("CPU", 0.0), int(cluster.get("GPU", 0.0))
-    budget = max(cpus - 1.0, cpus / 2)
-
-    def cpu_share(share: float, actors: int) -> float:
-        return min(1.0, math.floor(1000 * budget * share / actors) / 1000)
-
-    def gpu_share(share: float, actors: int) -> float:
-        return math.floor(1000 * share / math.ceil(actors / gpus)) / 1000 if gpus else 0.0
-
-    return (
-        Share(num_cpus=cpu_share(0.6, num_actors), num_gpus=gpu_share(0.75, num_actors)),
-        Share(num_cpus=cpu_share(0.3, num_qualifiers), num_gpus=gpu_share(0.25, num_qualifiers)),
-    )
+SMALLEST_WAVE, LARGEST_WAVE = 64, 4096
+"""Shards handed to one execution: each is a block of one row, so they are made in order; starting one takes seconds."""
 
 
 def augment(
@@ -171,80 +43,135 @@ def augment(
 ) -> AugmentSummary:
     """Fills a buffer with ``config.num_bridges`` accepted bridges; takes up one started with the same settings.
 
+    What the buffer holds in the end is a function of dataset, bundle, settings and seed: not of the number of actors,
+    of interruptions, of processes and machines that die, or of other drivers that work on the same buffer.
+
     Args:
         dataset: the trajectories or a dataset reference.
+        out: a folder (of several nodes: on storage that all of them see), or a URI such as ``s3://bucket/buffer``.
         address: a Ray cluster; None starts a local Ray (see ``ensure_ray``).
 
     Raises:
         UserError: another dataset than the bundle's, nothing to leave or enter, or ``out`` holds something else.
-        RunError: when too little is accepted, the buffer cannot be written or Ray fails.
+        RunError: when too little is accepted, a shard fails for good, the buffer cannot be written or Ray fails.
     """
     stitch_config, config = stitch_config or StitchConfig(), config or AugmentConfig()
     trajectories = load_dataset(dataset) if isinstance(dataset, str) else dataset
     bundle = Bundle.load(bundle_dir, "cpu")
-    ledger = open_ledger(trajectories, bundle, stitch_config, config, out, seed, progress)
-    if not ledger.done:
-        job = Job(
-            bundle_dir=str(Path(bundle_dir).absolute()),
-            stitch_config=stitch_config,
-            device=device,
-            out=ledger.path,
-            seed=seed,
-            pairs_per_shard=config.pairs_per_shard,
+    metrics = AugmentMetrics(str(out))
+    ledger = open_ledger(trajectories, bundle, stitch_config, config, out, seed, metrics.watch(progress))
+    while True:
+        if not ledger.done:
+            with ensure_ray(address):
+                _Generation(ledger, trajectories, bundle_dir, stitch_config, seed, device, metrics).fill()
+        summary = ledger.finish()
+        if summary is not None:
+            return summary
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """One call's work on a connected Ray."""
+
+    ledger: Ledger
+    dataset: EpisodeDataset
+    bundle_dir: str | os.PathLike[str]
+    stitch_config: StitchConfig
+    seed: int
+    device: str
+    metrics: AugmentMetrics
+
+    def fill(self) -> None:
+        """Makes what every open round lacks."""
+        ledger, files = self.ledger, bundle_files(self.bundle_dir)
+        if "://" not in ledger.path:
+            check_shared(ledger.path, "buffer.json")
+        for _ in ledger.open_rounds():
+            shared: SharedRef = [
+                ray.put(Shared(bundle=files, dataset=self.dataset, trajectories=ledger.trajectories(self.dataset)))
+            ]
+            while not ledger.round_done:
+                shards = ledger.missing(min(LARGEST_WAVE, max(SMALLEST_WAVE, 2 * ledger.expected())))
+                if shards:
+                    self._wave(shards, shared)
+
+    def _wave(self, shards: list[int], shared: SharedRef) -> None:
+        """One execution over some missing shards of a round; ends it as soon as there are enough."""
+        ledger, unheard = self.ledger, set(shards)
+        samplers, qualifiers = self._pools()
+        try:
+            # Closed here also after an error, whose traceback would keep it alive past Ray's own end.
+            with contextlib.closing(self._outcomes(shards, shared, samplers, qualifiers)) as outcomes:
+                for outcome in outcomes:
+                    unheard.discard(outcome.shard)
+                    self.metrics.count(outcome)
+                    if outcome.stats is not None:
+                        ledger.add(outcome.stats)
+                    elif outcome.kind == "shard":
+                        ledger.fail(outcome.shard, outcome.error)
+                    else:
+                        raise outcome.as_exception()
+                    if ledger.round_done or (ledger.failures and ledger.only_failures_missing):
+                        return
+        except RayError as error:
+            raise _in_our_words(error) from error
+        for shard in sorted(unheard):
+            ledger.fail(shard, "its worker process died: killed, or out of memory")
+
+    def _pools(self) -> tuple[Pool, Pool]:
+        """The actors, as the cluster is now.
+
+        Raises:
+            UserError: when Ray was started here and no actor fits this machine.
+        """
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        pools = plan_pools([node for node in nodes if node.get("CPU", 0) > 0], self.ledger.config)
+        for name, pool in zip(("sampler", "qualifier"), pools, strict=True):
+            if not any(pool.fits(node) for node in nodes):
+                message = f"no machine here has what augment.{name} asks for: {pool}"
+                if is_local():
+                    raise UserError(f"{message}; lower it")
+                self.ledger.note(
+                    f"{message}; waiting up to {self.ledger.config.no_progress_timeout:.0f} s for one to be added"
+                )
+        return pools
+
+    def _outcomes(
+        self, shards: Sequence[int], shared: SharedRef, samplers: Pool, qualifiers: Pool
+    ) -> Generator[Outcome, None, None]:
+        ledger = self.ledger
+        sampler_job, qualifier_job = (
+            Job(
+                stitch_config=self.stitch_config,
+                device=pool.device(self.device),
+                threads=pool.threads,
+                out=ledger.path,
+                seed=self.seed,
+                pairs_per_shard=ledger.config.pairs_per_shard,
+                chain_round=ledger.chain_round,
+                manifest=ledger.manifest,
+            )
+            for pool in (samplers, qualifiers)
         )
-        with ensure_ray(address):
-            for chain_round in ledger.open_rounds():
-                round_job = replace(job, chain_round=chain_round, manifest=ledger.manifest)
-                shared: PoolRef = [ray.put((trajectories, ledger.trajectories(trajectories)))]
-                while not ledger.round_done:
-                    _wave(round_job, shared, ledger)
-    return ledger.finish()
+        in_flight = ledger.config.in_flight
+        pipeline = (
+            ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+            .map_batches(Sampler, fn_constructor_args=(sampler_job, shared), **samplers.options(in_flight, len(shards)))
+            .map_batches(
+                Qualifier, fn_constructor_args=(qualifier_job, shared), **qualifiers.options(in_flight, len(shards))
+            )
+        )
+        for row in pipeline.iter_rows():
+            yield Outcome.from_json(row["outcome"])
 
 
-def _wave(job: Job, shared: PoolRef, ledger: Ledger) -> None:
-    """One execution over the next missing shards of a round; ends it as soon as there are enough."""
-    try:
-        # Closed here also after an error, whose traceback would keep it alive past Ray's own end.
-        with contextlib.closing(_stream(job, shared, ledger.missing(WAVE), ledger.config)) as rows:
-            for stats in rows:
-                ledger.add(stats)
-                if ledger.round_done:
-                    return
-    except RayError as error:
-        raise _in_our_words(error) from error
-
-
-def _stream(job: Job, shared: PoolRef, shards: list[int], config: AugmentConfig) -> Generator[ShardStats, None, None]:
+def _quiet_ray_data(no_progress_timeout: float) -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = config.no_progress_timeout
-    sampler, qualifier = actor_shares(ray.cluster_resources(), config.num_actors, config.num_qualifiers)
-    pipeline = (
-        ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-        .map_batches(
-            Sampler,
-            batch_size=1,
-            compute=ActorPoolStrategy(size=min(config.num_actors, len(shards))),
-            fn_constructor_args=(job, shared),
-            num_cpus=sampler.num_cpus,
-            num_gpus=sampler.num_gpus,
-        )
-        .map_batches(
-            Qualifier,
-            batch_size=1,
-            compute=ActorPoolStrategy(size=min(config.num_qualifiers, len(shards))),
-            fn_constructor_args=(job,),
-            num_cpus=qualifier.num_cpus,
-            num_gpus=qualifier.num_gpus,
-        )
-    )
-    for row in pipeline.iter_rows():
-        if row["error"]:
-            is_users, message = json.loads(row["error"])
-            raise UserError(message) if is_users else RunError(message)
-        yield ShardStats(**json.loads(row["stats"]))
+    context.execution_no_progress_timeout_s = no_progress_timeout
+    context.max_errored_blocks = -1  # a shard without an outcome is a failed one, not the end of the run
 
 
 def _in_our_words(error: RayError) -> RunError:

@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +17,7 @@ import ray
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.cluster.augment import augment
 from raystitch.cluster.fit import fit
-from raystitch.cluster.runtime import ensure_ray
+from raystitch.cluster.runtime import check_shared, ensure_ray
 from raystitch.cluster.trials import run_trials
 from raystitch.config import RunConfig, default_out
 from raystitch.console import Progress, duration, say
@@ -64,7 +64,7 @@ def run_sweep(
     with atomic_path(folder / "config.yaml") as temporary:
         temporary.write_text(config.to_yaml(), encoding="utf-8")
     with ensure_ray(address, object_store_gib=config.resources.object_store_gib):
-        _check_shared(folder)
+        check_shared(folder, "config.yaml")
         write_json(folder / "environment.json", environment())
         bundle, buffer = _generate(config, folder, dataset)
         with _stage("figures"):
@@ -146,7 +146,7 @@ def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple
             config=config.augment,
             seed=config.seed,
             device=resources.device,
-            progress=lambda accepted, note: progress.update("augment", accepted, config.augment.num_bridges, note),
+            progress=lambda at: progress.update("augment", at.accepted, at.wanted, at.text),
         )
     return Bundle.load(folder / "stitcher", "cpu"), open_buffer(folder / "buffer")
 
@@ -187,35 +187,6 @@ def _check_resources(config: RunConfig) -> None:
         raise UserError(
             f"no machine here has what a trial asks for: resources.trial_cpus={cpus:g}, trial_gpus={gpus:g}; lower them"
         )
-
-
-def _check_shared(folder: Path) -> None:
-    """A run on several nodes needs a folder that all of them see.
-
-    Raises:
-        UserError: when a node does not see it.
-    """
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
-    here = ray.get_runtime_context().get_node_id()
-    others = [node["NodeID"] for node in nodes if node["NodeID"] != here]
-    if not others:
-        return
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    marker = str(folder / "config.yaml")
-    sees: Callable[[str], bool] = os.path.isfile
-    asked = [
-        ray.remote(num_cpus=0.01)(sees)
-        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-        .remote(marker)
-        for node in others
-    ]
-    for node, seen in zip(others, ray.get(asked), strict=True):
-        if not seen:
-            raise UserError(
-                f"--out {folder} is not on shared storage: node {node[:8]} does not see it; "
-                "use a folder that all nodes mount"
-            )
 
 
 def _delta_value(buffer: Buffer, delta: str) -> float | None:

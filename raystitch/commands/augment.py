@@ -1,8 +1,10 @@
 """``raystitch augment``: accepted bridges into a buffer, on Ray."""
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
+from raystitch.commands.augment_console import AugmentConsole
 from raystitch.commands.options import (
     Subparsers,
     add_command,
@@ -10,17 +12,21 @@ from raystitch.commands.options import (
     add_delta,
     add_device,
     add_env,
+    add_json,
     add_preset,
     check_out,
     count,
     is_run_config,
     open_dataset,
+    print_json,
     require_folder,
     stage_config,
     whole,
 )
-from raystitch.console import Progress
 from raystitch.errors import UserError
+
+if TYPE_CHECKING:
+    from raystitch.buffer.config import AugmentConfig
 
 
 def register(subparsers: Subparsers) -> None:
@@ -48,40 +54,48 @@ def register(subparsers: Subparsers) -> None:
         metavar="R",
         help="further rounds that also join trajectories stitched before; N is the total (default: 0)",
     )
-    parser.add_argument("--num-actors", type=count, metavar="A", help="sampler actors (default: 1)")
+    parser.add_argument(
+        "--num-actors",
+        type=_actors,
+        metavar="A",
+        help="sampler actors, or MIN:MAX to add them while work waits (default: one per GPU, else per CPU)",
+    )
     parser.add_argument("--seed", type=whole, default=0, metavar="S", help="default: %(default)s")
     add_env(parser)
     add_delta(parser, default="configured")
     add_config(parser, "stitch")
+    parser.add_argument("--skip-failed", action="store_true", help="finish without shards that fail again and again")
+    add_json(parser)
     add_preset(parser)
     add_device(parser)
     parser.add_argument("--address", metavar="A", help="Ray cluster to use (default: this machine)")
 
 
+def _actors(text: str) -> tuple[int | None, int]:
+    """``8`` or ``1:8`` as (least or None, most)."""
+    least, _, most = text.rpartition(":")
+    if least and count(least) > count(most):
+        raise argparse.ArgumentTypeError(f"must be MIN:MAX with MIN <= MAX, got {text}")
+    return (count(least) if least else None), count(most)
+
+
 def _augment(args: argparse.Namespace) -> None:
     out = args.out if "://" in args.out else check_out(args.out)
     stitcher = require_folder(args.stitcher, "a stitcher bundle (made by `raystitch fit`)", "stitcher.json")
-    from raystitch.buffer.config import AugmentConfig
     from raystitch.cluster.augment import augment
     from raystitch.stitching.config import StitchConfig
 
-    overrides = [
-        *args.set,
-        *([] if args.delta == "configured" else [f"qualify.delta={'off' if args.delta is None else args.delta}"]),
-    ]
-    stitch = stage_config(StitchConfig, "stitch", args.config, overrides, args.preset)
-    sizes = stage_config(AugmentConfig, "augment", args.config, []) if is_run_config(args.config) else AugmentConfig()
-    rounds = sizes.chain_rounds if args.chain_rounds is None else args.chain_rounds
-    if rounds >= args.num_bridges:
-        raise UserError(f"--chain-rounds {rounds} needs more than {rounds} --num-bridges, one for every round")
-    config = replace(
-        sizes,
-        num_bridges=args.num_bridges,
-        num_actors=args.num_actors or sizes.num_actors,
-        chain_rounds=rounds,
-    )
+    # --set a.b=c means stitch.a.b, as in the other stages' commands; --set augment.a=b the settings of this one.
+    of_stitch, of_augment = list[str](), list[str]()
+    for override in args.set:
+        mine = override.startswith("augment.")
+        (of_augment if mine else of_stitch).append(override.removeprefix("augment."))
+    if args.delta != "configured":
+        of_stitch.append(f"qualify.delta={'off' if args.delta is None else args.delta}")
+    stitch = stage_config(StitchConfig, "stitch", args.config, of_stitch, args.preset)
+    config = _sizes(args, of_augment)
     dataset = open_dataset(args.ref, args.env)
-    with Progress() as progress:
+    with AugmentConsole() as console:
         summary = augment(
             dataset,
             stitcher,
@@ -91,6 +105,32 @@ def _augment(args: argparse.Namespace) -> None:
             seed=args.seed,
             device=args.device,
             address=args.address,
-            progress=lambda accepted, note: progress.update("augment", accepted, args.num_bridges, note),
+            progress=console.show,
         )
-    print(summary)
+    if args.json:
+        print_json(asdict(summary))
+    else:
+        print(summary)
+        if summary.reasons:
+            print("candidates: " + ", ".join(f"{reason} {count:,}" for reason, count in summary.by_reason))
+
+
+def _sizes(args: argparse.Namespace, overrides: list[str]) -> "AugmentConfig":
+    from raystitch.buffer.config import AugmentConfig
+
+    run_config = args.config if is_run_config(args.config) else None
+    # The number of bridges comes with them: rounds are checked against it.
+    overrides = [f"num_bridges={args.num_bridges}", *overrides]
+    if args.chain_rounds is not None:
+        if args.chain_rounds >= args.num_bridges:
+            raise UserError(
+                f"--chain-rounds {args.chain_rounds} needs more than {args.chain_rounds} --num-bridges, one for every "
+                "round"
+            )
+        overrides.append(f"chain_rounds={args.chain_rounds}")
+    if args.num_actors is not None:
+        least, most = args.num_actors
+        overrides += [f"num_actors={most}", f"min_actors={'null' if least is None else least}"]
+    if args.skip_failed:
+        overrides.append("skip_failed=true")
+    return stage_config(AugmentConfig, "augment", run_config, overrides)

@@ -12,7 +12,8 @@ from raystitch.buffer.schema import candidates_to_table
 from raystitch.buffer.writer import write_shard
 from raystitch.data.episodes import EpisodeDataset, Ints
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.ledger import AugmentSummary, Progress, open_ledger
+from raystitch.pipeline.ledger import AugmentSummary, open_ledger
+from raystitch.pipeline.progress import Progress
 from raystitch.seeding import numpy_rng
 from raystitch.stitching.candidates import Candidates
 from raystitch.stitching.chain import Trajectories
@@ -74,12 +75,15 @@ def augment_local(
     """
     stitch_config, config = stitch_config or StitchConfig(), config or AugmentConfig()
     ledger = open_ledger(dataset, bundle, stitch_config, config, out, seed, progress)
-    for chain_round in ledger.open_rounds():
-        stitcher = Stitcher(bundle, stitch_config)
-        index = source_index(dataset, bundle, stitch_config, ledger.trajectories(dataset))
-        while not ledger.round_done:
-            (shard,) = ledger.missing(1)
-            candidates = make_shard(stitcher, index, seed, shard, config.pairs_per_shard)
-            table = candidates_to_table(candidates, shard, chain_round)
-            ledger.add(write_shard(ledger.path, shard, table, ledger.manifest))
-    return ledger.finish()
+    while True:
+        for chain_round in ledger.open_rounds():
+            stitcher = Stitcher(bundle, stitch_config)
+            index = source_index(dataset, bundle, stitch_config, ledger.trajectories(dataset))
+            while not ledger.round_done:
+                (shard,) = ledger.missing(1)
+                candidates = make_shard(stitcher, index, seed, shard, config.pairs_per_shard)
+                table = candidates_to_table(candidates, shard, chain_round)
+                ledger.add(write_shard(ledger.path, shard, table, ledger.manifest))
+        summary = ledger.finish()
+        if summary is not None:
+            return summary

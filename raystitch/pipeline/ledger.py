@@ -2,31 +2,30 @@
 
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from raystitch.buffer.chain import chained_trajectories
 from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.reader import open_buffer
-from raystitch.buffer.rounds import close_round, current_round, finish, prefix_length, sound_rounds
+from raystitch.buffer.rounds import close_round, current_round, finish, sound_rounds
 from raystitch.buffer.schema import BufferMeta, ClosedRound
 from raystitch.buffer.storage import Storage
 from raystitch.buffer.writer import ShardStats, create_buffer, existing_stats, read_meta
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import RunError
 from raystitch.models.bundle import Bundle
+from raystitch.pipeline.progress import AugmentProgress, Progress, Rate
+from raystitch.pipeline.tally import Tally
 from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.stitcher import Stitcher
 
-Progress = Callable[[int, str], None]
-"""Called with the accepted bridges so far and a note."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSummary:
-    """What a finished generation holds. ``new_shards`` and ``seconds`` are of this call alone."""
+    """What a finished generation holds. ``new_shards``, ``new_bridges``, ``retries`` and ``seconds`` are of this call
+    alone; ``reasons`` counts the candidates that this call saw, in the last round, by why they were rejected."""
 
     uri: str
     num_accepted: int
@@ -34,11 +33,22 @@ class AugmentSummary:
     num_shards: int
     new_shards: int
     seconds: float
+    new_bridges: int = 0
+    retries: int = 0
+    failed_shards: tuple[int, ...] = ()
+    reasons: dict[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def by_reason(self) -> list[tuple[str, int]]:
+        """``reasons``, the most frequent first."""
+        return sorted(self.reasons.items(), key=lambda item: -item[1])
 
     def __str__(self) -> str:
+        rate = f", {self.new_bridges / self.seconds:,.0f} bridges/s" if self.new_bridges and self.seconds > 0 else ""
+        without = f"; without the failed shards {_listed(self.failed_shards)}" if self.failed_shards else ""
         return (
             f"{self.uri}: {self.num_accepted:,} accepted of {self.num_candidates:,} candidates in "
-            f"{self.num_shards} shards ({self.new_shards} new, {self.seconds:.0f} s)"
+            f"{self.num_shards:,} shards ({self.new_shards:,} new, {self.seconds:.0f} s{rate}){without}"
         )
 
 
@@ -47,17 +57,25 @@ class Ledger:
     """Which shards of a buffer exist, which rounds are closed and whether the round at hand has enough.
 
     Attributes:
-        stats: all shards there are, also those that do not count.
+        size: observation and action size, of the empty shards that stand for failed ones.
         rounds: the closed rounds.
+        tally: what the shards of the round at hand hold.
+        failures: shards of the round at hand that failed and are not there: how often, and why the last time.
     """
 
     path: str
     config: AugmentConfig
+    size: tuple[int, int] = (0, 0)
     progress: Progress | None = None
-    stats: dict[int, ShardStats] = field(default_factory=dict[int, ShardStats])
     rounds: tuple[ClosedRound, ...] = ()
+    tally: Tally = field(default_factory=Tally)
+    failures: dict[int, tuple[int, str]] = field(default_factory=dict[int, tuple[int, str]])
+    skipped: list[int] = field(default_factory=list[int])
     new_shards: int = 0
+    new_bridges: int = 0
+    retries: int = 0
     started: float = field(default_factory=time.monotonic)
+    _rate: Rate = field(default_factory=Rate)
 
     @property
     def chain_round(self) -> int:
@@ -78,17 +96,24 @@ class Ledger:
         return self.config.round_bridges(self.chain_round)
 
     @property
-    def current(self) -> dict[int, ShardStats]:
-        """The shards of the round at hand."""
-        return current_round(self.stats, self.rounds)
+    def round_done(self) -> bool:
+        return self.tally.enough(self.wanted)
 
     @property
-    def round_done(self) -> bool:
-        return prefix_length(self.current, self.wanted, self.first_shard) is not None
+    def only_failures_missing(self) -> bool:
+        """Whether the round would have enough if the shards that failed were there, whatever they hold."""
+        return self.tally.prefix_end(self.wanted, self.failures) is not None
 
     @property
     def done(self) -> bool:
         return self.chain_round == self.config.chain_rounds and self.round_done
+
+    def survey(self) -> None:
+        """Takes stock of what is there; damaged files are named and removed, their shards made again."""
+        stats = existing_stats(self.path)
+        self.rounds = sound_rounds(stats, read_meta(Storage(self.path)).rounds)
+        self.tally = Tally(self.first_shard, current_round(stats, self.rounds).values())
+        self.failures.clear()
 
     def open_rounds(self) -> Iterator[int]:
         """The rounds that lack shards, one after the other; each has to be filled before the next is asked for."""
@@ -98,7 +123,7 @@ class Ledger:
                 assert self.round_done
             if self.chain_round < self.config.chain_rounds:
                 close_round(self.path, self.rounds, self.wanted)
-                self.rounds = sound_rounds(self.stats, read_meta(Storage(self.path)).rounds)
+                self.survey()
                 self.report()
 
     def trajectories(self, dataset: EpisodeDataset) -> Trajectories | None:
@@ -109,21 +134,38 @@ class Ledger:
         return chained_trajectories(dataset, closed, self.rounds, self.config.chain_pool)
 
     def missing(self, count: int) -> list[int]:
-        """The next ``count`` shards to make.
+        """The next ``count`` shards to make, those that failed before first; never none while the round lacks some.
+
+        With ``skip_failed``, shards that failed too often are recorded as empty ones here.
 
         Raises:
-            RunError: when ``max_shards`` shards were not enough, or the first ``patience`` hold nothing.
+            RunError: when a shard failed too often, ``max_shards`` shards were not enough, or the first ``patience``
+                hold nothing.
         """
         self._give_up_early()
-        current, first = self.current, self.first_shard
-        missing = [s for s in range(first, first + self.config.max_shards) if s not in current][:count]
-        if not missing and not self.round_done:
+        again = sorted(shard for shard, (times, _) in self.failures.items() if times <= self.config.max_retries)
+        if self.only_failures_missing:
+            if again:
+                self.retries += len(again)
+                return again[:count]
+            self._do_without()
+            if self.round_done:
+                return []
+        first, known = self.first_shard, self.failures.keys() | self.tally.accepted_of.keys()
+        limit = self.config.shard_limit(self.chain_round)
+        missing = [s for s in range(first, first + limit) if s not in known][:count]
+        if not missing:
             raise RunError(
-                f"{self.path}: {self.config.max_shards} shards of {self.config.pairs_per_shard} pairs hold "
-                f"{self._accepted()} accepted bridges, not the {self.wanted} asked for{self._of_round()} "
-                f"({self._why()}); ask for fewer, use a larger delta or raise augment.max_shards"
+                f"{self.path}: {limit} shards of {self.config.pairs_per_shard} pairs hold {self.tally.accepted} "
+                f"accepted bridges, not the {self.wanted} asked for{self._of_round()} ({self._why()}); ask for fewer, "
+                "use a larger delta or raise augment.max_shards"
             )
         return missing
+
+    def expected(self) -> int:
+        """About how many more shards the round at hand needs."""
+        per_shard = self.tally.accepted / len(self.tally) if self.tally.accepted else self.config.pairs_per_shard / 2
+        return max(1, round((self.wanted - self.tally.accepted) / per_shard))
 
     def add(self, stats: ShardStats) -> None:
         """Takes note of a shard that was written.
@@ -131,22 +173,44 @@ class Ledger:
         Raises:
             RunError: when the first ``patience`` shards hold no accepted bridge.
         """
-        self.stats[stats.shard] = stats
-        self.new_shards += 1
+        self.failures.pop(stats.shard, None)
+        if self.tally.add(stats):
+            self.new_shards += 1
+            self.new_bridges += stats.accepted
         self.report()
         self._give_up_early()
 
+    def fail(self, shard: int, why: str) -> None:
+        """Takes note of a shard that could not be made.
+
+        Raises:
+            RunError: when nothing but failures came so far.
+        """
+        if shard in self.tally:
+            return
+        times = self.failures.get(shard, (0, ""))[0] + 1
+        self.failures[shard] = times, why
+        what_next = "it is tried again" if times <= self.config.max_retries else "that was the last try"
+        self.note(f"shard {shard} failed ({why}); {what_next}, the others go on")
+        if len(self.failures) >= self.config.patience and not len(self.tally):
+            raise RunError(f"{self.path}: the first {len(self.failures)} shards all failed: {why}")
+
     def report(self) -> None:
         if self.progress is not None:
-            current = self.current.values()
-            candidates, accepted = sum(stats.rows for stats in current), self._accepted()
-            share = f"{accepted / candidates:.0%} of {candidates:,} candidates accepted" if candidates else ""
-            before = sum(self.config.round_bridges(closed.chain_round) for closed in self.rounds)
-            self.progress(before + min(accepted, self.wanted), share + (self._of_round() if share else ""))
+            self.progress(self._state())
 
-    def finish(self) -> AugmentSummary:
-        """Trims the buffer to the smallest prefix that is enough."""
+    def note(self, message: str) -> None:
+        """Says that something happened that the user should know."""
+        if self.progress is not None:
+            self.progress(self._state("note", message))
+
+    def finish(self) -> AugmentSummary | None:
+        """Trims the buffer to the smallest prefix that is enough; None where shards are gone that were there."""
         complete = finish(self.path, self.config.num_bridges)
+        if complete is None:
+            self.survey()
+            self.note(f"{self.path}: shards were removed by another run on this buffer; what is missing is made again")
+            return None
         return AugmentSummary(
             uri=self.path,
             num_accepted=complete.num_accepted,
@@ -154,32 +218,75 @@ class Ledger:
             num_shards=complete.num_shards,
             new_shards=self.new_shards,
             seconds=time.monotonic() - self.started,
+            new_bridges=self.new_bridges,
+            retries=self.retries,
+            failed_shards=tuple(sorted(shard for shard in self.skipped if shard < complete.num_shards)),
+            reasons=dict(self.tally.reasons),
         )
 
-    def _accepted(self) -> int:
-        return sum(stats.accepted for stats in self.current.values())
+    def _state(self, event: str = "progress", message: str = "") -> AugmentProgress:
+        rounds = [self.config.round_bridges(r) for r in range(self.config.chain_rounds + 1)]
+        before = sum(rounds[: self.chain_round])
+        accepted = before + min(self.tally.accepted, self.wanted)
+        rate = self._rate.at(accepted)
+        return AugmentProgress(
+            event=event,
+            message=message,
+            accepted=accepted,
+            wanted=sum(rounds),
+            shards=len(self.tally),
+            candidates=self.tally.candidates,
+            reasons=dict(self.tally.reasons),
+            failed_shards=len(self.failures) + len(self.skipped),
+            chain_round=self.chain_round,
+            seconds=time.monotonic() - self.started,
+            bridges_per_second=rate,
+            seconds_left=None if rate is None else (sum(rounds) - accepted) / rate,
+        )
+
+    def _do_without(self) -> None:
+        """Records the failed shards that the round needs as empty, or gives up naming them."""
+        end = self.tally.prefix_end(self.wanted, self.failures)
+        needed = {shard: why for shard, (_, why) in sorted(self.failures.items()) if end is None or shard < end}
+        if not self.config.skip_failed:
+            shard, why = next(iter(needed.items()))
+            times = self.failures[shard][0]
+            raise RunError(
+                f"{self.path}: shard {_listed(tuple(needed))} failed {times} times ({why}); the other "
+                f"{len(self.tally)} are there. Run again to try {'it' if len(needed) == 1 else 'them'} once more, or "
+                f"do without with augment.skip_failed=true"
+            )
+        for shard, why in needed.items():
+            self.skipped.append(shard)
+            self.note(f"shard {shard} is recorded as empty ({why})")
 
     def _of_round(self) -> str:
         return f" in chain round {self.chain_round}" if self.config.chain_rounds else ""
 
     def _why(self) -> str:
-        current = self.current.values()
-        residuals = [stats.residual_min for stats in current if stats.residual_min is not None]
-        smallest = f"smallest residual {min(residuals):.3g}" if residuals else "no finite residual"
-        reasons = sum((Counter(stats.reasons) for stats in current), Counter[str]())
-        counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+        residual = self.tally.residual_min
+        smallest = "no finite residual" if residual is None else f"smallest residual {residual:.3g}"
+        counts = ", ".join(f"{reason} {count}" for reason, count in self.tally.reasons.most_common())
         return f"{smallest}; {counts or 'no two trajectories without an episode in common'}"
 
     def _give_up_early(self) -> None:
-        current, first = self.current, self.first_shard
-        stats = [current.get(first + n) for n in range(min(self.config.patience, self.config.max_shards))]
-        if all(s is not None and s.accepted == 0 for s in stats):
-            rows = sum(s.rows for s in stats if s is not None)
+        first, tally = self.first_shard, self.tally
+        patience = min(self.config.patience, self.config.shard_limit(self.chain_round))
+        if tally.accepted == 0 and all(first + n in tally for n in range(patience)):
             fewer = ", fewer chain rounds" if self.rounds else ""
             raise RunError(
-                f"{self.path}: nothing can be stitched{self._of_round()}: none of the first {rows} candidates was "
-                f"accepted ({self._why()}); use a larger delta, another pairs.mode{fewer} or a stitcher fitted longer"
+                f"{self.path}: nothing can be stitched{self._of_round()}: none of the first {tally.candidates} "
+                f"candidates was accepted ({self._why()}); use a larger delta, another pairs.mode{fewer} or a "
+                "stitcher fitted longer"
             )
+
+
+def _listed(shards: tuple[int, ...], most: int = 8) -> str:
+    """``3, 5 and 7``, not all of them where there are many."""
+    shown = [str(shard) for shard in shards[:most]]
+    if len(shards) > most:
+        return f"{', '.join(shown)} and {len(shards) - most} more"
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
 def open_ledger(
@@ -215,8 +322,8 @@ def open_ledger(
     )
     storage = Storage(out)
     path = storage.uri if storage.local is None else str(storage.local)
-    meta, stats = create_buffer(path, meta), existing_stats(path)
-    rounds = sound_rounds(stats, meta.rounds)
-    ledger = Ledger(path=path, config=config, progress=progress, stats=stats, rounds=rounds)
+    create_buffer(path, meta)
+    ledger = Ledger(path=path, config=config, size=(dataset.obs_dim, dataset.act_dim), progress=progress)
+    ledger.survey()
     ledger.report()
     return ledger

@@ -10,6 +10,8 @@ from raystitch.buffer.storage import Storage
 from raystitch.buffer.writer import ShardStats, create_buffer, existing_stats, list_shards, read_meta, write_shard
 from raystitch.errors import RunError
 from raystitch.pipeline.ledger import Ledger
+from raystitch.pipeline.progress import AugmentProgress
+from raystitch.pipeline.tally import Tally
 from raystitch.stitching.candidates import Candidates
 
 MakeMeta = Callable[..., BufferMeta]
@@ -76,22 +78,21 @@ def stats(shard: int, accepted: int, manifest: str) -> ShardStats:
 def test_a_round_that_brings_nothing_is_named(tmp_path: Path) -> None:
     made = {0: stats(0, 5, "")}
     config = AugmentConfig(num_bridges=10, chain_rounds=1, patience=2, max_shards=4, pairs_per_shard=8)
-    ledger = Ledger(path="b", config=config, stats=made)
+    ledger = Ledger(path="b", config=config, tally=Tally(0, made.values()))
     assert ledger.round_done
     assert not ledger.done
     closed = ClosedRound(
         chain_round=0, first_shard=0, num_shards=1, num_accepted=5, hash=manifest_hash(made, range(1), "")
     )
-    seen: list[tuple[int, str]] = []
-    ledger = Ledger(
-        path="b", config=config, stats=made, rounds=(closed,), progress=lambda n, text: seen.append((n, text))
-    )
+    seen: list[AugmentProgress] = []
+    ledger = Ledger(path="b", config=config, rounds=(closed,), tally=Tally(1), progress=seen.append)
     assert ledger.missing(9) == [1, 2, 3, 4]
     ledger.add(stats(1, 0, closed.hash))
-    assert seen == [(5, "0% of 8 candidates accepted in chain round 1")]
+    assert [at.accepted for at in seen] == [5]
+    assert seen[0].text == "1 shards, 0% accepted (residual 100%), chain round 1"
     with pytest.raises(RunError, match=r"chain round 1: none of the first 16 .*smallest residual 0.25; residual 16"):
         ledger.add(stats(2, 0, closed.hash))
-    ledger.stats[2] = stats(2, 1, closed.hash)
-    ledger.stats |= {3: stats(3, 1, closed.hash), 4: stats(4, 1, closed.hash)}
+    held = [stats(1, 0, closed.hash), *(stats(shard, 1, closed.hash) for shard in (2, 3, 4))]
+    ledger = Ledger(path="b", config=config, rounds=(closed,), tally=Tally(1, held))
     with pytest.raises(RunError, match=r"4 shards of 8 pairs hold 3 .*not the 5 asked for in chain round 1"):
         ledger.missing(1)

@@ -13,7 +13,8 @@ from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.maintain import verify
 from raystitch.buffer.reader import open_buffer
 from raystitch.buffer.writer import SHARDS
-from raystitch.cluster.augment import actor_shares, augment, pack, unpack
+from raystitch.cluster.actors import pack, unpack
+from raystitch.cluster.augment import augment
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.errors import RunError, UserError
@@ -109,7 +110,7 @@ def test_two_actors_make_the_same_buffer(
         stitch_config=STITCH,
         config=replace(CONFIG, num_actors=2),
         seed=3,
-        progress=lambda done, note: seen.append(done),
+        progress=lambda at: seen.append(at.accepted),
     )
     assert_same(tmp_path / "buffer", undisturbed)
     assert summary.num_accepted >= 60
@@ -145,7 +146,7 @@ def test_killed_and_run_again_with_one_actor(
     out = tmp_path / "buffer"
     script = f"""
 from raystitch.cluster.augment import augment
-from raystitch.buffer.config import AugmentConfig
+from raystitch.buffer.config import ActorConfig, AugmentConfig
 from raystitch.stitching.config import PairConfig, QualifyConfig, StitchConfig
 stitch = {STITCH!r}
 augment({f"d4rl:{file}"!r}, {str(stitcher)!r}, out={str(out)!r}, stitch_config=stitch, config={CONFIG!r}, seed=3)
@@ -214,16 +215,3 @@ def test_a_shard_depends_on_its_number_and_the_root_seed_alone(walks: tuple[Epis
     copy = unpack(pack(made[0]))
     for field in fields(made[0]):
         np.testing.assert_array_equal(getattr(copy, field.name), getattr(made[0], field.name))
-
-
-@pytest.mark.parametrize("gpus", [0, 1, 3])
-@pytest.mark.parametrize(("cpus", "actors", "qualifiers"), [(1, 1, 1), (2, 1, 1), (2, 2, 2), (64, 4, 2)])
-def test_all_actors_fit_the_cluster(cpus: int, gpus: int, actors: int, qualifiers: int) -> None:
-    sampler, qualifier = actor_shares({"CPU": cpus, "GPU": gpus}, actors, qualifiers)
-    assert sampler.num_cpus * actors + qualifier.num_cpus * qualifiers <= max(cpus - 1, cpus / 2)
-    assert min(sampler.num_cpus, qualifier.num_cpus) > 0
-    if gpus:
-        per_gpu = -(-actors // gpus) * sampler.num_gpus + -(-qualifiers // gpus) * qualifier.num_gpus
-        assert 0 < per_gpu <= 1
-    else:
-        assert sampler.num_gpus == 0

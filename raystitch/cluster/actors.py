@@ -1,0 +1,215 @@
+"""The two kinds of actors of ``augment``: samplers that propose a shard, qualifiers that judge and write it.
+
+Each is a few lines around functions that run without Ray. A shard stays one row between the stages. What goes wrong
+travels as data: raised in an actor, Ray would print a traceback, lose the type, and stop all other shards.
+"""
+
+import io
+import json
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from raystitch.buffer.schema import candidates_to_table
+from raystitch.buffer.storage import Storage
+from raystitch.buffer.writer import SHARDS, ShardStats, read_shard_file, shard_file_name, write_shard
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.errors import RunError, StorageError, UserError
+from raystitch.models.bundle import PARTS, STITCHER_FILE, Bundle
+from raystitch.pipeline.augment import propose_shard, source_index
+from raystitch.stitching.candidates import Candidates
+from raystitch.stitching.chain import Trajectories
+from raystitch.stitching.config import StitchConfig
+from raystitch.stitching.pairs import SourceIndex
+from raystitch.stitching.stitcher import Stitcher
+
+Batch = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shared:
+    """What every actor of a round needs; one copy of each in the object store, whatever the number of actors.
+
+    Attributes:
+        bundle: the files of the bundle, so that its folder need not be on storage that all nodes see.
+        trajectories: in a chain round those that pairs are selected from.
+    """
+
+    bundle: Mapping[str, bytes]
+    dataset: EpisodeDataset
+    trajectories: Trajectories | None
+
+
+SharedRef = list["ray.ObjectRef[Shared]"]
+"""In a list, because Ray would resolve a bare reference for each actor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one kind of actor does in one round.
+
+    Attributes:
+        device: ``auto`` takes the GPU that the actor was given. threads: of torch, on the CPU.
+    """
+
+    stitch_config: StitchConfig
+    device: str
+    threads: int
+    out: str
+    seed: int
+    pairs_per_shard: int
+    chain_round: int = 0
+    manifest: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a shard.
+
+    Attributes:
+        stats: of the shard that is there now. made: it was made by this actor and not found.
+        error: why there is none. kind: ``user`` and ``storage`` concern every shard, ``shard`` this one.
+        propose_seconds, qualify_seconds: wall clock.
+    """
+
+    shard: int
+    stats: ShardStats | None = None
+    made: bool = True
+    error: str = ""
+    kind: str = ""
+    propose_seconds: float = 0.0
+    qualify_seconds: float = 0.0
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Outcome":
+        value = json.loads(text)
+        return cls(**{**value, "stats": None if value["stats"] is None else ShardStats(**value["stats"])})
+
+    def as_exception(self) -> UserError | RunError:
+        """What the driver raises where ``kind`` concerns every shard."""
+        return {"user": UserError, "storage": StorageError}.get(self.kind, RunError)(self.error)
+
+
+def bundle_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
+    """File name -> content of a bundle."""
+    return {name: Path(folder, name).read_bytes() for name in (STITCHER_FILE, *(f"{p}.safetensors" for p in PARTS))}
+
+
+def load_bundle(files: Mapping[str, bytes], device: str) -> Bundle:
+    """The bundle whose files these are."""
+    with tempfile.TemporaryDirectory(prefix="raystitch-") as folder:
+        for name, content in files.items():
+            Path(folder, name).write_bytes(content)
+        return Bundle.load(folder, device)
+
+
+class _Actor:
+    def __init__(self, job: Job, shared: SharedRef) -> None:
+        self.job, self._ref = job, shared
+
+    # Not in __init__, where an error would reach the user as a dead actor.
+    @cached_property
+    def shared(self) -> Shared:
+        return ray.get(self._ref[0])
+
+    @cached_property
+    def stitcher(self) -> Stitcher:
+        torch.set_num_threads(self.job.threads)
+        return Stitcher(load_bundle(self.shared.bundle, self.job.device), self.job.stitch_config)
+
+
+class Sampler(_Actor):
+    """Shard numbers in, proposed candidates out."""
+
+    @cached_property
+    def source_index(self) -> SourceIndex:
+        shared = self.shared
+        return source_index(shared.dataset, self.stitcher.bundle, self.job.stitch_config, shared.trajectories)
+
+    def propose(self, shard: int) -> Candidates:
+        """The candidates of a shard, not yet judged."""
+        return propose_shard(self.stitcher, self.source_index, self.job.seed, shard, self.job.pairs_per_shard)
+
+    def __call__(self, batch: Batch) -> Batch:
+        job, (shard,) = self.job, batch["shard"].tolist()
+        began, candidates, outcome = time.perf_counter(), b"", Outcome(shard=shard)
+        try:
+            there = _there_already(job, shard)
+            if there is not None:
+                outcome = Outcome(shard=shard, stats=there, made=False)
+            else:
+                candidates = pack(propose_shard(self.stitcher, self.source_index, job.seed, shard, job.pairs_per_shard))
+                outcome = Outcome(shard=shard, propose_seconds=time.perf_counter() - began)
+        except Exception as raised:
+            outcome = _failed(shard, raised)
+        return {"outcome": np.array([outcome.to_json()], object), "candidates": np.array([candidates], object)}
+
+
+class Qualifier(_Actor):
+    """Proposed candidates in, a shard on disk and what became of it out."""
+
+    def __call__(self, batch: Batch) -> Batch:
+        (text,), (packed,) = batch["outcome"].tolist(), batch["candidates"].tolist()
+        outcome, job, began = Outcome.from_json(text), self.job, time.perf_counter()
+        if packed:
+            try:
+                table = candidates_to_table(self.stitcher.qualify(unpack(packed)), outcome.shard, job.chain_round)
+                outcome = Outcome(
+                    shard=outcome.shard,
+                    stats=write_shard(job.out, outcome.shard, table, job.manifest),
+                    propose_seconds=outcome.propose_seconds,
+                    qualify_seconds=time.perf_counter() - began,
+                )
+            except Exception as raised:
+                outcome = _failed(outcome.shard, raised)
+        return {"outcome": np.array([outcome.to_json()], object)}
+
+
+def _there_already(job: Job, shard: int) -> ShardStats | None:
+    """A shard that somebody else has made since this run looked: another driver on the same buffer."""
+    storage, name = Storage(job.out), shard_file_name(shard)
+    if not storage.exists(f"{SHARDS}/{name}"):
+        return None
+    try:
+        (stats,) = read_shard_file(storage, name).stats
+    except UserError:
+        return None
+    return stats if stats.manifest == job.manifest and not stats.error else None
+
+
+def _failed(shard: int, error: Exception) -> Outcome:
+    """Our own errors as they are; others with the place they come from, and their traceback in the actor's log."""
+    if isinstance(error, UserError | RunError):
+        kind = {UserError: "user", StorageError: "storage"}.get(type(error), "shard")
+        return Outcome(shard=shard, error=str(error), kind=kind)
+    traceback.print_exception(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    first = (str(error).strip().splitlines() or [""])[0][:300]
+    return Outcome(shard=shard, error=f"{type(error).__name__}: {first}{where}", kind="shard")
+
+
+def pack(candidates: Candidates) -> bytes:
+    """Candidates as one value, so that a shard stays one row between the stages whatever Ray does with blocks."""
+    sink = io.BytesIO()
+    np.savez(sink, **{f.name: getattr(candidates, f.name) for f in fields(candidates)})
+    return sink.getvalue()
+
+
+def unpack(data: bytes) -> Candidates:
+    """The inverse of ``pack``."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as columns:
+        return Candidates(**{name: columns[name] for name in columns.files})

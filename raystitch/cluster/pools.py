@@ -1,0 +1,124 @@
+"""How many actors of each kind, and what each reserves: worked out from the cluster where the user does not say."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray.data import ActorPoolStrategy
+
+from raystitch.buffer.config import ActorConfig, AugmentConfig
+
+SAMPLERS_PER_QUALIFIER = 6
+"""Judging and writing a shard takes about a sixth of the time of proposing it (docs/engine.md)."""
+SAMPLER_SHARE = 0.75
+"""Of the CPUs, and of a GPU that both kinds share."""
+
+Node = Mapping[str, float]
+"""The resources of one machine, as ``ray.nodes()`` lists them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Actors of one kind: between ``min_size`` and ``max_size`` of them, and what each reserves."""
+
+    min_size: int
+    max_size: int
+    num_cpus: float
+    num_gpus: float
+    resources: Mapping[str, float]
+
+    @property
+    def threads(self) -> int:
+        """Threads of one actor."""
+        return max(1, int(self.num_cpus))
+
+    def device(self, asked: str) -> str:
+        """Where an actor computes: on the CPU when it has reserved no GPU, whatever the machine has."""
+        return "cpu" if asked == "auto" and self.num_gpus == 0 and not self.resources else asked
+
+    def fits(self, node: Node) -> bool:
+        """Whether one actor fits a machine that does nothing else."""
+        asked = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
+        return all(node.get(name, 0.0) >= amount for name, amount in asked.items())
+
+    def __str__(self) -> str:
+        asked = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
+        return ", ".join(f"{name} {amount:g}" for name, amount in asked.items() if amount)
+
+    def options(self, in_flight: int, num_inputs: int) -> dict[str, Any]:
+        """Arguments of ``Dataset.map_batches``."""
+        largest = max(1, min(self.max_size, num_inputs))
+        return {
+            "batch_size": 1,
+            "compute": ActorPoolStrategy(
+                min_size=min(self.min_size, largest), max_size=largest, max_tasks_in_flight_per_actor=in_flight
+            ),
+            "num_cpus": self.num_cpus,
+            "num_gpus": self.num_gpus,
+            "resources": dict(self.resources),
+            # An actor whose process died is replaced; a shard that kills its actor again and again is given up, and
+            # counts as failed.
+            "max_restarts": -1,
+            "max_task_retries": 3,
+        }
+
+
+def plan_pools(nodes: Sequence[Node], config: AugmentConfig) -> tuple[Pool, Pool]:
+    """The samplers' pool and the qualifiers'.
+
+    What is left open is chosen so that all actors fit at once and a CPU stays free for Ray Data's own tasks where there
+    is more than one. With GPUs, samplers share three quarters of each and qualifiers the rest.
+    """
+    cpus = sum(node.get("CPU", 0.0) for node in nodes)
+    largest = max((node.get("CPU", 0.0) for node in nodes), default=1.0)
+    gpus = math.floor(sum(node.get("GPU", 0.0) for node in nodes))
+    free = max(cpus - 1.0, cpus / 2)
+    sampler, qualifier = config.sampler, config.qualifier
+    num_samplers = config.num_actors or _how_many(nodes, sampler, gpus, cpus, free)
+    if config.min_actors is not None:
+        num_samplers = max(num_samplers, config.min_actors)
+    num_qualifiers = config.num_qualifiers or -(-num_samplers // SAMPLERS_PER_QUALIFIER)
+
+    def shared_gpu(asked: float | None, share: float, actors: int) -> float:
+        if asked is not None:
+            return asked
+        # Whoever says what samplers take of a GPU has not planned for qualifiers there.
+        if not gpus or sampler.num_gpus is not None:
+            return 0.0
+        return math.floor(1000 * share / math.ceil(actors / gpus)) / 1000
+
+    def shared_cpu(asked: float | None, share: float, actors: int, most: float) -> float:
+        if asked is not None:
+            return asked
+        part = min(free * share / actors, most)
+        return float(int(part)) if part >= 1 else max(0.001, math.floor(1000 * part) / 1000)
+
+    sampler_gpus = shared_gpu(sampler.num_gpus, SAMPLER_SHARE, num_samplers)
+    return (
+        Pool(
+            min_size=num_samplers if config.min_actors is None else config.min_actors,
+            max_size=num_samplers,
+            num_cpus=shared_cpu(sampler.num_cpus, SAMPLER_SHARE, num_samplers, 1.0 if sampler_gpus else largest),
+            num_gpus=sampler_gpus,
+            resources=sampler.resources,
+        ),
+        Pool(
+            min_size=1 if config.min_actors is not None else num_qualifiers,
+            max_size=num_qualifiers,
+            num_cpus=shared_cpu(qualifier.num_cpus, 1 - SAMPLER_SHARE, num_qualifiers, 1.0),
+            num_gpus=shared_gpu(qualifier.num_gpus, 1 - SAMPLER_SHARE, num_qualifiers),
+            resources=qualifier.resources,
+        ),
+    )
+
+
+def _how_many(nodes: Sequence[Node], sampler: ActorConfig, gpus: int, cpus: float, free: float) -> int:
+    """As many samplers as fit: one per GPU or, where there is none, per CPU."""
+    asked = {"CPU": sampler.num_cpus, "GPU": sampler.num_gpus, **sampler.resources}
+    known = {name: amount for name, amount in asked.items() if amount}
+    if known:
+        room = {name: sum(node.get(name, 0.0) for node in nodes) for name in known}
+        room["CPU"] = min(room.get("CPU", free), free)
+        return max(1, min(math.floor(room[name] / amount + 1e-9) for name, amount in known.items()))
+    return max(1, gpus if gpus and sampler.num_gpus is None else math.floor(cpus))
