@@ -1,16 +1,22 @@
-"""Bridges in memory: flat columns plus offsets, as trainers and exports use them.
+"""Bridges: where they leave and enter (``References``), and those with their steps in memory (``BridgeSet``).
 
+A buffer of any size is used through its references, 64 to 90 bytes each, and chunks of bridges one after the other.
 Legend: B bridges, T their transitions, O observation size, A action size.
 """
 
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raystitch.data.episodes import Bools, Floats, Ints
+
+CHUNK_TRANSITIONS = 100_000
+"""Transitions that are in memory at a time where a buffer is read from beginning to end."""
 
 
 def ranges(starts: Ints, lengths: Ints) -> Ints:
@@ -20,43 +26,40 @@ def ranges(starts: Ints, lengths: Ints) -> Ints:
     return np.arange(total, dtype=np.int64) + np.repeat(starts - before, lengths)
 
 
+def chunk_bounds(lengths: Ints, most: int) -> Ints:
+    """Where to cut rows of these ``lengths`` so that no piece is longer than ``most`` (or is a single row): int64, from
+    0 to the number of rows."""
+    ends = np.cumsum(lengths)
+    bounds = [0]
+    while bounds[-1] < len(lengths):
+        before = ends[bounds[-1] - 1] if bounds[-1] else 0
+        bounds.append(max(bounds[-1] + 1, int(np.searchsorted(ends, before + most, side="right"))))
+    return np.array(bounds, np.int64)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class BridgeSet:
-    """B bridges.
+class References:
+    """B bridges without their steps.
 
     Attributes:
-        ids: str [B], ``bridge_id``.
         rows: int64 [B], row of each among the buffer's candidates.
         source_episode, target_episode: int64 [B], the real episodes that the stitched one begins and ends with.
         source_step, target_step: int64 [B], where the source is left and the target entered; counted in the parent's
             stitched episode where there is a parent.
         gap: int64 [B].
-        residual_max, termination_max, return_source, return_stitched: float32 [B].
-        accepted: bool [B], at the generation settings.
         offsets: int64 [B + 1], transitions before each bridge; a bridge has gap + 1.
-        observations: float32 [T + B, O]; bridge b holds rows ``offsets[b] + b .. offsets[b + 1] + b`` inclusive.
-        actions: float32 [T, A]; rewards: float32 [T].
         chain_round: int64 [B].
         source_parent, target_parent: int64 [B], row among the buffer's candidates of the bridge whose stitched episode
             is the source or the target; -1 for a real episode.
     """
 
-    ids: NDArray[np.str_]
     rows: Ints
     source_episode: Ints
     source_step: Ints
     target_episode: Ints
     target_step: Ints
     gap: Ints
-    residual_max: Floats
-    termination_max: Floats
-    return_source: Floats
-    return_stitched: Floats
-    accepted: Bools
     offsets: Ints
-    observations: Floats
-    actions: Floats
-    rewards: Floats
     chain_round: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     source_parent: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     target_parent: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -64,7 +67,7 @@ class BridgeSet:
     def __post_init__(self) -> None:
         for name, value in (("chain_round", 0), ("source_parent", -1), ("target_parent", -1)):
             if len(getattr(self, name)) != len(self.gap):
-                object.__setattr__(self, name, np.full(len(self.gap), value, np.int64))
+                object.__setattr__(self, name, np.broadcast_to(np.int64(value), len(self.gap)))
 
     def __len__(self) -> int:
         return len(self.gap)
@@ -73,15 +76,15 @@ class BridgeSet:
     def num_transitions(self) -> int:
         return int(self.offsets[-1])
 
-    @cached_property
+    @property
     def obs_offsets(self) -> Ints:
         """First observation row of each bridge, int64 [B + 1]."""
         return self.offsets + np.arange(len(self.offsets))
 
     @cached_property
-    def obs_index(self) -> Ints:
-        """Observation row of each transition's s_t, int64 [T]; s_{t+1} is the next row."""
-        return np.arange(self.num_transitions) + np.repeat(np.arange(len(self)), self.gap + 1)
+    def is_chained(self) -> bool:
+        """Whether any bridge has a parent."""
+        return bool((self.source_parent != -1).any() or (self.target_parent != -1).any())
 
     def parent_positions(self) -> tuple[Ints, Ints]:
         """Where the source's and the target's parent lie in this set, int64 [B] each; -1 for real episodes.
@@ -89,6 +92,8 @@ class BridgeSet:
         Raises:
             ValueError: when a parent is not in it.
         """
+        if not self.is_chained:
+            return self.source_parent, self.target_parent
         order = np.argsort(self.rows, kind="stable")
         found: list[Ints] = []
         for parent in (self.source_parent, self.target_parent):
@@ -97,11 +102,58 @@ class BridgeSet:
             lost = np.flatnonzero((parent != -1) & (self.rows[position] != parent))
             if len(lost):
                 raise ValueError(
-                    f"bridge {self.ids[lost[0]]} is chained onto another that is not among these {len(self)} bridges; "
-                    "rebuild from all bridges of one delta and choose by rows="
+                    f"the bridge in row {self.rows[lost[0]]} is chained onto another that is not among these "
+                    f"{len(self)} bridges; rebuild from all bridges of one delta and choose by rows="
                 )
             found.append(np.where(parent == -1, -1, position).astype(np.int64))
         return found[0], found[1]
+
+    def with_ancestors(self, positions: Ints) -> Ints:
+        """These and every bridge that they are chained onto, as ascending positions in this set, int64."""
+        if not self.is_chained:
+            return np.unique(positions)
+        parents = self.parent_positions()
+        found = new = np.unique(positions)
+        while len(new):
+            above = np.concatenate([parent[new] for parent in parents])
+            new = np.setdiff1d(above[above >= 0], found)
+            found = np.union1d(found, new)
+        return found
+
+    def references(self, index: Ints) -> "References":
+        """The references of the given bridges, in the given order."""
+        columns: dict[str, Any] = {
+            f.name: getattr(self, f.name)[index] for f in fields(References) if f.name != "offsets"
+        }
+        return References(**columns, offsets=np.concatenate([[0], np.cumsum(columns["gap"] + 1)]).astype(np.int64))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BridgeSet(References):
+    """B bridges in memory; the attributes of ``References`` and:
+
+    Attributes:
+        ids: str [B], ``bridge_id``.
+        residual_max, termination_max, return_source, return_stitched: float32 [B].
+        accepted: bool [B], at the generation settings.
+        observations: float32 [T + B, O]; bridge b holds rows ``offsets[b] + b .. offsets[b + 1] + b`` inclusive.
+        actions: float32 [T, A]; rewards: float32 [T].
+    """
+
+    ids: NDArray[np.str_]
+    residual_max: Floats
+    termination_max: Floats
+    return_source: Floats
+    return_stitched: Floats
+    accepted: Bools
+    observations: Floats
+    actions: Floats
+    rewards: Floats
+
+    @cached_property
+    def obs_index(self) -> Ints:
+        """Observation row of each transition's s_t, int64 [T]; s_{t+1} is the next row."""
+        return np.arange(self.num_transitions) + np.repeat(np.arange(len(self)), self.gap + 1)
 
     def take(self, rows: Ints | Bools) -> "BridgeSet":
         """The given bridges, in the given order."""
@@ -116,6 +168,52 @@ class BridgeSet:
             actions=self.actions[steps],
             rewards=self.rewards[steps],
         )
+
+    @property
+    def all_references(self) -> References:
+        """Those of all bridges; this is a ``Bridges``."""
+        return self
+
+    def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator["BridgeSet"]:
+        """All bridges in pieces, in order."""
+        bounds = chunk_bounds(self.gap + 1, max_transitions).tolist()
+        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+            yield self.take(np.arange(begin, end))
+
+    def take_positions(self, positions: Ints) -> "BridgeSet":
+        """The bridges at ascending positions."""
+        return self.take(positions)
+
+    @property
+    def content(self) -> str:
+        """A digest of the bridges."""
+        digest = hashlib.sha256()
+        for column in (self.rows, self.gap, self.observations, self.actions, self.rewards):
+            digest.update(np.ascontiguousarray(column).data)
+        return digest.hexdigest()
+
+
+class Bridges(Protocol):
+    """Bridges that need not be in memory: a ``BridgeSet``, or those of a buffer at a delta (``MappedBridges``)."""
+
+    def __len__(self) -> int: ...
+    @property
+    def all_references(self) -> References:
+        """Of every bridge, in order."""
+        ...
+
+    @property
+    def content(self) -> str:
+        """Equal where bridges are equal, and the name of files that are made from them."""
+        ...
+
+    def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator[BridgeSet]:
+        """All bridges in order, in pieces of at most so many transitions (or one bridge)."""
+        ...
+
+    def take_positions(self, positions: Ints) -> BridgeSet:
+        """The bridges at ascending positions, in memory."""
+        ...
 
 
 PER_BRIDGE = (

@@ -26,6 +26,9 @@ def rows_that_count(passing: Bools, pair: Ints, attempt: Ints, chain_round: Ints
     for current in np.unique(chain_round):
         rows = np.flatnonzero((chain_round == current) & passing)
         rows = rows[counts[parents[0][rows]] & counts[parents[1][rows]]]
+        if not attempt[rows].any():  # no repair among them: every pair has one row
+            counts[rows] = True
+            continue
         order = np.lexsort((attempt[rows], pair[rows]))
         first = np.ones(len(rows), np.bool_)
         first[1:] = pair[rows][order][1:] != pair[rows][order][:-1]

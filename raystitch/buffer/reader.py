@@ -3,16 +3,17 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from raystitch.buffer.bridges import PER_BRIDGE, BridgeSet, ranges
+from raystitch.buffer.bridges import CHUNK_TRANSITIONS, PER_BRIDGE, BridgeSet, References, chunk_bounds, ranges
 from raystitch.buffer.counting import RoundCounts, count_rounds, rows_that_count
+from raystitch.buffer.ids import dense, find_rows, pair_rows, parse_ids
 from raystitch.buffer.schema import PARENTS, BufferMeta, flat_steps, make_schema
 from raystitch.buffer.storage import Storage
 from raystitch.buffer.writer import (
@@ -24,7 +25,7 @@ from raystitch.buffer.writer import (
     read_meta,
     read_shard_file,
 )
-from raystitch.data.episodes import Bools, Ints
+from raystitch.data.episodes import Bools, Floats, Ints
 from raystitch.errors import UserError
 from raystitch.models.calibration import Calibration
 from raystitch.models.delta import Delta
@@ -33,12 +34,19 @@ from raystitch.stitching.candidates import REASONS
 
 if TYPE_CHECKING:
     from raystitch.buffer.torch_dataset import BridgeTransitions
+    from raystitch.buffer.transitions import Over, StepBatch, Transitions
 
 AtDelta = Delta | Literal["generation"]
+
+_CHECKED: set[tuple[str, str, str]] = set()
+"""Files whose content was found to match its checksum: a process reads what it uses once."""
 
 
 class Buffer:
     """An open buffer; columns are views of memory-mapped files.
+
+    Per candidate at most 8 bytes stay in memory (16 more where bridges are chained), per file what its statistics take;
+    steps are in memory only where a ``BridgeSet`` is asked for.
 
     Attributes:
         uri: where it lies. meta: its ``buffer.json``. table: all candidates, one chunk per file.
@@ -47,7 +55,9 @@ class Buffer:
 
     def __init__(self, storage: Storage, meta: BufferMeta, files: list[ShardFile]) -> None:
         self.uri, self.meta = storage.uri, meta
-        self._storage, self._files, self._checked = storage, files, set[str]()
+        self._storage, self._files = storage, files
+        self.file_starts = np.cumsum([0, *(file.batch.num_rows for file in files)]).astype(np.int64)
+        """First row of each file, and the number of candidates."""
         schema = make_schema(meta.obs_dim, meta.act_dim)
         batches = [file.batch.replace_schema_metadata(None) for file in files]
         for file, batch in zip(files, batches, strict=True):
@@ -101,25 +111,43 @@ class Buffer:
         )
 
     @cached_property
+    def _first_rows(self) -> dict[int, int]:
+        """The first row of every shard."""
+        stats = [stats for file in self._files for stats in file.stats]
+        before = np.cumsum([0, *(shard.rows for shard in stats)])
+        return {shard.shard: int(row) for shard, row in zip(stats, before, strict=False)}
+
+    def _rows_of_first_attempts(self) -> Ints:
+        """Row of the first attempt of each candidate's pair, int64 [N]."""
+        try:
+            first = pair_rows(parse_ids(self.table["first_id"]), self._first_rows)
+            sound = (first >= 0) & (first < len(first))
+            if not sound.all() or not (first[first] == first).all():
+                raise ValueError("a first_id is not the id of a first attempt")
+        except ValueError as error:
+            raise UserError(f"{self.uri} is damaged: {error}; run `raystitch buffer verify`") from error
+        return first
+
+    @cached_property
     def pairs(self) -> Ints:
-        """A number per pair, the same for all its attempts, int64 [N]."""
-        encoded = self.table["first_id"].combine_chunks().dictionary_encode()
-        return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        """A number per pair from 0 on, the same for all its attempts, int64 [N]."""
+        return dense(self._rows_of_first_attempts())
 
     @cached_property
     def parents(self) -> tuple[Ints, Ints]:
         """Row of the source's and of the target's stitched parent, int64 [N] each; -1 for real episodes, -2 where the
         parent is not in the buffer (one that is damaged)."""
         columns = [self.table[name] for name in PARENTS]
-        found: list[Ints] = []
-        for column in columns:
-            row = np.full(len(column), -1, np.int64)
-            if column.null_count < len(column):
-                ids = pc.SetLookupOptions(value_set=self.table["bridge_id"].combine_chunks())
-                place = pc.call_function("index_in", [column], ids).fill_null(-2)
-                named = column.is_valid().to_numpy()
-                row[named] = place.to_numpy()[named]
-            found.append(row)
+        found = [np.broadcast_to(np.int64(-1), len(column)) for column in columns]
+        if any(column.null_count < len(column) for column in columns):
+            first, attempts = self._rows_of_first_attempts(), self.column("attempt")
+            for side, column in enumerate(columns):
+                ids = parse_ids(column)
+                named = np.flatnonzero(ids.shard >= 0)
+                row = np.full(len(column), -1, np.int64)
+                wanted = pair_rows(ids, self._first_rows)
+                row[named] = find_rows(wanted[named], ids.attempt[named], first, attempts)
+                found[side] = row
         return found[0], found[1]
 
     def rounds(self, delta: AtDelta = "generation") -> list[RoundCounts]:
@@ -132,57 +160,146 @@ class Buffer:
         return len(self.accepted_rows(delta))
 
     def bridges(self, delta: AtDelta = "generation") -> BridgeSet:
-        """The accepted bridges at ``delta``; ``generation`` is the delta the buffer was generated with.
+        """The accepted bridges at ``delta``, all of them in memory; ``generation`` is the delta the buffer was generated
+        with. For buffers that are larger than memory see ``iter_bridges``, ``mapped`` and ``batches``.
 
         Raises:
             UserError: when a shard's checksum shows damage.
         """
         return self.take(self.accepted_rows(delta))
 
+    def mapped(self, delta: AtDelta = "generation") -> "MappedBridges":
+        """The accepted bridges at ``delta`` left where they are: references in memory, steps in the map."""
+        return MappedBridges(self, self.accepted_rows(delta))
+
+    def iter_bridges(
+        self, delta: AtDelta = "generation", max_transitions: int = CHUNK_TRANSITIONS
+    ) -> Iterator[BridgeSet]:
+        """The bridges of ``bridges(delta)`` in pieces of at most ``max_transitions`` transitions (or a single bridge),
+        in the same order.
+
+        Raises:
+            UserError: when a shard's checksum shows damage.
+        """
+        return self.mapped(delta).chunks(max_transitions)
+
+    def references(self, rows: Ints) -> References:
+        """Any candidates without their steps, in the order of ``rows``."""
+        names = ("source_episode", "source_step", "target_episode", "target_step", "gap")
+        columns: dict[str, Ints] = {name: self.column(name)[rows] for name in names}
+        chained: dict[str, Ints] = {}
+        if self.table["chain_round"].num_chunks and self.column("chain_round").any():
+            chained = {
+                "chain_round": self.column("chain_round")[rows],
+                "source_parent": self.parents[0][rows],
+                "target_parent": self.parents[1][rows],
+            }
+        offsets = np.concatenate([[0], np.cumsum(columns["gap"] + 1)]).astype(np.int64)
+        return References(**columns, **chained, rows=rows, offsets=offsets)
+
     def take(self, rows: Ints) -> BridgeSet:
-        """Any candidates as bridges, in ascending order of ``rows``."""
+        """Any candidates as bridges, in ascending order of ``rows``; reads the files that hold them and no other.
+
+        Raises:
+            UserError: when the checksum of one of these files shows damage.
+        """
         rows = np.unique(np.asarray(rows, np.int64))
-        self._check_checksums()
-        observations, actions, rewards = [], [], []
-        first_row = 0
-        for file in self._files:
-            batch = file.batch
-            local = rows[(rows >= first_row) & (rows < first_row + batch.num_rows)] - first_row
-            first_row += batch.num_rows
-            lengths = batch["gap"].to_numpy() + 1
-            starts = np.cumsum(lengths) - lengths
-            steps = ranges(starts[local], lengths[local])
-            states = ranges(starts[local] + local, lengths[local] + 1)
-            observations.append(flat_steps(batch["observations"])[states])
-            actions.append(flat_steps(batch["actions"])[steps])
-            rewards.append(flat_steps(batch["rewards"])[steps])
-        gap = self.column("gap")[rows]
-        columns: dict[str, Any] = {n: self.column(n)[rows] for n in PER_BRIDGE if n in self.table.schema.names}
-        ids = self.table["bridge_id"].take(pa.array(rows)).to_pylist()
+        names = [name for name in PER_BRIDGE if name in self.table.schema.names]
+        types = {name: self.table.schema.field(name).type.to_pandas_dtype() for name in names}
+        columns: dict[str, list[np.ndarray[Any, Any]]] = {name: [np.zeros(0, types[name])] for name in names}
+        columns |= {
+            "ids": [np.zeros(0, np.str_)],
+            "observations": [np.zeros((0, self.meta.obs_dim), np.float32)],
+            "actions": [np.zeros((0, self.meta.act_dim), np.float32)],
+            "rewards": [np.zeros(0, np.float32)],
+        }
+        cuts = np.searchsorted(rows, self.file_starts)
+        for number in np.flatnonzero(np.diff(cuts)).tolist():
+            local = rows[cuts[number] : cuts[number + 1]] - self.file_starts[number]
+            states, moves, earned = self.steps(number)
+            starts = self.step_starts(number)
+            lengths = starts[local + 1] - starts[local]
+            steps = ranges(starts[local], lengths)
+            columns["observations"].append(states[ranges(starts[local] + local, lengths + 1)])
+            columns["actions"].append(moves[steps])
+            columns["rewards"].append(earned[steps])
+            batch = self._files[number].batch
+            columns["ids"].append(np.array(batch["bridge_id"].take(pa.array(local)).to_pylist(), np.str_))
+            for name in names:
+                columns[name].append(batch[name].to_numpy(zero_copy_only=False)[local])
+        taken: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
         return BridgeSet(
-            **columns,
-            ids=np.array(ids, np.str_),
+            **taken,
             rows=rows,
             source_parent=self.parents[0][rows],
             target_parent=self.parents[1][rows],
-            offsets=np.concatenate([[0], np.cumsum(gap + 1)]).astype(np.int64),
-            observations=np.concatenate(observations) if observations else self._empty(self.meta.obs_dim),
-            actions=np.concatenate(actions) if actions else self._empty(self.meta.act_dim),
-            rewards=np.concatenate(rewards) if rewards else np.zeros(0, np.float32),
+            offsets=np.concatenate([[0], np.cumsum(taken["gap"] + 1)]).astype(np.int64),
         )
 
-    @staticmethod
-    def _empty(width: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        return np.zeros((0, width), np.float32)
+    def steps(self, number: int) -> tuple[Floats, Floats, Floats]:
+        """Observations [T + n, O], actions [T, A] and rewards [T] of all n candidates of a file: views of the map.
 
-    def _check_checksums(self) -> None:
-        for file in self._files:
-            if file.name not in self._checked and checksum(file.batch) != file.checksum:
-                raise UserError(
-                    f"{self.uri}/{SHARDS}/{file.name} is damaged: its checksum differs; "
-                    "run `raystitch augment` with the same arguments to generate it again"
-                )
-            self._checked.add(file.name)
+        Raises:
+            UserError: when the file's checksum shows damage; it is looked at once per process.
+        """
+        self._check(self._files[number])
+        batch = self._files[number].batch
+        return flat_steps(batch["observations"]), flat_steps(batch["actions"]), flat_steps(batch["rewards"])
+
+    def step_starts(self, number: int) -> Ints:
+        """First transition of each candidate of a file and, last, their number: int64 [n + 1]."""
+        return self._files[number].batch["rewards"].offsets.to_numpy().astype(np.int64)
+
+    def _check(self, file: ShardFile) -> None:
+        stamp = ""
+        if self._storage.local is not None:  # a file that was changed since is looked at again
+            found = (self._storage.local / SHARDS / file.name).stat()
+            stamp = f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
+        known = (f"{self.uri}/{file.name}", file.checksum, stamp)
+        if known in _CHECKED:
+            return
+        if checksum(file.batch) != file.checksum:
+            raise UserError(
+                f"{self.uri}/{SHARDS}/{file.name} is damaged: its checksum differs; "
+                "run `raystitch augment` with the same arguments to generate it again"
+            )
+        _CHECKED.add(known)
+
+    @cached_property
+    def content(self) -> str:
+        """A digest of what the files hold, from their checksums."""
+        return hashlib.sha256(json.dumps([file.checksum for file in self._files]).encode()).hexdigest()
+
+    @property
+    def num_files(self) -> int:
+        return len(self._files)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the shards, as they are mapped."""
+        return sum(file.batch.get_total_buffer_size() for file in self._files)
+
+    def transitions(self, delta: AtDelta = "generation") -> "Transitions":
+        """The accepted bridges' transitions, to be drawn from or read in any order without loading the buffer."""
+        from raystitch.buffer.transitions import Transitions
+
+        return Transitions(self, self.accepted_rows(delta))
+
+    def batches(
+        self,
+        batch_size: int,
+        seed: int,
+        delta: AtDelta = "generation",
+        *,
+        num_batches: int | None = None,
+        start: int = 0,
+        over: "Over" = "transitions",
+        window: int = 64,
+    ) -> "Iterator[StepBatch]":
+        """Random batches straight from the mapped files; see ``Transitions.batches``."""
+        return self.transitions(delta).batches(
+            batch_size, seed, num_batches=num_batches, start=start, over=over, window=window
+        )
 
     def to_pyarrow(self) -> pads.FileSystemDataset:
         """All candidates as a pyarrow Dataset over the files."""
@@ -196,7 +313,40 @@ class Buffer:
         """The accepted bridges' transitions as a torch Dataset."""
         from raystitch.buffer.torch_dataset import BridgeTransitions
 
-        return BridgeTransitions(self.bridges(delta))
+        return BridgeTransitions(self.transitions(delta))
+
+
+class MappedBridges:
+    """Some candidates of a buffer as ``Bridges``; their steps are read when they are asked for."""
+
+    def __init__(self, buffer: Buffer, rows: Ints) -> None:
+        """``rows``: int64, ascending."""
+        self.buffer, self._rows = buffer, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @cached_property
+    def all_references(self) -> References:
+        return self.buffer.references(self._rows)
+
+    @property
+    def num_transitions(self) -> int:
+        return self.all_references.num_transitions
+
+    @property
+    def content(self) -> str:
+        digest = hashlib.sha256(self.buffer.content.encode())
+        digest.update(np.ascontiguousarray(self._rows).data)
+        return digest.hexdigest()
+
+    def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator[BridgeSet]:
+        bounds = chunk_bounds(self.buffer.column("gap")[self._rows] + 1, max_transitions).tolist()
+        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+            yield self.buffer.take(self._rows[begin:end])
+
+    def take_positions(self, positions: Ints) -> BridgeSet:
+        return self.buffer.take(self._rows[positions])
 
 
 def open_buffer(uri: str | os.PathLike[str], *, allow_partial: bool = False, num_shards: int | None = None) -> Buffer:

@@ -1,36 +1,41 @@
 """A buffer as a torch Dataset; the only file of this package that imports torch, and only when asked for."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from raystitch.buffer.bridges import BridgeSet
+from raystitch.buffer.transitions import Transitions
 
 
 class BridgeTransitions(Dataset[dict[str, Tensor]]):
-    """Generated transitions; an index, a list of them or a slice gives a dictionary of tensors.
+    """Generated transitions, read from the mapped files; an index, a list of them or a slice gives a dictionary.
 
     Keys: ``observation``, ``action``, ``reward``, ``next_observation`` and ``terminated`` (always False: a seam is
-    neither terminal nor time-out).
+    neither terminal nor time-out). A list is fetched at once: give a DataLoader a ``BatchSampler`` as its ``sampler``
+    and ``batch_size=None``, or its batches are made of single rows.
     """
 
-    def __init__(self, bridges: BridgeSet) -> None:
-        self._observations = torch.from_numpy(np.ascontiguousarray(bridges.observations))
-        self._actions = torch.from_numpy(np.ascontiguousarray(bridges.actions))
-        self._rewards = torch.from_numpy(np.ascontiguousarray(bridges.rewards))
-        self._obs_index = torch.from_numpy(bridges.obs_index)
+    def __init__(self, transitions: Transitions) -> None:
+        self._transitions = transitions
 
     def __len__(self) -> int:
-        return len(self._rewards)
+        return len(self._transitions)
 
     def __getitem__(self, index: int | slice | list[int] | Tensor) -> dict[str, Tensor]:
-        row = self._obs_index[index]
-        reward = self._rewards[index]
-        return {
-            "observation": self._observations[row],
-            "action": self._actions[index],
-            "reward": reward,
-            "next_observation": self._observations[row + 1],
-            "terminated": torch.zeros_like(reward, dtype=torch.bool),
-        }
+        if isinstance(index, slice):
+            asked = np.arange(*index.indices(len(self)))
+        else:
+            asked = np.asarray(index)
+            if asked.dtype == np.bool_:
+                asked = np.flatnonzero(asked)
+        batch: Any = self._transitions.at(np.atleast_1d(asked))
+        tensors = {name: torch.from_numpy(column) for name, column in batch.items()}
+        return {name: tensor[0] for name, tensor in tensors.items()} if asked.ndim == 0 else tensors
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
+        """What a DataLoader asks for a batch of rows with: fetched together, handed over one by one."""
+        batch = self[indices]
+        return [{name: column[row] for name, column in batch.items()} for row in range(len(indices))]
