@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -176,8 +177,7 @@ class BridgeSet(References):
 
     def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator["BridgeSet"]:
         """All bridges in pieces, in order."""
-        bounds = chunk_bounds(self.gap + 1, max_transitions).tolist()
-        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for begin, end in pairwise(chunk_bounds(self.gap + 1, max_transitions).tolist()):
             yield self.take(np.arange(begin, end))
 
     def take_positions(self, positions: Ints) -> "BridgeSet":

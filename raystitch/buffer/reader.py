@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,7 +21,6 @@ from raystitch.buffer.writer import (
     SHARDS,
     ShardFile,
     ShardStats,
-    checksum,
     list_shards,
     read_meta,
     read_shard_file,
@@ -160,8 +160,8 @@ class Buffer:
         return len(self.accepted_rows(delta))
 
     def bridges(self, delta: AtDelta = "generation") -> BridgeSet:
-        """The accepted bridges at ``delta``, all of them in memory; ``generation`` is the delta the buffer was generated
-        with. For buffers that are larger than memory see ``iter_bridges``, ``mapped`` and ``batches``.
+        """The accepted bridges at ``delta``, all in memory; ``generation`` is the delta the buffer was made with. For
+        buffers that are larger than memory see ``iter_bridges``, ``mapped`` and ``batches``.
 
         Raises:
             UserError: when a shard's checksum shows damage.
@@ -258,17 +258,17 @@ class Buffer:
         known = (f"{self.uri}/{file.name}", file.checksum, stamp)
         if known in _CHECKED:
             return
-        if checksum(file.batch) != file.checksum:
-            raise UserError(
-                f"{self.uri}/{SHARDS}/{file.name} is damaged: its checksum differs; "
-                "run `raystitch augment` with the same arguments to generate it again"
-            )
+        try:
+            file.check(self._storage.where(f"{SHARDS}/{file.name}"))
+        except UserError:
+            self._storage.forget_copy(f"{SHARDS}/{file.name}")
+            raise
         _CHECKED.add(known)
 
     @cached_property
     def content(self) -> str:
-        """A digest of what the files hold, from their checksums."""
-        return hashlib.sha256(json.dumps([file.checksum for file in self._files]).encode()).hexdigest()
+        """A digest of what the shards hold, from their checksums; unchanged by compaction."""
+        return hashlib.sha256(json.dumps([stats.checksum for stats in self.stats.values()]).encode()).hexdigest()
 
     @property
     def num_files(self) -> int:
@@ -341,8 +341,8 @@ class MappedBridges:
         return digest.hexdigest()
 
     def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator[BridgeSet]:
-        bounds = chunk_bounds(self.buffer.column("gap")[self._rows] + 1, max_transitions).tolist()
-        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        lengths = self.buffer.column("gap")[self._rows] + 1
+        for begin, end in pairwise(chunk_bounds(lengths, max_transitions).tolist()):
             yield self.buffer.take(self._rows[begin:end])
 
     def take_positions(self, positions: Ints) -> BridgeSet:

@@ -7,17 +7,21 @@ parents, round by round, so nothing is copied whatever the depth. Legend: E epis
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from raystitch.buffer.bridges import BridgeSet
+from raystitch.buffer.bridges import References
 from raystitch.data.episodes import Bools, EpisodeDataset, Ints
+
+BLOCK = 1 << 15
+"""Episodes that are put together at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """E episodes as runs of pool rows; ``start``, ``length`` int64 [E, R], unused runs have length 0."""
+    """E episodes as runs of pool rows; ``start``, ``length`` integers [E, R], unused runs have length 0."""
 
-    start: Ints
-    length: Ints
+    start: NDArray[np.signedinteger]
+    length: NDArray[np.signedinteger]
 
     @property
     def total(self) -> Ints:
@@ -39,6 +43,8 @@ class Runs:
 
     def widened(self, num_runs: int) -> "Runs":
         """With unused runs at the end, [E, num_runs]."""
+        if num_runs == self.length.shape[1]:
+            return self
         more = ((0, 0), (0, num_runs - self.length.shape[1]))
         return Runs(np.pad(self.start, more), np.pad(self.length, more))
 
@@ -59,33 +65,39 @@ def single_runs(start: Ints, length: Ints) -> Runs:
     return Runs(np.asarray(start, np.int64)[:, None], np.asarray(length, np.int64)[:, None])
 
 
-def bridge_runs(dataset: EpisodeDataset, bridges: BridgeSet) -> Runs:
+def bridge_runs(dataset: EpisodeDataset, bridges: References) -> Runs:
     """The generated transitions alone."""
     return single_runs(dataset.num_transitions + bridges.offsets[:-1], np.diff(bridges.offsets))
 
 
-def stitched_runs(dataset: EpisodeDataset, bridges: BridgeSet) -> tuple[Runs, Ints]:
-    """Every bridge's whole episode, uncut, and which of its runs is the bridge itself (int64 [B]).
+def stitched_runs(dataset: EpisodeDataset, bridges: References) -> tuple[Runs, NDArray[np.int8]]:
+    """Every bridge's whole episode, uncut, and which of its runs is the bridge itself (int8 [B]).
+
+    The runs are int32 where the pool allows it: there are 3 of them and more per bridge, and many bridges.
 
     Raises:
         ValueError: when the parents of a chained bridge are not among ``bridges``.
     """
-    own = bridge_runs(dataset, bridges)
+    pool_rows = dataset.num_transitions + bridges.num_transitions
+    kind = np.int32 if pool_rows < 2**31 else np.int64
     parents = bridges.parent_positions()
-    position = np.zeros(len(bridges), np.int64)
-    made = single_runs(own.start[:, 0], np.zeros(len(bridges), np.int64))
+    position = np.zeros(len(bridges), np.int8)
+    made = Runs(np.zeros((len(bridges), 3), kind), np.zeros((len(bridges), 3), kind))
     for chain_round in np.unique(bridges.chain_round):
-        rows = np.flatnonzero(bridges.chain_round == chain_round)
-        source, target = (
-            _trajectories(dataset, made, parent[rows], episode[rows])
-            for parent, episode in zip(parents, (bridges.source_episode, bridges.target_episode), strict=True)
-        )
-        prefix = source.head(bridges.source_step[rows])
-        whole = Runs.side_by_side(prefix, own.take(rows), target.tail(bridges.target_step[rows])).compact()
-        position[rows] = (prefix.length > 0).sum(1)
-        width = max(made.length.shape[1], whole.length.shape[1])
-        made, whole = made.widened(width), whole.widened(width)
-        made.start[rows], made.length[rows] = whole.start, whole.length
+        of_round = np.flatnonzero(bridges.chain_round == chain_round)
+        for first in range(0, len(of_round), BLOCK):
+            rows = of_round[first : first + BLOCK]
+            source, target = (
+                _trajectories(dataset, made, parent[rows], episode[rows])
+                for parent, episode in zip(parents, (bridges.source_episode, bridges.target_episode), strict=True)
+            )
+            prefix = source.head(bridges.source_step[rows])
+            own = single_runs(dataset.num_transitions + bridges.offsets[rows], bridges.gap[rows] + 1)
+            whole = Runs.side_by_side(prefix, own, target.tail(bridges.target_step[rows])).compact()
+            position[rows] = (prefix.length > 0).sum(1)
+            width = max(made.length.shape[1], whole.length.shape[1])
+            made, whole = made.widened(width), whole.widened(width)
+            made.start[rows], made.length[rows] = whole.start, whole.length
     return made, position
 
 

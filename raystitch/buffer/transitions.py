@@ -1,6 +1,6 @@
 """Single transitions of a buffer in any order, gathered from the mapped files.
 
-Random rows of a file that is larger than the caches cost a miss each, and a few rows from each of many files cost a call
+Random rows of a file that is larger than the caches cost a miss each, and a few rows from each of many files a call
 each; so many draws are sorted by where they lie, fetched file by file, and put back into their order afterwards.
 Legend: B bridges, T their transitions, D draws, O observation size, A action size.
 """
@@ -21,8 +21,8 @@ Over = Literal["transitions", "bridges"]
 
 
 class StepBatch(TypedDict):
-    """``observation, next_observation`` float32 [D, O], ``action`` [D, A], ``reward`` [D], ``terminated`` bool [D]: always
-    False, for a seam is neither terminal nor a time-out."""
+    """``observation, next_observation`` float32 [D, O], ``action`` [D, A], ``reward`` [D], ``terminated`` bool [D]:
+    always False, for a seam is neither terminal nor a time-out."""
 
     observation: Floats
     action: Floats

@@ -1,4 +1,4 @@
-"""Batches drawn from training data that lies on the device.
+"""Batches drawn from training data that lies on the device, or in mapped files beside it.
 
 Legend: N pool rows, E episodes, B batch, K context, O observation size, A action size. Observations are standardised
 by the ORIGINAL data, actions scaled to [-1, 1] by the bounds of the action space.
@@ -81,7 +81,9 @@ class TrainData:
     Attributes:
         observations [P, O], obs_row int64 [N] (s_t; s_{t+1} is the next row), actions [N, A], rewards, dones, rtg [N]:
             the pool, dataset first, bridges after; ``rtg`` is raw and within the dataset episode or bridge.
-        run_start, run_before int64 [E, R], rtg_offset [E, R]: the runs of every episode (see ``segments``).
+            On the device, or, where they are too large for it, on the CPU in mapped files.
+        run_start, run_before integers [E, R], rtg_offset [E, R]: the runs of every episode (see ``segments``), on the
+            device.
         original, augmented: the two sides of the ratio.
         rtg_scale: largest absolute return of the original data.
         return_max: largest return of the original data, raw.
@@ -110,7 +112,8 @@ class TrainData:
 
     @property
     def device(self) -> torch.device:
-        return self.observations.device
+        """Where batches are wanted."""
+        return self.run_start.device
 
     def max_time(self, ratio: Ratio) -> int:
         """Largest time step that batches of this ratio contain."""
@@ -144,14 +147,14 @@ class TrainData:
 
     def transitions(self, episode: Tensor, step: Tensor) -> TransitionBatch:
         """The transitions at (episode, step), int64 [B] each."""
-        row, _ = self._rows(episode, step)
+        row = self._rows(episode, step)[0].to(self.observations.device)
         obs_row = self.obs_row[row]
         return TransitionBatch(
-            obs=self.observations[obs_row],
-            action=self.actions[row],
-            reward=self.rewards[row],
-            next_obs=self.observations[obs_row + 1],
-            done=self.dones[row],
+            obs=self.observations[obs_row].to(self.device),
+            action=self.actions[row].to(self.device),
+            reward=self.rewards[row].to(self.device),
+            next_obs=self.observations[obs_row + 1].to(self.device),
+            done=self.dones[row].to(self.device),
         )
 
     def windows(self, episode: Tensor, start: Tensor, length: Tensor, context: int) -> WindowBatch:
@@ -161,8 +164,10 @@ class TrainData:
         valid = ahead >= 0
         time = start[:, None] + ahead.clamp(min=0)
         row, flat = self._rows(episode[:, None].expand_as(time), time)
-        rtg = (self.rtg[row] + self.rtg_offset.view(-1)[flat]) / self.rtg_scale
-        return WindowBatch(self.observations[self.obs_row[row]], self.actions[row], rtg, time, valid)
+        row = row.to(self.observations.device)
+        rtg = (self.rtg[row].to(self.device) + self.rtg_offset.view(-1)[flat]) / self.rtg_scale
+        obs = self.observations[self.obs_row[row]].to(self.device)
+        return WindowBatch(obs, self.actions[row].to(self.device), rtg, time, valid)
 
 
 class RatioSampler:

@@ -7,6 +7,9 @@ DATA_MODES = ("original", "stitched", "joined", "weighted", "duplicated")
 """What the augmented part of a batch is: nothing; generated bridges; nearest real pairs concatenated without a bridge;
 the original resampled by return; the original again."""
 
+MEMORY_GIB = 1.0
+"""Training data above this size are mapped from files instead of held in memory."""
+
 DataMode = Literal["original", "stitched", "joined", "weighted", "duplicated"]
 
 

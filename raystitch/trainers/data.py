@@ -1,6 +1,5 @@
-"""Builds training data: the original dataset and what it is augmented with, on the device once."""
+"""Builds training data: the original dataset and what it is augmented with, on the device once or in mapped files."""
 
-from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -8,15 +7,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raystitch.buffer.bridges import BridgeSet
+from raystitch.buffer.bridges import Bridges, References
 from raystitch.buffer.episodes import Joins
-from raystitch.data.episodes import EpisodeDataset, Floats, Ints
+from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.normalise import Normalizer
-from raystitch.data.returns import returns_to_go
 from raystitch.device import resolve_device
 from raystitch.errors import UserError
 from raystitch.trainers.batches import Kind, Part, TrainData
-from raystitch.trainers.config import DATA_MODES, DataMode
+from raystitch.trainers.config import DATA_MODES, MEMORY_GIB, DataMode
+from raystitch.trainers.pool import Pool, build_pool, pool_bytes
+from raystitch.trainers.scratch import Scratch
 from raystitch.trainers.segments import (
     Segments,
     bridge_segments,
@@ -28,38 +28,28 @@ from raystitch.trainers.segments import (
 )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Pool:
-    """Transitions in raw units, the dataset's and then the bridges'.
-
-    Attributes:
-        observations: [P, O]; obs_row: int64 [N], row of s_t, s_{t+1} is the next row.
-        actions [N, A]; rewards, dones [N]; rtg [N]: return-to-go within the dataset episode or the bridge.
-    """
-
-    observations: Floats
-    obs_row: Ints
-    actions: Floats
-    rewards: Floats
-    dones: Floats
-    rtg: Floats
-
-
 def build_data(
     dataset: EpisodeDataset,
     kind: Kind,
     data: DataMode = "original",
     *,
-    bridges: BridgeSet | None = None,
+    bridges: Bridges | None = None,
     joined: Joins | None = None,
     synthetic: Literal["bridges", "episodes"] = "bridges",
     top_fraction: float = 1.0,
     device: str = "auto",
+    memory_gib: float = MEMORY_GIB,
+    scratch: Scratch | None = None,
 ) -> TrainData:
     """Puts the original data and the augmented part of mode ``data`` on the device.
 
     For sequences stitched episodes are always whole; for transitions ``synthetic`` says whether the generated
     transitions alone are drawn. Joined episodes give transitions the weight they have in those episodes.
+
+    Args:
+        memory_gib: training data up to this size lie in memory, or on the device; larger ones in mapped files. Batches
+            are the same, to the bit.
+        scratch: where those files are kept; None for the user's cache folder.
 
     Raises:
         UserError: for an unknown mode, missing bridges or pairs, or an unbounded action space.
@@ -76,28 +66,36 @@ def build_data(
     if data == "joined" and joined is None:
         raise UserError("data=joined needs pairs of source and target states to concatenate")
 
-    pool = _pool(dataset, used_bridges)
+    references = None if used_bridges is None else used_bridges.all_references
+    normalizer = Normalizer.fit(dataset.observations)
+    pool = build_pool(dataset, used_bridges, normalizer, memory_gib * 2**30, scratch)
+    rewards, rtg = pool.rewards.numpy(), pool.rtg.numpy()
     original = original_segments(dataset)
-    limit = dataset.env.max_episode_steps if dataset.env is not None else None
-    whole = _augmented(dataset, data, used_bridges, joined, limit)
-    augmented = whole
-    if used_bridges is not None and kind == "transitions" and synthetic == "bridges":
-        augmented = bridge_segments(dataset, used_bridges)
-    if top_fraction < 1:
-        original, augmented = (
-            segments.take(top_episodes(ranked.return_offsets(pool.rewards, pool.rtg)[1], top_fraction))
-            for segments, ranked in ((original, original), (augmented, whole))
-        )
+    only_bridges = references is not None and kind == "transitions" and synthetic == "bridges"
+    if references is not None and only_bridges and top_fraction == 1:
+        augmented = bridge_segments(dataset, references)
+    else:
+        limit = dataset.env.max_episode_steps if dataset.env is not None else None
+        augmented = whole = _augmented(dataset, data, references, joined, limit)
+        if references is not None and only_bridges:
+            augmented = bridge_segments(dataset, references)
+        if top_fraction < 1:
+            original, augmented = (
+                segments.take(top_episodes(ranked.return_offsets(rewards, rtg)[1], top_fraction))
+                for segments, ranked in ((original, original), (augmented, whole))
+            )
     if kind == "transitions":
         # After a termination there is no next state to know.
-        unknown = ~dataset.next_observed & ~dataset.transition_terminal
-        unknown_next = np.append(unknown, np.zeros(len(pool.rewards) - dataset.num_transitions, np.bool_))
+        unknown_next = ~dataset.next_observed & ~dataset.transition_terminal
         original, augmented = original.without(unknown_next), augmented.without(unknown_next)
-    return _on_device(dataset, kind, pool, original.drawable(), augmented.drawable(), resolve_device(device))
+    fits = pool_bytes(dataset, used_bridges) <= memory_gib * 2**30
+    return _on_device(
+        dataset, kind, pool, normalizer, original.drawable(), augmented.drawable(), resolve_device(device), fits
+    )
 
 
 def _augmented(
-    dataset: EpisodeDataset, data: DataMode, bridges: BridgeSet | None, joined: Joins | None, limit: int | None
+    dataset: EpisodeDataset, data: DataMode, bridges: References | None, joined: Joins | None, limit: int | None
 ) -> Segments:
     """The whole episodes of the augmented part, cut at the time limit."""
     # A source that ran to the time limit leaves no room: what remains would be a copy of the source.
@@ -113,61 +111,44 @@ def _augmented(
     return again if data == "duplicated" else again.take(np.zeros(0, np.int64))
 
 
-def _pool(dataset: EpisodeDataset, bridges: BridgeSet | None) -> _Pool:
-    pool = _Pool(
-        observations=dataset.observations,
-        obs_row=dataset.obs_index,
-        actions=dataset.actions,
-        rewards=dataset.rewards,
-        dones=dataset.transition_terminal.astype(np.float32),
-        rtg=returns_to_go(dataset.rewards, dataset.offsets),
-    )
-    if bridges is None or not len(bridges):
-        return pool
-    more = _Pool(
-        observations=bridges.observations,
-        obs_row=len(dataset.observations) + bridges.obs_index,
-        actions=bridges.actions,
-        rewards=bridges.rewards,
-        dones=np.zeros(bridges.num_transitions, np.float32),
-        rtg=returns_to_go(bridges.rewards, bridges.offsets),
-    )
-    columns: dict[str, Any] = {
-        f.name: np.concatenate([getattr(pool, f.name), getattr(more, f.name)]) for f in fields(_Pool)
-    }
-    return _Pool(**columns)
-
-
 def _on_device(
-    dataset: EpisodeDataset, kind: Kind, pool: _Pool, original: Segments, augmented: Segments, device: torch.device
+    dataset: EpisodeDataset,
+    kind: Kind,
+    pool: Pool,
+    normalizer: Normalizer,
+    original: Segments,
+    augmented: Segments,
+    device: torch.device,
+    fits: bool,
 ) -> TrainData:
+    """``fits``: the pool moves to the device too; otherwise batches are gathered where it is and then moved."""
     num_runs = max(original.length.shape[1], augmented.length.shape[1])
     original, augmented = original.widened(num_runs), augmented.widened(num_runs)
-    normalizer = Normalizer.fit(dataset.observations)
-    half_range = np.maximum((dataset.action_high - dataset.action_low) / 2, 1e-8)
-    centre = (dataset.action_high + dataset.action_low) / 2
-    length = np.concatenate([original.length, augmented.length])
-    offsets = [part.return_offsets(pool.rewards, pool.rtg)[0] for part in (original, augmented)]
+    rewards, rtg = pool.rewards.numpy(), pool.rtg.numpy()
     returns = dataset.returns[dataset.lengths > 0]
     scale = float(np.abs(returns).max())
+    small: np.dtype[Any] = np.dtype(np.int32 if len(rewards) < 2**31 else np.int64)
 
-    def floats(values: NDArray[np.floating]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device)
+    def both(of_original: NDArray[Any], of_augmented: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.concatenate([of_original, of_augmented])).to(device)
 
-    def ints(values: Ints) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
+    def before(segments: Segments) -> NDArray[Any]:
+        ends = np.cumsum(segments.length, axis=1, dtype=small)
+        ends -= segments.length.astype(small, copy=False)
+        return ends
 
+    place = device if fits else torch.device("cpu")
     return TrainData(
         kind=kind,
-        observations=floats(normalizer.encode(pool.observations)),
-        obs_row=ints(pool.obs_row),
-        actions=floats((pool.actions - centre) / half_range),
-        rewards=floats(pool.rewards),
-        dones=floats(pool.dones),
-        rtg=floats(pool.rtg),
-        run_start=ints(np.concatenate([original.start, augmented.start])),
-        run_before=ints(np.cumsum(length, axis=1) - length),
-        rtg_offset=floats(np.concatenate(offsets)),
+        observations=pool.observations.to(place),
+        obs_row=pool.obs_row.to(place),
+        actions=pool.actions.to(place),
+        rewards=pool.rewards.to(place),
+        dones=pool.dones.to(place),
+        rtg=pool.rtg.to(place),
+        run_start=both(original.start.astype(small, copy=False), augmented.start.astype(small, copy=False)),
+        run_before=both(before(original), before(augmented)),
+        rtg_offset=both(*(part.return_offsets(rewards, rtg)[0] for part in (original, augmented))),
         original=Part.of(original, 0, device),
         augmented=Part.of(augmented, len(original), device),
         normalizer=normalizer,

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raystitch.buffer.bridges import BridgeSet
+from raystitch.buffer.bridges import References
 from raystitch.buffer.episodes import Joins, joined_runs
-from raystitch.buffer.runs import Runs, bridge_runs, single_runs, stitched_runs
+from raystitch.buffer.runs import BLOCK, Runs, bridge_runs, single_runs, stitched_runs
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
 
 
@@ -20,12 +20,12 @@ class Segments:
     """E episodes as runs of pool rows.
 
     Attributes:
-        start, length: int64 [E, R], first row and number of rows of each run; unused runs have length 0.
+        start, length: integers [E, R], first row and number of rows of each run; unused runs have length 0.
         weight: float64 [E], relative probability of drawing one transition of the episode.
     """
 
-    start: Ints
-    length: Ints
+    start: NDArray[np.signedinteger]
+    length: NDArray[np.signedinteger]
     weight: NDArray[np.float64]
 
     @property
@@ -41,11 +41,12 @@ class Segments:
 
     def drawable(self) -> "Segments":
         """Without the episodes that can never be drawn."""
-        return self.take((self.total > 0) & (self.weight > 0))
+        can = (self.total > 0) & (self.weight > 0)
+        return self if can.all() else self.take(can)
 
     def cut(self, max_steps: int | None) -> "Segments":
         """Every episode cut at the time limit."""
-        if max_steps is None:
+        if max_steps is None or not len(self) or self.total.max() <= max_steps:
             return self
         runs = Runs(self.start, self.length).head(max_steps)
         return Segments(start=runs.start, length=runs.length, weight=self.weight)
@@ -55,16 +56,22 @@ class Segments:
         runs = Runs(self.start, self.length).widened(num_runs)
         return Segments(start=runs.start, length=runs.length, weight=self.weight)
 
-    def reaching(self, run: Ints) -> "Segments":
-        """Episodes of which nothing of ``run`` (int64 [E]) is left are never drawn."""
-        reached = np.take_along_axis(self.length, run[:, None], 1)[:, 0] > 0
+    def reaching(self, run: NDArray[np.signedinteger]) -> "Segments":
+        """Episodes of which nothing of ``run`` (integers [E]) is left are never drawn."""
+        reached = self.length[np.arange(len(self)), run] > 0
         return Segments(start=self.start, length=self.length, weight=self.weight * reached)
 
-    def without(self, row_dropped: Bools) -> "Segments":
-        """Without the rows marked in ``row_dropped`` (bool [N]); they may only be the last row of a run."""
-        last = np.maximum(self.start + self.length - 1, 0)
+    def without(self, dropped: Bools) -> "Segments":
+        """Without the rows marked in ``dropped`` (bool, of the pool's first rows); they may only be the last row of a
+        run."""
+        if not dropped.any():
+            return self
+        last = self.start + self.length - 1
+        known = (self.length > 0) & (last < len(dropped))
         return Segments(
-            start=self.start, length=self.length - ((self.length > 0) & row_dropped[last]), weight=self.weight
+            start=self.start,
+            length=self.length - (known & dropped[np.where(known, last, 0)]),
+            weight=self.weight,
         )
 
     def return_offsets(self, rewards: Floats, returns_to_go: Floats) -> tuple[Floats, NDArray[np.float64]]:
@@ -76,13 +83,18 @@ class Segments:
         Returns:
             float32 [E, R] to add to a row's own return-to-go, per run, and float64 [E], the return of each episode.
         """
-        used = self.length > 0
-        first, last = np.where(used, self.start, 0), np.where(used, self.start + self.length - 1, 0)
-        wide = returns_to_go.astype(np.float64)
-        after = np.where(used, wide[last] - rewards[last], 0.0)
-        run_return = np.where(used, wide[first], 0.0) - after
-        later = np.cumsum(run_return[:, ::-1], axis=1)[:, ::-1] - run_return
-        return (later - after).astype(np.float32), run_return.sum(1)
+        offset, whole = np.zeros(self.length.shape, np.float32), np.zeros(len(self))
+        for first in range(0, len(self), BLOCK):
+            here = slice(first, first + BLOCK)
+            length = self.length[here]
+            used = length > 0
+            begin = np.where(used, self.start[here], 0)
+            last = np.where(used, self.start[here] + length - 1, 0)
+            after = np.where(used, returns_to_go[last].astype(np.float64) - rewards[last], 0.0)
+            run_return = np.where(used, returns_to_go[begin].astype(np.float64), 0.0) - after
+            later = np.cumsum(run_return[:, ::-1], axis=1)[:, ::-1] - run_return
+            offset[here], whole[here] = later - after, run_return.sum(1)
+        return offset, whole
 
 
 def _segments(runs: Runs) -> Segments:
@@ -94,9 +106,9 @@ def original_segments(dataset: EpisodeDataset) -> Segments:
     return _segments(single_runs(dataset.offsets[:-1], dataset.lengths))
 
 
-def stitched_segments(dataset: EpisodeDataset, bridges: BridgeSet) -> tuple[Segments, Ints]:
+def stitched_segments(dataset: EpisodeDataset, bridges: References) -> tuple[Segments, NDArray[np.int8]]:
     """Whole stitched episodes: the source up to where it is left, the bridge, the target from where it is entered; and
-    which run of each is the bridge (int64 [E]).
+    which run of each is the bridge (int8 [E]).
 
     Raises:
         ValueError: when the parents of a chained bridge are not among ``bridges``.
@@ -105,7 +117,7 @@ def stitched_segments(dataset: EpisodeDataset, bridges: BridgeSet) -> tuple[Segm
     return _segments(runs), own
 
 
-def bridge_segments(dataset: EpisodeDataset, bridges: BridgeSet) -> Segments:
+def bridge_segments(dataset: EpisodeDataset, bridges: References) -> Segments:
     """The generated transitions alone, each bridge's own: its parents bring theirs."""
     return _segments(bridge_runs(dataset, bridges))
 
