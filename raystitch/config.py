@@ -14,7 +14,7 @@ from raystitch.errors import UserError
 from raystitch.models.config import FitConfig
 from raystitch.models.delta import check_delta
 from raystitch.stitching.config import StitchConfig
-from raystitch.trainers.config import BCConfig, DataMode, DTConfig, EvalConfig, TD3BCConfig
+from raystitch.trainers.config import MEMORY_GIB, BCConfig, DataMode, DTConfig, EvalConfig, TD3BCConfig
 from raystitch.trainers.ratio import parse_ratio
 
 _PACKAGE = Path(__file__).parent
@@ -91,6 +91,7 @@ class ResourceConfig:
         max_concurrent_trials: None for as many as the resources allow.
         num_retries: times a failed trial is tried again before it is recorded as failed.
         object_store_gib: Ray's object store, when Ray is started here.
+        memory_gib: training data of a trial above this size are mapped from files that all trials of a machine share.
     """
 
     device: str = "auto"
@@ -99,6 +100,7 @@ class ResourceConfig:
     max_concurrent_trials: int | None = None
     num_retries: int = 1
     object_store_gib: float = 0.3
+    memory_gib: float = MEMORY_GIB
 
     def __post_init__(self) -> None:
         if self.trial_cpus <= 0 or self.trial_gpus < 0:
@@ -108,6 +110,8 @@ class ResourceConfig:
             )
         if self.num_retries < 0:
             raise ValueError(f"num_retries must be >= 0, got num_retries={self.num_retries}")
+        if not self.memory_gib >= 0:
+            raise ValueError(f"memory_gib must be >= 0, got memory_gib={self.memory_gib}")
 
 
 @dataclass(frozen=True, kw_only=True)

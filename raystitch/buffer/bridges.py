@@ -93,6 +93,10 @@ class References:
         Raises:
             ValueError: when a parent is not in it.
         """
+        return self._parent_positions
+
+    @cached_property
+    def _parent_positions(self) -> tuple[Ints, Ints]:
         if not self.is_chained:
             return self.source_parent, self.target_parent
         order = np.argsort(self.rows, kind="stable")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raystitch.buffer.bridges import BridgeSet
+from raystitch.buffer.bridges import BridgeSet, References
 from raystitch.buffer.episodes import StitchedEpisodes, concatenate, gather, stitched_index
-from raystitch.buffer.reader import Buffer
+from raystitch.buffer.reader import Buffer, MappedBridges
 from raystitch.buffer.runs import Runs, stitched_runs
 from raystitch.buffer.schema import ClosedRound
 from raystitch.data.episodes import Bools, EpisodeDataset, Ints
@@ -26,10 +26,13 @@ def chained_trajectories(
     """
     num_rows = sum(stats.rows for stats in buffer.stats.values() if stats.shard < rounds[-1].end)
     rows = buffer.accepted_rows()
-    bridges = buffer.take(rows[rows < num_rows])
+    closed = MappedBridges(buffer, rows[rows < num_rows])
+    of_all = closed.all_references
     limit = dataset.env.max_episode_steps if dataset.env is not None else None
-    fits = bridges.source_step + bridges.gap + 1 < (np.inf if limit is None else limit)
-    chosen = _draw(bridges, np.flatnonzero(fits), max_stitched, derive_seed(buffer.meta.seed, "chain", len(rounds)))
+    fits = of_all.source_step + of_all.gap + 1 < (np.inf if limit is None else limit)
+    drawn = _draw(of_all, np.flatnonzero(fits), max_stitched, derive_seed(buffer.meta.seed, "chain", len(rounds)))
+    needed = of_all.with_ancestors(drawn)
+    bridges, chosen = closed.take_positions(needed), np.searchsorted(needed, drawn)
     index = stitched_index(dataset, bridges, rows=chosen)
     stitched = gather(dataset, index, bridges)
     real = StitchedEpisodes(episodes=dataset, is_synthetic=np.zeros(dataset.num_transitions, np.bool_))
@@ -49,7 +52,7 @@ def chained_trajectories(
     )
 
 
-def _draw(bridges: BridgeSet, rows: Ints, count: int, seed: int) -> Ints:
+def _draw(bridges: References, rows: Ints, count: int, seed: int) -> Ints:
     """At most ``count`` of the rows, ascending: at random, but no source twice before every source was taken once."""
     shuffled = numpy_rng(seed).permutation(rows)
     source = np.stack([bridges.source_parent, bridges.source_episode], 1)[shuffled]

@@ -1,4 +1,7 @@
-"""Buffers out of here: Minari, the D4RL layout and Parquet. What is written loads and trains elsewhere."""
+"""Buffers out of here: Minari, the D4RL layout and Parquet. What is written loads and trains elsewhere.
+
+Episodes are put together and written piece by piece, so memory does not grow with their steps.
+"""
 
 import os
 from collections.abc import Callable
@@ -6,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raystitch.buffer.bridges import BridgeSet
-from raystitch.buffer.episodes import StitchedEpisodes, bridge_episodes, concatenate, rebuild
 from raystitch.buffer.reader import AtDelta, Buffer
+from raystitch.buffer.streams import lone_stream, stitched_stream
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import EpisodeDataset, Floats, Ints
 from raystitch.data.minari_io import write_minari
+from raystitch.data.stream import EpisodeStream
 from raystitch.errors import UserError
 from raystitch.files import atomic_path
 
@@ -47,39 +49,6 @@ def check_dataset(buffer: Buffer, dataset: EpisodeDataset) -> None:
         )
 
 
-def mix(
-    dataset: EpisodeDataset, bridges: BridgeSet, ratio: tuple[float, float], rows: Ints | None = None
-) -> StitchedEpisodes:
-    """The dataset, then as many whole stitched episodes as bring original : synthetic transitions to ``ratio``.
-
-    Args:
-        rows: the bridges whose episodes are taken, in this order; all by default. A chained one counts its parents'
-            generated transitions too, for they are in its episode.
-
-    Raises:
-        UserError: for a ratio that is not one, or when there are too few bridges for it.
-    """
-    original, augmented = ratio
-    if min(ratio) < 0 or max(ratio) == 0 or not np.isfinite(ratio).all():
-        raise UserError(f"ratio {original:g}:{augmented:g}: both parts must be >= 0 and one of them positive")
-    rows = np.arange(len(bridges)) if rows is None else rows
-    stitched = rebuild(dataset, bridges, rows)
-    if original == 0:
-        return stitched
-    wanted = dataset.num_transitions * augmented / original
-    episode = np.repeat(np.arange(len(rows)), stitched.episodes.lengths)
-    synthetic = np.cumsum(np.bincount(episode, weights=stitched.is_synthetic, minlength=len(rows)))
-    available = synthetic[-1] if len(rows) else 0.0
-    if wanted > available + 0.5:
-        raise UserError(
-            f"ratio {original:g}:{augmented:g} needs {wanted:.0f} synthetic transitions, but the {len(rows)} "
-            f"bridges at this delta hold {available:.0f}; the most is 1:{available / dataset.num_transitions:.3g}"
-        )
-    count = int(np.abs(np.concatenate([[0.0], synthetic]) - wanted).argmin())
-    real = StitchedEpisodes(episodes=dataset, is_synthetic=np.zeros(dataset.num_transitions, np.bool_))
-    return concatenate(real, rebuild(dataset, bridges, rows[:count]))
-
-
 def export(
     buffer: Buffer,
     dataset: EpisodeDataset,
@@ -107,43 +76,21 @@ def export(
     if format != "minari" and Path(out).exists():
         raise UserError(f"{out} exists already; give another --out")
     check_dataset(buffer, dataset)
-    bridges = buffer.bridges(delta)
+    bridges = buffer.mapped(delta)
     if len(bridges) == 0:
         raise UserError(f"{buffer.uri} holds no bridge that passes delta={delta}; use a larger delta")
-    limit = dataset.env.max_episode_steps if dataset.env is not None else None
-    rows = np.arange(len(bridges))
-    if what != "bridges" and limit is not None:
-        # A source left at the time limit leaves no room for its bridge: the episode would be a copy of the source.
-        rows = np.flatnonzero(bridges.source_step < limit)
-        if len(rows) == 0:
-            raise UserError(
-                f"every bridge of {buffer.uri} starts at the time limit of {limit} steps, so no stitched episode holds "
-                "one; export --what bridges, or augment with stitch.pairs.source_cut=any"
-            )
     if what == "bridges":
-        stitched = bridge_episodes(dataset, bridges)
-    elif what == "episodes":
-        stitched = rebuild(dataset, bridges, rows)
+        stream, num_synthetic = lone_stream(dataset, bridges)
     else:
-        stitched = mix(dataset, bridges, ratio, rows)
-    _WRITERS[format](stitched, out)
+        stream, num_synthetic = stitched_stream(dataset, bridges, ratio if what == "mixed" else None)
+    _WRITERS[format](stream, out)
     return Exported(
-        num_episodes=stitched.episodes.num_episodes,
-        num_transitions=stitched.episodes.num_transitions,
-        num_synthetic=int(stitched.is_synthetic.sum()),
+        num_episodes=stream.num_episodes, num_transitions=stream.num_transitions, num_synthetic=num_synthetic
     )
 
 
-def _minari(stitched: StitchedEpisodes, out: str | os.PathLike[str]) -> None:
-    write_minari(stitched.episodes, os.fspath(out), description=stitched.episodes.name)
-
-
-def _d4rl(stitched: StitchedEpisodes, out: str | os.PathLike[str]) -> None:
-    """The D4RL arrays and one more, ``is_synthetic``."""
-    with atomic_path(out) as temporary:
-        write_d4rl(stitched.episodes, temporary)
-        with h5py.File(temporary, "a") as file:
-            file.create_dataset("is_synthetic", data=stitched.is_synthetic, compression="gzip")
+def _minari(stream: EpisodeStream, out: str | os.PathLike[str]) -> None:
+    write_minari(stream, os.fspath(out), description=stream.name)
 
 
 def _nested(values: Floats, offsets: Ints) -> pa.Array:
@@ -153,26 +100,39 @@ def _nested(values: Floats, offsets: Ints) -> pa.Array:
     return pa.LargeListArray.from_arrays(pa.array(offsets), inner)
 
 
-def _parquet(stitched: StitchedEpisodes, out: str | os.PathLike[str]) -> None:
-    """One row per episode; ``observations`` is one longer than the other lists."""
-    episodes = stitched.episodes
-    table = pa.table(
+def _parquet(stream: EpisodeStream, out: str | os.PathLike[str]) -> None:
+    """One row per episode; ``observations`` is one longer than the other lists. A row group per piece."""
+    floats = pa.large_list(pa.float32())
+    schema = pa.schema(
         {
-            "episode": pa.array(np.arange(episodes.num_episodes)),
-            "observations": _nested(episodes.observations, episodes.obs_offsets),
-            "actions": _nested(episodes.actions, episodes.offsets),
-            "rewards": _nested(episodes.rewards, episodes.offsets),
-            "is_synthetic": pa.LargeListArray.from_arrays(pa.array(episodes.offsets), pa.array(stitched.is_synthetic)),
-            "terminated": pa.array(episodes.terminated),
-            "truncated": pa.array(episodes.truncated),
+            "episode": pa.int64(),
+            "observations": pa.large_list(pa.list_(pa.float32(), stream.obs_dim)),
+            "actions": pa.large_list(pa.list_(pa.float32(), stream.act_dim)),
+            "rewards": floats,
+            "is_synthetic": pa.large_list(pa.bool_()),
+            "terminated": pa.bool_(),
+            "truncated": pa.bool_(),
         }
     )
-    with atomic_path(out) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    first = 0
+    with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for episodes, is_synthetic in stream.pieces():
+            marks = pa.LargeListArray.from_arrays(pa.array(episodes.offsets), pa.array(is_synthetic))
+            columns = {
+                "episode": pa.array(np.arange(first, first + episodes.num_episodes)),
+                "observations": _nested(episodes.observations, episodes.obs_offsets),
+                "actions": _nested(episodes.actions, episodes.offsets),
+                "rewards": _nested(episodes.rewards, episodes.offsets),
+                "is_synthetic": marks,
+                "terminated": pa.array(episodes.terminated),
+                "truncated": pa.array(episodes.truncated),
+            }
+            writer.write_table(pa.table(columns, schema=schema))
+            first += episodes.num_episodes
 
 
-_WRITERS: dict[str, Callable[[StitchedEpisodes, str | os.PathLike[str]], None]] = {
+_WRITERS: dict[str, Callable[[EpisodeStream, str | os.PathLike[str]], None]] = {
     "minari": _minari,
-    "d4rl": _d4rl,
+    "d4rl": write_d4rl,
     "parquet": _parquet,
 }

@@ -55,7 +55,7 @@ class Buffer:
 
     def __init__(self, storage: Storage, meta: BufferMeta, files: list[ShardFile]) -> None:
         self.uri, self.meta = storage.uri, meta
-        self._storage, self._files = storage, files
+        self._storage, self._files, self._sound = storage, files, set[int]()
         self.file_starts = np.cumsum([0, *(file.batch.num_rows for file in files)]).astype(np.int64)
         """First row of each file, and the number of candidates."""
         schema = make_schema(meta.obs_dim, meta.act_dim)
@@ -242,7 +242,9 @@ class Buffer:
         Raises:
             UserError: when the file's checksum shows damage; it is looked at once per process.
         """
-        self._check(self._files[number])
+        if number not in self._sound:
+            self._check(self._files[number])
+            self._sound.add(number)
         batch = self._files[number].batch
         return flat_steps(batch["observations"]), flat_steps(batch["actions"]), flat_steps(batch["rewards"])
 
@@ -326,8 +328,12 @@ class MappedBridges:
     def __len__(self) -> int:
         return len(self._rows)
 
-    @cached_property
+    @property
     def all_references(self) -> References:
+        return self._references
+
+    @cached_property
+    def _references(self) -> References:
         return self.buffer.references(self._rows)
 
     @property

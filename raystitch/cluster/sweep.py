@@ -171,6 +171,7 @@ def _train(config: RunConfig, folder: Path, trials: Sequence[Trial], inputs: Inp
         seed=config.seed,
         device="cuda" if resources.trial_gpus > 0 else "cpu",
         threads=max(1, int(resources.trial_cpus)),
+        memory_gib=resources.memory_gib,
     )
     _check_resources(config)
     with _stage("trials"), Progress() as progress:

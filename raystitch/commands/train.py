@@ -46,6 +46,12 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--seed", type=whole, default=0, metavar="S", help="default: %(default)s")
     parser.add_argument("--env", metavar="ENV_ID", help="environment to evaluate in (default: the dataset's)")
     parser.add_argument("--num-episodes", type=count, metavar="N", help="evaluation episodes (default: 50)")
+    parser.add_argument(
+        "--memory-gib",
+        type=_gib,
+        metavar="G",
+        help="training data above this size are mapped from files in $RAYSTITCH_CACHE (default: 1)",
+    )
     _add_target(parser)
     add_config(parser, "algorithms.ALGO")
     add_device(parser)
@@ -78,11 +84,18 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _gib(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a size >= 0")
+    return value
+
+
 def _train(args: argparse.Namespace) -> None:
     out = check_out(args.out)
     from raystitch.buffer.reader import open_buffer
     from raystitch.pipeline.train import open_bridges, run_trial
-    from raystitch.trainers.config import ALGORITHM_CONFIGS, EvalConfig
+    from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, EvalConfig
     from raystitch.trainers.ratio import parse_ratio
 
     ratio = parse_ratio(args.ratio or ("1:1" if args.buffer else "1:0"))
@@ -116,6 +129,7 @@ def _train(args: argparse.Namespace) -> None:
             env=environment(args.env),
             record={} if buffer is None else {"buffer": buffer.hash, "delta": args.delta},
             device=args.device,
+            memory_gib=MEMORY_GIB if args.memory_gib is None else args.memory_gib,
             log=show,
         )
     if args.json:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from raystitch.data.checks import check_finite
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
+from raystitch.data.stream import EpisodeStream, stream_of
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
 from raystitch.files import atomic_path, require_space
@@ -224,33 +225,60 @@ def read_d4rl(path: str | os.PathLike[str], env_id: str | None = None, allow_nan
     )
 
 
-def write_d4rl(dataset: EpisodeDataset, path: str | os.PathLike[str]) -> None:
+def write_d4rl(episodes: EpisodeDataset | EpisodeStream, path: str | os.PathLike[str]) -> None:
     """Writes the D4RL layout, compressed, whole or not at all.
 
     ``next_observations`` is left out when any episode's final observation is unknown: the layout has no way to say so
-    for a single row. The environment and the action bounds go into the file's attributes.
+    for a single row. The environment and the action bounds go into the file's attributes. A stream that marks generated
+    transitions gives one array more, ``is_synthetic``.
 
     Raises:
         RunError: when the file cannot be written or the disk is too full.
     """
+    stream = stream_of(episodes)
+    count = stream.num_transitions
+    layout: dict[str, tuple[tuple[int, ...], Any]] = {
+        "observations": ((count, stream.obs_dim), np.float32),
+        "actions": ((count, stream.act_dim), np.float32),
+        "rewards": ((count,), np.float32),
+        "terminals": ((count,), np.bool_),
+        "timeouts": ((count,), np.bool_),
+    }
+    if stream.final_observed.all():
+        layout["next_observations"] = layout["observations"]
+    if stream.marks:
+        layout["is_synthetic"] = ((count,), np.bool_)
+    sizes = [int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in layout.values()]
+    require_space(path, sum(sizes))
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        arrays = {
+            name: file.create_dataset(name, shape, kind, compression="gzip", compression_opts=4, shuffle=True)
+            for name, (shape, kind) in layout.items()
+        }
+        first = 0
+        for piece, is_synthetic in stream.pieces():
+            columns = _columns(piece) | {"is_synthetic": is_synthetic}
+            for name, array in arrays.items():
+                array[first : first + piece.num_transitions] = columns[name]
+            first += piece.num_transitions
+        assert first == count
+        file.attrs["action_low"] = stream.action_low
+        file.attrs["action_high"] = stream.action_high
+        if stream.env is not None:
+            file.attrs["env_id"] = stream.env.env_id
+            file.attrs["env_spec"] = json.dumps(stream.env.to_json())
+
+
+def _columns(dataset: EpisodeDataset) -> dict[str, NDArray[Any] | None]:
+    """The layout's arrays of some episodes, [N, .] each."""
     last = dataset.offsets[1:][dataset.lengths > 0] - 1
     timeouts = np.zeros(dataset.num_transitions, np.bool_)
     timeouts[last] = dataset.truncated[dataset.lengths > 0]
-    arrays = {
+    return {
         "observations": dataset.observations[dataset.obs_index],
         "actions": dataset.actions,
         "rewards": dataset.rewards,
         "terminals": dataset.transition_terminal,
         "timeouts": timeouts,
+        "next_observations": dataset.observations[dataset.obs_index + 1],
     }
-    if dataset.final_observed.all():
-        arrays["next_observations"] = dataset.observations[dataset.obs_index + 1]
-    require_space(path, sum(values.nbytes for values in arrays.values()))
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        for name, values in arrays.items():
-            file.create_dataset(name, data=values, compression="gzip", compression_opts=4, shuffle=True)
-        file.attrs["action_low"] = dataset.action_low
-        file.attrs["action_high"] = dataset.action_high
-        if dataset.env is not None:
-            file.attrs["env_id"] = dataset.env.env_id
-            file.attrs["env_spec"] = json.dumps(dataset.env.to_json())

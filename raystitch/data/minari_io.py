@@ -32,6 +32,7 @@ from raystitch.data.minari_root import (
     resolve,
     versioned,
 )
+from raystitch.data.stream import EpisodeStream, stream_of
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import RunError, UserError
 from raystitch.files import require_space
@@ -207,7 +208,7 @@ def _buffer(episode: Episode) -> Any:
     return EpisodeBuffer(**columns)
 
 
-def _write_data(dataset: EpisodeDataset, data_path: Path, dataset_id: str, description: str) -> None:
+def _write_data(dataset: EpisodeStream, data_path: Path, dataset_id: str, description: str) -> None:
     import minari
     from gymnasium.spaces import Box
     from minari.dataset.minari_storage import MinariStorage
@@ -235,7 +236,7 @@ def _write_data(dataset: EpisodeDataset, data_path: Path, dataset_id: str, descr
             },
         }
     )
-    storage.update_episodes(_buffer(episode) for episode in dataset)
+    storage.update_episodes(_buffer(episode) for piece, _ in dataset.pieces() for episode in piece)
 
 
 @contextmanager
@@ -250,7 +251,7 @@ def _hidden_folder(parent: Path) -> Iterator[Path]:
 
 
 def write_minari(
-    dataset: EpisodeDataset, dataset_id: str, overwrite: bool = False, description: str | None = None
+    episodes: EpisodeDataset | EpisodeStream, dataset_id: str, overwrite: bool = False, description: str | None = None
 ) -> str:
     """Writes a local Minari dataset, whole or not at all; returns its id, with ``-v0`` where none was given.
 
@@ -258,6 +259,7 @@ def write_minari(
         UserError: for an id that Minari would not accept or that exists already.
         RunError: when the folder cannot be written or the disk is full.
     """
+    dataset = stream_of(episodes)
     dataset_id = versioned(check_dataset_id(dataset_id))
     final = dataset_path(dataset_id)
     if final.exists() and not overwrite:
@@ -265,8 +267,7 @@ def write_minari(
             f"minari:{dataset_id} exists already in {minari_root()}; use another id "
             "(`data make` and `data import` take --overwrite)"
         )
-    columns = (dataset.observations, dataset.actions, dataset.rewards)
-    require_space(minari_root(), sum(column.nbytes for column in columns) + dataset.num_episodes * EPISODE_OVERHEAD)
+    require_space(minari_root(), dataset.num_bytes + dataset.num_episodes * EPISODE_OVERHEAD)
     try:
         with _hidden_folder(minari_root()) as folder:
             (folder / "new").mkdir()

@@ -3,7 +3,6 @@
 Legend: O observation size, D polylines.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raystitch.buffer.bridges import BridgeSet
+from raystitch.buffer.bridges import Bridges
 from raystitch.buffer.episodes import rebuild
 from raystitch.buffer.reader import Buffer
 from raystitch.data.episodes import EpisodeDataset, Floats
@@ -38,7 +37,7 @@ def write_figures(dataset: EpisodeDataset, buffer: Buffer, folder: str | Path) -
     project, labels, walls, marks = _view(dataset)
     _write(folder / "acceptance.parquet", _acceptance(buffer))
     _write(folder / "candidates.parquet", _candidates(buffer))
-    _write(folder / "lines.parquet", _lines(dataset, buffer.bridges(), project), labels)
+    _write(folder / "lines.parquet", _lines(dataset, buffer.mapped(), project), labels)
     _write(
         folder / "walls.parquet", {name: walls[:, column] for column, name in enumerate(("x", "y", "width", "height"))}
     )
@@ -55,13 +54,14 @@ def _write(path: Path, columns: Mapping[str, Any], metadata: Mapping[str, str] |
 
 
 def _acceptance(buffer: Buffer) -> dict[str, Any]:
-    repaired = (buffer.column("attempt") > 0).tolist()
-    counts = sorted(Counter(zip(buffer.table["reason"].to_pylist(), repaired, strict=True)).items())
-    return {
-        "reason": [reason for (reason, _), _ in counts],
-        "repaired": [is_repaired for (_, is_repaired), _ in counts],
-        "count": [count for _, count in counts],
-    }
+    repaired = buffer.column("attempt") > 0
+    table = pa.table({"reason": buffer.table["reason"], "repaired": repaired})
+    counts = table.group_by(["reason", "repaired"]).aggregate([([], "count_all")])
+    return (
+        counts.rename_columns(["reason", "repaired", "count"])
+        .sort_by([("reason", "ascending"), ("repaired", "ascending")])
+        .to_pydict()
+    )
 
 
 def _candidates(buffer: Buffer) -> dict[str, Any]:
@@ -73,13 +73,15 @@ def _candidates(buffer: Buffer) -> dict[str, Any]:
     return {name: buffer.column(name)[rows] for name in names}
 
 
-def _lines(dataset: EpisodeDataset, bridges: BridgeSet, project: Project) -> dict[str, NDArray[Any]]:
+def _lines(dataset: EpisodeDataset, mapped: Bridges, project: Project) -> dict[str, NDArray[Any]]:
     """Polylines as (part, line, x, y) rows: real episodes, and bridges with their real neighbourhood."""
     rng = numpy_rng(0, "figures", "lines")
     parts: list[tuple[str, int, NDArray[np.float64]]] = []
     episodes = rng.permutation(dataset.num_episodes)[:NUM_REAL]
     parts += [("real", int(e), project(dataset.episode(int(e)).observations)) for e in episodes]
-    chosen = np.sort(rng.permutation(len(bridges))[:NUM_BRIDGES])
+    drawn = np.sort(rng.permutation(len(mapped))[:NUM_BRIDGES])
+    needed = mapped.all_references.with_ancestors(drawn)
+    bridges, chosen = mapped.take_positions(needed), np.searchsorted(needed, drawn)
     stitched = rebuild(dataset, bridges, chosen, max_episode_steps=None).episodes
     for row, bridge in enumerate(chosen.tolist()):
         states = stitched.episode(row).observations

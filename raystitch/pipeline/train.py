@@ -11,16 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from raystitch.buffer.bridges import BridgeSet
+from raystitch.buffer.bridges import Bridges
 from raystitch.buffer.episodes import Joins
-from raystitch.buffer.reader import Buffer, open_buffer
+from raystitch.buffer.reader import Buffer, MappedBridges, open_buffer
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import RunError, UserError
 from raystitch.files import atomic_path, differences, read_json, write_json
 from raystitch.seeding import derive_seed
 from raystitch.trainers.batches import TrainData
-from raystitch.trainers.config import ALGORITHM_CONFIGS, AlgorithmConfig, DataMode, EvalConfig
+from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfig, DataMode, EvalConfig
 from raystitch.trainers.data import build_data
 from raystitch.trainers.evaluate import EvalResult, check_env, evaluate
 from raystitch.trainers.loop import CHECKPOINT_SECONDS, Checkpoints, find_algorithm, train_policy
@@ -54,6 +54,7 @@ def train(
     config: AlgorithmConfig | None = None,
     *,
     device: str = "auto",
+    memory_gib: float = MEMORY_GIB,
     log: Log | None = None,
 ) -> Policy:
     """Trains a policy on a dataset, alone or mixed with the bridges of a buffer; writes nothing.
@@ -61,6 +62,7 @@ def train(
     Args:
         ratio: original : augmented in every batch.
         delta: a number, a quantile such as ``q99``, or ``off``; None for what the buffer was made with.
+        memory_gib: training data above this size are mapped from files in the cache folder instead of held in memory.
 
     Raises:
         UserError: for an unknown algorithm, a ratio without bridges to serve it, a buffer of another dataset.
@@ -69,12 +71,13 @@ def train(
     ratio = parse_ratio(ratio)
     at = "generation" if delta is None else delta
     bridges = open_bridges(dataset, buffer, at) if buffer is not None and ratio.augmented else None
-    data = _build(dataset, algo, config, "stitched" if buffer is not None else "original", ratio, bridges, None, device)
+    mode = "stitched" if buffer is not None else "original"
+    data = _build(dataset, algo, config, mode, ratio, bridges, None, device, memory_gib)
     return train_policy(data, algo, config, ratio, seed, log=log)
 
 
-def open_bridges(dataset: EpisodeDataset, buffer: Buffer | str | Path, delta: float | str | None) -> BridgeSet:
-    """The bridges of a buffer that pass ``delta``.
+def open_bridges(dataset: EpisodeDataset, buffer: Buffer | str | Path, delta: float | str | None) -> MappedBridges:
+    """The bridges of a buffer that pass ``delta``, left in the mapped files.
 
     Raises:
         UserError: when the buffer cannot be read or was made from another dataset.
@@ -85,7 +88,7 @@ def open_bridges(dataset: EpisodeDataset, buffer: Buffer | str | Path, delta: fl
             f"{opened.uri} holds bridges between the episodes of {opened.meta.dataset_name}, not of {dataset.name}; "
             "train on that dataset, or augment this one"
         )
-    return opened.bridges(delta)
+    return opened.mapped(delta)
 
 
 def run_trial(
@@ -97,12 +100,13 @@ def run_trial(
     evaluation: EvalConfig | None = None,
     data: DataMode = "original",
     ratio: Ratio | str = "1:0",
-    bridges: BridgeSet | None = None,
+    bridges: Bridges | None = None,
     joined: Joins | None = None,
     seed: int = 0,
     env: EnvSpec | None = None,
     record: Mapping[str, Any] | None = None,
     device: str = "auto",
+    memory_gib: float = MEMORY_GIB,
     log: Log | None = None,
 ) -> dict[str, Any]:
     """Trains, saves and evaluates one policy; returns the content of ``returns.json``.
@@ -112,6 +116,7 @@ def run_trial(
     Args:
         env: evaluate here; None for the dataset's environment.
         record: goes into ``config.json`` and so belongs to the trial's identity (delta, hashes, id).
+        memory_gib: training data above this size are mapped from files; no part of the trial's identity.
         log: gets the rows of ``metrics.jsonl``.
 
     Raises:
@@ -140,7 +145,7 @@ def run_trial(
     if finished is not None:
         return finished
     check_env(env, dataset.obs_dim, dataset.act_dim)
-    train_data = _build(dataset, algo, config, data, ratio, bridges, joined, device)
+    train_data = _build(dataset, algo, config, data, ratio, bridges, joined, device, memory_gib)
     write_json(out / "config.json", settings)
     checkpoints = Checkpoints(path=out / "checkpoint" / "state.pt", seconds=CHECKPOINT_SECONDS)
     metrics = _Metrics(out / "metrics.jsonl", log, checkpoints.step())
@@ -185,9 +190,10 @@ def _build(
     config: AlgorithmConfig,
     data: DataMode,
     ratio: Ratio,
-    bridges: BridgeSet | None,
+    bridges: Bridges | None,
     joined: Joins | None,
     device: str,
+    memory_gib: float,
 ) -> TrainData:
     algorithm = find_algorithm(algo)
     if not isinstance(config, ALGORITHM_CONFIGS[algo]):
@@ -202,6 +208,7 @@ def _build(
         synthetic=getattr(config, "synthetic", "episodes"),
         top_fraction=getattr(config, "top_fraction", 1.0),
         device=device,
+        memory_gib=memory_gib,
     )
     built.require(ratio)
     return built

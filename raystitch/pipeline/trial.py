@@ -20,7 +20,7 @@ from raystitch.pipeline.train import run_trial
 from raystitch.stitching.candidates import Pairs
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.pairs import SourceIndex
-from raystitch.trainers.config import EvalConfig
+from raystitch.trainers.config import MEMORY_GIB, EvalConfig
 
 ERROR_FILE = "error.txt"
 
@@ -33,6 +33,7 @@ class SweepJob:
         folder: of the run. dataset: its reference; env: where to evaluate, None for the dataset's own.
         num_pairs, pairs_per_shard, seed: of the ``joined`` baseline, as many and drawn as for generation.
         device: of training; threads: torch threads, None to leave them.
+        memory_gib: training data of a trial above this size are mapped from files.
     """
 
     folder: str
@@ -47,6 +48,7 @@ class SweepJob:
     seed: int
     device: str = "cpu"
     threads: int | None = 1
+    memory_gib: float = MEMORY_GIB
 
 
 def run_planned(trial: Trial, job: SweepJob, log: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
@@ -77,11 +79,12 @@ def run_planned(trial: Trial, job: SweepJob, log: Callable[[dict[str, Any]], Non
             evaluation=job.evaluation,
             data=trial.data,
             ratio=trial.ratio,
-            bridges=_buffer(job).bridges(trial.delta) if trial.data == "stitched" else None,
+            bridges=_buffer(job).mapped(trial.delta) if trial.data == "stitched" else None,
             joined=_joined(job) if trial.data == "joined" else None,
             seed=trial.seed,
             record={"trial_id": trial.trial_id, "delta": trial.delta, **_hashes(trial, job.inputs)},
             device=job.device,
+            memory_gib=job.memory_gib,
             log=log,
         )
     except Exception:
