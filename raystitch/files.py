@@ -1,40 +1,115 @@
 """Whole-or-nothing file writing: a reader never sees half a file; and what settings in two files differ in."""
 
+import errno
+import fcntl
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raystitch.errors import RunError, UserError
+from raystitch.errors import RunError, StorageError, UserError
+
+LEFTOVER_SECONDS = 3600.0
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; renames it into place on success, removes it on any failure.
 
+    The temporary name tells host and process, so that what a killed process left can be told from work at hand.
+
+    Args:
+        durable: wait until file and name are on the disk, so that they outlive the machine's loss of power.
+
     Raises:
-        RunError: when the disk is full or the folder cannot be written.
+        StorageError: when the disk is full or the folder cannot be written.
     """
     final = Path(path)
+    writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = final.with_name(f".{final.name}.{writer}.tmp")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
+        temporary.touch(exist_ok=False)
+        try:
+            yield temporary
+            if durable:
+                _flush(temporary)
+            temporary.replace(final)
+            if durable:
+                _flush(final.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise RunError(f"cannot write {final}: {error.strerror or error}") from error
-    os.close(handle)
-    temporary = Path(name)
+        raise cannot_write(final, error) from error
+
+
+def cannot_write(where: str | os.PathLike[str], error: OSError) -> StorageError:
+    """The error of a file that cannot be written, with what to do where that is known."""
+    why = os.strerror(error.errno) if error.errno else str(error)
+    hint = {
+        errno.ENOSPC: "; make room, or choose another place, and run again",
+        errno.EDQUOT: "; make room, or choose another place, and run again",
+        errno.EFBIG: "; files may not be that large here: raise the limit (ulimit -f), or choose another place",
+    }.get(error.errno or 0, "")
+    return StorageError(f"cannot write {os.fspath(where)}: {why}{hint}")
+
+
+def is_leftover(path: Path, now: float | None = None) -> bool:
+    """Whether a temporary file of ``atomic_path`` was left by a process that died: one of this host that is gone, or
+    of any host and older than an hour."""
+    match = re.search(rf"\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]+\.tmp$", path.name)
+    if match and not _alive(int(match[1])):
+        return True
     try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(final)
-    except OSError as error:
-        raise RunError(f"cannot write {final}: {error.strerror or error}") from error
+        return (time.time() if now is None else now) - path.stat().st_mtime > LEFTOVER_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds the lock that the file ``path`` stands for; waits for another process that has it.
+
+    The kernel releases it when the process dies, however it dies. Not re-entrant.
+
+    Raises:
+        StorageError: when the file cannot be made.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def require_space(path: str | os.PathLike[str], num_bytes: int) -> None:

@@ -2,36 +2,39 @@
 
 import os
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from raystitch.buffer.meta import read_meta
 from raystitch.buffer.rounds import sound_rounds
 from raystitch.buffer.schema import PARENTS, BufferMeta, flat_steps, make_schema
-from raystitch.buffer.storage import Storage
-from raystitch.buffer.writer import (
+from raystitch.buffer.shard_file import (
     SHARDS,
     ShardFile,
     ShardStats,
-    checksum,
     decisions,
-    list_shards,
-    read_meta,
+    num_accepted,
     read_shard_file,
-    remove_leftovers,
-    shard_stats,
-    write_merged,
 )
+from raystitch.buffer.storage import Storage
+from raystitch.buffer.survey import list_shards, survey
 from raystitch.errors import UserError
 
-MERGED_BYTES = 256 << 20
+NAMED = 20
+"""Missing parents that are named one by one."""
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
     """Checks a buffer; returns one line per problem, none when all is well.
 
+    One file after the other is read; what stays in memory is the ids, about 100 bytes per candidate.
+
     Raises:
         UserError: when the folder is not a buffer at all.
+        StorageError: when the storage does not answer.
     """
     storage = Storage(path)
     meta = read_meta(storage)
@@ -44,8 +47,7 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
     else:
         problems += [f"shard {n} is missing" for n in range(meta.complete.num_shards) if n not in shards]
         shards = {n: name for n, name in shards.items() if n < meta.complete.num_shards}
-    ids, known = list[pa.ChunkedArray](), dict[int, ShardStats]()
-    parents: list[pa.ChunkedArray] = []
+    ids, parents, known = list[pa.Array](), list[pa.Array](), dict[int, ShardStats]()
     for name in dict.fromkeys(shards.values()):
         try:
             file = read_shard_file(storage, name)
@@ -55,27 +57,41 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
         found = [f"{SHARDS}/{name}: {problem}" for problem in _file_problems(file, meta)]
         problems += found
         if not found:
-            ids.append(pa.chunked_array([file.batch["bridge_id"]]))
-            parents += [pa.chunked_array([file.batch[name]]) for name in PARENTS]
+            ids.append(_copy(file.batch["bridge_id"]))
+            parents += [_copy(file.batch[column].drop_null()).unique() for column in PARENTS]
         known.update({stats.shard: stats for stats in file.stats})
-    sound = len(sound_rounds(known, meta.rounds))
-    problems += [
-        f"the shards of round {closed.chain_round} are not those that the next one was made from"
-        for closed in meta.rounds[sound : sound + 1]
-        if all(shard in known for shard in range(closed.end))
-    ]
-    problems += [
-        f"shard {shard} was made on top of other shards than those there are now"
-        for shard, stats in known.items()
-        if sound == len(meta.rounds) and stats.manifest != _builds_on(meta, shard)
-    ]
-    together = pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string())
-    if len(together.unique()) != len(together):
+    problems += _round_problems(known, meta)
+    together = pa.chunked_array(ids, pa.string())
+    if pc.call_function("count_distinct", [together]).as_py() != len(together):
         problems.append("some bridge_id occurs more than once")
-    named = {parent for column in parents for parent in column.unique().to_pylist() if parent is not None}
-    lost = named.difference(together.to_pylist()) if named and not problems else set[str]()
-    problems += [f"bridge {parent}, which others are chained onto, is not in the buffer" for parent in sorted(lost)]
+    named = pa.chunked_array(parents, pa.string())
+    if len(named) and not problems:
+        there = pc.call_function("is_in", [named], pc.SetLookupOptions(value_set=together.combine_chunks()))
+        lost = sorted(named.filter(pc.call_function("invert", [there])).unique().to_pylist())
+        problems += [f"bridge {id_}, which others are chained onto, is not in the buffer" for id_ in lost[:NAMED]]
+        if len(lost) > NAMED:
+            problems.append(f"{len(lost) - NAMED} more bridges, which others are chained onto, are not in the buffer")
     return problems
+
+
+def failed_shards(path: str | os.PathLike[str]) -> dict[int, str]:
+    """The shards that the buffer does without, as they could not be made: number -> why."""
+    return {shard: stats.error for shard, stats in survey(path, thorough=False).stats.items() if stats.error}
+
+
+def _copy(column: pa.Array) -> pa.Array:
+    """Lets go of the mapped file that the column lies in."""
+    return pa.concat_arrays([column, column.slice(0, 0)])
+
+
+def _round_problems(known: dict[int, ShardStats], meta: BufferMeta) -> Iterator[str]:
+    sound = len(sound_rounds(known, meta.rounds))
+    for closed in meta.rounds[sound : sound + 1]:
+        if all(shard in known for shard in range(closed.end)):
+            yield f"the shards of round {closed.chain_round} are not those that the next one was made from"
+    for shard, stats in known.items():
+        if sound == len(meta.rounds) and stats.manifest != _builds_on(meta, shard):
+            yield f"shard {shard} was made on top of other shards than those there are now"
 
 
 def _builds_on(meta: BufferMeta, shard: int) -> str:
@@ -88,58 +104,31 @@ def _file_problems(file: ShardFile, meta: BufferMeta) -> list[str]:
     batch = file.batch.replace_schema_metadata(None)
     if not batch.schema.equals(make_schema(meta.obs_dim, meta.act_dim)):
         return ["its columns are not those that buffer.json describes"]
-    if checksum(batch) != file.checksum:
-        return ["its checksum differs: the file was changed after it was written"]
+    damaged = file.damaged_shards()
+    if damaged:
+        which = ", ".join(map(str, damaged))
+        return [f"its checksum differs (shard {which}): the file was changed after it was written"]
     problems: list[str] = []
     gap = batch["gap"].to_numpy()
     for name, extra in (("observations", 2), ("actions", 1), ("rewards", 1)):
         if not np.array_equal(batch[name].value_lengths().to_numpy(zero_copy_only=False), gap + extra):
             problems.append(f"the length of {name} is not gap + {extra}")
-    if batch.num_rows != sum(stats.rows for stats in file.stats):
-        problems.append("its number of rows is not the one recorded")
-    whole, first = pa.Table.from_batches([batch]), 0
-    for stats in file.stats:
-        if decisions(whole.slice(first, stats.rows)) != stats.decisions:
+    for stats, rows in file.shards():
+        whole = pa.Table.from_batches([rows])
+        if decisions(whole) != stats.decisions:
             problems.append(f"what it decided in shard {stats.shard} is not what was recorded")
-        first += stats.rows
-    accepted = whole.filter(batch["accepted"])
-    if shard_stats(accepted, 0).accepted != sum(stats.accepted for stats in file.stats):
-        problems.append("its number of accepted bridges is not the one recorded")
+        if num_accepted(whole) != stats.accepted:
+            problems.append(f"the number of accepted bridges of shard {stats.shard} is not the one recorded")
     return problems + [
         f"an accepted bridge has a value in {name} that is not finite"
         for name in ("observations", "actions", "rewards")
-        if len(accepted) and not np.isfinite(flat_steps(accepted[name].combine_chunks())).all()
+        if not _finite(batch, name)
     ]
 
 
-def compact(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Merges consecutive shard files up to 256 MiB; returns the number of files before and after.
-
-    Raises:
-        UserError: when generation has not finished, or a file is damaged.
-    """
-    storage = Storage(path)
-    meta = read_meta(storage)
-    if meta.complete is None:
-        raise UserError(
-            f"{path} is unfinished; run `raystitch augment` with the same arguments again before compacting"
-        )
-    shards = list_shards(path)
-    names = list(dict.fromkeys(name for n, name in shards.items() if n < meta.complete.num_shards))
-    groups: list[list[str]] = [[]]
-    size = 0
-    for name in names:
-        size += storage.size(f"{SHARDS}/{name}")
-        if groups[-1] and size > MERGED_BYTES:
-            groups.append([])
-            size = storage.size(f"{SHARDS}/{name}")
-        groups[-1].append(name)
-    for group in groups:
-        if len(group) > 1:
-            files = [read_shard_file(storage, name) for name in group]
-            for file in files:
-                if checksum(file.batch) != file.checksum:
-                    raise UserError(f"{path}/{SHARDS}/{file.name} is damaged: its checksum differs; run verify")
-            write_merged(storage, files)
-    remove_leftovers(storage, meta.complete.num_shards)
-    return len(names), len(dict.fromkeys(list_shards(path).values()))
+def _finite(batch: pa.RecordBatch, name: str) -> bool:
+    """Whether the accepted rows have finite values only; of those of other rows nothing is asked."""
+    if np.isfinite(flat_steps(batch[name])).all():
+        return True
+    accepted = batch[name].filter(batch["accepted"])
+    return bool(np.isfinite(flat_steps(accepted)).all())

@@ -10,20 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from raystitch.buffer.config import bridges_of_round
+from raystitch.buffer.meta import read_meta, write_meta
 from raystitch.buffer.schema import ClosedRound, Complete
+from raystitch.buffer.shard_file import SHARDS, ShardStats, part_name
 from raystitch.buffer.storage import Storage
-from raystitch.buffer.writer import (
-    SHARDS,
-    Path,
-    ShardStats,
-    existing_stats,
-    list_shards,
-    read_meta,
-    remove_leftovers,
-    shard_file_name,
-    write_meta,
-)
-from raystitch.errors import RunError
+from raystitch.buffer.survey import Path, list_shards, remove_leftovers, survey
 
 
 def prefix_length(stats: Mapping[int, ShardStats], num_bridges: int, first_shard: int = 0) -> int | None:
@@ -64,69 +55,73 @@ def current_round(stats: Mapping[int, ShardStats], rounds: Sequence[ClosedRound]
     return {shard: s for shard, s in stats.items() if shard >= first and s.manifest == before}
 
 
-def close_round(path: Path, rounds: Sequence[ClosedRound], num_bridges: int) -> ClosedRound:
+def close_round(path: Path, rounds: Sequence[ClosedRound], num_bridges: int) -> ClosedRound | None:
     """Fixes the smallest prefix of the round after ``rounds`` with ``num_bridges`` accepted, records it in
     ``buffer.json`` and removes what the next round cannot use.
 
-    Raises:
-        RunError: when the shards do not hold that many.
+    What another run on the same buffer closed on top of this very round stays.
+
+    Returns:
+        None, and nothing is changed, where the shards do not hold that many (any more).
     """
-    storage, everything = Storage(path), existing_stats(path)
-    stats = current_round(everything, rounds)
-    first, before = (rounds[-1].end, rounds[-1].hash) if rounds else (0, "")
-    end = _end(path, stats, num_bridges, first)
-    closed = ClosedRound(
-        chain_round=len(rounds),
-        first_shard=first,
-        num_shards=end - first,
-        num_accepted=sum(stats[shard].accepted for shard in range(first, end)),
-        hash=manifest_hash(stats, range(first, end), before),
-    )
-    meta = read_meta(storage)
-    # Rounds that were closed on top of this very one stay: a damaged shard may have come back as it was.
-    later = meta.rounds[len(rounds) + 1 :] if closed in meta.rounds else ()
-    write_meta(storage, replace(meta, rounds=(*rounds, closed, *later)))
-    known = {closed.hash, *(other.hash for other in later)}
-    stale = [shard for shard, s in everything.items() if shard >= end and s.manifest not in known]
-    files = list_shards(path)
-    for shard in stale:
-        if files[shard] == shard_file_name(shard):
-            storage.delete(f"{SHARDS}/{files[shard]}")
+    storage = Storage(path)
+    with storage.lock():
+        everything = survey(path, thorough=False).stats
+        stats = current_round(everything, rounds)
+        first, before = (rounds[-1].end, rounds[-1].hash) if rounds else (0, "")
+        end = prefix_length(stats, num_bridges, first)
+        if end is None:
+            return None
+        closed = ClosedRound(
+            chain_round=len(rounds),
+            first_shard=first,
+            num_shards=end - first,
+            num_accepted=sum(stats[shard].accepted for shard in range(first, end)),
+            hash=manifest_hash(stats, range(first, end), before),
+        )
+        meta = read_meta(storage)
+        # Rounds that were closed on top of this very one stay: a damaged shard may have come back as it was.
+        later = meta.rounds[len(rounds) + 1 :] if closed in meta.rounds else ()
+        write_meta(storage, replace(meta, rounds=(*rounds, closed, *later)))
+        known = {closed.hash, *(other.hash for other in later)}
+        stale = [shard for shard, s in everything.items() if shard >= end and s.manifest not in known]
+        files = list_shards(path)
+        for shard in stale:
+            if files[shard] == part_name(shard):
+                storage.delete(f"{SHARDS}/{files[shard]}")
     return closed
 
 
-def finish(path: Path, num_bridges: int) -> Complete:
+def finish(path: Path, num_bridges: int) -> Complete | None:
     """Closes the last round and removes what is over.
+
+    A buffer that another run finished with more bridges keeps them.
 
     Args:
         num_bridges: accepted bridges asked for, of all rounds together.
 
-    Raises:
-        RunError: when the shards do not hold that many.
+    Returns:
+        What the buffer holds now; None, and nothing is changed, where the shards do not hold that many (any more):
+        another run removed what was over for it.
     """
-    storage, everything = Storage(path), existing_stats(path)
-    meta = read_meta(storage)
-    first = meta.rounds[-1].end if meta.rounds else 0
-    stats = current_round(everything, meta.rounds)
-    share = bridges_of_round(num_bridges, meta.augment.chain_rounds, len(meta.rounds))
-    end = _end(path, stats, share, first)
-    missing = [shard for shard in range(first) if shard not in everything]
-    if missing:
-        raise RunError(f"{path}: shard {missing[0]} is damaged or missing; run `raystitch augment` again")
-    complete = Complete(
-        num_bridges=num_bridges,
-        num_shards=end,
-        num_accepted=sum(everything[shard].accepted for shard in range(end)),
-        num_candidates=sum(everything[shard].rows for shard in range(end)),
-    )
-    write_meta(storage, replace(meta, complete=complete))
-    remove_leftovers(storage, complete.num_shards)
+    storage = Storage(path)
+    with storage.lock():
+        everything = survey(path, thorough=False).stats
+        meta = read_meta(storage)
+        first = meta.rounds[-1].end if meta.rounds else 0
+        stats = current_round(everything, meta.rounds)
+        share = bridges_of_round(num_bridges, meta.augment.chain_rounds, len(meta.rounds))
+        end = prefix_length(stats, share, first)
+        if end is None or any(shard not in everything for shard in range(first)):
+            return None
+        complete = meta.complete
+        if complete is None or complete.num_bridges <= num_bridges:
+            complete = Complete(
+                num_bridges=num_bridges,
+                num_shards=end,
+                num_accepted=sum(everything[shard].accepted for shard in range(end)),
+                num_candidates=sum(everything[shard].rows for shard in range(end)),
+            )
+            write_meta(storage, replace(meta, complete=complete))
+        remove_leftovers(storage, complete.num_shards)
     return complete
-
-
-def _end(path: Path, stats: Mapping[int, ShardStats], num_bridges: int, first: int) -> int:
-    end = prefix_length(stats, num_bridges, first)
-    if end is None:
-        held = sum(s.accepted for s in stats.values())
-        raise RunError(f"{path} holds {held} accepted bridges in {len(stats)} shards, not the {num_bridges} asked for")
-    return end

@@ -1,17 +1,43 @@
-"""A folder that may be local or on an object store, with whole-or-nothing writes."""
+"""A folder that may be local or on an object store, with whole-or-nothing writes.
+
+On a local disk a file gets a temporary name and is renamed. On an object store it is one upload of complete data: an
+upload that breaks off, whatever the reason, leaves no object (at most parts that only the bucket's own life-cycle rules
+see and remove).
+"""
 
 import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
 
-from raystitch.errors import RunError, UserError
-from raystitch.files import atomic_path
+from raystitch.buffer.cache import fetch, forget
+from raystitch.errors import StorageError, UserError
+from raystitch.files import atomic_path, is_leftover, locked
+
+LOCK_FILE = ".buffer.lock"
+ATTEMPTS = 4
+BACK_OFF_SECONDS = 0.5
+_REFUSALS = {
+    "NO_SUCH_BUCKET": "the bucket does not exist; make it or name another",
+    "ACCESS_DENIED": "access is denied; check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or a profile)",
+    "INVALID_ACCESS_KEY_ID": "the access key is not known there; check AWS_ACCESS_KEY_ID",
+    "SIGNATURE_DOES_NOT_MATCH": "the secret key is wrong; check AWS_SECRET_ACCESS_KEY",
+    "UNRECOGNIZED_CLIENT": "the credentials are not known there; check AWS_ACCESS_KEY_ID",
+}
+Result = TypeVar("Result")
 
 
 class Storage:
     """A folder; names are relative to it and use ``/``.
+
+    Attributes:
+        uri: as given, with what follows ``?``; names the same folder again.
+        local: the folder, None on an object store.
 
     Raises:
         UserError: for a URI whose scheme pyarrow does not know.
@@ -21,69 +47,187 @@ class Storage:
         text = os.fspath(uri)
         if "://" in text and not text.startswith("file://"):
             try:
-                self._fs, root = fs.FileSystem.from_uri(text)
+                self._fs, root = fs.FileSystem.from_uri(_with_endpoint(text))
             except (pa.ArrowInvalid, OSError) as error:
                 raise UserError(f"{text} is not a path or URI that can be opened: {error}") from error
             self._root, self.local = root.rstrip("/"), None
+            self._shown = f"{text.split('://')[0]}://{self._root}"
         else:
             path = Path(text.removeprefix("file://")).expanduser().absolute()
             self._fs, self._root, self.local = fs.LocalFileSystem(), str(path), path
+            self._shown = text.rstrip("/")
         self.uri = text
+
+    def where(self, name: str = "") -> str:
+        """The full name of a file for messages; without the query and the credentials that a URI may have."""
+        return f"{self._shown}/{name}" if name else self._shown
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
     def names(self, folder: str = "") -> list[str]:
-        """Names of the files directly in ``folder``, sorted; empty where the folder does not exist."""
+        """Names of what lies directly in ``folder``, sorted; empty where the folder does not exist.
+
+        Raises:
+            UserError: when it cannot be listed.
+        """
         selector = fs.FileSelector(self._path(folder), allow_not_found=True)
         try:
-            return sorted(info.base_name for info in self._fs.get_file_info(selector))
-        except OSError as error:
-            raise UserError(f"{self.uri} cannot be listed: {error}") from error
+            found = self._patiently("list", folder, lambda: self._fs.get_file_info(selector))
+        except StorageError as error:
+            raise UserError(f"{self.where()} cannot be listed: {error}") from error
+        return sorted(info.base_name for info in found)
 
     def exists(self, name: str) -> bool:
-        return self._fs.get_file_info(self._path(name)).type == fs.FileType.File
+        return self._info(name).type == fs.FileType.File
+
+    def size(self, name: str) -> int:
+        return self._info(name).size or 0
+
+    def _info(self, name: str) -> fs.FileInfo:
+        return self._patiently("look at", name, lambda: self._fs.get_file_info(self._path(name)))
 
     def read(self, name: str) -> pa.Buffer:
-        """The whole file; memory-mapped when it is local.
+        """The whole file, memory-mapped: where it lies when it is local, a local copy of it when it is a shard on an
+        object store (see ``buffer.cache``).
 
         Raises:
             OSError: when it is missing or unreadable.
+            StorageError: when the storage does not answer.
         """
         if self.local is not None:
-            with pa.memory_map(self._path(name)) as source:
-                return source.read_buffer()
+            return _map(self.local / name)
+        if not name.endswith(".arrow"):
+            return self._patiently("read", name, lambda: self._read_whole(name))
+        return self._patiently("read", name, lambda: _map(self._fetch(name)))
+
+    def open(self, name: str) -> pa.NativeFile:
+        """The file for reading parts of it; the caller closes it. Raises as ``read`` does."""
+        if self.local is not None:
+            return pa.memory_map(self._path(name))
+        return self._patiently("read", name, lambda: self._fs.open_input_file(self._path(name)))
+
+    def forget_copy(self, name: str) -> None:
+        """Removes the local copy of a file that turned out to be damaged, so that the next ``read`` looks again."""
+        if self.local is None:
+            forget(self._key(self._info(name)))
+
+    def _read_whole(self, name: str) -> pa.Buffer:
         with self._fs.open_input_file(self._path(name)) as source:
             return source.read_buffer()
 
-    def size(self, name: str) -> int:
-        return self._fs.get_file_info(self._path(name)).size or 0
+    def _fetch(self, name: str) -> Path:
+        info = self._fs.get_file_info(self._path(name))
+        if info.type != fs.FileType.File:
+            raise FileNotFoundError(f"{self.where(name)} does not exist")
+        return fetch(self._key(info), info.size, lambda: self._fs.open_input_stream(info.path))
 
-    def write(self, name: str, data: bytes | pa.Buffer) -> None:
-        """Writes the file whole or not at all: temporary name and rename, or one request on an object store.
+    def _key(self, info: fs.FileInfo) -> str:
+        return f"{self.uri} {info.path} {info.size} {info.mtime_ns}"
+
+    def write(self, name: str, data: bytes | pa.Buffer, *, durable: bool = False) -> None:
+        """Writes the file whole or not at all.
 
         Raises:
-            RunError: when it cannot be written.
+            StorageError: when it cannot be written.
+        """
+        with self.create(name, durable=durable) as sink:
+            sink.write(data)
+
+    @contextmanager
+    def create(self, name: str, *, durable: bool = False) -> Iterator[pa.NativeFile]:
+        """A sink for a file that is there, whole, once the block ends without an exception, and not otherwise.
+
+        On an object store the data is collected in memory: closing pyarrow's stream, which an exception does too,
+        commits what was sent so far, so the stream is not opened before all is there.
+
+        Args:
+            durable: on a local disk, wait until it is on the disk.
+
+        Raises:
+            StorageError: when it cannot be written.
         """
         if self.local is not None:
-            with atomic_path(self.local / name) as temporary, temporary.open("wb") as file:
-                file.write(memoryview(data))
+            with atomic_path(self.local / name, durable=durable) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+                yield sink
             return
-        try:
+        collected = pa.BufferOutputStream()
+        yield collected
+        data = collected.getvalue()
+
+        def put() -> None:
             with self._fs.open_output_stream(self._path(name)) as sink:
                 sink.write(data)
-        except OSError as error:
-            raise RunError(f"cannot write {self.uri}/{name}: {error}") from error
+
+        try:
+            self._patiently("write", name, put)
+        except FileNotFoundError as error:
+            raise StorageError(f"cannot write {self.where(name)}: there is no such bucket or folder") from error
 
     def delete(self, name: str) -> None:
-        """Removes a file; one that is gone already is fine."""
+        """Removes a file; one that is gone already is fine.
+
+        Raises:
+            StorageError: when it cannot be removed.
+        """
         try:
-            self._fs.delete_file(self._path(name))
+            self._patiently("remove", name, lambda: self._fs.delete_file(self._path(name)))
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise RunError(f"cannot remove {self.uri}/{name}: {error}") from error
+            raise StorageError(f"cannot remove {self.where(name)}: {error}") from error
+
+    def is_leftover(self, name: str) -> bool:
+        """Whether a temporary file was left by a process that died; object stores have no temporary files."""
+        return self.local is not None and is_leftover(self.local / name)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keeps other processes from changing the folder's description meanwhile; not re-entrant.
+
+        Local disks only, through a lock on the file ``.buffer.lock`` that ends with the process. On an object store
+        there is no lock: two runs that finish in the same second may both write ``buffer.json``, the last one wins.
+        """
+        return nullcontext() if self.local is None else locked(self.local / LOCK_FILE)
 
     def location(self, name: str) -> tuple[fs.FileSystem, str]:
         """The pyarrow file system and path of a file."""
         return self._fs, self._path(name)
+
+    def _patiently(self, verb: str, name: str, action: Callable[[], Result]) -> Result:
+        """Tries a request again where the object store may answer later; local disks are asked once.
+
+        Raises:
+            UserError: when the store refuses for good: no such bucket, wrong credentials.
+            StorageError: when it did not answer.
+            OSError: as it comes, from a local disk; everywhere where the file is missing.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return action()
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if self.local is not None:
+                    raise
+                text = " ".join(str(error).split())
+                for code, advice in _REFUSALS.items():
+                    if code in text:
+                        raise UserError(f"cannot {verb} {self.where(name)}: {advice}") from error
+                if attempt == ATTEMPTS:
+                    raise StorageError(f"cannot {verb} {self.where(name)} ({attempt} attempts): {text}") from error
+                time.sleep(BACK_OFF_SECONDS * 2 ** (attempt - 1))
+        raise AssertionError
+
+
+def _map(path: Path) -> pa.Buffer:
+    with pa.memory_map(str(path)) as source:
+        return source.read_buffer()
+
+
+def _with_endpoint(uri: str) -> str:
+    """An ``s3://`` URI with the address in ``$AWS_ENDPOINT_URL``, where it names none itself."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not uri.startswith("s3://") or not endpoint or "endpoint_override=" in uri:
+        return uri
+    scheme, _, host = endpoint.rpartition("://")
+    return f"{uri}{'&' if '?' in uri else '?'}scheme={scheme or 'https'}&endpoint_override={host.rstrip('/')}"

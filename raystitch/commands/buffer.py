@@ -178,7 +178,7 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _compact(args: argparse.Namespace) -> None:
-    from raystitch.buffer.maintain import compact
+    from raystitch.buffer.compaction import compact
 
     before, after = compact(args.buffer)
     print(f"{args.buffer}: {before} files before, {after} now")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from raystitch.buffer.chain import chained_trajectories
+from raystitch.buffer.compaction import compact
 from raystitch.buffer.counting import rows_that_count
 from raystitch.buffer.episodes import rebuild
 from raystitch.buffer.export import export
-from raystitch.buffer.maintain import compact, verify
+from raystitch.buffer.maintain import verify
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.buffer.rounds import close_round, finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
@@ -91,7 +92,9 @@ def chained(dataset: EpisodeDataset, tmp_path: Path, make_meta: MakeMeta, make_c
             table = candidates_to_table(made, shard, chain_round)
             write_shard(path, shard, table, rounds[-1].hash if rounds else "")
         if chain_round < 2:
-            rounds = (*rounds, close_round(path, rounds, 10))
+            closed = close_round(path, rounds, 10)
+            assert closed is not None
+            rounds = (*rounds, closed)
     # 10 bridges take both shards of each of the first two rounds, 1 of 3 only one of the last.
     assert [(closed.first_shard, closed.num_shards) for closed in rounds] == [(0, 2), (2, 2)]
     finish(path, 3)

@@ -1,3 +1,6 @@
+import os
+import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raystitch.buffer.compaction import compact
 from raystitch.buffer.config import AugmentConfig
-from raystitch.buffer.maintain import compact, verify
+from raystitch.buffer.maintain import verify
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.buffer.rounds import finish, prefix_length
 from raystitch.buffer.schema import BufferMeta, candidates_to_table, flat_steps, make_schema
@@ -68,17 +72,29 @@ def test_finish_keeps_the_smallest_prefix(tmp_path: Path, make_meta: MakeMeta, m
     ]
     in_order = [accepted[2], accepted[1], accepted[3], accepted[4], accepted[0]]
     wanted = int(np.searchsorted(np.cumsum(in_order), 20)) + 1
-    (tmp_path / "b" / SHARDS / ".part-000009.arrow.x.tmp").write_text("half a shard")
+    # What a killed process left goes; what another process is writing stays.
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    leftover = tmp_path / "b" / SHARDS / f".part-000009.arrow.{socket.gethostname()}-{dead.pid}-00ff.tmp"
+    leftover.write_text("half a shard")
+    foreign = leftover.with_name(".part-000009.arrow.elsewhere-12-00ff.tmp")
+    foreign.write_text("half a shard")
+    os.utime(foreign, (0, 0))
     with pytest.raises(UserError, match="unfinished"):
         open_buffer(tmp_path / "b")
     complete = finish(tmp_path / "b", 20)
+    assert complete is not None
     assert wanted < 5
     assert complete.num_shards == wanted
     assert complete.num_accepted == sum(in_order[:wanted]) >= 20
     assert sorted(p.name for p in (tmp_path / "b" / SHARDS).iterdir()) == [f"part-{n:06d}.arrow" for n in range(wanted)]
     assert verify(tmp_path / "b") == []
-    with pytest.raises(RunError, match="not the 1000"):
-        finish(tmp_path / "b", 1000)
+    assert finish(tmp_path / "b", 1000) is None
+    at_work = [f".part-000009.arrow.{socket.gethostname()}-{os.getpid()}-00ff.tmp", foreign.name]
+    for name in at_work:
+        (tmp_path / "b" / SHARDS / name).write_text("half a shard")
+    assert finish(tmp_path / "b", 20) == complete
+    assert sorted(p.name for p in (tmp_path / "b" / SHARDS).glob(".*")) == sorted(at_work)
 
 
 def test_a_hole_is_not_a_prefix(buffer: Buffer) -> None:
@@ -174,6 +190,7 @@ def test_a_file_uri_is_a_path(tmp_path: Path, make_meta: MakeMeta, make_candidat
     create_buffer(uri, make_meta(num_bridges=1))
     write_shard(uri, 0, candidates_to_table(make_candidates(0), 0))
     complete = finish(uri, 1)
+    assert complete is not None
     assert open_buffer(tmp_path / "remote").num_accepted() == complete.num_accepted
     with pytest.raises(UserError, match="gopher"):
         open_buffer("gopher://somewhere/buffer")

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from raystitch.buffer.bridges import BridgeSet
+from raystitch.buffer.compaction import compact
 from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.episodes import rebuild
-from raystitch.buffer.maintain import compact, verify
+from raystitch.buffer.maintain import verify
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.buffer.writer import SHARDS, list_shards
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes

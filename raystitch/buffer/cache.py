@@ -1,0 +1,102 @@
+"""Local copies of files on an object store, so that they can be memory-mapped.
+
+The folder is ``$RAYSTITCH_CACHE``, else ``raystitch`` in the user's cache folder (XDG). It holds at most
+``$RAYSTITCH_CACHE_GIB`` GiB (20); what was not used for longest goes first. Removing a file that someone has mapped is
+fine: the mapping keeps it.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+
+from raystitch.errors import UserError
+from raystitch.files import atomic_path, is_leftover
+
+CHUNK = 8 << 20
+DEFAULT_GIB = 20.0
+
+
+def cache_folder() -> Path:
+    """Where the copies lie; it need not exist."""
+    if asked := os.environ.get("RAYSTITCH_CACHE"):
+        return Path(asked).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raystitch"
+
+
+def cache_bytes() -> int:
+    """How much the copies may take.
+
+    Raises:
+        UserError: when ``$RAYSTITCH_CACHE_GIB`` is no positive number.
+    """
+    text = os.environ.get("RAYSTITCH_CACHE_GIB", "")
+    try:
+        gib = float(text) if text else DEFAULT_GIB
+    except ValueError:
+        gib = 0.0
+    if not 0 < gib < float("inf"):
+        raise UserError(f"RAYSTITCH_CACHE_GIB must be a positive number of GiB, got {text!r}")
+    return int(gib * 2**30)
+
+
+def cached_path(key: str) -> Path:
+    """The place of the copy of what ``key`` names."""
+    return cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.arrow"
+
+
+def fetch(key: str, size: int, open_source: Callable[[], pa.NativeFile]) -> Path:
+    """The local copy of a file, made where there is none.
+
+    Args:
+        key: tells versions of the file apart.
+        size: bytes the file has; a shorter download is an error.
+
+    Raises:
+        StorageError: when the cache cannot be written.
+        OSError: when the file cannot be read.
+    """
+    copy = cached_path(key)
+    try:
+        os.utime(copy)  # the time of the last use, by which copies are removed
+        if copy.stat().st_size == size:
+            return copy
+    except FileNotFoundError:
+        pass
+    with open_source() as source, atomic_path(copy) as temporary:
+        with temporary.open("wb") as file:
+            while chunk := source.read(CHUNK):
+                file.write(chunk)
+        found = temporary.stat().st_size
+        if found != size:
+            raise OSError(f"{found} of {size} bytes came")
+    _make_room(copy)
+    return copy
+
+
+def forget(key: str) -> None:
+    """Removes the copy, where there is one."""
+    cached_path(key).unlink(missing_ok=True)
+
+
+def _make_room(kept: Path) -> None:
+    """Removes what was not used for longest until the rest fits, never ``kept``."""
+    files: list[tuple[float, int, Path]] = []
+    for path in kept.parent.glob("*.arrow"):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        files.append((status.st_mtime, status.st_size, path))
+    over = sum(size for _, size, _ in files) - cache_bytes()
+    for _, size, path in sorted(files):
+        if over <= 0:
+            break
+        if path != kept:
+            path.unlink(missing_ok=True)
+            over -= size
+    for path in kept.parent.glob(".*.tmp"):
+        if is_leftover(path):
+            path.unlink(missing_ok=True)

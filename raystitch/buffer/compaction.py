@@ -1,0 +1,107 @@
+"""Merging the many small files of a buffer into few; what it holds, and every shard's checksum, stays the same.
+
+May be killed at any moment: the files merged stay until the merged one is whole and on the disk, and the next run
+removes what is over. Memory: one merged file, at most ``MERGED_BYTES`` (twice that on an object store).
+"""
+
+import os
+
+import pyarrow as pa
+
+from raystitch.buffer.meta import read_meta
+from raystitch.buffer.shard_file import (
+    PART,
+    SHARDS,
+    ShardFile,
+    as_batch,
+    merged_name,
+    read_shard_file,
+    write_file,
+)
+from raystitch.buffer.storage import Storage
+from raystitch.buffer.survey import list_shards
+from raystitch.errors import UserError
+
+MERGED_BYTES = 64 << 20
+
+
+def compact(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Merges consecutive shard files up to 64 MiB; returns the number of files before and after.
+
+    A run that makes more shards of the same buffer meanwhile is not disturbed: shards past the complete ones are left
+    alone, and on a local disk it waits at most for one merged file when it finishes.
+
+    Raises:
+        UserError: when generation has not finished, or a file is damaged.
+        StorageError: when a file cannot be written; the buffer is as it was.
+    """
+    storage = Storage(path)
+    meta = read_meta(storage)
+    if meta.complete is None:
+        raise UserError(
+            f"{storage.where()} is unfinished; run `raystitch augment` with the same arguments again before compacting"
+        )
+    num_shards = meta.complete.num_shards
+    _remove_merged_parts(storage, num_shards)
+    names = _names(storage, num_shards)
+    for group in _groups(storage, names):
+        if len(group) > 1:
+            with storage.lock():
+                _merge(storage, group)
+    return len(names), len(_names(storage, num_shards))
+
+
+def _names(storage: Storage, num_shards: int) -> list[str]:
+    """The files that are read, in the order of their shards."""
+    return list(dict.fromkeys(name for n, name in list_shards(storage.uri).items() if n < num_shards))
+
+
+def _groups(storage: Storage, names: list[str]) -> list[list[str]]:
+    groups: list[list[str]] = [[]]
+    total = 0
+    for name in names:
+        size = storage.size(f"{SHARDS}/{name}")
+        total += size
+        if groups[-1] and total > MERGED_BYTES:
+            groups.append([])
+            total = size
+        groups[-1].append(name)
+    return groups
+
+
+def _merge(storage: Storage, group: list[str]) -> None:
+    files = [_sound_file(storage, name) for name in group]
+    stats = [s for file in files for s in file.stats]
+    first, last = stats[0].shard, stats[-1].shard
+    if [s.shard for s in stats] != list(range(first, last + 1)):
+        raise UserError(f"{storage.where()}: shards are missing between {first} and {last}; run verify")
+    table = pa.Table.from_batches([file.batch.replace_schema_metadata(None) for file in files])
+    write_file(storage, merged_name(first, last), as_batch(table), stats, durable=True)
+    for name in group:
+        storage.delete(f"{SHARDS}/{name}")
+
+
+def _sound_file(storage: Storage, name: str) -> ShardFile:
+    file = read_shard_file(storage, name)
+    try:
+        file.check(storage.where(f"{SHARDS}/{name}"))
+    except UserError:
+        storage.forget_copy(f"{SHARDS}/{name}")
+        raise
+    return file
+
+
+def _remove_merged_parts(storage: Storage, num_shards: int) -> None:
+    """Removes what a run left that was killed between writing a merged file and removing what it was merged from."""
+    used = list_shards(storage.uri)
+    sound: set[str] = set()
+    with storage.lock():
+        for name in storage.names(SHARDS):
+            match = PART.fullmatch(name)
+            shard = int(match[1]) if match else num_shards
+            if shard >= num_shards or used.get(shard, name) == name:
+                continue
+            if used[shard] not in sound:
+                _sound_file(storage, used[shard])
+                sound.add(used[shard])
+            storage.delete(f"{SHARDS}/{name}")

@@ -1,0 +1,186 @@
+"""Taking stock of a buffer: which shards are there and whole, which files are damaged."""
+
+import os
+from collections.abc import Callable, Container, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from raystitch.buffer.shard_file import (
+    MERGED,
+    PART,
+    SHARDS,
+    ShardStats,
+    part_name,
+    read_shard_file,
+    read_stats,
+    write_file,
+)
+from raystitch.buffer.storage import Storage
+from raystitch.errors import StorageError, UserError
+
+Path = str | os.PathLike[str]
+
+REQUESTS = 16
+"""Files of an object store that are looked at at the same time."""
+
+
+def list_shards(path: Path, without: Container[str] = ()) -> dict[int, str]:
+    """Shard number -> file in ``shards/``, from the names alone; a merged file replaces the parts it holds.
+
+    Args:
+        without: names of files to look past.
+    """
+    return by_shard([name for name in Storage(path).names(SHARDS) if name not in without])
+
+
+def by_shard(names: list[str]) -> dict[int, str]:
+    """Shard number -> the file to read it from."""
+    found = {int(match[1]): match[0] for name in names if (match := PART.fullmatch(name))}
+    spans = [(int(match[1]), int(match[2]), match[0]) for name in names if (match := MERGED.fullmatch(name))]
+    for first, last, name in sorted(spans, key=lambda span: span[1] - span[0]):
+        found.update(dict.fromkeys(range(first, last + 1), name))
+    return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What is there.
+
+    Attributes:
+        stats: of every shard that is whole, by number; of a damaged file with several shards those that are.
+        damaged: file in ``shards/`` -> what is wrong with it.
+    """
+
+    stats: dict[int, ShardStats]
+    damaged: dict[str, str]
+
+
+def survey(path: Path, *, thorough: bool = True) -> Survey:
+    """Which shards are there and whole.
+
+    Args:
+        thorough: checksum all data of a buffer on a local disk, one file after the other. On an object store only what
+            a file says of itself is looked at, as always without this: that finds files that are cut short. Other
+            damage there is found when the shard is read.
+
+    Raises:
+        StorageError: when the storage does not answer.
+    """
+    storage = Storage(path)
+    look = _check_rows if thorough and storage.local is not None else read_stats_of
+    for _ in range(10):
+        try:
+            return _survey(storage, look)
+        except FileNotFoundError:
+            continue  # a file went between listing and reading: another process merged or removed it
+    raise StorageError(f"{storage.where(SHARDS)} changes all the time, or names files that cannot be opened")
+
+
+Look = Callable[[Storage, str], tuple[tuple[ShardStats, ...], str]]
+
+
+def _survey(storage: Storage, look: Look) -> Survey:
+    names = storage.names(SHARDS)
+    stats: dict[int, ShardStats] = {}
+    damaged: dict[str, str] = {}
+    seen: set[str] = set()
+    # A part that a damaged merged file hid is looked at in the next turn.
+    while new := sorted(set(by_shard([n for n in names if n not in damaged]).values()) - seen):
+        seen.update(new)
+        for name, (whole, why) in zip(new, _each(storage, look, new), strict=True):
+            stats = {s.shard: s for s in whole} | stats
+            if why:
+                damaged[name] = why
+    return Survey(stats=dict(sorted(stats.items())), damaged=damaged)
+
+
+def _each(storage: Storage, look: Look, names: list[str]) -> Iterable[tuple[tuple[ShardStats, ...], str]]:
+    if storage.local is not None:
+        return (look(storage, name) for name in names)
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        return list(pool.map(lambda name: look(storage, name), names))
+
+
+def read_stats_of(storage: Storage, name: str) -> tuple[tuple[ShardStats, ...], str]:
+    """What a file says of itself, and what is wrong with it."""
+    try:
+        stats = read_stats(storage, name)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        return (), str(error)
+    expected = _numbers(name)
+    found = range(stats[0].shard, stats[-1].shard + 1) if stats else range(0)
+    if found != expected or len(stats) != len(expected):
+        return (), "it holds other shards than its name says"
+    return stats, ""
+
+
+def _check_rows(storage: Storage, name: str) -> tuple[tuple[ShardStats, ...], str]:
+    """The same with every byte looked at."""
+    stats, why = read_stats_of(storage, name)
+    if why:
+        return stats, why
+    try:
+        wrong = read_shard_file(storage, name).damaged_shards()
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from error
+        return (), "its rows cannot be read"
+    if not wrong:
+        return stats, ""
+    which = f" of shard {', '.join(map(str, wrong))}" if len(stats) > 1 else ""
+    return tuple(s for s in stats if s.shard not in wrong), f"the checksum{which} differs"
+
+
+def _numbers(name: str) -> range:
+    """The shards that a file holds by its name."""
+    if match := PART.fullmatch(name):
+        return range(int(match[1]), int(match[1]) + 1)
+    match = MERGED.fullmatch(name)
+    assert match
+    return range(int(match[1]), int(match[2]) + 1)
+
+
+def existing_stats(path: Path) -> dict[int, ShardStats]:
+    """Statistics of the shards that are there and whole."""
+    return survey(path).stats
+
+
+def remove_damaged(path: Path, found: Survey) -> None:
+    """Removes the damaged files, so that they hide nothing that is made anew.
+
+    What is whole in a damaged file of several shards becomes files of their own first.
+
+    Raises:
+        StorageError: when a file cannot be removed.
+    """
+    storage = Storage(path)
+    for name in found.damaged:
+        with storage.lock():
+            look = _check_rows if storage.local is not None else read_stats_of
+            try:
+                whole, why = look(storage, name)
+            except FileNotFoundError:
+                continue  # another process removed it
+            if not why:
+                continue  # another process has made it again meanwhile
+            if whole and MERGED.fullmatch(name):
+                _salvage(storage, name, {s.shard for s in whole})
+            storage.delete(f"{SHARDS}/{name}")
+
+
+def _salvage(storage: Storage, name: str, whole: set[int]) -> None:
+    for stats, rows in read_shard_file(storage, name).shards():
+        if stats.shard in whole:
+            write_file(storage, part_name(stats.shard), rows.replace_schema_metadata(None), [stats], durable=True)
+
+
+def remove_leftovers(storage: Storage, num_shards: int) -> None:
+    """Removes shards past ``num_shards``, parts that a merged file holds as well, and temporary files of dead processes
+    (not those of another process at work)."""
+    used = {name for shard, name in list_shards(storage.uri).items() if shard < num_shards}
+    for name in storage.names(SHARDS):
+        shard_file = PART.fullmatch(name) or MERGED.fullmatch(name)
+        if name not in used and (shard_file or storage.is_leftover(f"{SHARDS}/{name}")):
+            storage.delete(f"{SHARDS}/{name}")
