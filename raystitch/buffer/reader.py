@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
@@ -278,8 +278,8 @@ class Buffer:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the shards, as they are mapped."""
-        return sum(file.batch.get_total_buffer_size() for file in self._files)
+        """Size of the files."""
+        return sum(self._storage.size(f"{SHARDS}/{file.name}") for file in self._files)
 
     def transitions(self, delta: AtDelta = "generation") -> "Transitions":
         """The accepted bridges' transitions, to be drawn from or read in any order without loading the buffer."""
@@ -355,19 +355,26 @@ class MappedBridges:
         return self.buffer.take(self._rows[positions])
 
 
-def open_buffer(uri: str | os.PathLike[str], *, allow_partial: bool = False, num_shards: int | None = None) -> Buffer:
+def open_buffer(
+    uri: str | os.PathLike[str],
+    *,
+    allow_partial: bool = False,
+    num_shards: int | None = None,
+    without: Collection[str] = (),
+) -> Buffer:
     """Opens a buffer for reading.
 
     Args:
         allow_partial: also open one whose generation never finished (its shards so far).
         num_shards: only the first this many, those of closed rounds, whether or not later ones are there.
+        without: names of damaged files to look past; the shards that are lost by it may be missing.
 
     Raises:
         UserError: when it is not a buffer, damaged, unfinished or empty.
     """
     storage = Storage(uri)
     meta = read_meta(storage)
-    shards = list_shards(uri)
+    shards = list_shards(uri, without)
     if num_shards is None and meta.complete is not None:
         num_shards = meta.complete.num_shards
     if num_shards is None and not allow_partial:
@@ -377,12 +384,12 @@ def open_buffer(uri: str | os.PathLike[str], *, allow_partial: bool = False, num
     if num_shards is not None:
         wanted = range(num_shards)
         missing = [shard for shard in wanted if shard not in shards]
-        if missing:
+        if missing and not without:
             raise UserError(
                 f"{uri} is damaged: shard {missing[0]} is missing; "
                 "run `raystitch augment` with the same arguments to generate it again"
             )
-        shards = {shard: shards[shard] for shard in wanted}
+        shards = {shard: shards[shard] for shard in wanted if shard in shards}
     buffer = Buffer(storage, meta, [read_shard_file(storage, name) for name in dict.fromkeys(shards.values())])
     if buffer.num_candidates == 0 and not allow_partial:
         raise UserError(f"{uri} is empty: it holds no candidate; generate it with `raystitch augment`")

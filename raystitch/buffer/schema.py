@@ -70,7 +70,11 @@ def bridge_id(shard: int, row: int, attempt: int) -> str:
 def _lists(padded: Floats, lengths: Ints) -> pa.Array:
     """Padded [N, L, ...] to a list column without the padding, at most one fixed-size level below."""
     valid = np.arange(padded.shape[1]) < lengths[:, None]
-    flat = np.ascontiguousarray(padded[valid], np.float32)
+    return flat_lists(np.ascontiguousarray(padded[valid], np.float32), lengths)
+
+
+def flat_lists(flat: Floats, lengths: Ints) -> pa.Array:
+    """Rows [sum of lengths, ...] one after the other to a list column, at most one fixed-size level below."""
     values: pa.Array = pa.array(flat.reshape(-1))
     if flat.ndim == 2:
         values = pa.FixedSizeListArray.from_arrays(values, flat.shape[1])

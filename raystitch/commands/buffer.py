@@ -2,7 +2,7 @@
 
 import argparse
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raystitch.commands.options import (
     Subparsers,
@@ -14,9 +14,8 @@ from raystitch.commands.options import (
 from raystitch.console import number, table
 from raystitch.errors import RunError, UserError
 
-if TYPE_CHECKING:
-    from raystitch.buffer.counting import RoundCounts
-    from raystitch.data.episodes import Floats
+MAX_TROUBLES = 10
+"""Lines about damaged, missing or failed shards, of each kind."""
 
 
 def register(subparsers: Subparsers) -> None:
@@ -64,57 +63,78 @@ def register(subparsers: Subparsers) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from raystitch.buffer.reader import open_buffer
+    from raystitch.buffer.describe import describe
 
-    buffer = open_buffer(args.buffer, allow_partial=True)
-    meta = buffer.meta
-    complete = meta.complete is not None
-    bridges = buffer.take(buffer.accepted_rows(args.delta))
-    rounds = buffer.rounds(args.delta)
-    found = {
-        "buffer": args.buffer,
-        "complete": complete,
-        "shards": len(buffer.stats),
-        "candidates": buffer.num_candidates,
-        "accepted": len(bridges),
-        "transitions": bridges.num_transitions,
-        "delta": meta.stitch.qualify.delta if args.delta == "generation" else args.delta,
-        "reasons": buffer.reasons(args.delta),
-        "rounds": [asdict(counts) for counts in rounds],
-        "residual_median": _median(bridges.residual_max),
-        "gap_mean": float(bridges.gap.mean()) if len(bridges) else None,
-        "dataset": meta.dataset_name,
-        "bundle": meta.bundle_hash,
-        "seed": meta.seed,
-        "gamma": meta.gamma,
-        "stitch": asdict(meta.stitch),
-    }
+    found = describe(args.buffer, args.delta)
     if args.json:
         print_json(found)
         return
-    print(f"{args.buffer}: {'complete' if complete else 'unfinished'}, {number(found['shards'])} shards")
-    print(f"dataset {meta.dataset_name}, bundle {meta.bundle_hash[:19]}, seed {meta.seed}")
+    state = "complete" if found["complete"] else "unfinished"
+    print(
+        f"{args.buffer}: {state}, {_plural(found['shards'], 'shard')} in {_plural(found['files'], 'file')}, "
+        f"{number(found['bytes'] / 2**20)} MiB"
+    )
+    print(f"dataset {found['dataset']}, bundle {found['bundle'][:19]}, seed {found['seed']}, gamma {found['gamma']:g}")
+    for line in _troubles(found):
+        print(line)
     delta = "off" if found["delta"] is None else found["delta"]
     print(
-        f"{number(len(bridges))} accepted of {number(buffer.num_candidates)} candidates at delta {delta}: "
-        f"{number(bridges.num_transitions)} transitions, mean gap {number(found['gap_mean'])}, "
+        f"{number(found['accepted'])} accepted of {number(found['candidates'])} candidates at delta {delta}: "
+        f"{number(found['transitions'])} transitions, mean gap {number(found['gap_mean'])}, "
         f"median largest residual {number(found['residual_median'])}"
     )
     print(table(["reason", "candidates"], found["reasons"].items()))
     columns = ["round", "candidates", "pairs", "accepted", "first attempts", "rescued by repair", "chained"]
-    print(table(columns, [_of_round(counts) for counts in rounds]))
+    print(table(columns, [_of_round(counts) for counts in found["rounds"]]))
+    print("settings that are not the defaults: " + (", ".join(_settings(found)) or "none"))
 
 
-def _of_round(counts: "RoundCounts") -> list[int]:
-    first = counts.accepted - counts.rescued
-    numbers = (counts.candidates, counts.pairs, counts.accepted, first, counts.rescued, counts.chained)
-    return [counts.chain_round, *numbers]
+def _plural(count: int, what: str) -> str:
+    return f"{number(count)} {what}" if count == 1 else f"{number(count)} {what}s"
 
 
-def _median(values: "Floats") -> float | None:
-    import numpy as np
+def _troubles(found: dict[str, Any]) -> list[str]:
+    """A line for each file and shard that something is wrong with, at most ten of a kind."""
+    lines: list[str] = []
+    for kind, entries, hint in (
+        ("damaged", [f"shards/{name}: {why}" for name, why in found["damaged"].items()], "are damaged"),
+        ("missing", [f"shard {shard}" for shard in found["missing"]], "are missing"),
+        ("failed", [f"shard {shard}: {why.splitlines()[-1]}" for shard, why in found["failed"].items()], "failed"),
+    ):
+        lines += [f"{kind}: {entry}" for entry in entries[:MAX_TROUBLES]]
+        if len(entries) > MAX_TROUBLES:
+            lines.append(f"{number(len(entries) - MAX_TROUBLES)} more {hint}")
+    if found["complete"] and (found["damaged"] or found["missing"]):
+        lines.append("run `raystitch augment` with the same arguments to generate what is lost again")
+    return lines
 
-    return float(np.median(values)) if len(values) else None
+
+def _settings(found: dict[str, Any]) -> list[str]:
+    """``stitch.sampler.num_steps=20`` and so on, for what was asked for otherwise than by default."""
+    from raystitch.buffer.config import AugmentConfig
+    from raystitch.stitching.config import StitchConfig
+
+    return [
+        f"{name}{line}"
+        for name, usual in (("stitch", StitchConfig()), ("augment", AugmentConfig()))
+        for line in _changed(asdict(usual), found[name])
+    ]
+
+
+def _changed(usual: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for name, value in asked.items():
+        if isinstance(value, dict) and isinstance(usual.get(name), dict):
+            lines += [f".{name}{line}" for line in _changed(usual[name], value)]
+        elif value != usual.get(name):
+            lines.append(f".{name}={'off' if value is None else value}")
+    return lines
+
+
+def _of_round(counts: dict[str, int]) -> list[int]:
+    first = counts["accepted"] - counts["rescued"]
+    names = ("chain_round", "candidates", "pairs", "accepted")
+    return [*(counts[name] for name in names), first, counts["rescued"], counts["chained"]]
 
 
 def _show(args: argparse.Namespace) -> None:
