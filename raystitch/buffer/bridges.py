@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from raystitch.data.episodes import Bools, Floats, Ints
 
-CHUNK_TRANSITIONS = 100_000
+CHUNK_TRANSITIONS = 50_000
 """Transitions that are in memory at a time where a buffer is read from beginning to end."""
 
 

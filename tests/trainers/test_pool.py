@@ -1,0 +1,81 @@
+"""Training data in files give the same batches as in memory."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from raystitch.buffer.bridges import BridgeSet
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.errors import UserError
+from raystitch.trainers.batches import Kind, RatioSampler, TrainData
+from raystitch.trainers.data import build_data
+from raystitch.trainers.ratio import parse_ratio
+from raystitch.trainers.scratch import Scratch
+
+
+def batches(data: TrainData) -> list[torch.Tensor]:
+    """All tensors of ten batches."""
+    generator = torch.Generator()
+    generator.manual_seed(5)
+    sampler = RatioSampler(data, parse_ratio("1:1"), 64, generator)
+    found: list[torch.Tensor] = []
+    for _ in range(10):
+        drawn = sampler.draw()
+        batch = data.windows(*drawn, 5) if data.kind == "sequences" else data.transitions(drawn[0], drawn[1])
+        found += [getattr(batch, field.name) for field in fields(batch)]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["transitions", "sequences"])
+def test_files_and_memory_give_the_same_bits(
+    drift: EpisodeDataset, bridges: BridgeSet, tmp_path: Path, kind: Kind
+) -> None:
+    scratch = Scratch("pools", parent=tmp_path)
+    memory = build_data(drift, kind, "stitched", bridges=bridges, device="cpu")
+    mapped = build_data(drift, kind, "stitched", bridges=bridges, device="cpu", memory_gib=0, scratch=scratch)
+    for one, other in zip(batches(memory), batches(mapped), strict=True):
+        assert torch.equal(one, other)
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
+
+
+def test_one_pool_serves_all_trials_and_another_buffer_has_its_own(
+    drift: EpisodeDataset, bridges: BridgeSet, tmp_path: Path
+) -> None:
+    scratch = Scratch("pools", parent=tmp_path)
+
+    def pools(of: BridgeSet) -> list[int]:
+        build_data(drift, "transitions", "stitched", bridges=of, device="cpu", memory_gib=0, scratch=scratch)
+        folders = [path for path in tmp_path.iterdir() if path.is_dir()]
+        return sorted((folder / "rewards.bin").stat().st_ino for folder in folders)
+
+    first = pools(bridges)
+    assert pools(bridges) == first
+    assert len(pools(bridges.take(range(10)))) == 2  # pyright: ignore[reportArgumentType]
+
+
+def test_scratch_folders_are_whole_or_not_there_and_the_oldest_go(tmp_path: Path) -> None:
+    scratch = Scratch("pools", parent=tmp_path, max_bytes=250)
+
+    def write(folder: Path) -> None:
+        (folder / "data").write_bytes(b"x" * 100)
+
+    def fail(folder: Path) -> None:
+        write(folder)
+        raise OSError("no room")
+
+    with pytest.raises(RuntimeError, match="no room"):
+        scratch.folder("a", fail)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    scratch.folder("a", write)
+    scratch.folder("b", write)
+    scratch.folder("a", fail)  # is there, so nothing is written; and used now
+    scratch.folder("c", write)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["a", "c"]
+
+
+def test_a_limit_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYSTITCH_CACHE_GIB", "lots")
+    with pytest.raises(UserError, match="lots"):
+        Scratch("pools")
