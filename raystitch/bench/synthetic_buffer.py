@@ -30,7 +30,7 @@ def make_buffer(
     """
     gaps = np.arange(1, LARGEST_GAP + 1)
     levels = np.linspace(0, 1, 11)
-    tables = dict.fromkeys(("residual", "spread", "rollout"), np.tile(levels, (len(gaps), 1)))
+    tables = {name: np.tile(levels, (len(gaps), 1)) for name in ("residual", "spread", "rollout")}
     meta = BufferMeta(
         gamma=0.99,
         bundle_hash="sha256:0",
