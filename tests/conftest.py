@@ -1,6 +1,9 @@
 """Fixtures that several packages' tests share: small data, a small bundle, one Ray."""
 
+import logging
 import os
+import socket
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,18 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+with socket.socket() as _free:
+    _free.bind(("127.0.0.1", 0))
+    S3_PORT = _free.getsockname()[1]
+# Ray's workers and other processes that the tests start find the test session's own S3 server by these.
+os.environ |= {
+    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_PORT}",
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 
 import numpy as np
 import pytest
@@ -113,3 +128,19 @@ def ray_session() -> Iterator[Any]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False)
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """``s3://raystitch-tests`` on a local S3 server, with a cache of the session's own; add ``/name`` to it."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    os.environ["RAYSTITCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=S3_PORT, verbose=False)
+    server.start()
+    bucket = urllib.request.Request(f"{os.environ['AWS_ENDPOINT_URL']}/raystitch-tests", method="PUT")
+    urllib.request.urlopen(bucket).close()
+    yield "s3://raystitch-tests"
+    server.stop()
+    del os.environ["RAYSTITCH_CACHE"]

@@ -55,10 +55,11 @@ def fetch(key: str, size: int, open_source: Callable[[], pa.NativeFile]) -> Path
         size: bytes the file has; a shorter download is an error.
 
     Raises:
+        UserError: when ``$RAYSTITCH_CACHE_GIB`` is no positive number.
         StorageError: when the cache cannot be written.
         OSError: when the file cannot be read.
     """
-    copy = cached_path(key)
+    copy, limit = cached_path(key), cache_bytes()
     try:
         os.utime(copy)  # the time of the last use, by which copies are removed
         if copy.stat().st_size == size:
@@ -72,7 +73,7 @@ def fetch(key: str, size: int, open_source: Callable[[], pa.NativeFile]) -> Path
         found = temporary.stat().st_size
         if found != size:
             raise OSError(f"{found} of {size} bytes came")
-    _make_room(copy)
+    _make_room(copy, limit)
     return copy
 
 
@@ -81,8 +82,8 @@ def forget(key: str) -> None:
     cached_path(key).unlink(missing_ok=True)
 
 
-def _make_room(kept: Path) -> None:
-    """Removes what was not used for longest until the rest fits, never ``kept``."""
+def _make_room(kept: Path, limit: int) -> None:
+    """Removes what was not used for longest until the rest fits into ``limit`` bytes, never ``kept``."""
     files: list[tuple[float, int, Path]] = []
     for path in kept.parent.glob("*.arrow"):
         try:
@@ -90,7 +91,7 @@ def _make_room(kept: Path) -> None:
         except FileNotFoundError:
             continue
         files.append((status.st_mtime, status.st_size, path))
-    over = sum(size for _, size, _ in files) - cache_bytes()
+    over = sum(size for _, size, _ in files) - limit
     for _, size, path in sorted(files):
         if over <= 0:
             break

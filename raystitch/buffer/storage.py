@@ -109,7 +109,7 @@ class Storage:
 
     def forget_copy(self, name: str) -> None:
         """Removes the local copy of a file that turned out to be damaged, so that the next ``read`` looks again."""
-        if self.local is None:
+        if self.local is None and name.endswith(".arrow"):
             forget(self._key(self._info(name)))
 
     def _read_whole(self, name: str) -> pa.Buffer:
@@ -163,6 +163,8 @@ class Storage:
             self._patiently("write", name, put)
         except FileNotFoundError as error:
             raise StorageError(f"cannot write {self.where(name)}: there is no such bucket or folder") from error
+        # Times on S3 are whole seconds: what was written within one would be taken for the same file.
+        self.forget_copy(name)
 
     def delete(self, name: str) -> None:
         """Removes a file; one that is gone already is fine.
