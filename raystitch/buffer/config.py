@@ -42,7 +42,6 @@ class AugmentConfig:
         min_actors: start with this many and add more while shards wait for one; None: all of them at once.
         num_qualifiers: Ray actors that judge and write, at most; None: one per six samplers.
         sampler, qualifier: what one actor of each kind reserves.
-        in_flight: shards that an actor has been given at a time: the one it works on and those that wait.
         max_retries: times a shard that failed is tried again before the run does without it.
         skip_failed: record a shard that failed for good as an empty one, so that the buffer can be finished without
             it; otherwise the run ends with an error that names it, once all others are there.
@@ -62,7 +61,6 @@ class AugmentConfig:
     num_qualifiers: int | None = None
     sampler: ActorConfig = field(default_factory=ActorConfig)
     qualifier: ActorConfig = field(default_factory=ActorConfig)
-    in_flight: int = 2
     max_retries: int = 2
     skip_failed: bool = False
     max_shards: int | None = None
@@ -77,7 +75,6 @@ class AugmentConfig:
             "num_actors",
             "min_actors",
             "num_qualifiers",
-            "in_flight",
             "max_shards",
             "patience",
         ):

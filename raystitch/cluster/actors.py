@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -19,10 +20,12 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.actor import ActorHandle
 
 from raystitch.buffer.schema import candidates_to_table
+from raystitch.buffer.shard_file import SHARDS, ShardStats, part_name, read_stats
 from raystitch.buffer.storage import Storage
-from raystitch.buffer.writer import SHARDS, ShardStats, read_shard_file, shard_file_name, write_shard
+from raystitch.buffer.writer import write_shard
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import RunError, StorageError, UserError
 from raystitch.models.bundle import PARTS, STITCHER_FILE, Bundle
@@ -48,6 +51,29 @@ class Shared:
     bundle: Mapping[str, bytes]
     dataset: EpisodeDataset
     trajectories: Trajectories | None
+
+
+MAX_STARTS = 4
+"""Times that one kind of actor starts on a shard in one execution. Ray Data starts it again without end when actors
+die, and a shard may be what kills them (out of memory, a fault in a driver)."""
+
+
+class Starts:
+    """Counts how often work was started, in an actor of its own that outlives those that do it."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def count(self, what: str) -> int:
+        """Counts a start and says how many there are now."""
+        self._counts[what] += 1
+        return self._counts[what]
+
+
+def start_counter() -> ActorHandle:
+    """A ``Starts`` actor of one execution."""
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Starts)
+    return actor.remote()
 
 
 SharedRef = list["ray.ObjectRef[Shared]"]
@@ -117,8 +143,14 @@ def load_bundle(files: Mapping[str, bytes], device: str) -> Bundle:
 
 
 class _Actor:
-    def __init__(self, job: Job, shared: SharedRef) -> None:
-        self.job, self._ref = job, shared
+    def __init__(self, job: Job, shared: SharedRef, starts: ActorHandle) -> None:
+        self.job, self._ref, self._starts = job, shared, starts
+
+    def start(self, shard: int) -> None:
+        """Raises: RunError when this shard was started too often: its actors died."""
+        count: Any = ray.get(self._starts.count.remote(f"{type(self).__name__} {shard}"))
+        if count > MAX_STARTS:
+            raise RunError(f"its worker process died {MAX_STARTS} times: killed, or out of memory")
 
     # Not in __init__, where an error would reach the user as a dead actor.
     @cached_property
@@ -151,7 +183,8 @@ class Sampler(_Actor):
             if there is not None:
                 outcome = Outcome(shard=shard, stats=there, made=False)
             else:
-                candidates = pack(propose_shard(self.stitcher, self.source_index, job.seed, shard, job.pairs_per_shard))
+                self.start(shard)
+                candidates = pack(self.propose(shard))
                 outcome = Outcome(shard=shard, propose_seconds=time.perf_counter() - began)
         except Exception as raised:
             outcome = _failed(shard, raised)
@@ -166,6 +199,7 @@ class Qualifier(_Actor):
         outcome, job, began = Outcome.from_json(text), self.job, time.perf_counter()
         if packed:
             try:
+                self.start(outcome.shard)
                 table = candidates_to_table(self.stitcher.qualify(unpack(packed)), outcome.shard, job.chain_round)
                 outcome = Outcome(
                     shard=outcome.shard,
@@ -180,12 +214,12 @@ class Qualifier(_Actor):
 
 def _there_already(job: Job, shard: int) -> ShardStats | None:
     """A shard that somebody else has made since this run looked: another driver on the same buffer."""
-    storage, name = Storage(job.out), shard_file_name(shard)
+    storage, name = Storage(job.out), part_name(shard)
     if not storage.exists(f"{SHARDS}/{name}"):
         return None
     try:
-        (stats,) = read_shard_file(storage, name).stats
-    except UserError:
+        (stats,) = read_stats(storage, name)
+    except (ValueError, FileNotFoundError):
         return None
     return stats if stats.manifest == job.manifest and not stats.error else None
 

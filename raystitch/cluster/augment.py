@@ -1,6 +1,7 @@
 """``augment`` on Ray Data: shard numbers -> sampler actors -> qualifier actors that write -> what became of each."""
 
 import contextlib
+import copy
 import logging
 import os
 import re
@@ -13,9 +14,9 @@ from ray.data import DataContext
 from ray.exceptions import RayError
 
 from raystitch.buffer.config import AugmentConfig
-from raystitch.cluster.actors import Job, Outcome, Qualifier, Sampler, Shared, SharedRef, bundle_files
+from raystitch.cluster.actors import Job, Outcome, Qualifier, Sampler, Shared, SharedRef, bundle_files, start_counter
 from raystitch.cluster.metrics import AugmentMetrics
-from raystitch.cluster.pools import Pool, plan_pools
+from raystitch.cluster.pools import IN_FLIGHT, Node, Pool, plan_pools
 from raystitch.cluster.runtime import check_shared, ensure_ray, is_local
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
@@ -25,8 +26,14 @@ from raystitch.pipeline.ledger import AugmentSummary, Ledger, open_ledger
 from raystitch.pipeline.progress import Progress
 from raystitch.stitching.config import StitchConfig
 
-SMALLEST_WAVE, LARGEST_WAVE = 64, 4096
-"""Shards handed to one execution: each is a block of one row, so they are made in order; starting one takes seconds."""
+SMALLEST_WAVE = 64
+"""Shards handed to one execution, at least. Starting one takes seconds, handing it a block a millisecond."""
+MAX_BLOCKS, BLOCKS_PER_ACTOR = 1024, 16
+"""Blocks of shards handed to one execution, at most; more only where there are many actors to share them."""
+SPARE_SHARDS = 8
+"""Proposed shards that may wait for a qualifier beside those that samplers work on."""
+SHARDS_PER_BLOCK = 16
+"""Of consecutive shards: fewer, so that they are made about in order and shared evenly, as long as blocks suffice."""
 
 
 def augment(
@@ -63,7 +70,7 @@ def augment(
     while True:
         if not ledger.done:
             with ensure_ray(address):
-                _Generation(ledger, trajectories, bundle_dir, stitch_config, seed, device, metrics).fill()
+                _Generation(ledger, trajectories, bundle, bundle_dir, stitch_config, seed, device, metrics).fill()
         summary = ledger.finish()
         if summary is not None:
             return summary
@@ -75,6 +82,7 @@ class _Generation:
 
     ledger: Ledger
     dataset: EpisodeDataset
+    bundle: Bundle
     bundle_dir: str | os.PathLike[str]
     stitch_config: StitchConfig
     seed: int
@@ -86,22 +94,24 @@ class _Generation:
         ledger, files = self.ledger, bundle_files(self.bundle_dir)
         if "://" not in ledger.path:
             check_shared(ledger.path, "buffer.json")
+        self._announce()
         for _ in ledger.open_rounds():
             shared: SharedRef = [
                 ray.put(Shared(bundle=files, dataset=self.dataset, trajectories=ledger.trajectories(self.dataset)))
             ]
             while not ledger.round_done:
-                shards = ledger.missing(min(LARGEST_WAVE, max(SMALLEST_WAVE, 2 * ledger.expected())))
+                samplers, qualifiers = self._pools()
+                num_blocks = max(MAX_BLOCKS, BLOCKS_PER_ACTOR * samplers.max_size)
+                shards = ledger.missing(min(num_blocks * SHARDS_PER_BLOCK, max(SMALLEST_WAVE, 2 * ledger.expected())))
                 if shards:
-                    self._wave(shards, shared)
+                    self._wave(shards, shared, samplers, qualifiers, min(num_blocks, len(shards)))
 
-    def _wave(self, shards: list[int], shared: SharedRef) -> None:
+    def _wave(self, shards: list[int], shared: SharedRef, samplers: Pool, qualifiers: Pool, num_blocks: int) -> None:
         """One execution over some missing shards of a round; ends it as soon as there are enough."""
         ledger, unheard = self.ledger, set(shards)
-        samplers, qualifiers = self._pools()
         try:
             # Closed here also after an error, whose traceback would keep it alive past Ray's own end.
-            with contextlib.closing(self._outcomes(shards, shared, samplers, qualifiers)) as outcomes:
+            with contextlib.closing(self._outcomes(shards, shared, samplers, qualifiers, num_blocks)) as outcomes:
                 for outcome in outcomes:
                     unheard.discard(outcome.shard)
                     self.metrics.count(outcome)
@@ -118,26 +128,35 @@ class _Generation:
         for shard in sorted(unheard):
             ledger.fail(shard, "its worker process died: killed, or out of memory")
 
-    def _pools(self) -> tuple[Pool, Pool]:
-        """The actors, as the cluster is now.
+    def _announce(self) -> None:
+        """Says what there is to work with, and what is missing.
 
         Raises:
             UserError: when Ray was started here and no actor fits this machine.
         """
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        pools = plan_pools([node for node in nodes if node.get("CPU", 0) > 0], self.ledger.config)
+        pools = self._pools()
+        self.ledger.note(describe(*pools))
         for name, pool in zip(("sampler", "qualifier"), pools, strict=True):
-            if not any(pool.fits(node) for node in nodes):
+            if not any(pool.fits(node) for node in _nodes()):
                 message = f"no machine here has what augment.{name} asks for: {pool}"
                 if is_local():
                     raise UserError(f"{message}; lower it")
-                self.ledger.note(
-                    f"{message}; waiting up to {self.ledger.config.no_progress_timeout:.0f} s for one to be added"
-                )
-        return pools
+                seconds = self.ledger.config.no_progress_timeout
+                self.ledger.note(f"{message}; waiting up to {seconds:.0f} s for one to be added")
+
+    def _pools(self) -> tuple[Pool, Pool]:
+        """The actors, as the cluster is now."""
+        return plan_pools([node for node in _nodes() if node.get("CPU", 0) > 0], self.ledger.config)
+
+    @property
+    def _shard_bytes(self) -> float:
+        """About what a proposed shard takes in the object store, with every other pair repaired once."""
+        gap, obs_dim, act_dim = self.bundle.config.diffusion.gap_max, self.bundle.obs_dim, self.bundle.act_dim
+        floats = (gap + 2) * obs_dim + (gap + 1) * (act_dim + 2) + 30
+        return 1.5 * self.ledger.config.pairs_per_shard * 4 * floats
 
     def _outcomes(
-        self, shards: Sequence[int], shared: SharedRef, samplers: Pool, qualifiers: Pool
+        self, shards: Sequence[int], shared: SharedRef, samplers: Pool, qualifiers: Pool, num_blocks: int
     ) -> Generator[Outcome, None, None]:
         ledger = self.ledger
         sampler_job, qualifier_job = (
@@ -153,25 +172,64 @@ class _Generation:
             )
             for pool in (samplers, qualifiers)
         )
-        in_flight = ledger.config.in_flight
-        pipeline = (
-            ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-            .map_batches(Sampler, fn_constructor_args=(sampler_job, shared), **samplers.options(in_flight, len(shards)))
-            .map_batches(
-                Qualifier, fn_constructor_args=(qualifier_job, shared), **qualifiers.options(in_flight, len(shards))
+        in_flight = samplers.max_size * IN_FLIGHT + SPARE_SHARDS
+        common = shared, start_counter()
+        with _ray_data(ledger.config.no_progress_timeout, in_flight * self._shard_bytes):
+            pipeline = (
+                ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=num_blocks)
+                .map_batches(Sampler, fn_constructor_args=(sampler_job, *common), **samplers.options(num_blocks))
+                .map_batches(Qualifier, fn_constructor_args=(qualifier_job, *common), **qualifiers.options(len(shards)))
             )
-        )
-        for row in pipeline.iter_rows():
-            yield Outcome.from_json(row["outcome"])
+            for row in pipeline.iter_rows():
+                yield Outcome.from_json(row["outcome"])
 
 
-def _quiet_ray_data(no_progress_timeout: float) -> None:
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = no_progress_timeout
-    context.max_errored_blocks = -1  # a shard without an outcome is a failed one, not the end of the run
+@contextlib.contextmanager
+def _ray_data(no_progress_timeout: float, bytes_in_flight: float) -> Generator[None, None, None]:
+    """Ray Data's settings as they suit this pipeline; a caller's own come back afterwards.
+
+    Args:
+        bytes_in_flight: of proposed candidates that wait for a qualifier; samplers pause when there are more.
+    """
+    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
+    options = copy.copy(context.execution_options)
+    options.resource_limits = options.resource_limits.copy(object_store_memory=bytes_in_flight)
+    wanted = {
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        "execution_no_progress_timeout_s": no_progress_timeout,
+        "max_errored_blocks": -1,  # a shard without an outcome is a failed one, not the end of the run
+        "target_max_block_size": 1,  # every shard goes on as soon as it is proposed
+        "execution_options": options,
+    }
+    before, level = {name: getattr(context, name) for name in wanted}, logger.level
+    for name, value in wanted.items():
+        setattr(context, name, value)
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
+        logger.setLevel(level)
+
+
+def _nodes() -> list[Node]:
+    """The resources of every machine that is there."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def describe(samplers: Pool, qualifiers: Pool) -> str:
+    """One line about the cluster, the actors and where the metrics are."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    total = ray.cluster_resources()
+    has = ", ".join(f"{total.get(name, 0):g} {name}s" for name in ("CPU", "GPU") if total.get(name))
+    where = "Ray on this machine" if is_local() else f"Ray cluster of {len(nodes)} nodes"
+    scrape = [f"http://{n['NodeManagerAddress']}:{n['MetricsExportPort']}/metrics" for n in nodes[:1]]
+    return (
+        f"{where}: {has}; {samplers.sizes} samplers ({samplers}), {qualifiers.sizes} qualifiers ({qualifiers}); "
+        f"metrics of this process at {scrape[0]}"
+    )
 
 
 def _in_our_words(error: RayError) -> RunError:

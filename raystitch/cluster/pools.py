@@ -14,6 +14,9 @@ SAMPLERS_PER_QUALIFIER = 6
 SAMPLER_SHARE = 0.75
 """Of the CPUs, and of a GPU that both kinds share."""
 
+IN_FLIGHT = 2
+"""Blocks of shards that an actor has been given at a time: one that it works on, one that waits. With fewer an actor
+idles between two, and a pool never grows."""
 Node = Mapping[str, float]
 """The resources of one machine, as ``ray.nodes()`` lists them."""
 
@@ -27,6 +30,10 @@ class Pool:
     num_cpus: float
     num_gpus: float
     resources: Mapping[str, float]
+
+    @property
+    def sizes(self) -> str:
+        return str(self.max_size) if self.min_size == self.max_size else f"{self.min_size} to {self.max_size}"
 
     @property
     def threads(self) -> int:
@@ -46,21 +53,17 @@ class Pool:
         asked = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
         return ", ".join(f"{name} {amount:g}" for name, amount in asked.items() if amount)
 
-    def options(self, in_flight: int, num_inputs: int) -> dict[str, Any]:
+    def options(self, num_inputs: int) -> dict[str, Any]:
         """Arguments of ``Dataset.map_batches``."""
         largest = max(1, min(self.max_size, num_inputs))
         return {
             "batch_size": 1,
             "compute": ActorPoolStrategy(
-                min_size=min(self.min_size, largest), max_size=largest, max_tasks_in_flight_per_actor=in_flight
+                min_size=min(self.min_size, largest), max_size=largest, max_tasks_in_flight_per_actor=IN_FLIGHT
             ),
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus,
             "resources": dict(self.resources),
-            # An actor whose process died is replaced; a shard that kills its actor again and again is given up, and
-            # counts as failed.
-            "max_restarts": -1,
-            "max_task_retries": 3,
         }
 
 

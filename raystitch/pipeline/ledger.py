@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 
 from raystitch.buffer.chain import chained_trajectories
 from raystitch.buffer.config import AugmentConfig
+from raystitch.buffer.meta import create_buffer, read_meta
 from raystitch.buffer.reader import open_buffer
 from raystitch.buffer.rounds import close_round, current_round, finish, sound_rounds
 from raystitch.buffer.schema import BufferMeta, ClosedRound
+from raystitch.buffer.shard_file import SHARDS, ShardStats
 from raystitch.buffer.storage import Storage
-from raystitch.buffer.writer import ShardStats, create_buffer, existing_stats, read_meta
+from raystitch.buffer.survey import remove_damaged, survey
+from raystitch.buffer.writer import write_failed
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import RunError
 from raystitch.models.bundle import Bundle
@@ -20,6 +23,8 @@ from raystitch.pipeline.tally import Tally
 from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.stitcher import Stitcher
+
+GONE = "shards that were there are gone, removed by another run on this buffer; what is missing is made again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +114,20 @@ class Ledger:
         return self.chain_round == self.config.chain_rounds and self.round_done
 
     def survey(self) -> None:
-        """Takes stock of what is there; damaged files are named and removed, their shards made again."""
-        stats = existing_stats(self.path)
-        self.rounds = sound_rounds(stats, read_meta(Storage(self.path)).rounds)
-        self.tally = Tally(self.first_shard, current_round(stats, self.rounds).values())
+        """Takes stock of what is there; damaged files are named and removed, their shards made again.
+
+        So are shards that failed before, in the round at hand, unless the run may do without them.
+        """
+        found = survey(self.path)
+        for name, why in found.damaged.items():
+            self.note(f"{Storage(self.path).where(f'{SHARDS}/{name}')} is damaged ({why}): it is made again")
+        remove_damaged(self.path, found)
+        self.rounds = sound_rounds(found.stats, read_meta(Storage(self.path)).rounds)
+        there = [s for s in current_round(found.stats, self.rounds).values() if not s.error or self.config.skip_failed]
+        self.tally = Tally(self.first_shard, there)
         self.failures.clear()
+        self.skipped = [s.shard for s in found.stats.values() if s.error and s.shard < self.first_shard]
+        self.skipped += [s.shard for s in there if s.error]
 
     def open_rounds(self) -> Iterator[int]:
         """The rounds that lack shards, one after the other; each has to be filled before the next is asked for."""
@@ -122,7 +136,8 @@ class Ledger:
                 yield self.chain_round
                 assert self.round_done
             if self.chain_round < self.config.chain_rounds:
-                close_round(self.path, self.rounds, self.wanted)
+                if close_round(self.path, self.rounds, self.wanted) is None:
+                    self.note(f"{self.path}: {GONE}")
                 self.survey()
                 self.report()
 
@@ -209,7 +224,7 @@ class Ledger:
         complete = finish(self.path, self.config.num_bridges)
         if complete is None:
             self.survey()
-            self.note(f"{self.path}: shards were removed by another run on this buffer; what is missing is made again")
+            self.note(f"{self.path}: {GONE}")
             return None
         return AugmentSummary(
             uri=self.path,
@@ -257,6 +272,7 @@ class Ledger:
                 f"do without with augment.skip_failed=true"
             )
         for shard, why in needed.items():
+            self.add(write_failed(self.path, shard, *self.size, self.manifest, why))
             self.skipped.append(shard)
             self.note(f"shard {shard} is recorded as empty ({why})")
 

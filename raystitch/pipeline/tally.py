@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterable
 
-from raystitch.buffer.writer import ShardStats
+from raystitch.buffer.shard_file import ShardStats
 
 
 class Tally:

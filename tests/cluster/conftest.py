@@ -1,8 +1,26 @@
-from collections.abc import Iterator
+"""One small Ray, and a dataset with a bundle fitted on it for a moment."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 
+from raystitch.buffer.config import AugmentConfig
+from raystitch.buffer.maintain import verify
+from raystitch.buffer.reader import open_buffer
+from raystitch.cluster.augment import augment
 from raystitch.cluster.runtime import ensure_ray
+from raystitch.data.d4rl import write_d4rl
+from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
+from raystitch.models.bundle import Bundle
+from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
+from raystitch.models.fit import fit_bundle
+from raystitch.pipeline.augment import augment_local
+from raystitch.pipeline.ledger import AugmentSummary
+from raystitch.stitching.config import PairConfig, QualifyConfig, StitchConfig
 
 
 @pytest.fixture(scope="session")
@@ -10,3 +28,97 @@ def ray_session() -> Iterator[None]:
     """One small local Ray for all tests of this folder."""
     with ensure_ray(num_cpus=2):
         yield
+
+
+def make_walks(num_episodes: int = 40) -> EpisodeDataset:
+    """Drifting walks in the plane; later episodes drift, and earn, more."""
+    rng = np.random.default_rng(0)
+    episodes: list[Episode] = []
+    for number in range(num_episodes):
+        length = int(rng.integers(15, 40))
+        actions = np.clip(rng.normal(number / num_episodes, 0.5, (length, 2)), -1, 1).astype(np.float32)
+        steps = np.concatenate([rng.normal(0, 0.3, (1, 2)), 0.1 * actions])
+        observations = np.cumsum(steps, axis=0).astype(np.float32)
+        rewards = actions.mean(1)
+        episodes.append(Episode(observations, actions, rewards, terminated=False, truncated=True))
+    bound = np.ones(2, np.float32)
+    return from_episodes(episodes, name="walks", action_low=-bound, action_high=bound)
+
+
+def decisions(path: str | Path) -> list[tuple[object, ...]]:
+    """What a buffer says about every candidate, numbers with rounding errors apart."""
+    table = open_buffer(path).table
+    names = ("bridge_id", "seed", "source_episode", "source_step", "target_episode", "target_step", "gap", "accepted")
+    names += ("chain_round", "source_bridge", "target_bridge")
+    return list(zip(*(table[name].to_pylist() for name in names), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walks:
+    """A dataset, its file, and the folder of a bundle fitted on it for a moment; how it is augmented in these tests."""
+
+    dataset: EpisodeDataset
+    file: Path
+    stitcher: Path
+    stitch: StitchConfig = field(
+        default_factory=lambda: StitchConfig(
+            pairs=PairConfig(terminal_margin=2),
+            qualify=QualifyConfig(delta="q90", termination_max=None, value_check=False),
+        )
+    )
+    config: AugmentConfig = field(
+        default_factory=lambda: AugmentConfig(num_bridges=60, pairs_per_shard=16, num_actors=1)
+    )
+
+    def augment(self, out: str | Path, **settings: Any) -> AugmentSummary:
+        """On Ray; ``settings`` are those of the AugmentConfig, or ``progress`` or ``address``."""
+        more = {name: settings.pop(name) for name in ("progress", "address", "device") if name in settings}
+        config = replace(self.config, **settings)
+        return augment(self.dataset, self.stitcher, out=out, stitch_config=self.stitch, config=config, seed=3, **more)
+
+    def augment_local(self, out: str | Path, **settings: Any) -> AugmentSummary:
+        """In this process."""
+        bundle = Bundle.load(self.stitcher, "cpu")
+        return augment_local(self.dataset, bundle, self.stitch, replace(self.config, **settings), out=out, seed=3)
+
+    @staticmethod
+    def assert_same(path: str | Path, expected: str | Path) -> None:
+        """Two buffers hold the same candidates, none twice, undamaged."""
+        assert decisions(path) == decisions(expected)
+        ids = open_buffer(path).table["bridge_id"].to_pylist()
+        assert len(set(ids)) == len(ids)
+        assert verify(path) == []
+        np.testing.assert_allclose(
+            open_buffer(path).bridges().observations, open_buffer(expected).bridges().observations, atol=1e-4
+        )
+
+
+@pytest.fixture(scope="session")
+def walks(tmp_path_factory: pytest.TempPathFactory) -> Walks:
+    folder = tmp_path_factory.mktemp("walks")
+    dataset = make_walks()
+    write_d4rl(dataset, folder / "walks.hdf5")
+    head = HeadConfig(hidden=16, num_layers=1, train_steps=100, batch_size=64)
+    config = FitConfig(
+        diffusion=DiffusionConfig(
+            horizon=16, width=8, multipliers=(1, 2), gap_min=2, gap_max=8, train_steps=150, batch_size=32
+        ),
+        dynamics=replace(head, num_members=3),
+        num_judges=2,
+        inverse=head,
+        reward=head,
+        termination=replace(head, num_members=1),
+        value=replace(head, num_members=1),
+        embedding=EmbeddingConfig(size=4, hidden=16, num_layers=1, train_steps=20, batch_size=32),
+        calibration_windows=100,
+    )
+    fit_bundle(dataset, config, folder / "stitcher", device="cpu")
+    return Walks(dataset=dataset, file=folder / "walks.hdf5", stitcher=folder / "stitcher")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(walks: Walks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The buffer as one process makes it, without Ray."""
+    path = tmp_path_factory.mktemp("undisturbed") / "buffer"
+    walks.augment_local(path)
+    return path

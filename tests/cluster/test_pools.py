@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from raystitch.buffer.config import ActorConfig, AugmentConfig
@@ -22,7 +24,7 @@ def test_all_actors_fit_the_cluster(cpus: int, gpus: int, actors: int | None, qu
 
 
 def test_the_number_of_actors_follows_the_cluster() -> None:
-    def sizes(nodes: list[dict[str, float]], **settings: object) -> tuple[int, int]:
+    def sizes(nodes: list[dict[str, float]], **settings: Any) -> tuple[int, int]:
         sampler, qualifier = plan_pools(nodes, AugmentConfig(**settings))
         return sampler.max_size, qualifier.max_size
 
@@ -65,6 +67,6 @@ def test_qualifiers_leave_a_gpu_alone_that_the_user_gave_to_samplers() -> None:
         ({"resources": {"accelerator": 2.5}}, "accelerator=2.5"),
     ],
 )
-def test_wrong_reservations_quote_the_value(setting: dict[str, float], message: str) -> None:
+def test_wrong_reservations_quote_the_value(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ActorConfig(**setting)
