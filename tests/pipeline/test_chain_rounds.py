@@ -23,6 +23,7 @@ from raystitch.models.bundle import Bundle
 from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.augment import augment_local
+from raystitch.pipeline.progress import AugmentProgress
 from raystitch.stitching.config import PairConfig, QualifyConfig, StitchConfig
 from raystitch.trainers.data import build_data
 
@@ -195,7 +196,7 @@ def test_interrupted_anywhere_and_run_again(
     """The progress is told when a shard is written and when a round is closed; stopping there is being killed there."""
     calls = 0
 
-    def stop(_: int, __: str) -> None:
+    def stop(_: AugmentProgress) -> None:
         nonlocal calls
         calls += 1
         if calls > after:
@@ -207,7 +208,7 @@ def test_interrupted_anywhere_and_run_again(
     with pytest.raises(UserError, match="unfinished"):
         open_buffer(out)
     seen: list[int] = []
-    augment_local(line, bundle, STITCH, CONFIG, out=out, seed=1, progress=lambda done, _: seen.append(done))
+    augment_local(line, bundle, STITCH, CONFIG, out=out, seed=1, progress=lambda at: seen.append(at.accepted))
     assert decisions(open_buffer(out)) == decisions(open_buffer(chained))
     assert open_buffer(out).meta.rounds == open_buffer(chained).meta.rounds
     assert verify(out) == []
