@@ -1,0 +1,85 @@
+"""What the driver of ``augment`` itself costs, measured with shards so small that nothing else matters."""
+
+import os
+import time
+from pathlib import Path
+
+from raystitch.bench.machine import Row, peak_memory_mib
+from raystitch.bench.synthetic import make_walks
+from raystitch.buffer.config import ActorConfig, AugmentConfig
+from raystitch.cluster.augment import augment
+from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
+from raystitch.models.fit import fit_bundle
+from raystitch.pipeline.progress import AugmentProgress
+from raystitch.stitching.config import StitchConfig
+
+PAIRS_PER_SHARD = 8
+ONE_THREAD = ActorConfig(num_cpus=0.3)
+"""Computes with one thread on any machine; three fit on one CPU."""
+
+
+def driver_seconds_and_growth(folder: Path, config: StitchConfig, first: int, last: int) -> tuple[float, float]:
+    """The driver's CPU seconds per shard and its memory's growth in MiB between the shards ``first`` and ``last``.
+
+    Call it with Ray running, or its start counts too.
+    """
+    dataset = make_walks(2000)
+    fit_bundle(dataset, _tiny_fit(), folder / "tiny", device="cpu")
+    seen: dict[int, tuple[float, float]] = {}
+
+    def watch(at: AugmentProgress) -> None:
+        if at.shards in (first, last):
+            seen.setdefault(at.shards, (time.process_time(), resident_mib()))
+
+    augment(
+        dataset,
+        folder / "tiny",
+        out=folder / "small-shards",
+        stitch_config=config,
+        config=AugmentConfig(
+            num_bridges=(last - 1) * PAIRS_PER_SHARD + 1,
+            pairs_per_shard=PAIRS_PER_SHARD,
+            num_actors=1,
+            num_qualifiers=1,
+            sampler=ONE_THREAD,
+            qualifier=ONE_THREAD,
+        ),
+        device="cpu",
+        progress=watch,
+    )
+    (cpu, memory), (cpu_after, memory_after) = seen[first], seen[last]
+    return (cpu_after - cpu) / (last - first), memory_after - memory
+
+
+def driver_rows(seconds: float, growth: float, first: int, last: int) -> list[Row]:
+    return [
+        Row(f"driver, CPU seconds per shard (shards {first} to {last})", seconds, "s"),
+        Row(f"driver, memory growth from {first} to {last} shards", growth, "MiB"),
+    ]
+
+
+def resident_mib() -> float:
+    """Memory of this process now; where Linux is not, the most it ever had."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return peak_memory_mib()
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _tiny_fit() -> FitConfig:
+    head = HeadConfig(hidden=16, num_layers=1, num_members=1, train_steps=10, batch_size=32)
+    few = HeadConfig(hidden=16, num_layers=1, num_members=3, train_steps=10, batch_size=32)
+    return FitConfig(
+        diffusion=DiffusionConfig(
+            horizon=16, width=8, multipliers=(1, 2), gap_min=2, gap_max=8, train_steps=10, batch_size=16
+        ),
+        dynamics=few,
+        num_judges=2,
+        inverse=head,
+        reward=few,
+        termination=head,
+        value=head,
+        embedding=EmbeddingConfig(size=4, hidden=16, num_layers=1, train_steps=10, batch_size=32),
+        calibration_windows=60,
+    )
