@@ -227,8 +227,8 @@ def describe(samplers: Pool, qualifiers: Pool) -> str:
     where = "Ray on this machine" if is_local() else f"Ray cluster of {len(nodes)} nodes"
     scrape = [f"http://{n['NodeManagerAddress']}:{n['MetricsExportPort']}/metrics" for n in nodes[:1]]
     return (
-        f"{where}: {has}; {samplers.sizes} samplers ({samplers}), {qualifiers.sizes} qualifiers ({qualifiers}); "
-        f"metrics of this process at {scrape[0]}"
+        f"{where}: {has}; samplers: {samplers.sizes} ({samplers} each), qualifiers: {qualifiers.sizes} ({qualifiers} "
+        f"each); Prometheus metrics at {scrape[0]}"
     )
 
 
