@@ -18,13 +18,16 @@ BENCHMARKS = {
     "augment": "raystitch.bench.augment",
     "trainers": "raystitch.bench.trainers",
     "data": "raystitch.bench.data",
+    "chaos": "raystitch.bench.chaos",
 }
+ONLY_WHEN_NAMED = ("chaos",)
+"""Takes long and kills processes."""
 TAKE_OPTIONS = ("engine", "fit")
 """The benchmarks that can be run on a dataset of the user's."""
 
 
 def check_names(names: Sequence[str]) -> list[str]:
-    """The benchmarks asked for, all of them when none is named.
+    """The benchmarks asked for; when none is named all of them but ``ONLY_WHEN_NAMED``.
 
     Raises:
         UserError: for an unknown name.
@@ -32,7 +35,7 @@ def check_names(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in BENCHMARKS:
             raise UserError(f"no benchmark is called {name!r}; there are: {', '.join(BENCHMARKS)}")
-    return list(names) or list(BENCHMARKS)
+    return list(names) or [name for name in BENCHMARKS if name not in ONLY_WHEN_NAMED]
 
 
 def run_benchmark(name: str, options: BenchOptions | None = None) -> dict[str, Any]:

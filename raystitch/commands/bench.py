@@ -16,7 +16,9 @@ def register(subparsers: Subparsers) -> None:
         help="measure speed on this machine, next to the machine's own limits",
         example="raystitch bench engine --dataset d4rl:hopper.hdf5 --env Hopper-v5 --stitcher stitcher --json",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="engine, fit, augment, trainers, data (default: all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="engine, fit, augment, trainers, data, chaos (default: all but chaos)"
+    )
     parser.add_argument("--dataset", metavar="REF", help="engine, fit: measure on this dataset (default: random walks)")
     add_env(parser)
     parser.add_argument(
