@@ -50,7 +50,7 @@ def make_buffer(
     accepted = shard = rows = 0
     while accepted < num_bridges:
         left = int((num_bridges - accepted) / DELTA) + 10
-        table = _shard(dataset, shard, min(rows_per_shard, left), np.random.default_rng([seed, shard]))
+        table = shard_table(dataset, shard, min(rows_per_shard, left), np.random.default_rng([seed, shard]))
         accepted += write_shard(folder, shard, table).accepted
         rows += table.num_rows
         shard += 1
@@ -59,12 +59,19 @@ def make_buffer(
     return shard
 
 
-def _shard(dataset: EpisodeDataset, shard: int, count: int, rng: np.random.Generator) -> pa.Table:
+def shard_table(
+    dataset: EpisodeDataset,
+    shard: int,
+    count: int,
+    rng: np.random.Generator,
+    gaps: tuple[int, int] = (1, LARGEST_GAP),
+) -> pa.Table:
+    """The rows of one shard: ``count`` candidates, at most 10,000, with gaps from ``gaps[0]`` to ``gaps[1]``."""
     num_pairs = count - count // 9
     first = np.concatenate([np.arange(num_pairs), rng.permutation(num_pairs)[: count // 9]])
     attempt = (np.arange(count) >= num_pairs).astype(np.int64)
     source, target = rng.integers(0, dataset.num_episodes, (2, num_pairs))[:, first]
-    gap = rng.integers(1, LARGEST_GAP + 1, count)
+    gap = rng.integers(gaps[0], gaps[1] + 1, count)
     steps = int((gap + 1).sum())
     numbers = {name: np.zeros(count, np.float32) for name in NUMBERS}
     numbers["residual_max"] = rng.random(count, np.float32)

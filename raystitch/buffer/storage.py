@@ -148,7 +148,8 @@ class Storage:
             StorageError: when it cannot be written.
         """
         if self.local is not None:
-            with atomic_path(self.local / name, durable=durable) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+            # Appended to the empty file: what truncates it first makes ext4 write it to the disk on closing.
+            with atomic_path(self.local / name, durable=durable) as temporary, pa.OSFile(str(temporary), "ab") as sink:
                 yield sink
             return
         collected = pa.BufferOutputStream()
