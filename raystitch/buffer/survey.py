@@ -142,11 +142,6 @@ def _numbers(name: str) -> range:
     return range(int(match[1]), int(match[2]) + 1)
 
 
-def existing_stats(path: Path) -> dict[int, ShardStats]:
-    """Statistics of the shards that are there and whole."""
-    return survey(path).stats
-
-
 def remove_damaged(path: Path, found: Survey) -> None:
     """Removes the damaged files, so that they hide nothing that is made anew.
 

@@ -18,7 +18,7 @@ from raystitch.buffer.shard_file import (
     write_file,
 )
 from raystitch.buffer.storage import Storage
-from raystitch.buffer.survey import Path, Survey, existing_stats, list_shards, remove_damaged, remove_leftovers, survey
+from raystitch.buffer.survey import Path, Survey, list_shards, remove_damaged, remove_leftovers, survey
 
 __all__ = [
     "META_FILE",
@@ -28,7 +28,6 @@ __all__ = [
     "Survey",
     "create_buffer",
     "decisions",
-    "existing_stats",
     "list_shards",
     "read_meta",
     "read_shard_file",

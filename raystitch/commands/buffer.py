@@ -1,6 +1,7 @@
 """``raystitch buffer``: what a buffer of bridges holds."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -99,14 +100,22 @@ def _troubles(found: dict[str, Any]) -> list[str]:
     for kind, entries, hint in (
         ("damaged", [f"shards/{name}: {why}" for name, why in found["damaged"].items()], "are damaged"),
         ("missing", [f"shard {shard}" for shard in found["missing"]], "are missing"),
-        ("failed", [f"shard {shard}: {why.splitlines()[-1]}" for shard, why in found["failed"].items()], "failed"),
+        ("failed", _failed(found["failed"]), "failed"),
     ):
-        lines += [f"{kind}: {entry}" for entry in entries[:MAX_TROUBLES]]
-        if len(entries) > MAX_TROUBLES:
-            lines.append(f"{number(len(entries) - MAX_TROUBLES)} more {hint}")
+        lines += _limited(kind, entries, hint)
     if found["complete"] and (found["damaged"] or found["missing"]):
         lines.append("run `raystitch augment` with the same arguments to generate what is lost again")
     return lines
+
+
+def _failed(failed: Mapping[int, str]) -> list[str]:
+    """The last line of each error, which says what went wrong."""
+    return [f"shard {shard}: {(why.splitlines() or [''])[-1]}" for shard, why in failed.items()]
+
+
+def _limited(kind: str, entries: list[str], hint: str) -> list[str]:
+    lines = [f"{kind}: {entry}" for entry in entries[:MAX_TROUBLES]]
+    return lines + ([f"{number(len(entries) - MAX_TROUBLES)} more {hint}"] if len(entries) > MAX_TROUBLES else [])
 
 
 def _settings(found: dict[str, Any]) -> list[str]:
@@ -186,13 +195,16 @@ def _short(values: Any) -> str:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from raystitch.buffer.maintain import verify
+    from raystitch.buffer.maintain import failed_shards, verify
 
     problems = verify(args.buffer)
+    failed = failed_shards(args.buffer)
     if args.json:
-        print_json({"buffer": args.buffer, "ok": not problems, "problems": problems})
+        print_json({"buffer": args.buffer, "ok": not problems, "problems": problems, "failed": failed})
     else:
         print("\n".join(problems) if problems else f"{args.buffer}: all shards are whole")
+        for line in _limited("failed", _failed(failed), "failed"):
+            print(f"note: {line}")
     if problems:
         raise RunError(f"{args.buffer}: {len(problems)} {'problem' if len(problems) == 1 else 'problems'} found")
 

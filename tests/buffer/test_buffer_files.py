@@ -18,9 +18,9 @@ from raystitch.buffer.storage import Storage
 from raystitch.buffer.writer import (
     SHARDS,
     create_buffer,
-    existing_stats,
     list_shards,
     read_shard_file,
+    survey,
     write_shard,
 )
 from raystitch.errors import RunError, UserError
@@ -98,7 +98,7 @@ def test_finish_keeps_the_smallest_prefix(tmp_path: Path, make_meta: MakeMeta, m
 
 
 def test_a_hole_is_not_a_prefix(buffer: Buffer) -> None:
-    stats = existing_stats(buffer.uri)
+    stats = survey(buffer.uri).stats
     del stats[0]
     assert prefix_length(stats, 1) is None
 
@@ -134,7 +134,7 @@ def test_damage_is_found(buffer: Buffer) -> None:
     file.unlink()  # the open buffer keeps the mapping of the old file
     file.write_bytes(bytes(flipped))
     assert any("checksum differs" in problem for problem in verify(buffer.uri))
-    assert 1 not in existing_stats(buffer.uri)
+    assert 1 not in survey(buffer.uri).stats
     with pytest.raises(UserError, match="checksum differs"):
         open_buffer(buffer.uri).bridges()
     file.write_bytes(whole[: len(whole) // 2])

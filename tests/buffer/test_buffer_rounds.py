@@ -7,7 +7,7 @@ from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.rounds import close_round, current_round, finish, manifest_hash, sound_rounds
 from raystitch.buffer.schema import BufferMeta, ClosedRound, candidates_to_table
 from raystitch.buffer.storage import Storage
-from raystitch.buffer.writer import ShardStats, create_buffer, existing_stats, list_shards, read_meta, write_shard
+from raystitch.buffer.writer import ShardStats, create_buffer, list_shards, read_meta, survey, write_shard
 from raystitch.errors import RunError
 from raystitch.pipeline.ledger import Ledger
 from raystitch.pipeline.progress import AugmentProgress
@@ -40,11 +40,11 @@ def test_closing_fixes_the_smallest_prefix_and_clears_the_way(
     assert closed.num_accepted >= 10
     assert read_meta(Storage(path)).rounds == (closed,)
     assert list(list_shards(path)) == [0, 1]
-    assert sound_rounds(existing_stats(path), (closed,)) == (closed,)
+    assert sound_rounds(survey(path).stats, (closed,)) == (closed,)
     # A shard of the round before that is written late does not count in the next round, nor is it kept.
     fill(path, range(2, 4), make_candidates, closed.hash)
     fill(path, range(4, 5), make_candidates)
-    assert list(current_round(existing_stats(path), (closed,))) == [2, 3]
+    assert list(current_round(survey(path).stats, (closed,))) == [2, 3]
     complete = finish(path, 20)
     assert complete is not None
     assert complete.num_shards == len(list_shards(path)) <= 4
@@ -60,7 +60,7 @@ def test_a_round_is_sound_only_as_it_was_closed(
     first = close(path, (), 10)
     fill(path, range(2, 4), make_candidates, first.hash)
     second = close(path, (first,), 10)
-    assert sound_rounds(existing_stats(path), (first, second)) == (first, second)
+    assert sound_rounds(survey(path).stats, (first, second)) == (first, second)
     # The same shard again: closing anew changes nothing and keeps what was built on it.
     fill(path, range(1), make_candidates)
     assert close(path, (), 10) == first
@@ -68,7 +68,7 @@ def test_a_round_is_sound_only_as_it_was_closed(
     assert list(list_shards(path)) == list(range(second.end))
     # Another in its place: what was built on the old one is not sound any more and goes when the round is closed.
     fill(path, range(1), make_candidates, seed=1)
-    assert sound_rounds(existing_stats(path), (first, second)) == ()
+    assert sound_rounds(survey(path).stats, (first, second)) == ()
     other = close(path, (), 10)
     assert other.hash != first.hash
     assert read_meta(Storage(path)).rounds == (other,)
