@@ -1,0 +1,34 @@
+"""Things die under ``augment``, for real; the buffer has to be the one that nothing disturbed.
+
+`raystitch bench chaos` is the long version of this, with every fault done several times.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from raystitch.bench.chaos import make_target
+from raystitch.cluster.chaos import FAULTS, Target, run_fault
+
+SHORT = ("sampler", "qualifier", "driver", "node", "full disk", "two drivers (different)")
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
+    return make_target(tmp_path_factory.mktemp("chaos"), num_shards=6, pairs_per_shard=128)
+
+
+@pytest.fixture(autouse=True)
+def not_starved(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ray's workers would give way to whatever else this machine does.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+
+
+@pytest.mark.parametrize("fault", SHORT)
+def test_nothing_is_lost_and_nothing_doubled(fault: str, target: Target, tmp_path: Path) -> None:
+    assert fault in FAULTS
+    result = run_fault(fault, tmp_path / "disturbed", target)
+    if result.impossible:
+        pytest.skip(result.impossible)
+    assert (result.lost, result.doubled, result.changed, result.problems) == (0, 0, 0, ()), result.what_happened
+    assert result.ids > 0
