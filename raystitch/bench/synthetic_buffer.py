@@ -8,9 +8,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raystitch.buffer.config import AugmentConfig
+from raystitch.buffer.meta import create_buffer, write_meta
 from raystitch.buffer.schema import INTEGERS, NUMBERS, PARENTS, BufferMeta, Complete, flat_lists, make_schema
 from raystitch.buffer.storage import Storage
-from raystitch.buffer.writer import create_buffer, write_meta, write_shard
+from raystitch.buffer.writer import write_shard
 from raystitch.data.episodes import EpisodeDataset, Ints
 from raystitch.models.calibration import Calibration
 from raystitch.stitching.config import QualifyConfig, StitchConfig

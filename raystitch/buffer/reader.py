@@ -15,16 +15,11 @@ import pyarrow.dataset as pads
 from raystitch.buffer.bridges import CHUNK_TRANSITIONS, PER_BRIDGE, BridgeSet, References, chunk_bounds, ranges
 from raystitch.buffer.counting import RoundCounts, count_rounds, rows_that_count
 from raystitch.buffer.ids import dense, find_rows, pair_rows, parse_ids
+from raystitch.buffer.meta import read_meta
 from raystitch.buffer.schema import PARENTS, BufferMeta, flat_steps, make_schema
+from raystitch.buffer.shard_file import SHARDS, ShardFile, ShardStats, read_shard_file
 from raystitch.buffer.storage import Storage
-from raystitch.buffer.writer import (
-    SHARDS,
-    ShardFile,
-    ShardStats,
-    list_shards,
-    read_meta,
-    read_shard_file,
-)
+from raystitch.buffer.survey import list_shards
 from raystitch.data.episodes import Bools, Floats, Ints
 from raystitch.errors import UserError
 from raystitch.models.calibration import Calibration

@@ -4,41 +4,16 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from raystitch.buffer.meta import META_FILE, create_buffer, read_meta, write_meta
 from raystitch.buffer.schema import make_schema
 from raystitch.buffer.shard_file import (
-    SHARDS,
-    ShardFile,
     ShardStats,
     as_batch,
-    decisions,
     part_name,
-    read_shard_file,
     shard_stats,
     write_file,
 )
 from raystitch.buffer.storage import Storage
-from raystitch.buffer.survey import Path, Survey, list_shards, remove_damaged, remove_leftovers, survey
-
-__all__ = [
-    "META_FILE",
-    "SHARDS",
-    "ShardFile",
-    "ShardStats",
-    "Survey",
-    "create_buffer",
-    "decisions",
-    "list_shards",
-    "read_meta",
-    "read_shard_file",
-    "remove_damaged",
-    "remove_leftovers",
-    "shard_stats",
-    "survey",
-    "write_failed",
-    "write_meta",
-    "write_shard",
-]
+from raystitch.buffer.survey import Path
 
 
 def write_shard(path: Path, shard: int, table: pa.Table, manifest: str = "") -> ShardStats:

@@ -13,10 +13,11 @@ from raystitch.buffer.counting import rows_that_count
 from raystitch.buffer.episodes import rebuild
 from raystitch.buffer.export import export
 from raystitch.buffer.maintain import verify
+from raystitch.buffer.meta import create_buffer
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.buffer.rounds import close_round, finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
-from raystitch.buffer.writer import create_buffer, write_shard
+from raystitch.buffer.writer import write_shard
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
 from raystitch.stitching.candidates import Candidates

@@ -11,18 +11,14 @@ import pytest
 from raystitch.buffer.compaction import compact
 from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.maintain import verify
+from raystitch.buffer.meta import create_buffer
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.buffer.rounds import finish, prefix_length
 from raystitch.buffer.schema import BufferMeta, candidates_to_table, flat_steps, make_schema
+from raystitch.buffer.shard_file import SHARDS, read_shard_file
 from raystitch.buffer.storage import Storage
-from raystitch.buffer.writer import (
-    SHARDS,
-    create_buffer,
-    list_shards,
-    read_shard_file,
-    survey,
-    write_shard,
-)
+from raystitch.buffer.survey import list_shards, survey
+from raystitch.buffer.writer import write_shard
 from raystitch.errors import RunError, UserError
 from raystitch.stitching.candidates import Candidates
 

@@ -4,10 +4,13 @@ from pathlib import Path
 import pytest
 
 from raystitch.buffer.config import AugmentConfig
+from raystitch.buffer.meta import create_buffer, read_meta
 from raystitch.buffer.rounds import close_round, current_round, finish, manifest_hash, sound_rounds
 from raystitch.buffer.schema import BufferMeta, ClosedRound, candidates_to_table
+from raystitch.buffer.shard_file import ShardStats
 from raystitch.buffer.storage import Storage
-from raystitch.buffer.writer import ShardStats, create_buffer, list_shards, read_meta, survey, write_shard
+from raystitch.buffer.survey import list_shards, survey
+from raystitch.buffer.writer import write_shard
 from raystitch.errors import RunError
 from raystitch.pipeline.ledger import Ledger
 from raystitch.pipeline.progress import AugmentProgress

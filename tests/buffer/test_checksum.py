@@ -14,21 +14,14 @@ import pytest
 from raystitch.buffer.checksum import checksum
 from raystitch.buffer.compaction import compact
 from raystitch.buffer.maintain import failed_shards, verify
+from raystitch.buffer.meta import create_buffer
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
-from raystitch.buffer.shard_file import as_batch
+from raystitch.buffer.shard_file import SHARDS, as_batch, read_shard_file
 from raystitch.buffer.storage import Storage
-from raystitch.buffer.writer import (
-    SHARDS,
-    create_buffer,
-    list_shards,
-    read_shard_file,
-    remove_damaged,
-    survey,
-    write_failed,
-    write_shard,
-)
+from raystitch.buffer.survey import list_shards, remove_damaged, survey
+from raystitch.buffer.writer import write_failed, write_shard
 from raystitch.cli import main
 from raystitch.stitching.candidates import Candidates
 

@@ -13,10 +13,12 @@ import pyarrow as pa
 import pytest
 
 from raystitch.bench.synthetic_buffer import shard_table
-from raystitch.buffer.meta import write_meta
+from raystitch.buffer.meta import create_buffer, write_meta
 from raystitch.buffer.schema import BufferMeta
+from raystitch.buffer.shard_file import SHARDS
 from raystitch.buffer.storage import Storage
-from raystitch.buffer.writer import SHARDS, create_buffer, survey, write_shard
+from raystitch.buffer.survey import survey
+from raystitch.buffer.writer import write_shard
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import StorageError
 

@@ -20,11 +20,14 @@ from raystitch.buffer import storage as storage_module
 from raystitch.buffer.cache import cache_folder
 from raystitch.buffer.compaction import compact
 from raystitch.buffer.maintain import verify
+from raystitch.buffer.meta import create_buffer
 from raystitch.buffer.reader import open_buffer
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
+from raystitch.buffer.shard_file import SHARDS
 from raystitch.buffer.storage import Storage
-from raystitch.buffer.writer import SHARDS, create_buffer, list_shards, remove_damaged, survey, write_shard
+from raystitch.buffer.survey import list_shards, remove_damaged, survey
+from raystitch.buffer.writer import write_shard
 from raystitch.errors import StorageError, UserError
 from raystitch.stitching.candidates import Candidates
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from raystitch.buffer.reader import open_buffer
-from raystitch.buffer.writer import SHARDS
+from raystitch.buffer.shard_file import SHARDS
 from raystitch.cluster.actors import pack, unpack
 from raystitch.cluster.augment import augment
 from raystitch.errors import RunError, UserError

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from raystitch.buffer.config import AugmentConfig
+from raystitch.buffer.meta import create_buffer
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
-from raystitch.buffer.writer import create_buffer, write_shard
+from raystitch.buffer.writer import write_shard
 from raystitch.data.episodes import EpisodeDataset, Ints
 from raystitch.models.calibration import Calibration
 from raystitch.stitching.acceptance import passes

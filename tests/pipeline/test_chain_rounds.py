@@ -15,7 +15,8 @@ from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.episodes import rebuild
 from raystitch.buffer.maintain import verify
 from raystitch.buffer.reader import Buffer, open_buffer
-from raystitch.buffer.writer import SHARDS, list_shards
+from raystitch.buffer.shard_file import SHARDS
+from raystitch.buffer.survey import list_shards
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import RunError, UserError
