@@ -41,10 +41,12 @@ def create_buffer(path: str | os.PathLike[str], meta: BufferMeta) -> BufferMeta:
     with storage.lock():
         if not storage.exists(META_FILE):
             others = [name for name in storage.names() if name != LOCK_FILE and not _temporary(name)]
-            if others:
+            if not others:
+                write_meta(storage, meta)
+                return meta
+            # Without a lock, on an object store, another run may have started the buffer a moment ago.
+            if META_FILE not in others:
                 raise UserError(f"{storage.where()} is not empty and not a buffer (no {META_FILE}); give another --out")
-            write_meta(storage, meta)
-            return meta
     existing = read_meta(storage)
     differing = differences(existing.settings(), meta.settings())
     if differing:
