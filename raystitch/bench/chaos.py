@@ -6,14 +6,13 @@ from pathlib import Path
 
 from raystitch.bench.machine import Limits, Row
 from raystitch.bench.subject import BenchOptions
-from raystitch.bench.synthetic import make_walks
+from raystitch.bench.synthetic import make_walks, tiny_fit
 from raystitch.buffer.reader import open_buffer
 from raystitch.cluster.chaos import FAULTS, FaultResult, Target, run_fault
 from raystitch.console import say, table
 from raystitch.data.d4rl import write_d4rl
 from raystitch.errors import RunError
 from raystitch.models.bundle import Bundle
-from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.augment import augment_local
 from raystitch.stitching.config import GuidanceConfig, QualifyConfig, SamplerConfig, StitchConfig
@@ -31,22 +30,7 @@ def make_target(folder: Path, *, num_shards: int, pairs_per_shard: int = 256, ad
     """
     dataset = make_walks(4000)
     write_d4rl(dataset, folder / "walks.hdf5")
-    head = HeadConfig(hidden=16, num_layers=1, num_members=1, train_steps=20, batch_size=64)
-    few = HeadConfig(hidden=16, num_layers=1, num_members=3, train_steps=20, batch_size=64)
-    fit = FitConfig(
-        diffusion=DiffusionConfig(
-            horizon=16, width=16, multipliers=(1, 2), gap_min=2, gap_max=8, train_steps=20, batch_size=32
-        ),
-        dynamics=few,
-        num_judges=2,
-        inverse=head,
-        reward=few,
-        termination=head,
-        value=head,
-        embedding=EmbeddingConfig(size=4, hidden=16, num_layers=1, train_steps=20, batch_size=32),
-        calibration_windows=100,
-    )
-    fit_bundle(dataset, fit, folder / "stitcher", device="cpu")
+    fit_bundle(dataset, tiny_fit(), folder / "stitcher", device="cpu")
     stitch = StitchConfig(
         sampler=SamplerConfig(num_steps=20, precision="float32"),
         guidance=GuidanceConfig(schedule="off"),

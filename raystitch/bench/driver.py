@@ -5,10 +5,9 @@ import time
 from pathlib import Path
 
 from raystitch.bench.machine import Row, peak_memory_mib
-from raystitch.bench.synthetic import make_walks
+from raystitch.bench.synthetic import make_walks, tiny_fit
 from raystitch.buffer.config import ActorConfig, AugmentConfig
 from raystitch.cluster.augment import augment
-from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.progress import AugmentProgress
 from raystitch.stitching.config import StitchConfig
@@ -24,7 +23,7 @@ def driver_seconds_and_growth(folder: Path, config: StitchConfig, first: int, la
     Call it with Ray running, or its start counts too.
     """
     dataset = make_walks(2000)
-    fit_bundle(dataset, _tiny_fit(), folder / "tiny", device="cpu")
+    fit_bundle(dataset, tiny_fit(), folder / "tiny", device="cpu")
     seen: dict[int, tuple[float, float]] = {}
 
     def watch(at: AugmentProgress) -> None:
@@ -65,21 +64,3 @@ def resident_mib() -> float:
     except OSError:
         return peak_memory_mib()
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def _tiny_fit() -> FitConfig:
-    head = HeadConfig(hidden=16, num_layers=1, num_members=1, train_steps=10, batch_size=32)
-    few = HeadConfig(hidden=16, num_layers=1, num_members=3, train_steps=10, batch_size=32)
-    return FitConfig(
-        diffusion=DiffusionConfig(
-            horizon=16, width=8, multipliers=(1, 2), gap_min=2, gap_max=8, train_steps=10, batch_size=16
-        ),
-        dynamics=few,
-        num_judges=2,
-        inverse=head,
-        reward=few,
-        termination=head,
-        value=head,
-        embedding=EmbeddingConfig(size=4, hidden=16, num_layers=1, train_steps=10, batch_size=32),
-        calibration_windows=60,
-    )

@@ -7,7 +7,7 @@ import numpy as np
 
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.models.bundle import PARTS, Bundle
-from raystitch.models.config import FitConfig
+from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
 from raystitch.models.fit import fit_bundle
 
 OBS_DIM, ACT_DIM = 11, 3
@@ -44,3 +44,22 @@ def make_bundle(dataset: EpisodeDataset) -> Bundle:
     fit = FitConfig()
     few: dict[str, Any] = {part: replace(getattr(fit, part), train_steps=TRAIN_STEPS) for part in PARTS}
     return fit_bundle(dataset, replace(fit, calibration_windows=400, **few))
+
+
+def tiny_fit() -> FitConfig:
+    """Small networks fitted for a moment: where something else than they is measured."""
+    head = HeadConfig(hidden=16, num_layers=1, num_members=1, train_steps=20, batch_size=64)
+    few = replace(head, num_members=3)
+    return FitConfig(
+        diffusion=DiffusionConfig(
+            horizon=16, width=16, multipliers=(1, 2), gap_min=2, gap_max=8, train_steps=20, batch_size=32
+        ),
+        dynamics=few,
+        num_judges=2,
+        inverse=head,
+        reward=few,
+        termination=head,
+        value=head,
+        embedding=EmbeddingConfig(size=4, hidden=16, num_layers=1, train_steps=20, batch_size=32),
+        calibration_windows=100,
+    )

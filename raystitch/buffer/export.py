@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystitch.buffer.reader import AtDelta, Buffer
-from raystitch.buffer.streams import lone_stream, stitched_stream
+from raystitch.buffer.streams import CHUNK_TRANSITIONS, lone_stream, stitched_stream
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import EpisodeDataset, Floats, Ints
 from raystitch.data.minari_io import write_minari
@@ -57,6 +57,7 @@ def export(
     delta: AtDelta = "generation",
     what: What = "episodes",
     ratio: tuple[float, float] = (1.0, 1.0),
+    max_transitions: int = CHUNK_TRANSITIONS,
 ) -> Exported:
     """Writes the bridges accepted at ``delta`` for other tools, whole or not at all.
 
@@ -65,6 +66,7 @@ def export(
         what: lone ``bridges`` (time-outs whose last observation is real), whole stitched ``episodes``, or ``mixed``:
             the dataset and stitched episodes.
         ratio: of ``mixed``, original : synthetic transitions.
+        max_transitions: in memory at a time; one row group of a Parquet file.
 
     Raises:
         UserError: an unknown choice, another dataset, nothing accepted at this delta, ``out`` exists.
@@ -80,9 +82,9 @@ def export(
     if len(bridges) == 0:
         raise UserError(f"{buffer.uri} holds no bridge that passes delta={delta}; use a larger delta")
     if what == "bridges":
-        stream, num_synthetic = lone_stream(dataset, bridges)
+        stream, num_synthetic = lone_stream(dataset, bridges, max_transitions)
     else:
-        stream, num_synthetic = stitched_stream(dataset, bridges, ratio if what == "mixed" else None)
+        stream, num_synthetic = stitched_stream(dataset, bridges, ratio if what == "mixed" else None, max_transitions)
     _WRITERS[format](stream, out)
     return Exported(
         num_episodes=stream.num_episodes, num_transitions=stream.num_transitions, num_synthetic=num_synthetic

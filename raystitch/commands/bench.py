@@ -39,11 +39,12 @@ def _bench(args: argparse.Namespace) -> None:
         raise UserError(f"{option} is for the benchmark engine; {', '.join(names)} always take made-up data")
     if args.dataset is None and (args.stitcher or args.env):
         raise UserError("--stitcher and --env need --dataset REF, the dataset that the stitcher was fitted on")
+    stitcher = args.stitcher
+    if stitcher is not None:
+        stitcher = require_folder(stitcher, "a stitcher bundle (made by `raystitch fit`)", "stitcher.json")
     options = BenchOptions(
         dataset=None if args.dataset is None else open_dataset(args.dataset, args.env),
-        stitcher=None
-        if args.stitcher is None
-        else require_folder(args.stitcher, "a stitcher bundle (made by `raystitch fit`)", "stitcher.json"),
+        stitcher=stitcher,
         **({} if args.num_pairs is None else {"num_pairs": args.num_pairs}),
     )
     for name in names:

@@ -133,12 +133,9 @@ def test_streamed_episodes_are_the_rebuilt_ones(
     )
 
 
-def test_a_parquet_export_in_row_groups(
-    dataset: EpisodeDataset, buffer: Buffer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_parquet_export_in_row_groups(dataset: EpisodeDataset, buffer: Buffer, tmp_path: Path) -> None:
     export(buffer, dataset, "parquet", tmp_path / "whole.parquet")
-    monkeypatch.setattr(stitched_stream, "__defaults__", (None, 60))
-    export(buffer, dataset, "parquet", tmp_path / "pieces.parquet")
+    export(buffer, dataset, "parquet", tmp_path / "pieces.parquet", max_transitions=60)
     assert pq.ParquetFile(tmp_path / "pieces.parquet").num_row_groups > 3
     assert pq.read_table(tmp_path / "pieces.parquet").equals(pq.read_table(tmp_path / "whole.parquet"))
 

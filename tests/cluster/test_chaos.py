@@ -10,7 +10,9 @@ import pytest
 from raystitch.bench.chaos import make_target
 from raystitch.cluster.chaos import FAULTS, Target, run_fault
 
-SHORT = ("sampler", "qualifier", "driver", "node", "full disk", "two drivers (different)")
+SHORT = ("sampler", "qualifier", "driver", "node", "full disk", "damage", "two drivers (different)")
+RECOVER = ("sampler", "qualifier", "driver")
+"""Where nothing else could have finished the run."""
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +34,4 @@ def test_nothing_is_lost_and_nothing_doubled(fault: str, target: Target, tmp_pat
         pytest.skip(result.impossible)
     assert (result.lost, result.doubled, result.changed, result.problems) == (0, 0, 0, ()), result.what_happened
     assert result.ids > 0
+    assert result.seconds_to_recover is not None or fault not in RECOVER, result.what_happened
