@@ -109,6 +109,7 @@ class _Generation:
     def _wave(self, shards: list[int], shared: SharedRef, samplers: Pool, qualifiers: Pool, num_blocks: int) -> None:
         """One execution over some missing shards of a round; ends it as soon as there are enough."""
         ledger, unheard = self.ledger, set(shards)
+        retrying = not ledger.failures.keys().isdisjoint(shards)
         try:
             # Closed here also after an error, whose traceback would keep it alive past Ray's own end.
             with contextlib.closing(self._outcomes(shards, shared, samplers, qualifiers, num_blocks)) as outcomes:
@@ -121,7 +122,7 @@ class _Generation:
                         ledger.fail(outcome.shard, outcome.error)
                     else:
                         raise outcome.as_exception()
-                    if ledger.round_done or (ledger.failures and ledger.only_failures_missing):
+                    if ledger.round_done or (ledger.failures and not retrying and ledger.only_failures_missing):
                         return
         except RayError as error:
             raise _in_our_words(error) from error
