@@ -10,7 +10,7 @@ import pytest
 from raystitch.bench.chaos import make_target
 from raystitch.cluster.chaos import FAULTS, Target, run_fault
 
-SHORT = ("sampler", "qualifier", "driver", "node", "full disk", "damage", "two drivers (different)")
+SHORT = ("sampler", "qualifier", "driver", "node", "full disk", "two drivers (different)")
 RECOVER = ("sampler", "qualifier", "driver")
 """Where nothing else could have finished the run."""
 
