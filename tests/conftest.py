@@ -6,7 +6,6 @@ import socket
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 # Before numpy and torch are imported: tiny work on many threads is slower, and Ray's workers inherit these.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -121,13 +120,12 @@ def tiny_fit() -> FitConfig:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[Any]:
-    """One small Ray for the whole session: two CPUs, no dashboard, a 200 MB object store."""
-    import ray
+def ray_session() -> Iterator[None]:
+    """One small Ray for all tests that need one: two CPUs, no dashboard, a 200 MB object store."""
+    from raystitch.cluster.runtime import ensure_ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False)
-    yield ray
-    ray.shutdown()
+    with ensure_ray(num_cpus=2, object_store_gib=0.2):
+        yield
 
 
 @pytest.fixture(scope="session")

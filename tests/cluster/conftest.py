@@ -1,6 +1,5 @@
-"""One small Ray, and a dataset with a bundle fitted on it for a moment."""
+"""A dataset with a bundle fitted on it for a moment."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.maintain import verify
 from raystitch.buffer.reader import open_buffer
 from raystitch.cluster.augment import augment
-from raystitch.cluster.runtime import ensure_ray
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.models.bundle import Bundle
@@ -21,13 +19,6 @@ from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.augment import augment_local
 from raystitch.pipeline.ledger import AugmentSummary
 from raystitch.stitching.config import PairConfig, QualifyConfig, StitchConfig
-
-
-@pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """One small local Ray for all tests of this folder."""
-    with ensure_ray(num_cpus=2):
-        yield
 
 
 def make_walks(num_episodes: int = 40) -> EpisodeDataset:
