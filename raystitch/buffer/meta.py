@@ -2,6 +2,8 @@
 
 import json
 import os
+import time
+from typing import Any
 
 from raystitch.buffer.schema import BufferMeta
 from raystitch.buffer.storage import LOCK_FILE, Storage
@@ -9,13 +11,15 @@ from raystitch.errors import UserError
 from raystitch.files import differences
 
 META_FILE = "buffer.json"
+OVERTAKEN = 10
+"""Times that the file is read on an object store before it counts as damaged."""
 
 
 def read_meta(storage: Storage) -> BufferMeta:
     """Raises: UserError when the folder is not a buffer."""
     where = storage.where(META_FILE)
     try:
-        value = json.loads(storage.read(META_FILE).to_pybytes())
+        value = _read_json(storage)
     except FileNotFoundError as error:
         raise UserError(f"{storage.where()} is not a buffer: it has no {META_FILE}") from error
     except UserError:
@@ -23,6 +27,20 @@ def read_meta(storage: Storage) -> BufferMeta:
     except (OSError, ValueError) as error:
         raise UserError(f"{where} cannot be read as JSON: {error}") from error
     return BufferMeta.from_json(value, where)
+
+
+def _read_json(storage: Storage) -> Any:
+    """An object store is asked for a file's size and then for that much of it: what is replaced by something longer in
+    between comes cut short, and is whole when it is read again."""
+    attempts = 1 if storage.local is not None else OVERTAKEN
+    while True:
+        attempts -= 1
+        try:
+            return json.loads(storage.read(META_FILE).to_pybytes())
+        except json.JSONDecodeError:
+            if not attempts:
+                raise
+            time.sleep(0.05)
 
 
 def write_meta(storage: Storage, meta: BufferMeta) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from raystitch.buffer import storage as storage_module
 from raystitch.buffer.cache import cache_folder
 from raystitch.buffer.compaction import compact
 from raystitch.buffer.maintain import verify
-from raystitch.buffer.meta import create_buffer
+from raystitch.buffer.meta import create_buffer, read_meta, write_meta
 from raystitch.buffer.reader import open_buffer
 from raystitch.buffer.rounds import finish
-from raystitch.buffer.schema import BufferMeta, candidates_to_table
+from raystitch.buffer.schema import BufferMeta, Complete, candidates_to_table
 from raystitch.buffer.shard_file import SHARDS
 from raystitch.buffer.storage import Storage
 from raystitch.buffer.survey import list_shards, remove_damaged, survey
@@ -172,6 +173,32 @@ def test_two_writers_of_the_same_shards(s3: str, make_meta: MakeMeta, make_candi
         thread.join(60)
     assert failures == []
     assert verify(uri) == []
+
+
+def test_settings_that_are_replaced_while_they_are_read(s3: str, make_meta: MakeMeta) -> None:
+    storage, failures = Storage(f"{s3}/replaced"), list[BaseException]()
+    short = make_meta()
+    long = replace(short, complete=Complete(num_bridges=9, num_shards=9, num_accepted=9, num_candidates=9))
+    write_meta(storage, short)
+    done = threading.Event()
+
+    def replace_all_the_time() -> None:
+        try:
+            while not done.is_set():
+                write_meta(storage, long)
+                write_meta(storage, short)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=replace_all_the_time)
+    thread.start()
+    try:
+        read = [read_meta(storage) for _ in range(150)]
+    finally:
+        done.set()
+        thread.join(60)
+    assert failures == []
+    assert {meta.complete for meta in read} == {None, long.complete}
 
 
 @pytest.mark.parametrize("size", [1 << 20, 12 << 20])
