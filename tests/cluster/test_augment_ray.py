@@ -1,8 +1,3 @@
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +6,6 @@ import numpy as np
 import pytest
 
 from raystitch.buffer.reader import open_buffer
-from raystitch.buffer.shard_file import SHARDS
 from raystitch.cluster.actors import pack, unpack
 from raystitch.cluster.augment import augment
 from raystitch.errors import RunError, UserError
@@ -52,36 +46,6 @@ def test_chain_rounds_are_the_same_with_any_number_of_actors(walks: Walks, tmp_p
     rounds = alone.rounds()
     assert [counts.accepted >= 25 for counts in rounds] == [True, True]
     assert rounds[1].chained > 0
-
-
-def test_killed_and_run_again_with_one_actor(
-    walks: Walks, undisturbed: Path, tmp_path: Path, ray_session: None
-) -> None:
-    out = tmp_path / "buffer"
-    script = f"""
-from raystitch.cluster.augment import augment
-from raystitch.buffer.config import ActorConfig, AugmentConfig
-from raystitch.stitching.config import *
-augment({f"d4rl:{walks.file}"!r}, {str(walks.stitcher)!r}, out={str(out)!r}, stitch_config={walks.stitch!r},
-        config={walks.config!r}, seed=3)
-"""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.Popen([sys.executable, "-c", script], env=environment)
-    deadline = time.monotonic() + 90
-    while len(list(out.glob(f"{SHARDS}/part-*.arrow"))) < 2:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    with pytest.raises(UserError, match="unfinished"):
-        open_buffer(out)
-    summary = augment(
-        f"d4rl:{walks.file}", walks.stitcher, out=out, stitch_config=walks.stitch, config=walks.config, seed=3
-    )
-    assert summary.new_shards < summary.num_shards
-    walks.assert_same(out, undisturbed)
-    assert not list(out.glob(f"{SHARDS}/.*"))
 
 
 def test_nothing_to_stitch_is_one_line(walks: Walks, tmp_path: Path) -> None:
