@@ -93,7 +93,7 @@ def learning_curves(panels: Mapping[str, Sequence[Curve]], ylabel: str, ylim: tu
             dashes = iter(("-", "--", "-.", ":") * len(curves))
             for curve in curves:
                 style = next(dashes) if curve.data == "stitched" else "-"
-                colour, width = INK[curve.data], 2.2 if curve.emphasis else 1.3
+                colour, width = INK.get(curve.data, INK["muted"]), 2.2 if curve.emphasis else 1.3
                 marker = "o" if len(curve.steps) == 1 else None
                 axis.plot(
                     curve.steps,
