@@ -89,7 +89,10 @@ class ResourceConfig:
         device: of fitting and generating; ``auto`` takes a GPU when there is one.
         trial_cpus, trial_gpus: held by each trial; fractions share a GPU. Trials train on the CPU without trial_gpus.
         max_concurrent_trials: None for as many as the resources allow.
-        num_retries: times a failed trial is tried again before it is recorded as failed.
+        num_retries: times a group of trials that fails, or whose process dies, is tried again before its unfinished
+            trials are recorded as failed. A trial whose loss is not finite is not: it would end the same way.
+        stacked_seeds: most seeds of a cell of the grid that are trained together in one process. ``auto``: all of them
+            on a GPU; on CPUs as many as leave work for every core.
         object_store_gib: Ray's object store, when Ray is started here.
         memory_gib: training data of a trial above this size are mapped from files that all trials of a machine share.
     """
@@ -99,6 +102,7 @@ class ResourceConfig:
     trial_gpus: float = 0.0
     max_concurrent_trials: int | None = None
     num_retries: int = 1
+    stacked_seeds: int | Literal["auto"] = "auto"
     object_store_gib: float = 0.3
     memory_gib: float = MEMORY_GIB
 
@@ -110,6 +114,8 @@ class ResourceConfig:
             )
         if self.num_retries < 0:
             raise ValueError(f"num_retries must be >= 0, got num_retries={self.num_retries}")
+        if self.stacked_seeds != "auto" and self.stacked_seeds < 1:
+            raise ValueError(f"stacked_seeds must be auto or at least 1, got stacked_seeds={self.stacked_seeds}")
         if not self.memory_gib >= 0:
             raise ValueError(f"memory_gib must be >= 0, got memory_gib={self.memory_gib}")
 

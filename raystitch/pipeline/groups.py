@@ -1,0 +1,45 @@
+"""Which trials are trained together: seeds of one cell of the grid, stacked in one process."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from raystitch.pipeline.sweep_plan import Trial
+
+Group = tuple[Trial, ...]
+"""Trials that differ in their seed only."""
+
+StackedSeeds = int | Literal["auto"]
+
+
+def group_trials(trials: Sequence[Trial], stacked_seeds: StackedSeeds, slots: int, on_gpu: bool) -> list[Group]:
+    """Trials in groups of seeds of one cell; whole tables first: the first seeds of every cell come before the next.
+
+    A trial's id and result do not depend on its group, so an interrupted run may group what is left in another way.
+
+    Args:
+        stacked_seeds: most trials of a group. ``auto`` on a GPU: all seeds of a cell, where stacking is nearly free; on
+            CPUs the most that leaves two groups for every slot, so that no core stands idle while another works.
+        slots: groups that run at once.
+    """
+    cells: dict[tuple[str, ...], list[Trial]] = {}
+    for trial in trials:
+        cells.setdefault((trial.algo, trial.data, trial.ratio, trial.delta or ""), []).append(trial)
+    sizes = [len(cell) for cell in cells.values()]
+    largest = max(sizes, default=1)
+    if stacked_seeds != "auto":
+        most = stacked_seeds
+    elif on_gpu:
+        most = largest
+    else:
+        enough = (k for k in range(largest, 0, -1) if sum(-(-size // k) for size in sizes) >= 2 * slots)
+        most = next(enough, 1)
+    split = [_split(cell, most) for cell in cells.values()]
+    rounds = max(map(len, split), default=0)
+    return [groups[index] for index in range(rounds) for groups in split if index < len(groups)]
+
+
+def _split(cell: Sequence[Trial], most: int) -> list[Group]:
+    """As few groups as possible, of sizes as equal as possible."""
+    count = -(-len(cell) // most)
+    edges = [index * len(cell) // count for index in range(count + 1)]
+    return [tuple(cell[first:last]) for first, last in zip(edges, edges[1:], strict=False)]
