@@ -69,7 +69,7 @@ def _train(kind: Kind, path: Path, folder: Path) -> None:
         memory_gib=0,
         scratch=Scratch("pools", parent=folder / "pools"),
     )
-    sampler = RatioSampler(data, parse_ratio("1:1"), 256, torch.Generator())
+    sampler = RatioSampler(data, parse_ratio("1:1"), 256, [torch.Generator()])
     for _ in range(NUM_BATCHES):
         drawn = sampler.draw()
         if kind == "transitions":

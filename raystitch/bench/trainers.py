@@ -39,7 +39,7 @@ def rows(limits: Limits, options: BenchOptions) -> list[Row]:
 
 
 def _draw_seconds(data: TrainData, batch_size: int, context: int) -> float:
-    sampler = RatioSampler(data, parse_ratio("1:1"), batch_size, torch.Generator(data.device))
+    sampler = RatioSampler(data, parse_ratio("1:1"), batch_size, [torch.Generator(data.device)])
 
     def draw() -> None:
         for _ in range(20):

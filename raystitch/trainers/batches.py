@@ -1,9 +1,10 @@
 """Batches drawn from training data that lies on the device, or in mapped files beside it.
 
-Legend: N pool rows, E episodes, B batch, K context, O observation size, A action size. Observations are standardised
-by the ORIGINAL data, actions scaled to [-1, 1] by the bounds of the action space.
+Legend: N pool rows, E episodes, S seeds, B batch, K context, O observation size, A action size. Observations are
+standardised by the ORIGINAL data, actions scaled to [-1, 1] by the bounds of the action space.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,11 +20,13 @@ from raystitch.trainers.ratio import Ratio
 from raystitch.trainers.segments import Segments
 
 Kind = Literal["transitions", "sequences"]
+UniformOver = Literal["transitions", "bridges"]
 
 
 @dataclass(frozen=True, eq=False)
 class TransitionBatch:
-    """``obs``, ``next_obs`` [B, O], ``action`` [B, A], ``reward``, ``done`` [B] (1 at terminals, 0 at time-outs)."""
+    """``obs``, ``next_obs`` [S, B, O], ``action`` [S, B, A], ``reward``, ``done`` [S, B] (1 at terminals, 0 at
+    time-outs)."""
 
     obs: Tensor
     action: Tensor
@@ -34,8 +37,8 @@ class TransitionBatch:
 
 @dataclass(frozen=True, eq=False)
 class WindowBatch:
-    """Left-padded windows: ``obs`` [B, K, O], ``action`` [B, K, A], ``rtg`` [B, K] in units of the largest return of
-    the original data, ``time`` int64 [B, K] from the episode's start, ``valid`` bool [B, K]."""
+    """Left-padded windows: ``obs`` [S, B, K, O], ``action`` [S, B, K, A], ``rtg`` [S, B, K] in units of the largest
+    return of the original data, ``time`` int64 [S, B, K] from the episode's start, ``valid`` bool [S, B, K]."""
 
     obs: Tensor
     action: Tensor
@@ -46,15 +49,18 @@ class WindowBatch:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One side of the ratio: episodes to draw from, in proportion to weight x length."""
+    """One side of the ratio: episodes to draw from, in proportion to weight x length, or to weight alone."""
 
     first_episode: int
     length: Tensor
     cumulative: Tensor
 
     @classmethod
-    def of(cls, segments: Segments, first_episode: int, device: torch.device) -> "Part":
-        mass = segments.weight * segments.total
+    def of(
+        cls, segments: Segments, first_episode: int, device: torch.device, uniform_over: UniformOver = "transitions"
+    ) -> "Part":
+        """``uniform_over``: whether, at equal weights, every transition is as likely as any other or every episode."""
+        mass = segments.weight * (segments.total if uniform_over == "transitions" else 1)
         return cls(
             first_episode=first_episode,
             length=torch.as_tensor(segments.total, device=device),
@@ -64,14 +70,15 @@ class Part:
     def __len__(self) -> int:
         return len(self.length)
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``count`` episodes and a uniform step in each, int64 [count]."""
+    def draw(self, count: int, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """``count`` episodes per seed and a uniform step in each, int64 [S, count]."""
         device = self.length.device
-        u = torch.rand((2, count), dtype=torch.float64, device=device, generator=generator)
-        episode = torch.searchsorted(self.cumulative, u[0] * self.cumulative[-1], right=True)
+        u = torch.stack([torch.rand((2, count), dtype=torch.float64, device=device, generator=g) for g in generators])
+        episode = torch.searchsorted(self.cumulative, u[:, 0] * self.cumulative[-1], right=True)
         episode = episode.clamp_(max=len(self) - 1)
-        step = (u[1] * self.length[episode]).long()
-        return episode + self.first_episode, torch.minimum(step, self.length[episode] - 1)
+        length = self.length[episode]
+        step = (u[:, 1] * length).long()
+        return episode + self.first_episode, torch.minimum(step, length - 1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -146,7 +153,7 @@ class TrainData:
         return self.run_start.view(-1)[flat] + step - self.run_before.view(-1)[flat], flat
 
     def transitions(self, episode: Tensor, step: Tensor) -> TransitionBatch:
-        """The transitions at (episode, step), int64 [B] each."""
+        """The transitions at (episode, step), int64 [S, B] each."""
         row = self._rows(episode, step)[0].to(self.observations.device)
         obs_row = self.obs_row[row]
         return TransitionBatch(
@@ -158,12 +165,12 @@ class TrainData:
         )
 
     def windows(self, episode: Tensor, start: Tensor, length: Tensor, context: int) -> WindowBatch:
-        """Windows of up to ``context`` steps from (episode, start) on; ``length`` is the episode's, int64 [B]."""
+        """Windows of up to ``context`` steps from (episode, start) on; ``length`` is the episode's, int64 [S, B]."""
         count = torch.minimum(length - start, torch.tensor(context, device=self.device))
-        ahead = torch.arange(context, device=self.device) - (context - count)[:, None]
+        ahead = torch.arange(context, device=self.device) - (context - count)[..., None]
         valid = ahead >= 0
-        time = start[:, None] + ahead.clamp(min=0)
-        row, flat = self._rows(episode[:, None].expand_as(time), time)
+        time = start[..., None] + ahead.clamp(min=0)
+        row, flat = self._rows(episode[..., None].expand_as(time), time)
         row = row.to(self.observations.device)
         rtg = (self.rtg[row].to(self.device) + self.rtg_offset.view(-1)[flat]) / self.rtg_scale
         obs = self.observations[self.obs_row[row]].to(self.device)
@@ -171,25 +178,25 @@ class TrainData:
 
 
 class RatioSampler:
-    """Draws batches with the same number of original and of augmented rows in each.
+    """Draws batches with the same number of original and of augmented rows in each, for every seed from its generator.
 
     Raises:
         UserError: where a part with a positive share is empty.
     """
 
-    def __init__(self, data: TrainData, ratio: Ratio, batch_size: int, generator: torch.Generator) -> None:
+    def __init__(self, data: TrainData, ratio: Ratio, batch_size: int, generators: Sequence[torch.Generator]) -> None:
         data.require(ratio)
         self.counts = ratio.counts(batch_size)
-        self._data, self._generator = data, generator
+        self._data, self._generators = data, generators
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Episode, step and length of the episode, int64 [B]; original rows first."""
+        """Episode, step and length of the episode, int64 [S, B]; original rows first."""
         drawn: list[tuple[Tensor, Tensor, Tensor]] = []
         for part, count in zip((self._data.original, self._data.augmented), self.counts, strict=True):
             if count:
-                episode, step = part.draw(count, self._generator)
+                episode, step = part.draw(count, self._generators)
                 drawn.append((episode, step, part.length[episode - part.first_episode]))
         if len(drawn) == 1:
             return drawn[0]
-        (episode_0, step_0, length_0), (episode_1, step_1, length_1) = drawn
-        return torch.cat([episode_0, episode_1]), torch.cat([step_0, step_1]), torch.cat([length_0, length_1])
+        episode, step, length = (torch.cat(both, 1) for both in zip(*drawn, strict=True))
+        return episode, step, length

@@ -1,18 +1,18 @@
 """Behaviour cloning: regression on the actions of (the best episodes of) the data."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from raystitch.device import uses_bf16
 from raystitch.trainers.batches import TrainData, TransitionBatch
 from raystitch.trainers.config import BCConfig
 from raystitch.trainers.networks import Actor
 from raystitch.trainers.policy import MarkovPolicy
 from raystitch.trainers.ratio import Ratio
-from raystitch.trainers.state import Algorithm, Metrics, TrainState
+from raystitch.trainers.state import Algorithm, Metrics, TrainState, apply_gradients
 
 
 @dataclass(kw_only=True)
@@ -21,32 +21,33 @@ class BCState(TrainState):
     optimizer: torch.optim.Adam
 
 
-def create(data: TrainData, ratio: Ratio, config: BCConfig) -> BCState:
-    actor = Actor(obs_dim=data.obs_dim, act_dim=data.act_dim, hidden=config.hidden, num_layers=config.num_layers).to(
-        data.device
-    )
+def networks(data: TrainData, ratio: Ratio, config: BCConfig) -> dict[str, nn.Module]:
+    """That of one seed."""
+    bf16 = uses_bf16(config.precision, data.device)
+    sizes = {"obs_dim": data.obs_dim, "act_dim": data.act_dim, "hidden": config.hidden, "num_layers": config.num_layers}
+    return {"actor": Actor(**sizes, bf16=bf16)}
+
+
+def create(nets: Mapping[str, nn.Module], config: BCConfig) -> BCState:
+    actor = nets["actor"]
+    assert isinstance(actor, Actor)
     return BCState(actor=actor, optimizer=torch.optim.Adam(actor.parameters(), lr=config.learning_rate, fused=True))
 
 
-def update(state: BCState, batch: TransitionBatch, config: BCConfig, generator: torch.Generator) -> Metrics:
+def update(state: BCState, batch: TransitionBatch, config: BCConfig, generators: Sequence[torch.Generator]) -> Metrics:
     """One step on the mean squared error of the action."""
-    loss = F.mse_loss(state.actor(batch.obs), batch.action)
-    state.optimizer.zero_grad()
-    loss.backward()
-    state.optimizer.step()
+    loss = (state.actor(batch.obs) - batch.action).square().mean((-2, -1))
+    apply_gradients(state.optimizer, state.actor, loss)
     state.step += 1
     return {"loss": loss.detach()}
 
 
-def policy_network(state: BCState) -> tuple[nn.Module, dict[str, Any]]:
-    return state.actor, state.actor.arguments
-
-
 BC = Algorithm(
     kind="transitions",
+    networks=networks,
     create=create,
     update=update,
-    policy_network=policy_network,
+    acts="actor",
     network=Actor,
     policy=MarkovPolicy,
 )

@@ -35,6 +35,8 @@ class TD3BCConfig:
         policy_delay: critic updates per actor and target update.
         synthetic: stitched data enters as ``bridges`` (generated transitions only) or as whole ``episodes``, where the
             ratio then counts their real rows too.
+        uniform_over: of the augmented part every transition is as likely as any other, or every bridge (or episode).
+        precision: of the large products; ``auto`` takes bf16 where the machine multiplies it faster.
     """
 
     train_steps: int = 50_000
@@ -49,6 +51,8 @@ class TD3BCConfig:
     noise_clip: float = 0.5
     policy_delay: int = 2
     synthetic: Literal["bridges", "episodes"] = "bridges"
+    uniform_over: Literal["transitions", "bridges"] = "transitions"
+    precision: Literal["auto", "float32", "bf16"] = "float32"
 
     def __post_init__(self) -> None:
         _positive(self, "train_steps", "batch_size", "hidden", "num_layers", "learning_rate", "alpha", "policy_delay")
@@ -68,6 +72,7 @@ class DTConfig:
         warmup_fraction: share of the steps over which the learning rate rises linearly (10k of 100k in the paper).
         decay: what the learning rate does after that, down to ``final_fraction`` of its peak.
         grad_clip: largest gradient norm.
+        uniform_over: of the augmented part every window is as likely as any other, or every episode.
     """
 
     train_steps: int = 50_000
@@ -83,6 +88,7 @@ class DTConfig:
     decay: Literal["none", "linear", "cosine"] = "none"
     final_fraction: float = 0.0
     grad_clip: float = 0.25
+    uniform_over: Literal["transitions", "bridges"] = "transitions"
 
     def __post_init__(self) -> None:
         _positive(self, "train_steps", "batch_size", "context", "width", "num_layers", "num_heads")
@@ -102,6 +108,8 @@ class BCConfig:
         top_fraction: share of episodes kept, by return, of the original and of the augmented part each.
         synthetic: stitched data enters as ``bridges`` (generated transitions only) or as whole ``episodes``, where the
             ratio then counts their real rows too.
+        uniform_over: of the augmented part every transition is as likely as any other, or every bridge (or episode).
+        precision: of the large products; ``auto`` takes bf16 where the machine multiplies it faster.
     """
 
     train_steps: int = 50_000
@@ -111,6 +119,8 @@ class BCConfig:
     learning_rate: float = 3e-4
     top_fraction: float = 1.0
     synthetic: Literal["bridges", "episodes"] = "bridges"
+    uniform_over: Literal["transitions", "bridges"] = "transitions"
+    precision: Literal["auto", "float32", "bf16"] = "float32"
 
     def __post_init__(self) -> None:
         _positive(self, "train_steps", "batch_size", "hidden", "num_layers", "learning_rate")

@@ -13,7 +13,7 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.normalise import Normalizer
 from raystitch.device import resolve_device
 from raystitch.errors import UserError
-from raystitch.trainers.batches import Kind, Part, TrainData
+from raystitch.trainers.batches import Kind, Part, TrainData, UniformOver
 from raystitch.trainers.config import DATA_MODES, MEMORY_GIB, DataMode
 from raystitch.trainers.pool import Pool, build_pool, pool_bytes
 from raystitch.trainers.scratch import Scratch
@@ -36,6 +36,7 @@ def build_data(
     bridges: Bridges | None = None,
     joined: Joins | None = None,
     synthetic: Literal["bridges", "episodes"] = "bridges",
+    uniform_over: UniformOver = "transitions",
     top_fraction: float = 1.0,
     device: str = "auto",
     memory_gib: float = MEMORY_GIB,
@@ -47,6 +48,7 @@ def build_data(
     transitions alone are drawn. Joined episodes give transitions the weight they have in those episodes.
 
     Args:
+        uniform_over: of the augmented part, whether every transition is as likely as any other or every bridge.
         memory_gib: training data up to this size lie in memory, or on the device; larger ones in mapped files. Batches
             are the same, to the bit.
         scratch: where those files are kept; None for the user's cache folder.
@@ -90,7 +92,15 @@ def build_data(
         original, augmented = original.without(unknown_next), augmented.without(unknown_next)
     fits = pool_bytes(dataset, used_bridges) <= memory_gib * 2**30
     return _on_device(
-        dataset, kind, pool, normalizer, original.drawable(), augmented.drawable(), resolve_device(device), fits
+        dataset,
+        kind,
+        pool,
+        normalizer,
+        original.drawable(),
+        augmented.drawable(),
+        uniform_over,
+        resolve_device(device),
+        fits,
     )
 
 
@@ -118,6 +128,7 @@ def _on_device(
     normalizer: Normalizer,
     original: Segments,
     augmented: Segments,
+    uniform_over: UniformOver,
     device: torch.device,
     fits: bool,
 ) -> TrainData:
@@ -150,7 +161,7 @@ def _on_device(
         run_before=both(before(original), before(augmented)),
         rtg_offset=both(*(part.return_offsets(rewards, rtg)[0] for part in (original, augmented))),
         original=Part.of(original, 0, device),
-        augmented=Part.of(augmented, len(original), device),
+        augmented=Part.of(augmented, len(original), device, uniform_over),
         normalizer=normalizer,
         action_low=dataset.action_low,
         action_high=dataset.action_high,

@@ -1,6 +1,10 @@
-"""Decision Transformer: reinforcement learning as sequence modelling (Chen et al. 2021, arXiv 2106.01345)."""
+"""Decision Transformer: reinforcement learning as sequence modelling (Chen et al. 2021, arXiv 2106.01345).
+
+Legend: S seeds; losses are [S].
+"""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +16,10 @@ from torch import Tensor, nn
 from raystitch.errors import UserError
 from raystitch.trainers.batches import TrainData, WindowBatch
 from raystitch.trainers.config import DTConfig
-from raystitch.trainers.dt_model import DecisionTransformer
+from raystitch.trainers.dt_model import DecisionTransformer, Generators
 from raystitch.trainers.policy import Policy, PolicyMeta
 from raystitch.trainers.ratio import Ratio
+from raystitch.trainers.stacked import clip_gradients
 from raystitch.trainers.state import Algorithm, Metrics, TrainState
 
 
@@ -24,7 +29,8 @@ class DTState(TrainState):
     optimizer: torch.optim.AdamW
 
 
-def create(data: TrainData, ratio: Ratio, config: DTConfig) -> DTState:
+def networks(data: TrainData, ratio: Ratio, config: DTConfig) -> dict[str, nn.Module]:
+    """That of one seed."""
     model = DecisionTransformer(
         obs_dim=data.obs_dim,
         act_dim=data.act_dim,
@@ -34,7 +40,13 @@ def create(data: TrainData, ratio: Ratio, config: DTConfig) -> DTState:
         context=config.context,
         max_time=data.max_time(ratio),
         rate=config.dropout,
-    ).to(data.device)
+    )
+    return {"model": model}
+
+
+def create(nets: Mapping[str, nn.Module], config: DTConfig) -> DTState:
+    model = nets["model"]
+    assert isinstance(model, DecisionTransformer)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
@@ -51,28 +63,24 @@ def learning_rate(step: int, config: DTConfig) -> float:
     return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * left)
 
 
-def action_loss(model: DecisionTransformer, batch: WindowBatch, generator: torch.Generator | None) -> Tensor:
-    """Mean squared error of the actions at valid steps."""
-    predicted = model(batch.obs, batch.action, batch.rtg, batch.time, batch.valid, generator)
+def action_loss(model: DecisionTransformer, batch: WindowBatch, generators: Generators) -> Tensor:
+    """Mean squared error of the actions at valid steps, [S]."""
+    predicted = model(batch.obs, batch.action, batch.rtg, batch.time, batch.valid, generators)
     error = (predicted - batch.action).square().mean(-1)
-    return (error * batch.valid).sum() / batch.valid.sum()
+    return (error * batch.valid).sum((1, 2)) / batch.valid.sum((1, 2))
 
 
-def update(state: DTState, batch: WindowBatch, config: DTConfig, generator: torch.Generator) -> Metrics:
+def update(state: DTState, batch: WindowBatch, config: DTConfig, generators: Sequence[torch.Generator]) -> Metrics:
     """One clipped AdamW step."""
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, config)
-    loss = action_loss(state.model, batch, generator)
+    loss = action_loss(state.model, batch, generators)
     state.optimizer.zero_grad()
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip, foreach=True)
+    loss.sum().backward()
+    norms = clip_gradients([*state.model.parameters()], config.grad_clip)
     state.optimizer.step()
     state.step += 1
-    return {"loss": loss.detach(), "grad_norm": norm}
-
-
-def policy_network(state: DTState) -> tuple[nn.Module, dict[str, Any]]:
-    return state.model, state.model.arguments
+    return {"loss": loss.detach(), "grad_norm": norms}
 
 
 class DTPolicy(Policy):
@@ -117,7 +125,7 @@ class DTPolicy(Policy):
         steps = self._obs.shape[1]
         time = torch.arange(self._time - steps + 1, self._time + 1, device=obs_BO.device).expand(len(obs_BO), -1)
         # All environments are at the same step, so no window is padded.
-        action = self._model(self._obs, self._action, self._rtg, time)[:, -1]
+        action = self._model(self._obs[None], self._action[None], self._rtg[None], time[None])[0, :, -1]
         self._action = torch.cat([self._action[:, :-1], action[:, None]], 1)
         self._time += 1
         return action
@@ -125,9 +133,10 @@ class DTPolicy(Policy):
 
 DT = Algorithm(
     kind="sequences",
+    networks=networks,
     create=create,
     update=update,
-    policy_network=policy_network,
+    acts="model",
     network=DecisionTransformer,
     policy=DTPolicy,
 )

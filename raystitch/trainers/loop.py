@@ -1,14 +1,17 @@
 """The training loop that all algorithms share: batches, metrics, checkpoints."""
 
+import math
 import pickle
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from raystitch.errors import RunError, UserError
 from raystitch.files import atomic_path
@@ -18,6 +21,7 @@ from raystitch.trainers.config import AlgorithmConfig, DTConfig
 from raystitch.trainers.policy import Policy, PolicyMeta
 from raystitch.trainers.ratio import Ratio, parse_ratio
 from raystitch.trainers.registry import ALGORITHMS
+from raystitch.trainers.stacked import stack, unstack
 from raystitch.trainers.state import Algorithm, Metrics, TrainState
 
 LOG_EVERY = 100
@@ -91,57 +95,123 @@ def train_policy(
         UserError: for an unknown algorithm, or a part with a positive share that is empty.
         RunError: when the loss is not finite, naming the step.
     """
+    (policy,) = train_policies(
+        data,
+        algo,
+        config,
+        ratio,
+        (seed,),
+        log=None if log is None else lambda index, row: log(row),
+        checkpoints=None if checkpoints is None else (checkpoints,),
+        every=every,
+        on_every=None if on_every is None else lambda step, policies: on_every(step, policies[0]),
+        records=None if record is None else (record,),
+    )
+    if isinstance(policy, RunError):
+        raise policy
+    return policy
+
+
+def train_policies(
+    data: TrainData,
+    algo: str,
+    config: AlgorithmConfig,
+    ratio: Ratio | str,
+    seeds: Sequence[int],
+    *,
+    log: Callable[[int, dict[str, Any]], None] | None = None,
+    checkpoints: Sequence[Checkpoints] | None = None,
+    every: int = 0,
+    on_every: Callable[[int, dict[int, Policy]], None] | None = None,
+    records: Sequence[Mapping[str, Any]] | None = None,
+) -> list[Policy | RunError]:
+    """Trains the policies of several seeds side by side: stacked parameters, batched products (see ``stacked``).
+
+    A seed's result is the one it has alone, up to float error. ``seconds`` in its rows are its share of the time.
+
+    Args:
+        log, on_every: as of ``train_policy``, with the position in ``seeds``; ``on_every`` gets those still going on.
+        checkpoints, records: one per seed; what is there of the checkpoints must all be at one step.
+
+    Returns:
+        A policy per seed, or the error that ended it (loss not finite) while the others went on.
+
+    Raises:
+        UserError: as ``train_policy``.
+    """
     algorithm, ratio = find_algorithm(algo), parse_ratio(ratio)
     if algorithm.kind != data.kind:
         raise UserError(f"algo={algo} trains on {algorithm.kind}, but the data was built for {data.kind}")
-    generator = torch.Generator(data.device)
-    generator.manual_seed(derive_seed(seed, "batches"))
-    sampler = RatioSampler(data, ratio, config.batch_size, generator)
-    with torch.random.fork_rng(devices=[data.device] if data.device.type == "cuda" else []):
-        torch.manual_seed(derive_seed(seed, "weights"))
-        state = algorithm.create(data, ratio, config)
-    seconds_before = _resume(state, generator, checkpoints)
-    policy = _policy(data, algo, algorithm, config, ratio, state, {"seed": seed, **(record or {})})
+    generators = [torch.Generator(data.device) for _ in seeds]
+    for generator, seed in zip(generators, seeds, strict=True):
+        generator.manual_seed(derive_seed(seed, "batches"))
+    sampler = RatioSampler(data, ratio, config.batch_size, generators)
+    state: TrainState = algorithm.create(_networks(data, algorithm, config, ratio, seeds), config)
+    seconds = _resume(state, generators, checkpoints)
+    metas = [
+        _meta(data, algo, vars(state)[algorithm.acts].arguments, config, ratio, {"seed": seed, **record})
+        for seed, record in zip(seeds, records or [{}] * len(seeds), strict=True)
+    ]
+    failed: dict[int, RunError] = {}
+
+    def policies() -> dict[int, Policy]:
+        network = vars(state)[algorithm.acts]
+        return {
+            index: algorithm.policy(meta, unstack(network, index))
+            for index, meta in enumerate(metas)
+            if index not in failed
+        }
 
     interval: list[Metrics] = []
     started = saved = time.monotonic()
-    while state.step < config.train_steps:
+    while state.step < config.train_steps and len(failed) < len(seeds):
         drawn = sampler.draw()
         if isinstance(config, DTConfig):
             batch = data.windows(*drawn, config.context)
         else:
             batch = data.transitions(drawn[0], drawn[1])
-        interval.append(algorithm.update(state, batch, config, generator))
+        interval.append(algorithm.update(state, batch, config, generators))
         step, last = state.step, state.step == config.train_steps
         if step % LOG_EVERY == 0 or last:
-            row = _means(interval, step, algo)
+            rows = _means(interval, step, algo, failed)
             interval = []
-            seconds = seconds_before + time.monotonic() - started
+            share = round(seconds + (time.monotonic() - started) / len(seeds), 3)
             if log is not None:
-                log({"step": step, "total_steps": config.train_steps, "seconds": round(seconds, 3), **row})
+                for index, row in rows.items():
+                    log(index, {"step": step, "total_steps": config.train_steps, "seconds": share, **row})
         if every and on_every is not None and step % every == 0 and not last:
             paused = time.monotonic()
-            on_every(step, policy)
+            on_every(step, policies())
             started += time.monotonic() - paused
         # Only where no metrics are pending, so that a resumed run logs the same rows.
-        if checkpoints is not None and not interval and not last and time.monotonic() - saved >= checkpoints.seconds:
-            _save(state, generator, checkpoints, seconds_before + time.monotonic() - started)
+        if checkpoints is not None and not interval and not last and time.monotonic() - saved >= checkpoints[0].seconds:
+            _save(state, generators, checkpoints, seconds + (time.monotonic() - started) / len(seeds))
             saved = time.monotonic()
-    return policy
+    results: dict[int, Policy | RunError] = {**policies(), **failed}
+    return [results[index] for index in range(len(seeds))]
 
 
-def _policy(
+def _networks(
+    data: TrainData, algorithm: Algorithm, config: AlgorithmConfig, ratio: Ratio, seeds: Sequence[int]
+) -> dict[str, nn.Module]:
+    """The networks of all seeds, stacked; each is what its seed alone gives."""
+    single: list[dict[str, nn.Module]] = []
+    for seed in seeds:
+        with torch.random.fork_rng(devices=[data.device] if data.device.type == "cuda" else []):
+            torch.manual_seed(derive_seed(seed, "weights"))
+            single.append(algorithm.networks(data, ratio, config))
+    return {name: stack([networks[name] for networks in single]).to(data.device) for name in single[0]}
+
+
+def _meta(
     data: TrainData,
     algo: str,
-    algorithm: Algorithm,
+    arguments: Mapping[str, Any],
     config: AlgorithmConfig,
     ratio: Ratio,
-    state: TrainState,
     record: Mapping[str, Any],
-) -> Policy:
-    """The policy of the state's live network."""
-    network, arguments = algorithm.policy_network(state)
-    meta = PolicyMeta(
+) -> PolicyMeta:
+    return PolicyMeta(
         algo=algo,
         network=arguments,
         obs_mean=data.normalizer.mean,
@@ -159,35 +229,50 @@ def _policy(
             **record,
         },
     )
-    return algorithm.policy(meta, network)
 
 
-def _means(interval: list[Metrics], step: int, algo: str) -> dict[str, float]:
-    """Means of the interval that ends at ``step``; one transfer from the device."""
-    losses = torch.stack([metrics["loss"] for metrics in interval])
-    bad = (~torch.isfinite(losses)).nonzero()
-    if len(bad):
-        first = step - len(interval) + 1 + int(bad[0])
-        raise RunError(
-            f"the loss of {algo} became {float(losses[bad[0]])} at step {first}; lower its learning_rate, or look for "
-            "outliers with `raystitch data inspect`"
-        )
-    names = {name: None for metrics in interval for name in metrics}
-    columns = {name: [metrics[name] for metrics in interval if name in metrics] for name in names}
-    return {name: float(torch.stack(values).float().mean()) for name, values in columns.items()}
+def _means(interval: list[Metrics], step: int, algo: str, failed: dict[int, RunError]) -> dict[int, dict[str, float]]:
+    """Means of the interval that ends at ``step``, by seed, in one transfer from the device; adds to ``failed``."""
+    names = list({name: None for metrics in interval for name in metrics})
+    columns = [torch.stack([metrics[name] for metrics in interval if name in metrics]).float() for name in names]
+    finite = torch.isfinite(torch.stack([metrics["loss"] for metrics in interval])).all(0)
+    means = torch.stack([column.mean(0) for column in columns] + [finite.float()]).T.tolist()
+    rows: dict[int, dict[str, float]] = {}
+    for index, (*values, is_finite) in enumerate(means):
+        if index in failed:
+            continue
+        if is_finite:
+            rows[index] = dict(zip(names, values, strict=True))
+        else:
+            losses = [float(metrics["loss"][index]) for metrics in interval]
+            first = next(at for at, loss in enumerate(losses) if not math.isfinite(loss))
+            failed[index] = RunError(
+                f"the loss of {algo} became {losses[first]} at step {step - len(interval) + 1 + first}; lower its "
+                "learning_rate, or look for outliers with `raystitch data inspect`"
+            )
+    return rows
 
 
-def _save(state: TrainState, generator: torch.Generator, checkpoints: Checkpoints, seconds: float) -> None:
-    with atomic_path(checkpoints.path) as temporary:
-        value = {"state": state.state_dict(), "generator": generator.get_state(), "seconds": seconds}
-        torch.save(value, temporary)
+def _save(
+    state: TrainState, generators: Sequence[torch.Generator], checkpoints: Sequence[Checkpoints], seconds: float
+) -> None:
+    for index, (generator, checkpoint) in enumerate(zip(generators, checkpoints, strict=True)):
+        value = {"state": state.state_dict(index), "generator": generator.get_state(), "seconds": seconds}
+        with atomic_path(checkpoint.path) as temporary:
+            torch.save(value, temporary)
 
 
-def _resume(state: TrainState, generator: torch.Generator, checkpoints: Checkpoints | None) -> float:
-    """Loads the checkpoint if there is one; returns the seconds already spent."""
-    saved = None if checkpoints is None else checkpoints.load()
-    if saved is None:
+def _resume(
+    state: TrainState, generators: Sequence[torch.Generator], checkpoints: Sequence[Checkpoints] | None
+) -> float:
+    """Loads the checkpoints if there are any; returns a seed's share of the seconds already spent."""
+    saved = [checkpoint.load() for checkpoint in checkpoints or ()]
+    there = [value for value in saved if value is not None]
+    if not there:
         return 0.0
-    state.load_state_dict(saved["state"])
-    generator.set_state(saved["generator"])
-    return float(saved["seconds"])
+    if len(there) < len(saved) or len({value["state"]["step"] for value in there}) > 1:
+        raise ValueError("the checkpoints are at different steps; train those of one step together")
+    state.load_state_dicts([value["state"] for value in there])
+    for generator, value in zip(generators, there, strict=True):
+        generator.set_state(value["generator"])
+    return float(np.mean([value["seconds"] for value in there]))

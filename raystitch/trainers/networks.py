@@ -1,25 +1,17 @@
-"""The small MLPs of TD3+BC and BC."""
+"""The small MLPs of TD3+BC, IQL and BC, of S seeds each. Legend: S seeds, B batch, O observation, A action."""
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-def mlp(in_dim: int, out_dim: int, hidden: int, num_layers: int) -> nn.Sequential:
-    """``num_layers`` hidden ReLU layers, then a linear one."""
-    sizes = [in_dim] + [hidden] * num_layers
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], out_dim))
+from raystitch.trainers.stacked import StackedMLP
 
 
 class Actor(nn.Module):
-    """Deterministic tanh policy: standardised observations [B, O] to actions in [-1, 1], [B, A]."""
+    """Deterministic tanh policy: standardised observations [S, B, O] to actions in [-1, 1], [S, B, A]."""
 
-    def __init__(self, *, obs_dim: int, act_dim: int, hidden: int, num_layers: int) -> None:
+    def __init__(self, *, obs_dim: int, act_dim: int, hidden: int, num_layers: int, bf16: bool = False) -> None:
         super().__init__()
         self.arguments: dict[str, Any] = {
             "obs_dim": obs_dim,
@@ -27,18 +19,23 @@ class Actor(nn.Module):
             "hidden": hidden,
             "num_layers": num_layers,
         }
-        self.net = mlp(obs_dim, act_dim, hidden, num_layers)
+        self.net = StackedMLP(obs_dim, act_dim, hidden, num_layers, bf16=bf16)
 
     def forward(self, obs: Tensor) -> Tensor:
         return torch.tanh(self.net(obs))
 
 
-class Critic(nn.Module):
-    """Q(s, a): [B, O] and [B, A] to [B]."""
+class TwinCritic(nn.Module):
+    """Two Q(s, a) per seed: [S, B, O] and [S, B, A] to [S, 2, B]."""
 
-    def __init__(self, *, obs_dim: int, act_dim: int, hidden: int, num_layers: int) -> None:
+    def __init__(self, *, obs_dim: int, act_dim: int, hidden: int, num_layers: int, bf16: bool = False) -> None:
         super().__init__()
-        self.net = mlp(obs_dim + act_dim, 1, hidden, num_layers)
+        self.net = StackedMLP(obs_dim + act_dim, 1, hidden, num_layers, stack=(1, 2), bf16=bf16)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        return self.net(torch.cat([obs, action], -1)).squeeze(-1)
+        x = torch.cat([obs, action], -1)
+        return self.net(x[:, None].expand(-1, 2, -1, -1)).squeeze(-1)
+
+    def first(self, obs: Tensor, action: Tensor) -> Tensor:
+        """The first of the two alone, [S, B]."""
+        return self.net.of(torch.cat([obs, action], -1), 0).squeeze(-1)

@@ -141,7 +141,7 @@ class MarkovPolicy(Policy):
         pass
 
     def _act_unit(self, obs_BO: Tensor) -> Tensor:
-        return self.network(obs_BO)
+        return self.network(obs_BO[None])[0]
 
 
 def load_policy(folder: str | Path, device: str = "auto") -> Policy:

@@ -1,6 +1,6 @@
 """What an algorithm carries from step to step, and what the training loop needs to know about an algorithm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,42 +12,81 @@ from raystitch.trainers.policy import Policy, PolicyMeta
 from raystitch.trainers.ratio import Ratio
 
 Metrics = dict[str, Tensor]
+"""Values by name, [S] each: one per seed."""
 
 
 @dataclass(kw_only=True)
 class TrainState:
-    """Networks and optimisers as attributes of a subclass; ``step`` counts the updates done."""
+    """Networks and optimisers of S seeds as attributes of a subclass; ``step`` counts the updates done."""
 
     step: int = 0
 
     def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         return {name: part for name, part in vars(self).items() if isinstance(part, nn.Module | torch.optim.Optimizer)}
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, **{name: part.state_dict() for name, part in self.parts().items()}}
+    def state_dict(self, index: int) -> dict[str, Any]:
+        """The state of seed ``index``, as if it had been trained alone."""
+        return {
+            "step": self.step,
+            **{name: _map(part.state_dict(), lambda x: x[index : index + 1]) for name, part in self.parts().items()},
+        }
 
-    def load_state_dict(self, value: dict[str, Any]) -> None:
-        self.step = value["step"]
+    def load_state_dicts(self, values: Sequence[Mapping[str, Any]]) -> None:
+        """The states of all seeds, each as ``state_dict`` gave it, all at the same step."""
+        self.step = values[0]["step"]
+        assert all(value["step"] == self.step for value in values)
         for name, part in self.parts().items():
-            part.load_state_dict(value[name])
+            part.load_state_dict(_join([value[name] for value in values]))
+
+
+def _map(value: Any, of: Callable[[Tensor], Tensor]) -> Any:
+    """Applies ``of`` to every tensor that has dimensions: the first one counts seeds."""
+    if isinstance(value, dict):
+        return {key: _map(item, of) for key, item in value.items()}
+    return of(value) if isinstance(value, Tensor) and value.dim() else value
+
+
+def _join(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _join([value[key] for value in values]) for key in first}
+    return torch.cat([*values]) if isinstance(first, Tensor) and first.dim() else first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """One offline RL algorithm.
+    """One offline RL algorithm, written for S seeds side by side (see ``stacked``).
 
     Attributes:
         kind: what its batches are.
-        create: (data, ratio, config) -> state; initialises from torch's global generator, which the loop seeds.
-        update: (state, batch, config, generator) -> losses, as tensors; advances ``state`` by one step in place.
-        policy_network: state -> the network that acts and the arguments that build it again.
-        network: builds that network from those arguments.
+        networks: (data, ratio, config) -> the networks of one seed by name; initialises from torch's global generator,
+            which the loop seeds.
+        create: (the stacked networks, config) -> state.
+        update: (state, batch, config, generators) -> metrics; advances ``state`` by one step in place. Seed s draws
+            from ``generators[s]`` only.
+        acts: name of the network that acts; it has ``arguments`` that build it again.
+        network: builds that network, of one seed, from those arguments.
         policy: (meta, network) -> Policy.
     """
 
     kind: Kind
-    create: Callable[[TrainData, Ratio, Any], Any]
-    update: Callable[[Any, Any, Any, torch.Generator], Metrics]
-    policy_network: Callable[[Any], tuple[nn.Module, dict[str, Any]]]
+    networks: Callable[[TrainData, Ratio, Any], dict[str, nn.Module]]
+    create: Callable[[Mapping[str, nn.Module], Any], Any]
+    update: Callable[[Any, Any, Any, Sequence[torch.Generator]], Metrics]
+    acts: str
     network: Callable[..., nn.Module]
     policy: Callable[[PolicyMeta, nn.Module], Policy]
+
+
+def apply_gradients(optimizer: torch.optim.Optimizer, network: nn.Module, losses: Tensor) -> None:
+    """One step of ``network`` alone on its seeds' ``losses`` [S]: the gradients of other networks in the graph are not
+    computed."""
+    parameters = list(network.parameters())
+    for parameter, gradient in zip(parameters, torch.autograd.grad(losses.sum(), parameters), strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+
+
+def normal(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+    """Standard normal [S, ..]; each seed draws its own."""
+    return torch.stack([torch.randn(shape[1:], device=g.device, generator=g) for g in generators])

@@ -14,7 +14,7 @@ from raystitch.trainers import ALGORITHMS
 from raystitch.trainers.batches import TrainData
 from raystitch.trainers.config import ALGORITHM_CONFIGS, AlgorithmConfig, BCConfig, DTConfig, TD3BCConfig
 from raystitch.trainers.data import build_data
-from raystitch.trainers.loop import Checkpoints, train_policy
+from raystitch.trainers.loop import Checkpoints, train_policies, train_policy
 from raystitch.trainers.policy import Policy, load_policy
 
 CONFIGS: dict[str, AlgorithmConfig] = {
@@ -118,6 +118,60 @@ def test_loss_that_is_not_finite_is_an_error_with_its_step(algo: str, data: Trai
     broken = dataclasses.replace(data, actions=torch.full_like(data.actions, torch.nan))
     with pytest.raises(RunError, match=f"loss of {algo} became nan at step 1;"):
         train_policy(broken, algo, _short(algo))
+
+
+def test_a_seed_is_the_same_alone_and_among_others(algo: str, data: TrainData) -> None:
+    config = _short(algo, 20)
+    alone = [train_policy(data, algo, config, "1:1", seed) for seed in (3, 4, 5)]
+    rows: dict[int, list[float]] = {}
+
+    def log(index: int, row: dict[str, Any]) -> None:
+        rows.setdefault(index, []).append(row["loss"])
+
+    together = train_policies(data, algo, config, "1:1", (3, 4, 5), log=log)
+    for one, other in zip(alone, together, strict=True):
+        assert isinstance(other, Policy)
+        np.testing.assert_allclose(_actions(one), _actions(other), atol=1e-4)
+    assert [policy.meta.record["seed"] for policy in together if isinstance(policy, Policy)] == [3, 4, 5]
+    assert len({tuple(losses) for losses in rows.values()}) == 3
+
+
+def test_interrupted_seeds_go_on_alone(algo: str, data: TrainData, tmp_path: Path) -> None:
+    """What is saved of a seed does not depend on the company it was trained in."""
+    checkpoints = [Checkpoints(path=tmp_path / f"{seed}.pt", seconds=0) for seed in (3, 4)]
+
+    class Stop(Exception):
+        pass
+
+    def stop(index: int, row: dict[str, Any]) -> None:
+        if row["step"] == 200:
+            raise Stop
+
+    whole = train_policy(data, algo, CONFIGS[algo], "1:1", 4)
+    with pytest.raises(Stop):
+        train_policies(data, algo, CONFIGS[algo], "1:1", (3, 4), log=stop, checkpoints=checkpoints)
+    resumed = train_policy(data, algo, CONFIGS[algo], "1:1", 4, checkpoints=checkpoints[1])
+    np.testing.assert_allclose(_actions(whole), _actions(resumed), atol=2e-3)
+
+
+def test_a_seed_that_fails_leaves_the_others_alone(algo: str, data: TrainData, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = train_policy(data, algo, _short(algo), "1:1", 4)
+    algorithm = ALGORITHMS[algo]
+
+    def poisoned(*args: Any) -> Any:
+        metrics = algorithm.update(*args)
+        if args[0].step == 2:
+            network = vars(args[0])[algorithm.acts]
+            for parameter in network.parameters():
+                parameter.data[0] = torch.nan
+        return metrics
+
+    monkeypatch.setitem(ALGORITHMS, algo, dataclasses.replace(algorithm, update=poisoned))
+    bad, fine = train_policies(data, algo, _short(algo), "1:1", (3, 4))
+    assert isinstance(bad, RunError)
+    assert f"loss of {algo} became nan at step" in str(bad)
+    assert isinstance(fine, Policy)
+    np.testing.assert_allclose(_actions(fine), _actions(good), atol=1e-4)
 
 
 def test_evaluation_during_training_changes_nothing(algo: str, data: TrainData) -> None:

@@ -14,7 +14,7 @@ from raystitch.trainers.dt import DTPolicy, action_loss, learning_rate
 from raystitch.trainers.dt_model import DecisionTransformer, dropout
 from raystitch.trainers.loop import train_policy
 
-B, K, OBS, ACT = 5, 6, 3, 2
+S, B, K, OBS, ACT = 1, 5, 6, 3, 2
 TINY = DTConfig(train_steps=3, batch_size=8, context=K, width=16, num_layers=2, num_heads=2)
 
 
@@ -28,53 +28,53 @@ def model() -> DecisionTransformer:
 
 def _inputs(steps: int = K) -> list[Tensor]:
     torch.manual_seed(1)
-    time = torch.randint(0, 20, (B, 1)) + torch.arange(steps)
-    return [torch.randn(B, steps, OBS), torch.randn(B, steps, ACT), torch.randn(B, steps), time]
+    time = torch.randint(0, 20, (S, B, 1)) + torch.arange(steps)
+    return [torch.randn(S, B, steps, OBS), torch.randn(S, B, steps, ACT), torch.randn(S, B, steps), time]
 
 
 def test_left_padding_changes_nothing(model: DecisionTransformer) -> None:
     obs, action, rtg, time = _inputs(4)
     alone = model(obs, action, rtg, time)
-    padded = [torch.cat([torch.full_like(x[:, :2], 7), x], 1) for x in (obs, action, rtg, time)]
-    valid = torch.tensor([False, False, True, True, True, True]).expand(B, K)
+    padded = [torch.cat([torch.full_like(x[:, :, :2], 7), x], 2) for x in (obs, action, rtg, time)]
+    valid = torch.tensor([False, False, True, True, True, True]).expand(S, B, K)
     out = model(*padded, valid)
     assert torch.isfinite(out).all()
-    torch.testing.assert_close(out[:, 2:], alone)
+    torch.testing.assert_close(out[:, :, 2:], alone)
 
 
 def test_an_action_depends_on_the_past_only(model: DecisionTransformer) -> None:
     inputs = [x.requires_grad_() if x.is_floating_point() else x for x in _inputs()]
-    model(*inputs)[:, 2].sum().backward()
+    model(*inputs)[:, :, 2].sum().backward()
     obs, action, rtg = (x.grad for x in inputs[:3])
     assert obs is not None
     assert action is not None
     assert rtg is not None
-    assert obs[:, :3].abs().amin() > 0
-    assert not obs[:, 3:].any()
-    assert rtg[:, :3].abs().amin() > 0
-    assert not rtg[:, 3:].any()
-    assert action[:, :2].abs().amin() > 0
-    assert not action[:, 2:].any()
+    assert obs[:, :, :3].abs().amin() > 0
+    assert not obs[:, :, 3:].any()
+    assert rtg[:, :, :3].abs().amin() > 0
+    assert not rtg[:, :, 3:].any()
+    assert action[:, :, :2].abs().amin() > 0
+    assert not action[:, :, 2:].any()
 
 
 def test_last_block_for_state_tokens_alone_equals_the_whole_block(model: DecisionTransformer) -> None:
-    x, mask = torch.randn(B, 3 * K, 16), model.causal[None, None]
+    x, mask = torch.randn(S, B, 3 * K, 16), model.causal[None, None]
     block = model.blocks[-1]
-    torch.testing.assert_close(block(x, mask, None, queries=slice(1, None, 3)), block(x, mask, None)[:, 1::3])
+    torch.testing.assert_close(block(x, mask, None, queries=slice(1, None, 3)), block(x, mask, None)[:, :, 1::3])
 
 
 def test_times_past_the_largest_trained_one_share_its_embedding(model: DecisionTransformer) -> None:
     obs, action, rtg, _ = _inputs()
-    late = [model(obs, action, rtg, torch.full((B, K), time)) for time in (30, 500)]
+    late = [model(obs, action, rtg, torch.full((S, B, K), time)) for time in (30, 500)]
     torch.testing.assert_close(*late)
 
 
 def test_dropout_rate_scale_and_seed() -> None:
-    x = torch.ones(1001, 7)
-    dropped = dropout(x, 0.1, torch.Generator().manual_seed(0))
+    x = torch.ones(1, 1001, 7)
+    dropped = dropout(x, 0.1, [torch.Generator().manual_seed(0)])
     assert abs(float((dropped == 0).float().mean()) - 0.1) < 0.02
     torch.testing.assert_close(dropped.max(), torch.tensor(1 / 0.9))
-    assert torch.equal(dropped, dropout(x, 0.1, torch.Generator().manual_seed(0)))
+    assert torch.equal(dropped, dropout(x, 0.1, [torch.Generator().manual_seed(0)]))
     assert dropout(x, 0.1, None) is x
 
 
@@ -95,13 +95,13 @@ def test_loss_ignores_padding(drift: EpisodeDataset) -> None:
     data = build_data(drift, "sequences", device="cpu")
     policy = train_policy(data, "dt", TINY)
     assert isinstance(policy.network, DecisionTransformer)
-    length = torch.tensor([int(drift.lengths[0])] * 2)
-    batch = data.windows(torch.zeros(2, dtype=torch.int64), length - 2, length, K)
+    length = torch.tensor([[int(drift.lengths[0])] * 2])
+    batch = data.windows(torch.zeros(1, 2, dtype=torch.int64), length - 2, length, K)
     batch.action[~batch.valid] = 1e6
     batch.obs[~batch.valid] = -1e6
     loss = action_loss(policy.network, batch, None)
-    predicted = policy.network(batch.obs, batch.action, batch.rtg, batch.time, batch.valid)[:, -2:]
-    torch.testing.assert_close(loss, (predicted - batch.action[:, -2:]).square().mean())
+    predicted = policy.network(batch.obs, batch.action, batch.rtg, batch.time, batch.valid)[:, :, -2:]
+    torch.testing.assert_close(loss[0], (predicted - batch.action[:, :, -2:]).square().mean())
 
 
 def test_acting_is_the_forward_pass_over_the_last_steps(drift: EpisodeDataset) -> None:
@@ -125,10 +125,11 @@ def test_acting_is_the_forward_pass_over_the_last_steps(drift: EpisodeDataset) -
     window = slice(-K, None)
     past = np.stack([action[kept] if len(action) == 3 else action for action in actions])
     past[-1] = 0  # the action to come is unknown, and unseen by its own state token
-    expected = policy.network(
+    inputs = (
         torch.as_tensor(data.normalizer.encode(obs)).transpose(0, 1)[:, window],
         torch.as_tensor(past).transpose(0, 1)[:, window],
         torch.as_tensor((asked / data.rtg_scale).astype(np.float32)).T[:, window],
         torch.arange(steps).expand(2, -1)[:, window],
     )
+    expected = policy.network(*(x[None] for x in inputs))[0]
     np.testing.assert_allclose(actions[-1], expected[:, -1].detach().numpy(), atol=1e-5)

@@ -17,9 +17,8 @@ from raystitch.trainers.scratch import Scratch
 
 def batches(data: TrainData) -> list[torch.Tensor]:
     """All tensors of ten batches."""
-    generator = torch.Generator()
-    generator.manual_seed(5)
-    sampler = RatioSampler(data, parse_ratio("1:1"), 64, generator)
+    generators = [torch.Generator().manual_seed(5)]
+    sampler = RatioSampler(data, parse_ratio("1:1"), 64, generators)
     found: list[torch.Tensor] = []
     for _ in range(10):
         drawn = sampler.draw()

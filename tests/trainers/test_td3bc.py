@@ -16,8 +16,9 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.trainers.batches import TrainData, TransitionBatch
 from raystitch.trainers.config import TD3BCConfig
 from raystitch.trainers.data import build_data
+from raystitch.trainers.networks import Actor, TwinCritic
 from raystitch.trainers.ratio import parse_ratio
-from raystitch.trainers.td3bc import TD3BCState, actor_loss, create, critic_loss, update
+from raystitch.trainers.td3bc import TD3BCState, actor_loss, create, critic_loss, networks, update
 
 CONFIG = TD3BCConfig(hidden=16, gamma=0.97, policy_noise=0.3, noise_clip=0.4, alpha=1.7)
 
@@ -30,7 +31,7 @@ def data(drift: EpisodeDataset) -> TrainData:
 @pytest.fixture
 def state(data: TrainData) -> TD3BCState:
     torch.manual_seed(0)
-    state = create(data, parse_ratio("1:0"), CONFIG)
+    state = create(networks(data, parse_ratio("1:0"), CONFIG), CONFIG)
     for target in (state.target_actor, state.target_critics):
         for parameter in target.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -39,34 +40,37 @@ def state(data: TrainData) -> TD3BCState:
 
 @pytest.fixture
 def batch(data: TrainData) -> TransitionBatch:
-    episode, step = data.original.draw(64, torch.Generator().manual_seed(0))
+    episode, step = data.original.draw(64, [torch.Generator().manual_seed(0)])
     return data.transitions(episode, step)
 
 
-class _Column(nn.Module):
-    """A critic with the trailing dimension that torchrl expects."""
+class _One(nn.Module):
+    """One network of ours as torchrl wants it: no seeds, and a critic's output with a trailing dimension."""
 
-    def __init__(self, critic: nn.Module) -> None:
+    def __init__(self, network: Actor | TwinCritic, index: int | None = None) -> None:
         super().__init__()
-        self.critic = critic
+        self.network, self.index = network, index
 
-    def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        return self.critic(obs, action)[..., None]
+    def forward(self, obs: torch.Tensor, action: torch.Tensor | None = None) -> torch.Tensor:
+        if action is None:
+            return self.network(obs[None])[0]
+        assert isinstance(self.network, TwinCritic)
+        out = self.network.net.of(torch.cat([obs, action], -1)[None], self.index or 0)
+        return out[0]
 
 
-def _copy(ours: list[nn.Module], theirs: Any, prefix: str, *, stacked: bool) -> None:
-    """Our weights into torchrl's functional parameters, which stack the critics'."""
+def _copy(ours: nn.Module, theirs: Any, prefix: str, *, stacked: bool) -> None:
+    """Our weights into torchrl's functional parameters, which hold one whole copy per critic."""
     for key, value in theirs.flatten_keys(".").items():
-        weights = [network.get_parameter(key.removeprefix(prefix)).detach() for network in ours]
-        value.data.copy_(torch.stack(weights) if stacked else weights[0])
+        weight = ours.get_parameter(key.removeprefix(prefix)).detach()
+        value.data.copy_(torch.stack([weight, weight.flip(1)]) if stacked else weight)
 
 
 def test_losses_equal_torchrls(state: TD3BCState, batch: TransitionBatch) -> None:
     keys = ["observation", "action"]
-    actor = TensorDictModule(copy.deepcopy(state.actor), in_keys=["observation"], out_keys=["action"])
-    critics: list[TensorDictModule] = [
-        ValueOperator(_Column(copy.deepcopy(critic)), in_keys=keys) for critic in state.critics
-    ]
+    actor = TensorDictModule(_One(copy.deepcopy(state.actor)), in_keys=["observation"], out_keys=["action"])
+    # torchrl stacks two networks; each of these is our pair, of which it uses the first.
+    critics: list[TensorDictModule] = [ValueOperator(_One(copy.deepcopy(state.critics)), in_keys=keys) for _ in "12"]
     theirs = TD3BCLoss(
         actor,
         critics,
@@ -77,19 +81,16 @@ def test_losses_equal_torchrls(state: TD3BCState, batch: TransitionBatch) -> Non
         loss_function="l2",
     )
     theirs.make_value_estimator(gamma=CONFIG.gamma)
-    _copy(list(state.target_critics), theirs.target_qvalue_network_params, "module.critic.", stacked=True)
-    _copy([state.target_actor], theirs.target_actor_network_params, "module.", stacked=False)
-    done = batch.done.bool()[:, None]
+    _copy(state.critics, theirs.qvalue_network_params, "module.network.", stacked=True)
+    _copy(state.target_critics, theirs.target_qvalue_network_params, "module.network.", stacked=True)
+    _copy(state.target_actor, theirs.target_actor_network_params, "module.network.", stacked=False)
+    obs, action, next_obs, reward = batch.obs[0], batch.action[0], batch.next_obs[0], batch.reward[0]
+    done = batch.done[0].bool()[:, None]
     table = TensorDict(
         {
-            "observation": batch.obs,
-            "action": batch.action,
-            "next": {
-                "observation": batch.next_obs,
-                "reward": batch.reward[:, None],
-                "done": done,
-                "terminated": done,
-            },
+            "observation": obs,
+            "action": action,
+            "next": {"observation": next_obs, "reward": reward[:, None], "done": done, "terminated": done},
         },
         [64],
     )
@@ -98,16 +99,16 @@ def test_losses_equal_torchrls(state: TD3BCState, batch: TransitionBatch) -> Non
     expected_critic, _ = theirs.qvalue_loss(table.clone())
     torch.manual_seed(5)
     loss, _ = critic_loss(state, batch, CONFIG, torch.randn_like(batch.action))
-    torch.testing.assert_close(loss, expected_critic.sum())
+    torch.testing.assert_close(loss, expected_critic.sum()[None])
     expected_actor, _ = theirs.actor_loss(table.clone())
     ours, _ = actor_loss(state, batch, CONFIG)
-    torch.testing.assert_close(ours, expected_actor)
+    torch.testing.assert_close(ours, expected_actor[None])
 
 
 def test_actor_and_targets_move_every_second_step(state: TD3BCState, batch: TransitionBatch) -> None:
     slow = (state.actor, state.target_actor, state.target_critics)
     before, critics = copy.deepcopy(slow), copy.deepcopy(state.critics)
-    generator = torch.Generator().manual_seed(0)
+    generator = [torch.Generator().manual_seed(0)]
 
     def same(left: nn.Module, right: nn.Module) -> bool:
         return all(torch.equal(a, b) for a, b in zip(left.parameters(), right.parameters(), strict=True))

@@ -71,8 +71,7 @@ def test_joined_transitions_are_original_ones_and_never_cross_the_seam(
 ) -> None:
     data = build_data(drift, "transitions", "joined", joined=bridges, device="cpu")
     assert len(data.observations) == len(drift.observations)
-    generator = torch.Generator().manual_seed(0)
-    episode, step = data.augmented.draw(20_000, generator)
+    episode, step = (x[0] for x in data.augmented.draw(20_000, [torch.Generator().manual_seed(0)]))
     batch = data.transitions(episode, step)
     # The pool is the dataset, so equal observation rows mean equal transitions; count how often each is drawn.
     rows, _ = data._rows(episode, step)
@@ -125,7 +124,7 @@ def test_a_terminal_transition_needs_no_next_state(drift: EpisodeDataset) -> Non
 
 def test_every_batch_has_exactly_the_ratio(drift: EpisodeDataset, bridges: BridgeSet) -> None:
     data = build_data(drift, "sequences", "stitched", bridges=bridges, device="cpu")
-    sampler = RatioSampler(data, parse_ratio("2:1"), 64, torch.Generator().manual_seed(0))
+    sampler = RatioSampler(data, parse_ratio("2:1"), 64, [torch.Generator().manual_seed(0)])
     for _ in range(20):
         episode, step, length = sampler.draw()
         assert int((episode < drift.num_episodes).sum()) == 43
@@ -135,18 +134,36 @@ def test_every_batch_has_exactly_the_ratio(drift: EpisodeDataset, bridges: Bridg
 
 def test_episodes_are_drawn_in_proportion_to_length(drift: EpisodeDataset) -> None:
     data = build_data(drift, "sequences", device="cpu")
-    episode, step = data.original.draw(50_000, torch.Generator().manual_seed(0))
+    episode, step = (x[0] for x in data.original.draw(50_000, [torch.Generator().manual_seed(0)]))
     share = np.bincount(episode.numpy(), minlength=drift.num_episodes) / 50_000
     assert np.abs(share - drift.lengths / drift.num_transitions).max() < 0.005
     position = (step / data.original.length[episode]).numpy()
     assert abs(position.mean() - 0.5 * (1 - (1 / drift.lengths).mean())) < 0.02
 
 
+def test_bridges_are_drawn_uniformly_when_asked(drift: EpisodeDataset, bridges: BridgeSet) -> None:
+    data = build_data(drift, "transitions", "stitched", bridges=bridges, uniform_over="bridges", device="cpu")
+    episode = data.augmented.draw(50_000, [torch.Generator().manual_seed(0)])[0][0]
+    share = np.bincount(episode.numpy() - data.augmented.first_episode, minlength=len(bridges)) / 50_000
+    assert np.abs(share - 1 / len(bridges)).max() < 0.005
+    assert (bridges.gap.max() + 1) / (bridges.gap.mean() + 1) > 1.2
+
+
+def test_seeds_draw_from_their_own_generators(drift: EpisodeDataset, bridges: BridgeSet) -> None:
+    data = build_data(drift, "transitions", "stitched", bridges=bridges, device="cpu")
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    together = RatioSampler(data, parse_ratio("1:1"), 16, generators)
+    alone = RatioSampler(data, parse_ratio("1:1"), 16, [torch.Generator().manual_seed(4)])
+    for _ in range(3):
+        for both, one in zip(together.draw(), alone.draw(), strict=True):
+            assert torch.equal(both[1], one[0])
+
+
 def test_weighted_and_duplicated(drift: EpisodeDataset) -> None:
     duplicated = build_data(drift, "transitions", "duplicated", device="cpu")
     assert duplicated.augmented.length.tolist() == duplicated.original.length.tolist()
     weighted = build_data(drift, "transitions", "weighted", device="cpu")
-    episode, _ = weighted.augmented.draw(5000, torch.Generator().manual_seed(0))
+    episode = weighted.augmented.draw(5000, [torch.Generator().manual_seed(0)])[0][0]
     drawn = drift.returns[(episode - weighted.augmented.first_episode).numpy()]
     assert drawn.mean() > drift.returns.mean() + drift.returns.std()
     weights = return_weights(drift.returns)
@@ -168,8 +185,8 @@ def test_user_errors(drift: EpisodeDataset, bridges: BridgeSet) -> None:
     nothing = bridges.take(np.zeros(0, np.int64))
     data = build_data(drift, "transitions", "stitched", bridges=nothing, device="cpu")
     with pytest.raises(UserError, match="no accepted bridge"):
-        RatioSampler(data, parse_ratio("1:1"), 8, torch.Generator())
-    RatioSampler(data, parse_ratio("1:0"), 8, torch.Generator()).draw()
+        RatioSampler(data, parse_ratio("1:1"), 8, [torch.Generator()])
+    RatioSampler(data, parse_ratio("1:0"), 8, [torch.Generator()]).draw()
     with pytest.raises(UserError, match="needs bridges"):
         build_data(drift, "transitions", "stitched")
     with pytest.raises(UserError, match="needs pairs"):

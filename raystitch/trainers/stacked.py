@@ -1,0 +1,114 @@
+"""Layers of several networks at once: the seeds of one configuration, trained side by side.
+
+Every parameter has a leading dimension S, one slice per seed, and every product is a batched one. Nothing mixes the
+slices, so the gradient of a sum of losses is each seed's own, and a seed comes out the same alone or among others, up
+to float error. Legend: S seeds, N rows, D width.
+"""
+
+import copy
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class StackedLinear(nn.Module):
+    """y = x W + b per slice: [*stack, .., in] to [*stack, .., out]; starts as ``nn.Linear`` does."""
+
+    def __init__(self, in_dim: int, out_dim: int, stack: tuple[int, ...] = (1,)) -> None:
+        super().__init__()
+        bound = in_dim**-0.5
+        self.weight = nn.Parameter(torch.empty(*stack, in_dim, out_dim).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(*stack, 1, out_dim).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor, *, bf16: bool = False) -> Tensor:
+        """With ``bf16`` the product's factors are rounded to bf16; what comes out has the type of ``x``."""
+        return stacked_linear(x, self.weight, self.bias, bf16=bf16)
+
+
+def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor, *, bf16: bool = False) -> Tensor:
+    """x W + b; ``weight`` [*stack, in, out], ``bias`` [*stack, 1, out], ``x`` [*stack, .., in]."""
+    depth = weight.dim() - 2
+    rows = x.flatten(depth, -2).flatten(0, depth - 1)
+    kernel, offset = weight.flatten(0, -3), bias.flatten(0, -3)
+    if bf16:
+        product = torch.baddbmm(offset.bfloat16(), rows.bfloat16(), kernel.bfloat16()).to(x.dtype)
+    else:
+        product = torch.baddbmm(offset, rows, kernel)
+    return product.view(*x.shape[:-1], weight.shape[-1])
+
+
+class StackedLayerNorm(nn.Module):
+    """Layer norm over the last dimension, [S, .., D]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(1, width)), nn.Parameter(torch.zeros(1, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = (x.shape[-1],)
+        if len(self.weight) == 1:
+            return F.layer_norm(x, width, self.weight[0], self.bias[0])
+        shape = (len(x), *[1] * (x.dim() - 2), x.shape[-1])
+        return torch.addcmul(self.bias.view(shape), F.layer_norm(x, width), self.weight.view(shape))
+
+
+class StackedMLP(nn.Module):
+    """``num_layers`` hidden ReLU layers, then a linear one; [*stack, N, in] to [*stack, N, out]."""
+
+    def __init__(
+        self, in_dim: int, out_dim: int, hidden: int, num_layers: int, stack: tuple[int, ...] = (1,), bf16: bool = False
+    ) -> None:
+        """``bf16``: of the products between hidden layers; the first and the last stay exact."""
+        super().__init__()
+        sizes = [in_dim, *[hidden] * num_layers, out_dim]
+        self.layers = nn.ModuleList(StackedLinear(inputs, outputs, stack) for inputs, outputs in pairwise(sizes))
+        self.bf16 = bf16
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._through(x, [(layer.weight, layer.bias) for layer in self._linears()])
+
+    def of(self, x: Tensor, index: int) -> Tensor:
+        """What network ``index`` of the second stacked dimension makes of ``x`` [S, N, in]."""
+        return self._through(x, [(layer.weight[:, index], layer.bias[:, index]) for layer in self._linears()])
+
+    def _linears(self) -> list[StackedLinear]:
+        return [layer for layer in self.layers if isinstance(layer, StackedLinear)]
+
+    def _through(self, x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        last = len(layers) - 1
+        for at, (weight, bias) in enumerate(layers):
+            x = stacked_linear(x, weight, bias, bf16=self.bf16 and 0 < at < last)
+            x = F.relu(x, inplace=True) if at < last else x
+        return x
+
+
+def stack(networks: Sequence[Network]) -> Network:
+    """Networks of one seed each as one of all."""
+    whole = copy.deepcopy(networks[0])
+    for name, parameter in whole.named_parameters():
+        parameter.data = torch.cat([network.get_parameter(name).data for network in networks])
+    return whole
+
+
+def unstack(network: Network, index: int) -> Network:
+    """A copy of the network of seed ``index``."""
+    one = copy.deepcopy(network)
+    for parameter in one.parameters():
+        parameter.data = parameter.data[index : index + 1].clone()
+    return one
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+    """Scales each seed's gradient down to ``max_norm``; returns the norms before, [S]."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    scale = (max_norm / (norms + 1e-6)).clamp_(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
+    return norms
