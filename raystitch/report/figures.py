@@ -29,6 +29,8 @@ INK = {
     "surface": "#0a0b09",
     "real": "#0a0b0a",
     "good": "#0a0b0b",
+    "weighted": "#0a0b0c",
+    "duplicated": "#0a0b0d",
 }
 STYLE: Any = {
     "svg.fonttype": "none",

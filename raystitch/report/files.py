@@ -23,6 +23,7 @@ class RunFiles:
         rows: of results.parquet.
         figures: tables of figures/, by name.
         metrics: lines of metrics.jsonl, by trial.
+        search: search.json of a hyper-parameter search.
     """
 
     folder: Path
@@ -33,12 +34,19 @@ class RunFiles:
     validation: dict[str, Any] | None
     figures: dict[str, pa.Table]
     metrics: dict[str, list[dict[str, Any]]]
+    search: dict[str, Any] | None
 
     @property
     def headline(self) -> tuple[str, str | None]:
-        """(ratio, delta) that the verdict is about, as results.parquet has them."""
-        chosen = self.config.get("headline")
+        """(ratio, delta) that the verdict is about, as results.parquet has them; a search chooses it."""
+        chosen = (self.search or {}).get("chosen") or self.config.get("headline")
         return (str(parse_ratio(chosen["ratio"])), delta_text(chosen["delta"])) if chosen else ("", None)
+
+    @property
+    def final_rows(self) -> list[dict[str, Any]]:
+        """Rows that scores are reported from: without the trials that a search chose by, which would flatter it."""
+        seeds = set((self.search or {}).get("seeds", ()))
+        return [row for row in self.rows if row["data"] != "stitched" or row["seed"] not in seeds]
 
 
 def read_run(folder: str | Path) -> RunFiles:
@@ -67,6 +75,7 @@ def read_run(folder: str | Path) -> RunFiles:
         validation=_optional_json(folder / "validate.json"),
         figures=figures,
         metrics={row["trial_id"]: _json_lines(folder / "trials" / row["trial_id"] / "metrics.jsonl") for row in rows},
+        search=_optional_json(folder / "search.json"),
     )
 
 

@@ -12,9 +12,14 @@ from numpy.typing import NDArray
 from raystitch.files import atomic_path
 from raystitch.report import figures
 from raystitch.report.files import RunFiles, read_run
-from raystitch.report.sections import curves, heat_maps, html_table, results, section, target_returns, verdict
-from raystitch.report.summary import ALGORITHM_NAMES, Summary, summarise
+from raystitch.report.html import html_table, section
+from raystitch.report.names import algorithm_name
+from raystitch.report.results import comparisons, heat_maps, results
+from raystitch.report.sections import best_checkpoints, curves, target_returns, verdict
+from raystitch.report.summary import Summary, summarise
+from raystitch.report.trials import every_seed, failures, search, stopped
 from raystitch.report.truth import simulator_truth, truth_tile
+from raystitch.report.verdict import verdicts
 from raystitch.stitching.candidates import REASONS
 
 STYLE_FILE = Path(__file__).parent / "page.css"
@@ -27,19 +32,24 @@ def build_report(run_dir: str | Path) -> Path:
         UserError: when the folder is not a run with results.
     """
     run = read_run(run_dir)
-    summary = summarise(run.rows, run.headline)
+    summary = summarise(run.final_rows, run.headline, run.metrics)
     parts = [
         _header(run),
-        verdict(summary),
+        verdict(verdicts(summary)),
         _tiles(run, summary),
-        results(summary, run.headline),
-        heat_maps(summary, run.headline),
-        target_returns(run.rows, summary.metric),
-        curves(summary, run.rows, run.metrics, run.headline),
+        failures(run),
+        results(summary),
+        comparisons(summary, chosen_before=run.search is None),
+        heat_maps(summary),
+        target_returns(run.final_rows, summary.metric),
+        search(run),
+        curves(summary),
+        best_checkpoints(summary),
+        every_seed(run),
+        stopped(run),
         _picture(run.figures),
         _bridges(run.figures),
         simulator_truth(run.validation),
-        _failures(run),
         _configuration(run),
     ]
     title = escape(f"raystitch: {run.config.get('name', run.folder.name)}")
@@ -71,14 +81,15 @@ def _header(run: RunFiles) -> str:
 def _tiles(run: RunFiles, summary: Summary) -> str:
     tiles: list[tuple[str, str]] = []
     for algo in summary.algorithms:
-        chosen = [line for line in summary.find(algo, "stitched") if (line.ratio, line.delta) == run.headline]
-        original = next(iter(summary.find(algo, "original")), None)
-        if chosen and chosen[0].mean:
-            before = f" (original: {summary.metric.show(original.mean.value)})" if original and original.mean else ""
-            name = ALGORITHM_NAMES.get(algo, algo)
-            tiles.append(
-                (summary.metric.show(chosen[0].mean.value), f"{name}, {summary.metric.name} with stitching{before}")
-            )
+        line = summary.chosen(algo)
+        if line is None:
+            continue
+        metric, before = summary.metric, ""
+        original = next((base for base in summary.find(algo, "original") if base.values), None)
+        if original is not None:
+            before = f" (original: {metric.show(original.means[metric.column].value)})"
+        text = f"{algorithm_name(algo)}, mean {metric.name} with stitching{before}"
+        tiles.append((metric.show(line.means[metric.column].value), text))
     table = run.figures.get("acceptance")
     if table is not None:
         counts = table.to_pylist()
@@ -171,15 +182,6 @@ def _bridges(tables: Mapping[str, pa.Table]) -> str:
 def _quantiles(values: NDArray[Any], form: str) -> list[str]:
     usable = values[np.isfinite(values)]
     return [form.format(value) for value in np.percentile(usable, [10, 50, 90])] if usable.size else ["–"] * 3
-
-
-def _failures(run: RunFiles) -> str:
-    failed = [row for row in run.rows if row["status"] == "failed"]
-    if not failed:
-        return ""
-    names = ("trial_id", "algo", "data", "ratio", "delta", "seed", "error")
-    body = html_table(names, [["–" if row[name] is None else str(row[name]) for name in names] for row in failed])
-    return section("Failed trials", body, "Tried again once; the next run of the same command tries them again.")
 
 
 def _configuration(run: RunFiles) -> str:

@@ -1,20 +1,25 @@
-"""Statistics over seeds: inter-quartile means, percentile bootstrap, paired differences (checked against rliable).
+"""Statistics over seeds: inter-quartile means, percentile bootstrap, comparisons, power (checked against rliable,
+scipy and statsmodels).
 
-Legend: S seeds, R bootstrap resamples. Seeds are the samples; evaluation episodes are not.
+Legend: S, T seeds, R bootstrap resamples. Seeds are the samples; evaluation episodes are not.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t
+from scipy.optimize import root_scalar
+from scipy.stats import ncf, t
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
 
 NUM_RESAMPLES = 5000
 CONFIDENCE = 0.95
+POWER = 0.8
+MAX_SEEDS = 1000
+"""Where ``Comparison.seeds_needed`` stops counting."""
 
 
 def mean(values: Array) -> Array:
@@ -34,9 +39,9 @@ class Interval:
     """A statistic with its bootstrap interval; a single seed has no interval (low = high = value).
 
     Attributes:
-        sign: of a difference that is clear: 1 or -1 where neither the bootstrap interval nor the paired t interval
-            holds zero, from 3 seeds on. The bootstrap alone is too sure of itself with few seeds: with 3 it excludes
-            zero whenever all have the same sign, which happens to a quarter of the pairs of equals.
+        sign: of a difference that is clear: 1 or -1 where neither the bootstrap interval nor the t interval holds
+            zero, from 3 seeds on. The bootstrap alone is too sure of itself with few seeds: with 3 it excludes zero
+            whenever all have the same sign, which happens to a quarter of the pairs of equals.
     """
 
     value: float
@@ -71,38 +76,142 @@ def interval(
     return Interval(float(statistic(values)), *_percentiles(resampled), len(values))
 
 
-def paired_difference(
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Ours against theirs.
+
+    Attributes:
+        difference: of the statistics, ours minus theirs.
+        improvement: P(a seed of ours beats a seed of theirs); its interval resamples both sides on their own.
+        paired: over the seeds that both have; else over all seeds of each, as independent samples.
+        mean_difference, spread: of the differences by seed (standard deviation; None below 3 seeds). Independent
+            samples: as if they had been paired at random.
+        p_value: of the two-sided t test (paired, or Welch's); None below 3 seeds.
+        adjusted: the p-value after correction for the comparisons that it is shown with; None where none was made.
+    """
+
+    difference: Interval
+    improvement: Interval
+    paired: bool
+    mean_difference: float
+    spread: float | None
+    p_value: float | None
+    adjusted: float | None = None
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """Seeds at which a paired t test sees the observed difference with 80 % power; None past ``MAX_SEEDS``."""
+        if self.spread is None or self.mean_difference == 0:
+            return None
+        return seeds_needed(self.mean_difference, self.spread)
+
+    @property
+    def detectable(self) -> float | None:
+        """The smallest difference that as many seeds as these would show with 80 % power."""
+        return None if self.spread is None else detectable_difference(self.spread, self.difference.num_seeds)
+
+
+def compare(
     ours: Mapping[int, float],
     theirs: Mapping[int, float],
     statistic: Statistic = iqm,
     *,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
-) -> Interval | None:
-    """Difference of the statistics over the seeds both have, resampled in pairs; None without a common seed."""
-    common = sorted(ours.keys() & theirs.keys())
-    if not common:
+) -> Comparison | None:
+    """Compares values by seed: in pairs where at least two seeds are shared; None when one side is empty."""
+    if not ours or not theirs:
         return None
-    left = np.array([ours[key] for key in common], np.float64)
-    right = np.array([theirs[key] for key in common], np.float64)
-    draws = _draws(len(common), num_resamples, seed)
-    resampled = statistic(left[draws]) - statistic(right[draws])
+    common = sorted(ours.keys() & theirs.keys())
+    # One shared seed of one is a pair too, though nothing can be said about it.
+    paired = len(common) >= 2 or (len(common) == len(ours) == len(theirs))
+    left_seeds, right_seeds = (common, common) if paired else (sorted(ours), sorted(theirs))
+    left = np.array([ours[key] for key in left_seeds], np.float64)
+    right = np.array([theirs[key] for key in right_seeds], np.float64)
+    left_draws = _draws(len(left), num_resamples, seed)
+    right_draws = _draws(len(right), num_resamples, seed + 1)
+    resampled = statistic(left[left_draws]) - statistic(right[left_draws if paired else right_draws])
     low, high = _percentiles(resampled)
-    t_low, t_high = _t_interval(left - right)
-    sign = int(low > 0 and t_low > 0) - int(high < 0 and t_high < 0)
-    return Interval(float(statistic(left) - statistic(right)), low, high, len(common), sign)
+    estimate, spread, error, freedom = _moments(left, right, paired)
+    sign, p_value = 0, None
+    if spread is not None:
+        p_value = float(2 * t.sf(abs(estimate) / error, freedom)) if error > 0 else float(estimate == 0)
+        # Decided by the interval and the test alike, which agree on the mean but not on the statistic.
+        clear = p_value < 1 - CONFIDENCE
+        sign = int(low > 0 and estimate > 0 and clear) - int(high < 0 and estimate < 0 and clear)
+    value = float(statistic(left) - statistic(right))
+    return Comparison(
+        difference=Interval(value, low, high, min(len(left), len(right)), sign),
+        improvement=_improvement(ours, theirs, num_resamples, seed),
+        paired=paired,
+        mean_difference=estimate,
+        spread=spread,
+        p_value=p_value,
+    )
 
 
-def _t_interval(differences: Array) -> tuple[float, float]:
-    """Student's 95 % interval of the mean; unbounded below 3 values."""
-    count = len(differences)
-    if count < 3:
-        return -np.inf, np.inf
-    half = float(t.ppf(0.5 + CONFIDENCE / 2, count - 1) * differences.std(ddof=1) / np.sqrt(count))
-    return float(differences.mean()) - half, float(differences.mean()) + half
+def _moments(left: Array, right: Array, paired: bool) -> tuple[float, float | None, float, float]:
+    """Difference of the means, spread of one difference, standard error and degrees of freedom."""
+    estimate = float(left.mean() - right.mean())
+    if min(len(left), len(right)) < 3:
+        return estimate, None, 0.0, 0.0
+    if paired:
+        spread = float((left - right).std(ddof=1))
+        # Equal differences leave rounding errors, which are no spread.
+        spread = 0.0 if spread < 1e-12 * max(1.0, abs(estimate)) else spread
+        return estimate, spread, spread / np.sqrt(len(left)), len(left) - 1
+    parts = np.array([values.var(ddof=1) / len(values) for values in (left, right)])
+    sizes = np.array([len(left), len(right)])
+    freedom = float(parts.sum() ** 2 / (parts**2 / (sizes - 1)).sum()) if parts.sum() > 0 else 1.0
+    return estimate, float(np.sqrt((parts * sizes).sum())), float(np.sqrt(parts.sum())), freedom
 
 
-def probability_of_improvement(ours: Array, theirs: Array) -> float:
-    """P(a run of ours beats a run of theirs), ties counted half."""
-    left, right = np.asarray(ours, np.float64)[:, None], np.asarray(theirs, np.float64)[None]
-    return float(((left > right) + 0.5 * (left == right)).mean())
+def probability_of_improvement(ours: Array, theirs: Array) -> Array:
+    """P(a run of ours beats a run of theirs), ties counted half: [..., S] and [..., T] give [...]."""
+    left, right = np.asarray(ours, np.float64)[..., None], np.asarray(theirs, np.float64)[..., None, :]
+    return ((left > right) + 0.5 * (left == right)).mean((-2, -1))
+
+
+def _improvement(ours: Mapping[int, float], theirs: Mapping[int, float], num_resamples: int, seed: int) -> Interval:
+    left, right = (np.array([*values.values()], np.float64) for values in (ours, theirs))
+    resampled = probability_of_improvement(
+        left[_draws(len(left), num_resamples, seed)], right[_draws(len(right), num_resamples, seed + 1)]
+    )
+    low, high = _percentiles(resampled)
+    return Interval(float(probability_of_improvement(left, right)), low, high, min(len(left), len(right)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: below 0.05 all of them are wrong with a chance below 5 %."""
+    p = np.asarray(p_values, np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return adjusted.tolist()
+
+
+def _power(ratio: float | Array, num_seeds: NDArray[np.int64] | int) -> Array:
+    """Of the two-sided paired t test at 5 %, for a difference of ``ratio`` spreads; its square is an F test."""
+    freedom = np.asarray(num_seeds) - 1
+    limit = t.ppf(0.5 + CONFIDENCE / 2, freedom) ** 2
+    return ncf.sf(limit, 1, freedom, np.minimum(np.square(ratio) * num_seeds, 900.0))
+
+
+def seeds_needed(difference: float, spread: float) -> int | None:
+    """Seeds (from 3) at which a paired t test sees ``difference`` with 80 % power; None past ``MAX_SEEDS``.
+
+    Args:
+        spread: standard deviation of the differences by seed.
+    """
+    if spread == 0:
+        return 3
+    counts = np.arange(3, MAX_SEEDS + 1)
+    enough = np.flatnonzero(_power(difference / spread, counts) >= POWER)
+    return int(counts[enough[0]]) if len(enough) else None
+
+
+def detectable_difference(spread: float, num_seeds: int) -> float:
+    """The difference that a paired t test over ``num_seeds`` (at least 3) sees with 80 % power."""
+    limit = 30.0 / np.sqrt(num_seeds)
+    found = root_scalar(lambda ratio: float(_power(ratio, num_seeds)) - POWER, bracket=(1e-6, limit))
+    return spread * float(found.root)

@@ -1,4 +1,4 @@
-"""What the results say: one line per cell of the grid with intervals over seeds, and a verdict in plain words."""
+"""What the results say: one line per cell of the grid with intervals over seeds, compared with every baseline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from raystitch.models.delta import Delta, check_delta
-from raystitch.report.stats import Interval, interval, iqm, mean, paired_difference, probability_of_improvement
-
-ALGORITHM_NAMES = {"td3bc": "TD3+BC", "dt": "Decision Transformer", "bc": "Behaviour cloning"}
-DATA_ORDER = ("original", "weighted", "duplicated", "joined", "stitched")
+from raystitch.report.curves import Curve, best_checkpoints, evaluations
+from raystitch.report.names import DATA_ORDER, UNQUALIFIED
+from raystitch.report.stats import CONFIDENCE, Comparison, Interval, compare, holm, interval, mean
 
 Cell = tuple[str, str, str, str | None]
 """algo, data, ratio, delta as asked."""
@@ -22,39 +21,69 @@ def delta_text(delta: Delta) -> str:
     return "off" if checked is None else checked if isinstance(checked, str) else f"{checked:g}"
 
 
+def cell_label(row: Mapping[str, Any]) -> str:
+    """What a cell of the grid is called, from its ``data``, ``ratio`` and ``delta``."""
+    if row["data"] == "original":
+        return "original data"
+    return f"{row['data']} {row['ratio']}" + (f", delta {row['delta']}" if row["data"] == "stitched" else "")
+
+
 @dataclass(frozen=True)
 class Metric:
-    """The measure that a run is judged by; ``scale`` turns stored values into shown ones."""
+    """A measure of policies; ``scale`` turns stored values into shown ones, ``digits`` follow the point (None: three
+    significant ones)."""
 
     column: str
     name: str
     unit: str
     scale: float
+    digits: int | None
+
+    def number(self, value: float) -> str:
+        """Without the unit."""
+        shown = value * self.scale
+        if self.digits is None:
+            return f"{shown:,.0f}" if abs(shown) >= 100 else f"{shown:.3g}"
+        text = f"{shown:.{self.digits}f}"
+        return text.removeprefix("-") if float(text) == 0 else text
 
     def show(self, value: float) -> str:
-        shown = value * self.scale
-        return f"{shown:.0f}{self.unit}" if abs(shown) >= 100 or self.unit else f"{shown:.1f}"
+        return self.number(value) + self.unit
 
     def show_interval(self, at: Interval) -> str:
         if at.num_seeds < 2:
             return f"{self.show(at.value)} (one seed)"
         return f"{self.show(at.value)} [{self.show(at.low)}, {self.show(at.high)}]"
 
+    def show_difference(self, at: Interval) -> str:
+        """With sign and without unit; a difference of percentages is one of points."""
+        text = f"{'+' if at.value > 0 else ''}{self.number(at.value)}"
+        return text if at.num_seeds < 2 else f"{text} [{self.number(at.low)}, {self.number(at.high)}]"
 
-SUCCESS = Metric("success_rate", "success rate", " %", 100.0)
-SCORE = Metric("score", "normalised score", "", 1.0)
-RETURN = Metric("return_mean", "return", "", 1.0)
+    def show_size(self, difference: float) -> str:
+        return self.number(abs(difference)) + (" points" if self.unit else "")
+
+
+SCORE = Metric("score", "normalised score", "", 1.0, 1)
+SUCCESS = Metric("success_rate", "success rate", " %", 100.0, 0)
+RETURN = Metric("return_mean", "return", "", 1.0, None)
+METRICS = (SCORE, SUCCESS, RETURN)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One cell of the grid over its seeds, at the target return chosen before running.
+    """One cell of the grid over its finished seeds, at the target return chosen before running.
 
     Attributes:
-        values: of the metric, by seed; empty when every trial failed.
-        mean, iqm, success: with 95 % bootstrap intervals over seeds; None where undefined.
-        over_original, over_joined: paired difference of IQMs to the same algorithm's baselines.
-        improvement: probability that a seed of this beats a seed on the original data.
+        values: of the metric at the last checkpoint, by seed; empty when no trial finished.
+        means: of every measure that is known, by its column, with 95 % bootstrap intervals over seeds.
+        iqm: of the metric; None without values.
+        curves: of the metric during training, by seed.
+        best: of all evaluations of a seed the largest, by seed; empty when there are none during training.
+        noise: share of the variance over seeds of the return that the finite number of episodes explains; None below
+            3 seeds.
+        num_failed, num_stopped: trials without a final result.
+        over: comparison with each baseline of the same algorithm, by its name.
     """
 
     algo: str
@@ -62,65 +91,106 @@ class Line:
     ratio: str
     delta: str | None
     values: Mapping[int, float]
-    mean: Interval | None
+    means: Mapping[str, Interval]
     iqm: Interval | None
-    success: Interval | None
+    curves: Mapping[int, Curve]
+    best: Mapping[int, float]
+    noise: float | None
     num_failed: int
-    over_original: Interval | None = None
-    over_joined: Interval | None = None
-    improvement: float | None = None
+    num_stopped: int
+    over: Mapping[str, Comparison] = field(default_factory=dict[str, Comparison])
 
     @property
     def label(self) -> str:
-        if self.data == "original":
-            return "original data"
-        return f"{self.data} {self.ratio}" + (f", delta {self.delta}" if self.data == "stitched" else "")
+        return cell_label(vars(self))
+
+    @property
+    def over_original(self) -> Comparison | None:
+        return self.over.get("original data")
+
+    @property
+    def selection(self) -> Interval | None:
+        """Best minus last checkpoint, mean over seeds: what choosing checkpoints by their evaluation would add."""
+        if not self.best:
+            return None
+        return interval(np.array([self.best[seed] - self.values[seed] for seed in self.best]), mean)
 
 
 @dataclass(frozen=True)
 class Summary:
+    """``num_adjusted``: comparisons other than the headline's, whose p-values are adjusted together."""
+
     metric: Metric
     lines: list[Line]
-    verdicts: list[str] = field(default_factory=list[str])
+    headline: tuple[str, str | None]
+    num_adjusted: int
 
     def find(self, algo: str, data: str) -> list[Line]:
         return [line for line in self.lines if (line.algo, line.data) == (algo, data)]
+
+    def is_headline(self, line: Line) -> bool:
+        return _is_headline(line, self.headline)
+
+    def chosen(self, algo: str) -> Line | None:
+        """The cell that the verdict is about, when it has a result."""
+        return next((line for line in self.find(algo, "stitched") if self.is_headline(line) and line.values), None)
+
+    def baseline(self, line: Line, name: str) -> Line:
+        """The baseline that ``line.over`` calls by this name."""
+        return next(other for other in self.lines if _baseline_name(other, line) == name)
 
     @property
     def algorithms(self) -> list[str]:
         return list(dict.fromkeys(line.algo for line in self.lines))
 
+    @property
+    def measures(self) -> list[Metric]:
+        """The metric, then the other measures that are known."""
+        known = [metric for metric in METRICS if any(metric.column in line.means for line in self.lines)]
+        return [self.metric, *(metric for metric in known if metric is not self.metric)]
+
 
 def choose_metric(rows: Sequence[Mapping[str, Any]]) -> Metric:
-    """Success where the task defines it, else the normalised score, else the return."""
-    for metric in (SUCCESS, SCORE):
-        if any(row[metric.column] is not None for row in rows):
-            return metric
-    return RETURN
+    """The normalised score where references are known, else success where it is defined, else the return."""
+    return next((metric for metric in METRICS if any(row[metric.column] is not None for row in rows)), RETURN)
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], headline: tuple[str, str | None]) -> Summary:
-    """Rows of results.parquet as lines in a fixed order, and the verdict on the headline (ratio, delta)."""
+def summarise(
+    rows: Sequence[Mapping[str, Any]],
+    headline: tuple[str, str | None],
+    metrics: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> Summary:
+    """Rows of results.parquet as lines in a fixed order.
+
+    Args:
+        headline: (ratio, delta) of the cell that the verdict is about.
+        metrics: lines of metrics.jsonl, by trial.
+    """
     metric = choose_metric(rows)
     cells: dict[Cell, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["headline"] or row["status"] == "failed":
             cells.setdefault((row["algo"], row["data"], row["ratio"], row["delta"]), []).append(row)
-    lines = [_line(cell, group, metric) for cell, group in cells.items()]
+    # Cells that a search gave up have no result; their trials are listed on their own.
+    cells = {cell: group for cell, group in cells.items() if any(row["status"] != "stopped" for row in group)}
+    lines = [_line(cell, group, metric, metrics or {}) for cell, group in cells.items()]
     algorithms = list(dict.fromkeys(line.algo for line in lines))
     # A stable sort: ratios and deltas stay in the order of the grid.
     lines.sort(key=lambda line: (algorithms.index(line.algo), DATA_ORDER.index(line.data)))
-    baselines = {(line.algo, line.data): line for line in reversed(lines) if line.data != "stitched"}
-    compared = [_compare(line, baselines) for line in lines]
-    verdicts = [_verdict(algo, compared, headline, metric) for algo in algorithms]
-    return Summary(metric, compared, verdicts)
+    return _adjust(metric, [replace(line, over=_over(line, lines)) for line in lines], headline)
 
 
-def _line(cell: Cell, rows: Sequence[Mapping[str, Any]], metric: Metric) -> Line:
+def _line(
+    cell: Cell, rows: Sequence[Mapping[str, Any]], metric: Metric, metrics: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Line:
     ok = [row for row in rows if row["status"] == "ok"]
     values = {row["seed"]: float(row[metric.column]) for row in ok if row[metric.column] is not None}
-    successes = np.array([row["success_rate"] for row in ok if row["success_rate"] is not None], np.float64)
-    array = np.array(list(values.values()), np.float64)
+    curves = {row["seed"]: evaluations(metrics.get(row["trial_id"], ()), metric.column) for row in ok}
+    means: dict[str, Interval] = {}
+    for measure in METRICS:
+        found = np.array([row[measure.column] for row in ok if row[measure.column] is not None], np.float64)
+        if found.size:
+            means[measure.column] = interval(found, mean)
     algo, data, ratio, delta = cell
     return Line(
         algo=algo,
@@ -128,70 +198,66 @@ def _line(cell: Cell, rows: Sequence[Mapping[str, Any]], metric: Metric) -> Line
         ratio=ratio,
         delta=delta,
         values=values,
-        mean=interval(array, mean) if array.size else None,
-        iqm=interval(array, iqm) if array.size else None,
-        success=interval(successes, mean) if successes.size else None,
-        num_failed=len(rows) - len(ok),
+        means=means,
+        iqm=interval(np.array([*values.values()])) if values else None,
+        curves=curves,
+        best=best_checkpoints(values, curves),
+        noise=_noise(ok),
+        num_failed=sum(row["status"] == "failed" for row in rows),
+        num_stopped=sum(row["status"] == "stopped" for row in rows),
     )
 
 
-def _compare(line: Line, baselines: Mapping[tuple[str, str], Line]) -> Line:
-    def over(data: str) -> Interval | None:
-        base = baselines.get((line.algo, data))
-        return None if base is None or base.data == line.data else paired_difference(line.values, base.values)
-
-    base = baselines.get((line.algo, "original"))
-    chance = None
-    if base is not None and base.data != line.data and base.values and line.values:
-        chance = probability_of_improvement(np.array([*line.values.values()]), np.array([*base.values.values()]))
-    joined = over("joined") if line.data == "stitched" else None
-    return replace(line, over_original=over("original"), over_joined=joined, improvement=chance)
+def _noise(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    known = [row for row in rows if row.get("return_std") is not None and row.get("num_eval_episodes")]
+    spread = np.var([row["return_mean"] for row in known], ddof=1) if len(known) >= 3 else 0.0
+    if not spread > 0:
+        return None
+    return float(np.mean([row["return_std"] ** 2 / row["num_eval_episodes"] for row in known]) / spread)
 
 
-def _difference(at: Interval, metric: Metric, than: str) -> str:
-    size = metric.show(abs(at.value)).removesuffix(metric.unit) + (" points" if metric is SUCCESS else "")
-    if at.sign:
-        return f"{'better' if at.sign > 0 else 'worse'} than {than} by {size}"
-    if at.low > 0 or at.high < 0:
-        direction = "above" if at.value > 0 else "below"
-        return f"{direction} {than} by {size}, which {at.num_seeds} seed{'s' * (at.num_seeds > 1)} cannot settle"
-    return f"not clearly different from {than}"
+def _is_headline(line: Line, headline: tuple[str, str | None]) -> bool:
+    return line.data == "stitched" and (line.ratio, line.delta) == headline
 
 
-def _verdict(algo: str, lines: Sequence[Line], headline: tuple[str, str | None], metric: Metric) -> str:
-    name = ALGORITHM_NAMES.get(algo, algo)
-    mine = [line for line in lines if line.algo == algo]
-    original = next((line for line in mine if line.data == "original" and line.iqm), None)
-    joined = next((line for line in mine if line.data == "joined" and line.iqm), None)
-    chosen = [line for line in mine if line.data == "stitched" and (line.ratio, line.delta) == headline and line.iqm]
-    if not chosen:
-        if not any(line.data == "stitched" for line in mine):
-            return f"{name}: not trained on stitched data in this run."
-        return f"{name}: no finished trial at ratio {headline[0]} and delta {headline[1]}, so no verdict."
-    line = chosen[0]
-    assert line.iqm is not None
-    text = f"{name}: {metric.name} {metric.show(line.iqm.value)} with stitched data"
-    against = [
-        f"{metric.show(base.iqm.value)} on the {base.data} data" for base in (original, joined) if base and base.iqm
-    ]
-    if against:
-        text += f", {' and '.join(against).replace('the joined data', 'real fragments joined without a bridge')}"
-    parts = [
-        _difference(at, metric, than)
-        for at, than in ((line.over_original, "the original data"), (line.over_joined, "joined fragments"))
-        if at is not None
-    ]
-    text += f". Stitching is {' and '.join(parts)}" if parts else ". There is no baseline to compare with"
-    seeds = min((at.num_seeds for at in (line.over_original, line.over_joined) if at), default=line.iqm.num_seeds)
-    helped = [at for at in (line.over_original, line.over_joined) if at]
-    if seeds < 2 or not helped:
-        return text + "; one seed decides nothing."
-    if all(at.sign > 0 for at in helped):
-        close = "stitching helped" if len(helped) == 2 else "stitching helped (joined fragments were not tried)"
-    elif line.over_original and line.over_original.sign > 0:
-        close = "more data of this kind helped, but the generated bridges are not shown to be what helped"
-    elif line.over_original and line.over_original.sign < 0:
-        close = "stitching did harm"
-    else:
-        close = "no clear gain"
-    return f"{text}: {close} ({seeds} seeds)."
+def _baseline_name(base: Line, line: Line) -> str | None:
+    """What ``line`` calls ``base`` when it has to be compared with it; None when it has not.
+
+    Baselines are compared with the original data; stitched data with all baselines, and with the same bridges read
+    without qualification.
+    """
+    if base.algo != line.algo or base.data == line.data == "original":
+        return None
+    if line.data != "stitched":
+        return base.label if base.data == "original" else None
+    if base.data != "stitched":
+        return base.label
+    unqualified = base.delta == "off" and line.delta != "off" and base.ratio == line.ratio
+    return UNQUALIFIED if unqualified else None
+
+
+def _over(line: Line, lines: Sequence[Line]) -> dict[str, Comparison]:
+    found: dict[str, Comparison] = {}
+    for base in lines:
+        name = _baseline_name(base, line)
+        result = compare(line.values, base.values) if name is not None else None
+        if name is not None and result is not None:
+            found[name] = result
+    return found
+
+
+def _adjust(metric: Metric, lines: list[Line], headline: tuple[str, str | None]) -> Summary:
+    """Holm's correction for every comparison but the headline's, which was chosen before running."""
+    others = [line for line in lines if not _is_headline(line, headline)]
+    tested = [(line, name, at) for line in others for name, at in line.over.items()]
+    p_values = [at.p_value for _, _, at in tested if at.p_value is not None]
+    adjusted = iter(holm(p_values))
+    changed: dict[int, dict[str, Comparison]] = {}
+    for line, name, at in tested:
+        if at.p_value is not None:
+            p = next(adjusted)
+            difference = replace(at.difference, sign=at.difference.sign if p < 1 - CONFIDENCE else 0)
+            at = replace(at, adjusted=p, difference=difference)
+        changed.setdefault(id(line), {})[name] = at
+    lines = [replace(line, over=changed.get(id(line), line.over)) for line in lines]
+    return Summary(metric, lines, headline, len(p_values))

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from raystitch.report import truth_figures as figures
-from raystitch.report.sections import html_table, section
+from raystitch.report.html import html_table, section
 
 SET_NAMES = {
     "accepted": "accepted bridges",

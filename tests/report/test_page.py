@@ -55,9 +55,10 @@ def test_terminal_table_says_the_same(run_folder: Path) -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     print_summary(run_folder, console)
     text = console.export_text()
-    assert re.search(r"stitched 1:1, delta q99 +\d\d\.\d +\d\d\.\d \.\. \d\d\.\d", text)
+    assert re.search(r"stitched 1:1, delta q99 \* +\d\d +\d\d \.\. \d\d +\d\d +0\.\d+ +\+\d\d", text)
     assert "(1 failed)" in text
-    assert "Decision Transformer: success rate" in text
+    assert "Decision Transformer (*): stitching helped (3 seeds)." in text
+    assert "Success rate with stitched data (1:1, delta q99)" in text
 
 
 def test_simulator_truth_says_what_was_measured(run_folder: Path) -> None:

@@ -1,0 +1,204 @@
+"""The page's tables of scores: every cell of the grid, and each stitched cell against every baseline."""
+
+from html import escape
+
+from raystitch.report.html import section
+from raystitch.report.names import UNQUALIFIED, algorithm_name
+from raystitch.report.stats import Comparison
+from raystitch.report.summary import RETURN, SUCCESS, Line, Metric, Summary
+
+DASH = '<span class="dim">–</span>'
+
+
+def limits(summary: Summary) -> tuple[float, float]:
+    """Of an axis for all values, in stored units."""
+    values = [value for line in summary.lines for value in line.values.values()]
+    if summary.metric is SUCCESS or not values:
+        return 0.0, 1.0
+    low, high = min(0.0, *values), max(values)
+    return low, high if high > low else low + 1.0
+
+
+def _forest(line: Line, summary: Summary) -> str:
+    """Seeds as dots, the interval as a bar, the mean as a tick, on an axis that all lines share."""
+    low, high = limits(summary)
+
+    def x(value: float) -> float:
+        return 6 + 188 * (min(max(value, low), high) - low) / (high - low)
+
+    parts = ['<line x1="6" x2="194" y1="10" y2="10" stroke="var(--line)"/>']
+    colour = f"var(--{line.data})"
+    mean = line.means.get(summary.metric.column)
+    if mean is not None:
+        left, right = x(mean.low), x(mean.high)
+        parts.append(
+            f'<rect x="{left:.1f}" y="6" width="{max(right - left, 2):.1f}" height="8" rx="4" '
+            f'fill="{colour}" opacity=".28"/>'
+        )
+        at = x(mean.value)
+        parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="2" y2="18" stroke="{colour}" stroke-width="2.5"/>')
+    parts += [
+        f'<circle cx="{x(value):.1f}" cy="10" r="3.2" fill="{colour}" stroke="var(--surface)">'
+        f"<title>seed {seed}: {escape(summary.metric.show(value))}</title></circle>"
+        for seed, value in line.values.items()
+    ]
+    return f'<svg class="forest" viewBox="0 0 200 20" aria-hidden="true">{"".join(parts)}</svg>'
+
+
+def _difference(at: Comparison | None, metric: Metric) -> str:
+    if at is None:
+        return DASH
+    kind = {1: "up", -1: "down", 0: "dim"}[at.difference.sign]
+    return f'<span class="{kind}">{metric.show_difference(at.difference)}</span>'
+
+
+def _p_value(p: float) -> str:
+    return "p &lt; 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def results(summary: Summary) -> str:
+    """One line per cell of the grid: the metric, the other known measures, and the difference to the original data."""
+    metric = summary.metric
+    low, high = (metric.show(limit) for limit in limits(summary))
+    others = [measure for measure in summary.measures if measure is not metric]
+    heads = ["training data", f"{metric.name}: {low} to {high}", "mean [95 %]", "IQM"]
+    heads += [f"raw {measure.name}" if measure is RETURN else measure.name for measure in others]
+    heads += ["over original", "P(better)", "seeds"]
+    rows: list[str] = []
+    for algo in summary.algorithms:
+        rows.append(f'<tr class="group"><td colspan="{len(heads)}">{escape(algorithm_name(algo))}</td></tr>')
+        for line in (line for line in summary.lines if line.algo == algo):
+            over = line.over_original
+            cells = [
+                f'<span class="dot" style="background:var(--{line.data})"></span>{escape(line.label)}',
+                _forest(line, summary),
+                _mean(line, metric),
+                metric.show(line.iqm.value) if line.iqm else DASH,
+                *(_mean(line, measure) for measure in others),
+                _difference(over, metric),
+                DASH if over is None else f"{100 * over.improvement.value:.0f} %",
+                _seeds(line),
+            ]
+            chosen = " class=chosen" if summary.is_headline(line) else ""
+            rows.append(f"<tr{chosen}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    top = "".join(f"<th>{escape(head)}</th>" for head in heads)
+    seeds = max((len(line.values) for line in summary.lines), default=0)
+    note = (
+        "Each dot is one seed (its last checkpoint, never its best), the bar a 95 % bootstrap interval of the mean "
+        "over seeds. Differences are of inter-quartile means, paired by seed where seeds are shared, and coloured "
+        "where they are clear. P(better) is the share of pairs of seeds that beat the original data. The marked row "
+        "is the one that the verdict is about."
+    )
+    if seeds < 5:
+        note += f" With {seeds} seeds an interval says little more than the dots do."
+    return section(
+        "Results", f'<div class="scroll"><table class="wide"><tr>{top}</tr>{"".join(rows)}</table></div>', note
+    )
+
+
+def _mean(line: Line, measure: Metric) -> str:
+    at = line.means.get(measure.column)
+    return DASH if at is None else measure.show_interval(at)
+
+
+def _seeds(line: Line) -> str:
+    marks = [(line.num_failed, "failed", "down"), (line.num_stopped, "stopped", "dim")]
+    return f"{len(line.values)}" + "".join(
+        f' <span class="{kind}">{count} {word}</span>' for count, word, kind in marks if count
+    )
+
+
+def comparisons(summary: Summary, chosen_before: bool) -> str:
+    """Each stitched cell against every baseline; empty when there is none to compare with.
+
+    Args:
+        chosen_before: the headline was chosen before running, not by a search.
+    """
+    blocks: list[str] = []
+    for algo in summary.algorithms:
+        lines = [line for line in summary.find(algo, "stitched") if line.over]
+        names = list(dict.fromkeys(name for line in lines for name in line.over))
+        if not lines:
+            continue
+        names.sort(key=lambda name: name == UNQUALIFIED)
+        head = "".join(f"<th>over {escape(name)}</th>" for name in names)
+        body = ""
+        for line in lines:
+            cells = "".join(f"<td>{_cell(line.over.get(name), summary.metric)}</td>" for name in names)
+            chosen = " class=chosen" if summary.is_headline(line) else ""
+            body += f"<tr{chosen}><td>{escape(line.label)}</td>{cells}</tr>"
+        blocks.append(
+            f"<h3>{escape(algorithm_name(algo))}</h3>"
+            f'<div class="scroll"><table><tr><th></th>{head}</tr>{body}</table></div>'
+        )
+    if not blocks:
+        return ""
+    how = "before running" if chosen_before else "by the search, on other seeds"
+    unit = " in points" if summary.metric.unit else ""
+    note = (
+        f"Differences of inter-quartile means of the {summary.metric.name}{unit} with 95 % bootstrap intervals over "
+        "seeds; below, the probability of improvement and the p-value of a t test. A difference is coloured where the "
+        f"interval and the test agree that it is not zero. The marked cell was chosen {how}."
+    )
+    if summary.num_adjusted:
+        many = summary.num_adjusted > 1
+        note += (
+            f" This page makes {summary.num_adjusted} other comparison{'s' * many}: their p-values are adjusted "
+            "together (Holm), as one of them would look clear by chance."
+        )
+    return section("Against every baseline", "".join(blocks), note)
+
+
+def _cell(at: Comparison | None, metric: Metric) -> str:
+    if at is None:
+        return DASH
+    small = f"P(better) {100 * at.improvement.value:.0f} %"
+    p = at.p_value if at.adjusted is None else at.adjusted
+    small += "" if p is None else f", {_p_value(p)}"
+    small += "" if at.paired else ", not paired"
+    return f"{_difference(at, metric)}<small>{small}</small>"
+
+
+def heat_maps(summary: Summary) -> str:
+    """One r x delta table per algorithm with stitched cells, shaded by the metric."""
+    low, high = limits(summary)
+    metric = summary.metric
+    maps: list[str] = []
+    for algo in summary.algorithms:
+        lines = {(line.ratio, line.delta): line for line in summary.find(algo, "stitched")}
+        if not lines:
+            continue
+        ratios, deltas = list(dict.fromkeys(r for r, _ in lines)), list(dict.fromkeys(d for _, d in lines))
+        rows = ["<tr><th></th>" + "".join(f"<th>r = {escape(ratio)}</th>" for ratio in ratios) + "</tr>"]
+        for delta in deltas:
+            cells = ""
+            for ratio in ratios:
+                line = lines.get((ratio, delta))
+                mean = None if line is None else line.means.get(metric.column)
+                if line is None or mean is None:
+                    cells += '<td class="cell dim">–</td>'
+                    continue
+                share = 6 + 52 * (mean.value - low) / (high - low)
+                pick = " pick" if summary.is_headline(line) else ""
+                shade = f"color-mix(in srgb, var(--stitched) {share:.0f}%, var(--surface))"
+                spread = f"{metric.show(mean.low)} – {metric.show(mean.high)}" if mean.num_seeds > 1 else "one seed"
+                cells += (
+                    f'<td class="cell{pick}" style="background:{shade}"><b>{metric.show(mean.value)}</b>'
+                    f"<small>{spread}</small></td>"
+                )
+            rows.append(f"<tr><th>delta = {escape(str(delta))}</th>{cells}</tr>")
+        base = {line.label: line.means.get(metric.column) for line in summary.lines if line.algo == algo}
+        beside = ", ".join(
+            f"{label} {metric.show(at.value)}" for label, at in base.items() if at and not label.startswith("stitched")
+        )
+        maps.append(
+            f'<div><h3>{escape(algorithm_name(algo))}</h3><div class="scroll"><table class="heat">{"".join(rows)}'
+            f'</table></div><p class="note">Baselines: {escape(beside) or "none"}.</p></div>'
+        )
+    if not maps:
+        return ""
+    note = (
+        f"Mean {metric.name} over seeds, below it the 95 % interval. Columns: original : augmented in every batch. "
+        "Rows: the largest residual a bridge may have."
+    )
+    return section("Ratio and delta", f'<div class="heats">{"".join(maps)}</div>', note)

@@ -1,0 +1,151 @@
+"""The page's sections about single trials: every seed with its numbers, failures, stopped ones, the search."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from raystitch.report.files import RunFiles
+from raystitch.report.html import html_table, section
+from raystitch.report.names import algorithm_name, short_name
+from raystitch.report.summary import RETURN, SCORE, SUCCESS, cell_label
+
+Row = Mapping[str, Any]
+
+
+def every_seed(run: RunFiles) -> str:
+    """A folded table per algorithm: all numbers of every trial and the command that runs it again."""
+    blocks: list[str] = []
+    for algo in dict.fromkeys(row["algo"] for row in run.rows):
+        rows = [row for row in run.rows if row["algo"] == algo]
+        count = len({row["trial_id"] for row in rows})
+        title = f"{algorithm_name(algo)}: {count} trial{'s' * (count > 1)}"
+        blocks.append(f"<details><summary>{escape(title)}</summary>{_seed_table(rows, run)}</details>")
+    note = (
+        "One line per trial, and per return asked for where there are several: each is reported, none is picked. "
+        "The command trains that trial alone once more, beside the run, and compares; click it to select it."
+    )
+    return section("Every seed", "".join(blocks), note)
+
+
+def _seed_table(rows: Sequence[Row], run: RunFiles) -> str:
+    several = any(row["target_return"] is not None for row in rows)
+    known = [measure for measure in (SCORE, SUCCESS) if any(row[measure.column] is not None for row in rows)]
+    heads = ["training data", "seed", *["asked for"] * several, "raw return ± std", *(m.name for m in known)]
+    heads += ["episodes", "steps", "training s", "run again"]
+    body, before = "", ""
+    for row in rows:
+        first = row["trial_id"] != before
+        before = row["trial_id"]
+        cells = [escape(cell_label(row)) if first else "", str(row["seed"]) if first else ""]
+        if several:
+            target = row["target_return"]
+            cells.append("–" if target is None else f"{target:g}{' (headline)' if row['headline'] else ''}")
+        if row["status"] == "ok":
+            cells.append(_with_std(row))
+            cells += ["–" if row[m.column] is None else m.show(row[m.column]) for m in known]
+            cells.append(_text(row["num_eval_episodes"]))
+        else:
+            kind = "down" if row["status"] == "failed" else "dim"
+            cells.append(f'<span class="{kind}">{escape(row["status"])}</span>')
+            cells += ["–"] * (len(known) + 1)
+        seconds = row["train_seconds"]
+        cells += [_text(row["train_steps"]), "–" if seconds is None else f"{seconds:,.0f}"]
+        command = f"raystitch sweep --rerun {shlex.quote(row['trial_id'])} --out {shlex.quote(str(run.folder))}"
+        cells.append(f'<code class="copy" title="{escape(command)}">{escape(command)}</code>' if first else "")
+        body += f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    top = "".join(f"<th>{escape(head)}</th>" for head in heads)
+    return f'<div class="scroll"><table class="wide seeds"><tr>{top}</tr>{body}</table></div>'
+
+
+def _with_std(row: Row) -> str:
+    if row["return_mean"] is None:
+        return "–"
+    std = row["return_std"]
+    return RETURN.show(row["return_mean"]) + ("" if std is None else f" ± {RETURN.show(std)}")
+
+
+def _text(value: object) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def failures(run: RunFiles) -> str:
+    """Trials without a result, and why; empty when there are none."""
+    failed = [row for row in run.rows if row["status"] == "failed"]
+    if not failed:
+        return ""
+    retries = (run.config.get("resources") or {}).get("num_retries")
+    body = html_table(
+        ["trial", "trained on", "seed", "attempts", "reason"],
+        [
+            [
+                row["trial_id"],
+                f"{short_name(row['algo'])}, {cell_label(row)}",
+                str(row["seed"]),
+                _text(row.get("attempts") or (None if retries is None else retries + 1)),
+                str(row["error"]),
+            ]
+            for row in failed
+        ],
+    )
+    note = (
+        "They have no score and are missing from every mean above, which may flatter a cell: failing is no matter of "
+        "chance. trials/ID/error.txt has the whole trace; the next run of the same command tries them again."
+    )
+    return section("Failed trials", f'<div class="reasons">{body}</div>', note)
+
+
+def stopped(run: RunFiles) -> str:
+    """Trials that a search gave up early, with their last evaluation; empty when there are none."""
+    rows = [row for row in run.rows if row["status"] == "stopped"]
+    if not rows:
+        return ""
+    known = [m for m in (SCORE, SUCCESS, RETURN) if any(row[m.column] is not None for row in rows)]
+    body = html_table(
+        ["trained on", "seed", "stopped at step", *(f"{m.name} so far" for m in known)],
+        [
+            [
+                f"{short_name(row['algo'])}, {cell_label(row)}",
+                str(row["seed"]),
+                _text(row["train_steps"]),
+                *("–" if row[m.column] is None else m.show(row[m.column]) for m in known),
+            ]
+            for row in rows
+            if row["headline"]
+        ],
+    )
+    note = "Given up before the end because others were ahead. Their numbers are not final and are in no other table."
+    return section("Stopped trials", body, note)
+
+
+def search(run: RunFiles) -> str:
+    """What a hyper-parameter search tried; empty when the run had none."""
+    found = run.search
+    if not found:
+        return ""
+    trials = found.get("trials", [])
+    order = sorted(trials, key=lambda trial: (trial["value"] is None, -(trial["value"] or 0.0)))
+    chosen = found.get("chosen")
+    rows = [
+        [
+            f"r = {trial['ratio']}, delta = {trial['delta']}" + (" (chosen)" if _is(trial, chosen) else ""),
+            "–" if trial["value"] is None else f"{trial['value']:.4g}",
+            _text(trial.get("num_seeds")),
+            str(trial.get("status", "")),
+            _text(trial.get("step")),
+        ]
+        for trial in order
+    ]
+    seeds = ", ".join(str(seed) for seed in found.get("seeds", []))
+    note = (
+        f"{len(trials)} cells tried by {found.get('algorithm')} with {found.get('scheduler')}, on seeds {seeds}. "
+        "The best of many is flattered by chance, so these values are not reported as scores"
+    )
+    note += (
+        ": the chosen cell was trained again on fresh seeds, and the tables above have only those." if chosen else "."
+    )
+    return section("Search", html_table(["cell", "value", "seeds", "status", "step"], rows), note)
+
+
+def _is(trial: Mapping[str, Any], chosen: Mapping[str, Any] | None) -> bool:
+    return chosen is not None and all(str(trial[name]) == str(chosen[name]) for name in ("ratio", "delta"))

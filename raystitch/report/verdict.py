@@ -1,0 +1,190 @@
+"""The answer in words: does stitching help, how sure is that, is qualification needed, what would a better budget be.
+
+Every sentence comes from the numbers of the run; nothing is claimed that they do not show.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raystitch.report.curves import rise
+from raystitch.report.names import BASELINE_WORDS, DATA_ORDER, UNQUALIFIED
+from raystitch.report.stats import MAX_SEEDS
+from raystitch.report.summary import SUCCESS, Line, Metric, Summary
+
+ORIGINAL = "original data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """On one algorithm.
+
+    Attributes:
+        answer: in a few words; ``facts``: the sentences behind it; ``budget``: what a better budget would be.
+    """
+
+    algo: str
+    answer: str
+    facts: list[str]
+    budget: list[str]
+
+
+def verdicts(summary: Summary) -> list[Verdict]:
+    """One per algorithm, in the order of the grid."""
+    return [_verdict(algo, summary) for algo in summary.algorithms]
+
+
+def baseline_words(name: str, line: Line) -> str:
+    """A baseline as sentences call it, with its ratio where that differs from the line's."""
+    kind, _, ratio = name.partition(" ")
+    words = BASELINE_WORDS[kind]
+    return words if kind in ("original", "no") or ratio == line.ratio else f"{words} ({ratio})"
+
+
+def _verdict(algo: str, summary: Summary) -> Verdict:
+    line = summary.chosen(algo)
+    if line is None:
+        answer = f"no finished trial at ratio {summary.headline[0]} and delta {summary.headline[1]}, so no verdict"
+        if not summary.find(algo, "stitched"):
+            answer = "not trained on stitched data in this run"
+        return Verdict(algo=algo, answer=answer, facts=_failures(algo, summary), budget=[])
+    metric = summary.metric
+    facts = [_numbers(line, metric), *_baselines(line, summary), _qualification(line, summary)]
+    facts += [*_sureness(line, metric), *_failures(algo, summary)]
+    return Verdict(algo=algo, answer=_answer(line), facts=facts, budget=_budget(line, summary))
+
+
+def _answer(line: Line) -> str:
+    original = line.over_original
+    controls = {name: at for name, at in line.over.items() if name not in (ORIGINAL, UNQUALIFIED)}
+    if original is None:
+        return "not compared with the original data in this run"
+    seeds = original.difference.num_seeds
+    if seeds < 2:
+        return "one seed decides nothing"
+    sign = original.difference.sign
+    if sign < 0:
+        return f"stitching did harm ({seeds} seeds)"
+    if sign == 0:
+        return f"no clear gain ({seeds} seeds)"
+    if not controls:
+        return f"better than the original data; no other baseline was tried ({seeds} seeds)"
+    if all(at.difference.sign > 0 for at in controls.values()):
+        return f"stitching helped ({seeds} seeds)"
+    return f"better than the original data, but generated bridges are not shown to be what helped ({seeds} seeds)"
+
+
+def _numbers(line: Line, metric: Metric) -> str:
+    assert line.iqm is not None
+    text = f"{metric.name.capitalize()} with stitched data ({line.ratio}, delta {line.delta}): "
+    text += metric.show(line.iqm.value)
+    text += f" (IQM of {line.iqm.num_seeds} seeds)" if line.iqm.num_seeds > 1 else " (one seed)"
+    at = line.over_original
+    if at is None:
+        return f"{text}."
+    unit = " points" if metric.unit else ""
+    over = f"{'+' if at.difference.value > 0 else ''}{metric.number(at.difference.value)}{unit}"
+    if at.difference.num_seeds < 2:
+        return f"{text}; {over} over the original data."
+    low, high = metric.number(at.difference.low), metric.number(at.difference.high)
+    return (
+        f"{text}; {over} over the original data, 95 % interval [{low}, {high}]"
+        f"{'' if at.paired else ' (seeds are not shared)'}, P(improvement) {100 * at.improvement.value:.0f} %."
+    )
+
+
+def _baselines(line: Line, summary: Summary) -> list[str]:
+    names = [name for name in line.over if name not in (ORIGINAL, UNQUALIFIED)]
+    signs = {name: at.difference.sign for name, at in line.over.items()}
+    facts: list[str] = []
+    if names and all(line.over[name].difference.num_seeds > 1 for name in names):
+        better = "It also beats" if signs.get(ORIGINAL, 0) > 0 else "It beats"
+        for words, sign in ((better, 1), ("It is not clearly different from", 0), ("It is worse than", -1)):
+            listed = [
+                f"{baseline_words(name, line)} ({summary.metric.show_difference(line.over[name].difference)})"
+                for name in names
+                if signs[name] == sign
+            ]
+            facts += [f"{words} {_and(listed)}."] if listed else []
+    tried = {name.split()[0] for name in line.over}
+    missing = [kind for kind in DATA_ORDER[:-1] if kind not in tried]
+    if not missing and all(sign > 0 for sign in signs.values()):
+        facts.append("So it beats every baseline.")
+    return [*facts, f"Baselines not in this run: {', '.join(missing)}."] if missing else facts
+
+
+def _qualification(line: Line, summary: Summary) -> str:
+    if line.delta == "off":
+        return "This cell takes every bridge, qualified or not."
+    at = line.over.get(UNQUALIFIED)
+    if at is None:
+        return f"Whether qualification is needed is open: there is no result at ratio {line.ratio} with delta off."
+    base = summary.baseline(line, UNQUALIFIED)
+    assert base.iqm is not None
+    shown = (
+        f"without it {summary.metric.show(base.iqm.value)}, difference {summary.metric.show_difference(at.difference)}"
+    )
+    if at.difference.num_seeds < 2:
+        return f"Qualification: one seed decides nothing ({shown})."
+    words = {1: "is needed", 0: "makes no clear difference", -1: "does harm"}[at.difference.sign]
+    return f"Qualification at delta {line.delta} {words} ({shown})."
+
+
+def _sureness(line: Line, metric: Metric) -> list[str]:
+    at = line.over_original
+    if at is None or not at.detectable:
+        return []
+    seen = f"With {at.difference.num_seeds} seeds and their spread,"
+    if metric is SUCCESS and at.detectable > 1:
+        return [f"{seen} even the largest possible difference would be missed more often than 1 time in 5."]
+    return [f"{seen} a difference of {metric.show_size(at.detectable)} would be seen 4 times out of 5."]
+
+
+def _failures(algo: str, summary: Summary) -> list[str]:
+    failed = [f"{line.num_failed} of {line.label}" for line in summary.lines if line.algo == algo and line.num_failed]
+    return [f"Trials that failed and are missing above: {_and(failed)}."] if failed else []
+
+
+def _budget(line: Line, summary: Summary) -> list[str]:
+    """What data of this run say about seeds, steps and episodes."""
+    facts = _more_seeds(line, summary.metric)
+    rising = [item for item in (line, *summary.find(line.algo, "original")) if _rises(item)]
+    if rising:
+        sizes = [f"{item.label} ({_rise_of(item, summary.metric)})" for item in rising]
+        facts.append(f"Curves still rise in the last quarter of training: {_and(sizes)}. More steps may change this.")
+    if line.noise is not None and line.noise > 0.5:
+        facts.append(
+            f"{100 * min(line.noise, 1.0):.0f} % of the variance over seeds is what so few evaluation episodes would "
+            "give on their own: more episodes would narrow the interval."
+        )
+    return facts
+
+
+def _more_seeds(line: Line, metric: Metric) -> list[str]:
+    unclear = {name: at for name, at in line.over.items() if at.difference.num_seeds > 1 and not at.difference.sign}
+    if any(at.difference.num_seeds < 3 for at in unclear.values()):
+        return ["Two seeds cannot tell anything apart; 5 are usual."]
+    few: list[str] = []
+    many: list[str] = []
+    for name, at in unclear.items():
+        size = metric.show_size(at.mean_difference)
+        if at.seeds_needed is None and at.mean_difference != 0:
+            many.append(f"{baseline_words(name, line)} ({size})")
+        elif at.seeds_needed is not None and at.seeds_needed > at.difference.num_seeds:
+            few.append(f"{baseline_words(name, line)} ({size}: about {at.seeds_needed} seeds would show it)")
+    facts = [f"The spread over seeds hides the difference to {_and(few)}."] if few else []
+    return [*facts, f"Even {MAX_SEEDS} seeds would hide the difference to {_and(many)}."] if many else facts
+
+
+def _rises(line: Line) -> bool:
+    found = rise(line.curves)
+    return found is not None and found.difference.sign > 0
+
+
+def _rise_of(line: Line, metric: Metric) -> str:
+    found = rise(line.curves)
+    assert found is not None
+    return f"+{metric.show_size(found.difference.value)}"
+
+
+def _and(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
