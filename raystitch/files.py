@@ -92,13 +92,17 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+def locked(path: str | os.PathLike[str], *, busy: str | None = None) -> Iterator[None]:
     """Holds the lock that the file ``path`` stands for; waits for another process that has it.
 
     The kernel releases it when the process dies, however it dies. Not re-entrant.
 
+    Args:
+        busy: instead of waiting, fail with this message.
+
     Raises:
         StorageError: when the file cannot be made.
+        UserError: ``busy``, when another process has the lock.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +110,10 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise UserError(busy) from None
         yield
     finally:
         os.close(handle)

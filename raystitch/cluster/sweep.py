@@ -18,18 +18,19 @@ from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.cluster.augment import augment
 from raystitch.cluster.fit import fit
 from raystitch.cluster.runtime import check_shared, ensure_ray
-from raystitch.cluster.trials import run_trials
+from raystitch.cluster.trials import num_slots, run_groups
 from raystitch.config import RunConfig, default_out
 from raystitch.console import Progress, duration, say
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset, parse_ref
 from raystitch.errors import RunError, UserError
-from raystitch.files import atomic_path, write_json
+from raystitch.files import atomic_path, locked, write_json
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.cost import estimate
 from raystitch.pipeline.figures import write_figures
+from raystitch.pipeline.groups import group_trials
 from raystitch.pipeline.sweep_plan import Inputs, Trial, finished, plan, result_rows, write_results
-from raystitch.pipeline.trial import SweepJob
+from raystitch.pipeline.trial import LOCK_FILE, sweep_job
 from raystitch.pipeline.validate import validate
 from raystitch.report.page import build_report
 from raystitch.report.terminal import print_summary
@@ -52,7 +53,12 @@ def run_sweep(
         _print_plan(config, Path(out))
         return Path(out)
     folder = _folder(out)
-    config = replace(config, dataset=_absolute(config.dataset))
+    busy = f"another `raystitch sweep` is at work in {folder}; wait for it, or choose another --out"
+    with locked(folder / LOCK_FILE, busy=busy):
+        return _run(replace(config, dataset=_absolute(config.dataset)), folder, address)
+
+
+def _run(config: RunConfig, folder: Path, address: str | None) -> Path:
     began = time.monotonic()
     with _stage("data"):
         dataset = load_dataset(config.dataset, env_id=config.env)
@@ -158,35 +164,13 @@ def _train(config: RunConfig, folder: Path, trials: Sequence[Trial], inputs: Inp
     if not missing:
         return {}
     resources = config.resources
-    job = SweepJob(
-        folder=str(folder),
-        dataset=config.dataset,
-        d4rl_env=config.env,
-        inputs=inputs,
-        algorithms=config.algorithms,
-        evaluation=config.evaluation,
-        stitch=config.stitch,
-        num_pairs=config.augment.num_bridges,
-        pairs_per_shard=config.augment.pairs_per_shard,
-        seed=config.seed,
-        device="cuda" if resources.trial_gpus > 0 else "cpu",
-        threads=max(1, int(resources.trial_cpus)),
-        memory_gib=resources.memory_gib,
-    )
-    _check_resources(config)
+    groups = group_trials(missing, resources.stacked_seeds, num_slots(resources), on_gpu=resources.trial_gpus > 0)
     with _stage("trials"), Progress() as progress:
-        return run_trials(
-            missing, job, resources, lambda done, note: progress.update("trials", done, len(missing), note)
-        )
-
-
-def _check_resources(config: RunConfig) -> None:
-    """A trial that fits no node would wait for ever."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus, gpus = config.resources.trial_cpus, config.resources.trial_gpus
-    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
-        raise UserError(
-            f"no machine here has what a trial asks for: resources.trial_cpus={cpus:g}, trial_gpus={gpus:g}; lower them"
+        return run_groups(
+            groups,
+            sweep_job(config, folder, inputs),
+            resources,
+            lambda done, note: progress.update("trials", done, len(missing), note),
         )
 
 

@@ -1,17 +1,22 @@
-"""The trials of a sweep on Ray Tune: first in, first out, each on its own small share of the cluster."""
+"""The trials of a sweep on Ray Tune: first in, first out, groups of stacked seeds on small shares of the cluster.
+
+A table of results is never cut short by a scheduler that stops what looks bad early: that would bias it.
+"""
 
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from raystitch.config import ResourceConfig
+from raystitch.errors import RunError, UserError
+from raystitch.pipeline.groups import Group
 from raystitch.pipeline.sweep_plan import Trial, finished
 from raystitch.pipeline.trial import ERROR_FILE, SweepJob, run_planned
 
@@ -21,94 +26,134 @@ Progress = Callable[[int, str], None]
 TUNE_FOLDER = ".tune"
 
 
-def run_trials(
-    trials: Sequence[Trial], job: SweepJob, resources: ResourceConfig, progress: Progress | None = None
-) -> dict[str, str]:
-    """Runs the trials on the connected cluster; returns the errors of those that failed, by trial id.
-
-    A failed trial is tried again ``resources.num_retries`` times. What is finished lies in the trials' own folders;
-    Tune's state is thrown away, so an interrupted run just submits what is missing.
-    """
-    # Our own files hold all results, our own display shows them, and Ctrl-C is for the caller to handle.
+def quiet_tune() -> None:
+    """Our own files hold all results, our own display shows them, and Ctrl-C is for the caller to handle."""
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    storage = Path(job.folder).absolute() / TUNE_FOLDER
+
+
+def tune_folder(folder: str | os.PathLike[str]) -> Path:
+    """An empty folder of the run for Tune's own state, which nothing needs afterwards."""
+    storage = Path(folder).absolute() / TUNE_FOLDER
     shutil.rmtree(storage, ignore_errors=True)
+    return storage
+
+
+def num_slots(resources: ResourceConfig) -> int:
+    """How many groups of trials run at once on the connected cluster.
+
+    Raises:
+        UserError: when no machine has what one asks for; it would wait for ever.
+    """
+    cpus, gpus = resources.trial_cpus, resources.trial_gpus
+    slots = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = node["Resources"]
+            fits = [has.get("CPU", 0) / cpus, *([has.get("GPU", 0) / gpus] if gpus else [])]
+            slots += int(min(fits) + 1e-9)
+    if not slots:
+        raise UserError(
+            f"no machine here has what a trial asks for: resources.trial_cpus={cpus:g}, trial_gpus={gpus:g}; lower them"
+        )
+    return min(slots, resources.max_concurrent_trials or slots)
+
+
+def run_groups(
+    groups: Sequence[Group], job: SweepJob, resources: ResourceConfig, progress: Progress | None = None
+) -> dict[str, str]:
+    """Runs groups of trials on the connected cluster; returns the errors of trials that failed, by trial id.
+
+    A group that fails is tried again ``resources.num_retries`` times; its finished trials are not repeated. What is
+    finished lies in the trials' own folders; Tune's state is thrown away, so an interrupted run just submits what is
+    missing.
+    """
+    quiet_tune()
+    storage = tune_folder(job.folder)
+    watch = _Watch(groups, job, progress)
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(_train, job=job), {"cpu": resources.trial_cpus, "gpu": resources.trial_gpus}
+            tune.with_parameters(_train, groups=groups, job=job),
+            {"cpu": resources.trial_cpus, "gpu": resources.trial_gpus},
         ),
-        param_space={"trial": tune.grid_search([asdict(trial) for trial in trials])},
+        param_space={"group": tune.grid_search(list(range(len(groups))))},
         tune_config=tune.TuneConfig(
             reuse_actors=True,
             max_concurrent_trials=resources.max_concurrent_trials,
-            trial_dirname_creator=_folder_name,
+            trial_dirname_creator=lambda trial: f"group-{(trial.config or {})['group']}",
         ),
         run_config=tune.RunConfig(
             name="trials",
             storage_path=str(storage),
             failure_config=tune.FailureConfig(max_failures=resources.num_retries),
-            callbacks=[_Watch({trial.trial_id: trial for trial in trials}, job, progress)],
+            callbacks=[watch],
             verbose=0,
         ),
     )
     results = tuner.fit()
     errors: dict[str, str] = {}
     for result in results:
-        trial = Trial(**(result.config or {})["trial"])
-        if finished(_folder(job, trial.trial_id)) is None:
-            errors[trial.trial_id] = _reason(job, trial.trial_id, result.error)
+        group = groups[(result.config or {})["group"]]
+        attempts = watch.attempts.get(group, 1)
+        for trial in group:
+            if finished(_folder(job, trial)) is None:
+                errors[trial.trial_id] = failure(_folder(job, trial), result.error, attempts)
     shutil.rmtree(storage, ignore_errors=True)
     return errors
 
 
-def _train(config: dict[str, Any], job: SweepJob) -> None:
+def _train(config: Mapping[str, Any], groups: Sequence[Group], job: SweepJob) -> None:
     """What runs in the worker: everything comes from the job's paths."""
-    result = run_planned(Trial(**config["trial"]), job)
-    headline = result["evaluations"][0]
-    tune.report({name: headline[name] for name in ("return_mean", "success_rate", "score")})
+    try:
+        results = run_planned(groups[config["group"]], job)
+    except UserError:
+        tune.report({"failed": len(groups[config["group"]])})  # the reason is in their folders; trying again is no use
+        return
+    tune.report({"failed": sum(isinstance(result, RunError) for result in results)})
 
 
-def _folder(job: SweepJob, trial_id: str) -> Path:
-    return Path(job.folder) / "trials" / trial_id
+def _folder(job: SweepJob, trial: Trial) -> Path:
+    return Path(job.folder) / "trials" / trial.trial_id
 
 
-def _folder_name(trial: TuneTrial) -> str:
-    return str((trial.config or {})["trial"]["trial_id"])
-
-
-def _reason(job: SweepJob, trial_id: str, error: BaseException | None) -> str:
-    """One line: the trial's own error, or Ray's where the process died."""
-    trace = _folder(job, trial_id) / ERROR_FILE
+def failure(trial_dir: Path, error: BaseException | None, attempts: int) -> str:
+    """One line: the trial's own error, or Ray's where the process died; and how often it was tried."""
+    trace = trial_dir / ERROR_FILE
     text = trace.read_text(encoding="utf-8") if trace.is_file() else str(error or "the trial ended without a result")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if trace.is_file() else lines[0]
+    reason = lines[-1] if trace.is_file() else lines[0]
+    return f"after {attempts} attempts: {reason}" if attempts > 1 else reason
 
 
 class _Watch(tune.Callback):
-    """Tells the driver's progress display about every trial that ends."""
+    """Tells the driver's progress display about every group that ends, and counts attempts."""
 
-    def __init__(self, trials: dict[str, Trial], job: SweepJob, progress: Progress | None) -> None:
-        self.trials, self.job, self.progress, self.done = trials, job, progress, 0
+    def __init__(self, groups: Sequence[Group], job: SweepJob, progress: Progress | None) -> None:
+        self.groups, self.job, self.progress, self.done = groups, job, progress, 0
+        self.attempts: dict[Group, int] = {}
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self._tell(trial)
+        self._tell(trial, attempts=trial.num_failures + 1)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self._tell(trial)
+        self._tell(trial, attempts=trial.num_failures)
 
-    def _tell(self, tune_trial: TuneTrial) -> None:
-        self.done += 1
-        trial = self.trials[_folder_name(tune_trial)]
-        value = finished(_folder(self.job, trial.trial_id))
-        if self.progress is None:
-            return
-        if value is None:
-            self.progress(self.done, f"{trial.label}: failed ({_reason(self.job, trial.trial_id, None)})")
-            return
-        first = value["evaluations"][0]
-        success = first["success_rate"]
-        shown = f"return {first['return_mean']:.4g}" if success is None else f"success {100 * success:.0f} %"
-        self.progress(self.done, f"{trial.label}: {shown} ({value['train_seconds']:.0f} s)")
+    def _tell(self, tune_trial: TuneTrial, attempts: int) -> None:
+        group = self.groups[(tune_trial.config or {})["group"]]
+        self.attempts[group] = attempts
+        for trial in group:
+            self.done += 1
+            if self.progress is not None:
+                self.progress(self.done, _note(trial, _folder(self.job, trial), attempts))
+
+
+def _note(trial: Trial, trial_dir: Path, attempts: int) -> str:
+    value = finished(trial_dir)
+    if value is None:
+        return f"{trial.label}: failed ({failure(trial_dir, None, attempts)})"
+    first = value["evaluations"][0]
+    success = first["success_rate"]
+    shown = f"return {first['return_mean']:.4g}" if success is None else f"success {100 * success:.0f} %"
+    return f"{trial.label}: {shown} ({value['train_seconds']:.0f} s)"

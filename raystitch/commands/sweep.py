@@ -1,8 +1,11 @@
 """``raystitch sweep`` and ``raystitch report``: the whole pipeline, and its page again."""
 
 import argparse
+from typing import Any
 
 from raystitch.commands.options import Subparsers, add_command, require_folder
+from raystitch.console import Progress, table
+from raystitch.errors import UserError
 
 
 def register(subparsers: Subparsers) -> None:
@@ -17,14 +20,16 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument(
         "config",
         nargs="?",
-        default="demo",
         metavar="CONFIG",
-        help="YAML file, or the name of one in tune_configs/ (default: %(default)s)",
+        help="YAML file, or the name of one in tune_configs/ (default: demo)",
     )
     parser.add_argument("--out", metavar="URI", help="run folder (default: runs/NAME, or $RAYSTITCH_RUNS/NAME)")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key; repeatable")
     parser.add_argument("--address", metavar="A", help="Ray cluster to use (default: this machine)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and an estimate of its cost, then stop")
+    parser.add_argument(
+        "--rerun", metavar="TRIAL_ID", help="repeat one trial of the run in --out, alone, and compare the results"
+    )
 
 
 def register_report(subparsers: Subparsers) -> None:
@@ -39,12 +44,42 @@ def register_report(subparsers: Subparsers) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> None:
+    if args.rerun is not None:
+        _rerun(args)
+        return
     from raystitch.config import load_run_config
 
-    config = load_run_config(args.config, args.set)
+    config = load_run_config(args.config or "demo", args.set)
     from raystitch.cluster.sweep import run_sweep
 
     run_sweep(config, args.out, address=args.address, dry_run=args.dry_run)
+
+
+def _rerun(args: argparse.Namespace) -> None:
+    if args.out is None:
+        raise UserError(f"--rerun {args.rerun}: name the run with --out RUN_DIR")
+    if args.config or args.set or args.address or args.dry_run:
+        raise UserError("--rerun takes everything from the run in --out; leave out CONFIG, --set, --address, --dry-run")
+    run = require_folder(args.out, "a run of `raystitch sweep`", "config.yaml")
+    from raystitch.pipeline.rerun import rerun
+
+    with Progress() as progress:
+
+        def show(row: dict[str, Any]) -> None:
+            if "loss" in row:
+                progress.update("train", row["step"], row["total_steps"], f"loss {row['loss']:.4g}")
+
+        found = rerun(run, args.rerun, show)
+    columns = ("target_return", "stored", "repeated", "apart")
+    print(f"{found.trial.trial_id}: {found.trial.label}")
+    print(table(columns, [[row[column] for column in columns] for row in found.rows()]))
+    if found.stored is None:
+        print("the run has no result of this trial to compare with")
+    elif found.equal:
+        print("equal: every episode returned the same")
+    else:
+        print("not equal: seeds trained together sum in another order than one alone, and simulators amplify rounding")
+    print(f"repeated in {found.folder}")
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Which trials are trained together: seeds of one cell of the grid, stacked in one process."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from raystitch.pipeline.sweep_plan import Trial
@@ -42,4 +43,4 @@ def _split(cell: Sequence[Trial], most: int) -> list[Group]:
     """As few groups as possible, of sizes as equal as possible."""
     count = -(-len(cell) // most)
     edges = [index * len(cell) // count for index in range(count + 1)]
-    return [tuple(cell[first:last]) for first, last in zip(edges, edges[1:], strict=False)]
+    return [tuple(cell[first:last]) for first, last in pairwise(edges)]

@@ -1,28 +1,31 @@
-"""One trial of a sweep from paths alone: any process that sees the run's folder can run it."""
+"""Trials of a sweep from paths alone: any process that sees the run's folder can run them."""
 
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from raystitch.buffer.reader import Buffer, open_buffer
-from raystitch.config import AlgorithmConfigs
+from raystitch.config import AlgorithmConfigs, RunConfig
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
 from raystitch.errors import RunError
+from raystitch.files import locked
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.augment import shard_seeds
 from raystitch.pipeline.sweep_plan import RETURNS_FILE, Inputs, Trial, finished
-from raystitch.pipeline.train import run_trial
+from raystitch.pipeline.train import OnEval, run_trials
 from raystitch.stitching.candidates import Pairs
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.pairs import SourceIndex
 from raystitch.trainers.config import MEMORY_GIB, EvalConfig
 
 ERROR_FILE = "error.txt"
+LOCK_FILE = ".lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +54,46 @@ class SweepJob:
     memory_gib: float = MEMORY_GIB
 
 
-def run_planned(trial: Trial, job: SweepJob, log: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-    """Trains and evaluates one trial; returns the content of its ``returns.json``.
+def sweep_job(config: RunConfig, folder: str | Path, inputs: Inputs) -> SweepJob:
+    """What the trials of a run share, from its configuration."""
+    resources = config.resources
+    return SweepJob(
+        folder=str(folder),
+        dataset=config.dataset,
+        d4rl_env=config.env,
+        inputs=inputs,
+        algorithms=config.algorithms,
+        evaluation=config.evaluation,
+        stitch=config.stitch,
+        num_pairs=config.augment.num_bridges,
+        pairs_per_shard=config.augment.pairs_per_shard,
+        seed=config.seed,
+        device="cuda" if resources.trial_gpus > 0 else "cpu",
+        threads=max(1, int(resources.trial_cpus)),
+        memory_gib=resources.memory_gib,
+    )
 
-    Data and buffer stay open between the trials of a process. A failure leaves its trace in ``error.txt``.
+
+def run_planned(
+    trials: Sequence[Trial],
+    job: SweepJob,
+    *,
+    into: str = "trials",
+    log: Callable[[int, dict[str, Any]], None] | None = None,
+    on_eval: OnEval | None = None,
+) -> list[dict[str, Any] | RunError]:
+    """Trains and evaluates trials of one cell together; returns the content of each one's ``returns.json``.
+
+    Finished trials are read. A trial that fails alone has its error in the list and in its ``error.txt``. A failure of
+    all of them is raised and leaves its trace in the ``error.txt`` of the unfinished ones. Data and buffer stay open
+    between the calls of a process.
+
+    Every trial's folder is locked meanwhile: a worker of a killed driver that is not dead yet and one of the next
+    driver never write to the same folder.
+
+    Args:
+        into: folder of the run that holds the trials' folders.
+        log: gets (place in ``trials``, row of metrics.jsonl). on_eval: gets (step, result per trial) during training.
 
     Raises:
         RunError: when the dataset is not the one the run began with.
@@ -63,34 +102,55 @@ def run_planned(trial: Trial, job: SweepJob, log: Callable[[dict[str, Any]], Non
 
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    out = Path(job.folder) / "trials" / trial.trial_id
-    (out / ERROR_FILE).unlink(missing_ok=True)
-    if finished(out) is None:
-        (out / RETURNS_FILE).unlink(missing_ok=True)  # damaged from outside: it is written whole or not at all
-    try:
-        dataset = _dataset(job.dataset, job.d4rl_env)
-        if dataset.fingerprint != job.inputs.dataset:
-            raise RunError(f"{job.dataset} changed while the run was going on; start it again")
-        return run_trial(
-            dataset,
-            out,
-            algo=trial.algo,
-            config=getattr(job.algorithms, trial.algo),
-            evaluation=job.evaluation,
-            data=trial.data,
-            ratio=trial.ratio,
-            bridges=_buffer(job).mapped(trial.delta) if trial.data == "stitched" else None,
-            joined=_joined(job) if trial.data == "joined" else None,
-            seed=trial.seed,
-            record={"trial_id": trial.trial_id, "delta": trial.delta, **_hashes(trial, job.inputs)},
-            device=job.device,
-            memory_gib=job.memory_gib,
-            log=log,
-        )
-    except Exception:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
-        raise
+    outs = [Path(job.folder) / into / trial.trial_id for trial in trials]
+    with ExitStack() as locks:
+        for out in sorted(outs):  # in one order everywhere, so that two processes cannot wait for each other
+            locks.enter_context(locked(out / LOCK_FILE))
+        for out in outs:
+            (out / ERROR_FILE).unlink(missing_ok=True)
+            if finished(out) is None:
+                (out / RETURNS_FILE).unlink(missing_ok=True)  # damaged from outside: it is written whole or not at all
+        try:
+            results = _run(trials, outs, job, log, on_eval)
+        except Exception:
+            for out in outs:
+                if finished(out) is None:
+                    (out / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
+            raise
+        for out, result in zip(outs, results, strict=True):
+            if isinstance(result, RunError):
+                (out / ERROR_FILE).write_text(f"{type(result).__name__}: {result}\n", encoding="utf-8")
+        return results
+
+
+def _run(
+    trials: Sequence[Trial],
+    outs: Sequence[Path],
+    job: SweepJob,
+    log: Callable[[int, dict[str, Any]], None] | None,
+    on_eval: OnEval | None,
+) -> list[dict[str, Any] | RunError]:
+    dataset = _dataset(job.dataset, job.d4rl_env)
+    if dataset.fingerprint != job.inputs.dataset:
+        raise RunError(f"{job.dataset} changed while the run was going on; start it again")
+    cell = trials[0]
+    return run_trials(
+        dataset,
+        outs,
+        seeds=[trial.seed for trial in trials],
+        records=[{"trial_id": trial.trial_id, "delta": trial.delta, **_hashes(trial, job.inputs)} for trial in trials],
+        algo=cell.algo,
+        config=getattr(job.algorithms, cell.algo),
+        evaluation=job.evaluation,
+        data=cell.data,
+        ratio=cell.ratio,
+        bridges=_buffer(job).mapped(cell.delta) if cell.data == "stitched" else None,
+        joined=_joined(job) if cell.data == "joined" else None,
+        device=job.device,
+        memory_gib=job.memory_gib,
+        log=log,
+        on_eval=on_eval,
+    )
 
 
 def _hashes(trial: Trial, inputs: Inputs) -> dict[str, str]:

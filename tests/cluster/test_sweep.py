@@ -7,11 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from raystitch.buffer.reader import open_buffer
+from raystitch.cli import main
 from raystitch.cluster.sweep import run_sweep
 from raystitch.config import ResourceConfig, RunConfig, load_run_config
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import UserError
+from raystitch.files import read_json
 
 TINY = (
     "fit.diffusion.train_steps=10",
@@ -23,13 +25,16 @@ TINY = (
     "augment={num_bridges: 20, pairs_per_shard: 32}",
     "algorithms.dt.train_steps=6",
     "algorithms.td3bc.train_steps=6",
+    "algorithms.bc={train_steps: 6, batch_size: 16, hidden: 8}",
+    "seeds=[3, 4]",
+    "resources.stacked_seeds=2",
     "evaluation={num_episodes: 2, num_envs: 2, every: 3, every_episodes: 1, target_returns: [1, 0.5]}",
     "validation.max_bridges=5",
 )
-# No bridge has a residual of zero, so the last line's trial fails.
+# No bridge has a residual of zero, so the last line's trials fail.
 GRID = (
     "grid=[{algo: dt, data: original}, {algo: dt, data: joined}, {algo: dt, data: stitched, delta: ['off']}, "
-    "{algo: td3bc, data: stitched, delta: [0]}]"
+    "{algo: td3bc, data: weighted}, {algo: bc, data: duplicated}, {algo: td3bc, data: stitched, delta: [0]}]"
 )
 
 
@@ -61,15 +66,19 @@ def test_a_run_leaves_everything_that_is_promised(finished_run: Path) -> None:
     assert open_buffer(finished_run / "buffer").num_accepted() >= 20
     assert load_run_config(finished_run / "config.yaml").name == "smoke"
     got = [(row["algo"], row["data"], row["delta"], row["target_return"], row["status"]) for row in rows(finished_run)]
-    assert got == [
+    once = [
         ("dt", "original", None, 1.0, "ok"),
         ("dt", "original", None, 0.5, "ok"),
         ("dt", "joined", None, 1.0, "ok"),
         ("dt", "joined", None, 0.5, "ok"),
         ("dt", "stitched", "off", 1.0, "ok"),
         ("dt", "stitched", "off", 0.5, "ok"),
+        ("td3bc", "weighted", None, None, "ok"),
+        ("bc", "duplicated", None, None, "ok"),
         ("td3bc", "stitched", "0", None, "failed"),
     ]
+    assert got == once * 2
+    assert [row["seed"] for row in rows(finished_run)] == [3] * 9 + [4] * 9
     assert not (finished_run / ".tune").exists()
 
 
@@ -88,7 +97,7 @@ def test_a_second_run_does_only_what_is_missing(
     gone = old_rows[0]["trial_id"]
     (finished_run / "trials" / gone / "returns.json").write_text('{"evaluations": [')
     run_sweep(replace(config, resources=ResourceConfig(num_retries=0)), finished_run)
-    assert "2 of 4 trials are finished already" in capsys.readouterr().err
+    assert "9 of 12 trials are finished already" in capsys.readouterr().err
     after = times(finished_run)
     assert after.keys() == before.keys()
     assert {trial for trial in after if after[trial] != before[trial]} == {gone}
@@ -97,10 +106,46 @@ def test_a_second_run_does_only_what_is_missing(
     assert [{name: value for name, value in row.items() if name not in timing} for row in rows(finished_run)] == strip
 
 
+def test_a_trial_alone_gives_what_the_table_says(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = next(row for row in rows(finished_run) if row["data"] == "weighted")
+    before = times(finished_run)
+    assert main(["sweep", "--rerun", row["trial_id"][:10], "--out", str(finished_run)]) == 0
+    shown = capsys.readouterr().out
+    assert row["trial_id"] in shown
+    assert "equal: " in shown
+    assert times(finished_run) == before
+    again = finished_run / "reruns" / row["trial_id"]
+    evaluations = [
+        read_json(folder / "returns.json")["evaluations"] for folder in (again, finished_run / "trials" / again.name)
+    ]
+    np.testing.assert_allclose(evaluations[0][0]["returns"], evaluations[1][0]["returns"], rtol=1e-3)
+    failed = next(row["trial_id"] for row in rows(finished_run) if row["status"] == "failed")
+    assert main(["sweep", "--rerun", failed, "--out", str(finished_run)]) == 2
+    assert "there is none (no accepted bridge" in capsys.readouterr().err
+
+
+def test_a_trial_that_is_not_there(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = rows(finished_run)[0]["trial_id"]
+    cases = {
+        (known[:-2] + "zz", str(finished_run)): ("no such trial", known),
+        ("", str(finished_run)): ("12 trials", "begin so", known),
+        (known, str(tmp_path)): ("not a run of `raystitch sweep`",),
+    }
+    for (trial_id, run), says in cases.items():
+        assert main(["sweep", "--rerun", trial_id, "--out", run]) == 2
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1
+        assert all(text in error for text in says), error
+    assert main(["sweep", "--rerun", known]) == 2
+    assert "name the run with --out" in capsys.readouterr().err
+    assert main(["sweep", "smoke", "--rerun", known, "--out", str(finished_run)]) == 2
+    assert "leave out CONFIG" in capsys.readouterr().err
+
+
 def test_the_plan_costs_nothing(config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_sweep(config, tmp_path / "run", dry_run=True)
     shown = capsys.readouterr().out
-    assert "4 trials" in shown
+    assert "12 trials" in shown
     assert "rough estimate" in shown
     assert not (tmp_path / "run").exists()
 

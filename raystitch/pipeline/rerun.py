@@ -1,0 +1,110 @@
+"""One trial of a finished run again, by itself and without a cluster: is the number in the report really what comes
+out?"""
+
+import difflib
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raystitch.buffer.reader import open_buffer
+from raystitch.config import RunConfig, load_run_config
+from raystitch.data.load import load_dataset
+from raystitch.errors import RunError, UserError
+from raystitch.models.bundle import Bundle
+from raystitch.pipeline.sweep_plan import Inputs, Trial, finished, plan
+from raystitch.pipeline.trial import run_planned, sweep_job
+
+RERUNS = "reruns"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rerun:
+    """A trial and its two results.
+
+    Attributes:
+        folder: where it was repeated.
+        stored, repeated: contents of ``returns.json``; ``stored`` is None for a trial that failed or never ran.
+    """
+
+    trial: Trial
+    folder: Path
+    stored: dict[str, Any] | None
+    repeated: dict[str, Any]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Per target return: {target_return, stored, repeated (mean returns), apart (largest difference between the
+        returns of two equal episodes)}; None for what there is not."""
+        stored = {item["target_return"]: item for item in (self.stored or {}).get("evaluations", [])}
+        rows: list[dict[str, Any]] = []
+        for item in self.repeated["evaluations"]:
+            before = stored.get(item["target_return"])
+            apart = None
+            if before is not None and len(before["returns"]) == len(item["returns"]):
+                apart = float(np.abs(np.subtract(before["returns"], item["returns"])).max())
+            row = {"target_return": item["target_return"], "stored": None if before is None else before["return_mean"]}
+            rows.append(row | {"repeated": item["return_mean"], "apart": apart})
+        return rows
+
+    @property
+    def equal(self) -> bool:
+        """Every episode of every evaluation has the same return, to the bit."""
+        return self.stored is not None and all(row["apart"] == 0 for row in self.rows())
+
+
+def rerun(run: str | Path, trial_id: str, log: Callable[[dict[str, Any]], None] | None = None) -> Rerun:
+    """Trains and evaluates one trial of a run again, alone, into ``RUN/reruns/ID``; nothing else of the run changes.
+
+    Args:
+        trial_id: as in results.parquet and the report; a unique beginning of it is enough.
+        log: gets the rows of metrics.jsonl.
+
+    Raises:
+        UserError: when the folder is no run, or the run has no such trial.
+        RunError: when the trial fails.
+    """
+    run = Path(run).expanduser().absolute()
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is not a run of `raystitch sweep`: it has no config.yaml")
+    config = load_run_config(run / "config.yaml")
+    inputs = _inputs(config, run)
+    trial = find_trial(plan(config, inputs), trial_id, str(run))
+    folder = run / RERUNS / trial.trial_id
+    if finished(folder) is not None:
+        shutil.rmtree(folder)
+    job = sweep_job(config, run, inputs)
+    # On a machine without the GPU of the run the trial runs on the CPU; the numbers then differ by rounding.
+    job = replace(job, device="cpu" if job.device == "cpu" else "auto")
+    (result,) = run_planned([trial], job, into=RERUNS, log=None if log is None else lambda _, row: log(row))
+    if isinstance(result, RunError):
+        raise result
+    return Rerun(trial=trial, folder=folder, stored=finished(run / "trials" / trial.trial_id), repeated=result)
+
+
+def find_trial(trials: Sequence[Trial], trial_id: str, where: str) -> Trial:
+    """The trial with this id, or with the only id that begins so.
+
+    Raises:
+        UserError: when there is none, or several; names the near ones.
+    """
+    found = [trial for trial in trials if trial.trial_id.startswith(trial_id)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = ", ".join(trial.trial_id for trial in found[:5])
+        raise UserError(f"--rerun {trial_id}: {len(found)} trials of {where} begin so: {ids}; write more of it")
+    ids = [trial.trial_id for trial in trials]
+    near = difflib.get_close_matches(trial_id, ids, n=3, cutoff=0.3) or ids[:3]
+    described = ", ".join(f"{trial.trial_id} ({trial.label})" for trial in trials if trial.trial_id in near)
+    raise UserError(f"--rerun {trial_id}: {where} has no such trial; there are {described}")
+
+
+def _inputs(config: RunConfig, run: Path) -> Inputs:
+    dataset = load_dataset(config.dataset, env_id=config.env)
+    bundle, buffer = Bundle.load(run / "stitcher", "cpu"), open_buffer(run / "buffer")
+    if buffer.meta.dataset_fingerprint != dataset.fingerprint:
+        raise UserError(f"{config.dataset} is not what it was when {run} was made: its content changed since")
+    return Inputs(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)
