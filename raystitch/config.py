@@ -14,7 +14,7 @@ from raystitch.errors import UserError
 from raystitch.models.config import FitConfig
 from raystitch.models.delta import check_delta
 from raystitch.stitching.config import StitchConfig
-from raystitch.trainers.config import MEMORY_GIB, BCConfig, DataMode, DTConfig, EvalConfig, TD3BCConfig
+from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfigs, DataMode, EvalConfig
 from raystitch.trainers.ratio import parse_ratio
 
 _PACKAGE = Path(__file__).parent
@@ -23,31 +23,25 @@ CONFIG_FOLDERS = (Path("tune_configs"), _PACKAGE / "_tune_configs", _PACKAGE.par
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlgorithmConfigs:
-    """Settings of each algorithm; the grid says which of them run."""
-
-    td3bc: TD3BCConfig = field(default_factory=TD3BCConfig)
-    dt: DTConfig = field(default_factory=DTConfig)
-    bc: BCConfig = field(default_factory=BCConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
 class GridCell:
     """One line of the grid; runs once per ratio, delta and seed.
 
     Attributes:
+        algo: a name of ``AlgorithmConfigs``.
         data: ``stitched``, or one of the baselines: ``original``, ``joined`` (nearest real pairs concatenated, no
             generated bridge), ``weighted`` (the original resampled by return), ``duplicated`` (the original again).
         ratio: original : augmented; ``original`` is always 1:0.
         delta: residual thresholds the stored candidates are read at; ``stitched`` only.
     """
 
-    algo: Literal["td3bc", "dt", "bc"]
+    algo: str
     data: DataMode = "stitched"
     ratio: tuple[str, ...] = ()
     delta: tuple[float | str | None, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.algo not in ALGORITHM_CONFIGS:
+            raise ValueError(f"algo must be one of {', '.join(ALGORITHM_CONFIGS)}, got {self.algo!r}")
         if self.data == "original" and (self.ratio not in ((), ("1:0",)) or self.delta):
             raise ValueError("data: original is run once, at 1:0; remove its ratio and delta")
         if self.data != "stitched" and self.delta:

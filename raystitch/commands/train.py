@@ -24,6 +24,7 @@ from raystitch.commands.options import (
 )
 from raystitch.console import Progress, table
 from raystitch.errors import UserError
+from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, EvalConfig
 
 
 def register(subparsers: Subparsers) -> None:
@@ -36,7 +37,7 @@ def register(subparsers: Subparsers) -> None:
         resumes=True,
     )
     parser.add_argument("ref", metavar="REF", help="minari:ID, d4rl:FILE.hdf5 or demo:pointmaze")
-    parser.add_argument("--algo", required=True, choices=("td3bc", "dt", "bc"))
+    parser.add_argument("--algo", required=True, choices=tuple(ALGORITHM_CONFIGS))
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the trial: metrics, policy, returns")
     parser.add_argument("--buffer", metavar="BUFFER", help="folder of `raystitch augment`")
     parser.add_argument(
@@ -95,7 +96,6 @@ def _train(args: argparse.Namespace) -> None:
     out = check_out(args.out)
     from raystitch.buffer.reader import open_buffer
     from raystitch.pipeline.train import open_bridges, run_trial
-    from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, EvalConfig
     from raystitch.trainers.ratio import parse_ratio
 
     ratio = parse_ratio(args.ratio or ("1:1" if args.buffer else "1:0"))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from raystitch.config import RunConfig
 from raystitch.models.config import HeadConfig
 from raystitch.pipeline.sweep_plan import Trial
-from raystitch.trainers.config import AlgorithmConfig, DTConfig, TD3BCConfig
+from raystitch.trainers.config import AlgorithmConfig
 
 # Orders of magnitude for one thread of a server CPU; a GPU changes all of them.
 FLOPS_PER_SECOND = 5e10
@@ -39,12 +39,7 @@ def augment_seconds(config: RunConfig) -> float:
 
 def trial_seconds(config: AlgorithmConfig) -> float:
     """Training and evaluating one policy on one CPU."""
-    if isinstance(config, DTConfig):
-        flops = 6.0 * 12 * config.num_layers * config.width**2 * 3 * config.context * config.batch_size
-    else:
-        networks = 5.0 if isinstance(config, TD3BCConfig) else 1.0
-        flops = 6.0 * networks * config.num_layers * config.hidden**2 * config.batch_size
-    step = STEP_OVERHEAD_SECONDS + flops / FLOPS_PER_SECOND
+    step = STEP_OVERHEAD_SECONDS + config.flops / FLOPS_PER_SECOND
     return START_SECONDS + EVALUATION_SECONDS + config.train_steps * step
 
 

@@ -1,7 +1,10 @@
-"""Settings of the trainers and of evaluation; torch-free."""
+"""Settings of the trainers and of evaluation; torch-free.
 
-from dataclasses import dataclass
-from typing import Any, Literal
+``flops`` of an algorithm's settings says roughly what one gradient step computes, for the estimate of a run's cost.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_type_hints
 
 DATA_MODES = ("original", "stitched", "joined", "weighted", "duplicated")
 """What the augmented part of a batch is: nothing; generated bridges; nearest real pairs concatenated without a bridge;
@@ -23,6 +26,11 @@ def _unit(config: Any, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name} must be in [0, 1), got {name}={getattr(config, name)}")
+
+
+def _mlp_flops(config: Any, passes: float) -> float:
+    """``passes``: times a network of the configured size goes forward and back."""
+    return 6.0 * passes * config.num_layers * config.hidden**2 * config.batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,54 @@ class TD3BCConfig:
         if self.noise_clip < 0:
             raise ValueError(f"noise_clip must be >= 0, got noise_clip={self.noise_clip}")
 
+    @property
+    def flops(self) -> float:
+        return _mlp_flops(self, passes=5.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IQLConfig:
+    """Implicit Q-Learning (Kostrikov et al. 2021, arXiv 2110.06169); the defaults are the paper's for MuJoCo.
+
+    Attributes:
+        expectile: of Q over actions that V estimates; 0.5 is the mean, close to 1 the largest in the data.
+        temperature: beta, the weight of advantages against cloning: actions count exp(beta * A), at most 100.
+        reward_range: rewards are scaled so that the returns of the original data span this (1000 in the authors' code
+            for MuJoCo), which is what ``temperature`` is relative to; 0 leaves rewards as they are.
+        synthetic: stitched data enters as ``bridges`` (generated transitions only) or as whole ``episodes``, where the
+            ratio then counts their real rows too.
+        uniform_over: of the augmented part every transition is as likely as any other, or every bridge (or episode).
+        precision: of the large products; ``auto`` takes bf16 where the machine multiplies it faster.
+    """
+
+    train_steps: int = 50_000
+    batch_size: int = 256
+    hidden: int = 256
+    num_layers: int = 2
+    learning_rate: float = 3e-4
+    gamma: float = 0.99
+    tau: float = 0.005
+    expectile: float = 0.7
+    temperature: float = 3.0
+    reward_range: float = 1000.0
+    synthetic: Literal["bridges", "episodes"] = "bridges"
+    uniform_over: Literal["transitions", "bridges"] = "transitions"
+    precision: Literal["auto", "float32", "bf16"] = "float32"
+
+    def __post_init__(self) -> None:
+        _positive(self, "train_steps", "batch_size", "hidden", "num_layers", "learning_rate", "temperature")
+        _unit(self, "gamma")
+        if not 0 < self.tau <= 1:
+            raise ValueError(f"tau must be in (0, 1], got tau={self.tau}")
+        if not 0 < self.expectile < 1:
+            raise ValueError(f"expectile must be in (0, 1), got expectile={self.expectile}")
+        if not self.reward_range >= 0:
+            raise ValueError(f"reward_range must be >= 0, got reward_range={self.reward_range}")
+
+    @property
+    def flops(self) -> float:
+        return _mlp_flops(self, passes=5.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DTConfig:
@@ -99,6 +155,10 @@ class DTConfig:
         if self.width % self.num_heads:
             raise ValueError(f"width must be divisible by num_heads={self.num_heads}, got width={self.width}")
 
+    @property
+    def flops(self) -> float:
+        return 6.0 * 12 * self.num_layers * self.width**2 * 3 * self.context * self.batch_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class BCConfig:
@@ -127,14 +187,25 @@ class BCConfig:
         if not 0 < self.top_fraction <= 1:
             raise ValueError(f"top_fraction must be in (0, 1], got top_fraction={self.top_fraction}")
 
+    @property
+    def flops(self) -> float:
+        return _mlp_flops(self, passes=1.0)
 
-AlgorithmConfig = TD3BCConfig | DTConfig | BCConfig
 
-ALGORITHM_CONFIGS: dict[str, type[TD3BCConfig] | type[DTConfig] | type[BCConfig]] = {
-    "td3bc": TD3BCConfig,
-    "dt": DTConfig,
-    "bc": BCConfig,
-}
+AlgorithmConfig = TD3BCConfig | IQLConfig | DTConfig | BCConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmConfigs:
+    """Settings of every algorithm: the list of their names; ``registry`` has what they do."""
+
+    td3bc: TD3BCConfig = field(default_factory=TD3BCConfig)
+    iql: IQLConfig = field(default_factory=IQLConfig)
+    dt: DTConfig = field(default_factory=DTConfig)
+    bc: BCConfig = field(default_factory=BCConfig)
+
+
+ALGORITHM_CONFIGS: dict[str, type[AlgorithmConfig]] = get_type_hints(AlgorithmConfigs)
 
 
 @dataclass(frozen=True, kw_only=True)

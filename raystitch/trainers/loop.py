@@ -17,7 +17,7 @@ from raystitch.errors import RunError, UserError
 from raystitch.files import atomic_path
 from raystitch.seeding import derive_seed
 from raystitch.trainers.batches import RatioSampler, TrainData
-from raystitch.trainers.config import AlgorithmConfig, DTConfig
+from raystitch.trainers.config import AlgorithmConfig
 from raystitch.trainers.policy import Policy, PolicyMeta
 from raystitch.trainers.ratio import Ratio, parse_ratio
 from raystitch.trainers.registry import ALGORITHMS
@@ -166,8 +166,8 @@ def train_policies(
     started = saved = time.monotonic()
     while state.step < config.train_steps and len(failed) < len(seeds):
         drawn = sampler.draw()
-        if isinstance(config, DTConfig):
-            batch = data.windows(*drawn, config.context)
+        if data.kind == "sequences":
+            batch = data.windows(*drawn, vars(config)["context"])
         else:
             batch = data.transitions(drawn[0], drawn[1])
         interval.append(algorithm.update(state, batch, config, generators))

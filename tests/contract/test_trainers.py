@@ -12,13 +12,14 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import RunError, UserError
 from raystitch.trainers import ALGORITHMS
 from raystitch.trainers.batches import TrainData
-from raystitch.trainers.config import ALGORITHM_CONFIGS, AlgorithmConfig, BCConfig, DTConfig, TD3BCConfig
+from raystitch.trainers.config import ALGORITHM_CONFIGS, AlgorithmConfig, BCConfig, DTConfig, IQLConfig, TD3BCConfig
 from raystitch.trainers.data import build_data
 from raystitch.trainers.loop import Checkpoints, train_policies, train_policy
 from raystitch.trainers.policy import Policy, load_policy
 
 CONFIGS: dict[str, AlgorithmConfig] = {
     "td3bc": TD3BCConfig(train_steps=250, batch_size=16, hidden=16),
+    "iql": IQLConfig(train_steps=250, batch_size=16, hidden=16),
     "dt": DTConfig(train_steps=250, batch_size=8, context=4, width=16, num_layers=2),
     "bc": BCConfig(train_steps=250, batch_size=16, hidden=16),
 }

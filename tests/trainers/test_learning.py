@@ -3,7 +3,7 @@
 import numpy as np
 
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.trainers.config import BCConfig, DTConfig, TD3BCConfig
+from raystitch.trainers.config import BCConfig, DTConfig, IQLConfig, TD3BCConfig
 from raystitch.trainers.data import build_data
 from raystitch.trainers.evaluate import evaluate
 from raystitch.trainers.loop import train_policy
@@ -32,6 +32,17 @@ def test_td3bc_beats_the_policy_it_learns_from(line: EpisodeDataset) -> None:
     cloning = train_policy(data, "bc", BCConfig(train_steps=300, hidden=32))
     config = TD3BCConfig(train_steps=800, batch_size=128, hidden=32, gamma=0.9, learning_rate=2e-3, tau=0.02)
     policy = train_policy(data, "td3bc", config)
+    cloned, learned = (evaluate(p, line.env, 10, 10, 0).return_mean for p in (cloning, policy))
+    assert learned > cloned + 5
+    assert learned > 7
+
+
+def test_iql_beats_the_policy_it_learns_from(line: EpisodeDataset) -> None:
+    assert line.env is not None
+    data = build_data(line, "transitions", device="cpu")
+    cloning = train_policy(data, "bc", BCConfig(train_steps=300, hidden=32))
+    config = IQLConfig(train_steps=800, batch_size=128, hidden=32, gamma=0.9, learning_rate=2e-3, tau=0.02)
+    policy = train_policy(data, "iql", config)
     cloned, learned = (evaluate(p, line.env, 10, 10, 0).return_mean for p in (cloning, policy))
     assert learned > cloned + 5
     assert learned > 7
