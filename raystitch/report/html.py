@@ -9,12 +9,12 @@ def section(title: str, body: str, note: str = "") -> str:
     return f"<section><h2>{escape(title)}</h2>{note}{body}</section>"
 
 
-def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, wide: bool = False) -> str:
-    """A table whose columns after the first are right-aligned; cells are escaped here."""
-    top = "".join(f'<th class="{"num" if at else ""}">{escape(text)}</th>' for at, text in enumerate(head))
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, wide: bool = False, words: int = 1) -> str:
+    """A table whose columns after the first ``words`` are right-aligned; cells are escaped here."""
+    top = "".join(f'<th class="{"num" if at >= words else ""}">{escape(text)}</th>' for at, text in enumerate(head))
     body = "".join(
         "<tr>"
-        + "".join(f'<td class="{"num" if at else ""}">{escape(cell)}</td>' for at, cell in enumerate(row))
+        + "".join(f'<td class="{"num" if at >= words else ""}">{escape(cell)}</td>' for at, cell in enumerate(row))
         + "</tr>"
         for row in rows
     )

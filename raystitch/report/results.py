@@ -15,8 +15,8 @@ def limits(summary: Summary) -> tuple[float, float]:
     values = [value for line in summary.lines for value in line.values.values()]
     if summary.metric is SUCCESS or not values:
         return 0.0, 1.0
-    low, high = min(0.0, *values), max(values)
-    return low, high if high > low else low + 1.0
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
 def _forest(line: Line, summary: Summary) -> str:
@@ -24,9 +24,9 @@ def _forest(line: Line, summary: Summary) -> str:
     low, high = limits(summary)
 
     def x(value: float) -> float:
-        return 6 + 188 * (min(max(value, low), high) - low) / (high - low)
+        return 6 + 148 * (min(max(value, low), high) - low) / (high - low)
 
-    parts = ['<line x1="6" x2="194" y1="10" y2="10" stroke="var(--line)"/>']
+    parts = ['<line x1="6" x2="154" y1="10" y2="10" stroke="var(--line)"/>']
     colour = f"var(--{line.data})"
     mean = line.means.get(summary.metric.column)
     if mean is not None:
@@ -42,7 +42,7 @@ def _forest(line: Line, summary: Summary) -> str:
         f"<title>seed {seed}: {escape(summary.metric.show(value))}</title></circle>"
         for seed, value in line.values.items()
     ]
-    return f'<svg class="forest" viewBox="0 0 200 20" aria-hidden="true">{"".join(parts)}</svg>'
+    return f'<svg class="forest" viewBox="0 0 160 20" aria-hidden="true">{"".join(parts)}</svg>'
 
 
 def _difference(at: Comparison | None, metric: Metric) -> str:
@@ -61,7 +61,7 @@ def results(summary: Summary) -> str:
     metric = summary.metric
     low, high = (metric.show(limit) for limit in limits(summary))
     others = [measure for measure in summary.measures if measure is not metric]
-    heads = ["training data", f"{metric.name}: {low} to {high}", "mean [95 %]", "IQM"]
+    heads = ["training data", f"{metric.name} {low}\u00a0–\u00a0{high}", "mean [95 %]", "IQM"]
     heads += [f"raw {measure.name}" if measure is RETURN else measure.name for measure in others]
     heads += ["over original", "P(better)", "seeds"]
     rows: list[str] = []
@@ -137,7 +137,7 @@ def comparisons(summary: Summary, chosen_before: bool) -> str:
     unit = " in points" if summary.metric.unit else ""
     note = (
         f"Differences of inter-quartile means of the {summary.metric.name}{unit} with 95 % bootstrap intervals over "
-        "seeds; below, the probability of improvement and the p-value of a t test. A difference is coloured where the "
+        "seeds; below each P, the probability of improvement, and p of a t test. A difference is coloured where the "
         f"interval and the test agree that it is not zero. The marked cell was chosen {how}."
     )
     if summary.num_adjusted:
@@ -152,7 +152,7 @@ def comparisons(summary: Summary, chosen_before: bool) -> str:
 def _cell(at: Comparison | None, metric: Metric) -> str:
     if at is None:
         return DASH
-    small = f"P(better) {100 * at.improvement.value:.0f} %"
+    small = f"P {100 * at.improvement.value:.0f} %"
     p = at.p_value if at.adjusted is None else at.adjusted
     small += "" if p is None else f", {_p_value(p)}"
     small += "" if at.paired else ", not paired"

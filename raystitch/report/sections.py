@@ -56,7 +56,7 @@ def curves(summary: Summary) -> str:
         if not steps:
             continue
         values = np.array([[points[step] for step in steps] for points in series]) * summary.metric.scale
-        chosen = line.data != "stitched" or summary.is_headline(line)
+        chosen = line.data == "original" or summary.is_headline(line)
         panel = panels.setdefault(algorithm_name(line.algo), [])
         panel.append(Curve(line.label, line.data, chosen, np.array(steps, np.float64), values))
     if not panels:
@@ -65,7 +65,7 @@ def curves(summary: Summary) -> str:
     svg = learning_curves(panels, f"{summary.metric.name}{summary.metric.unit}", ylim)
     note = (
         "Evaluations during training, on fewer episodes than the final one and with other seeds; "
-        "the line is the mean over seeds, the band their range."
+        "lines are means over seeds, bands their range (original data and the headline's cell)."
     )
     return section("Learning curves", f"<figure>{svg}</figure>", note)
 
@@ -93,7 +93,7 @@ def best_checkpoints(summary: Summary) -> str:
         return ""
     note = (
         "A diagnostic only: the largest of all evaluations of a seed is biased upwards, the more so the fewer episodes "
-        "each has. Nothing else on this page uses it."
+        "each has. No score on this page uses it."
     )
     body = html_table(["mean over seeds", "last checkpoint", "best checkpoint", "best - last [95 %]"], rows)
     return section("Best checkpoint instead of last", body + "".join(f"<p>{escape(text)}</p>" for text in claims), note)

@@ -29,6 +29,7 @@ def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
     table = Table(
         title=f"{run.config.get('name', run.folder.name)}: {metric.name}", box=box.SIMPLE_HEAD, title_justify="left"
     )
+    table.collapse_padding, table.pad_edge = True, False
     others = [measure for measure in summary.measures if measure is not metric]
     for head in ("algo", "trained on"):
         table.add_column(head, no_wrap=True)

@@ -17,7 +17,7 @@ def every_seed(run: RunFiles) -> str:
     """A folded table per algorithm: all numbers of every trial and the command that runs it again."""
     blocks: list[str] = []
     for algo in dict.fromkeys(row["algo"] for row in run.rows):
-        rows = [row for row in run.rows if row["algo"] == algo]
+        rows = _by_cell([row for row in run.rows if row["algo"] == algo])
         count = len({row["trial_id"] for row in rows})
         title = f"{algorithm_name(algo)}: {count} trial{'s' * (count > 1)}"
         blocks.append(f"<details><summary>{escape(title)}</summary>{_seed_table(rows, run)}</details>")
@@ -28,16 +28,24 @@ def every_seed(run: RunFiles) -> str:
     return section("Every seed", "".join(blocks), note)
 
 
+def _by_cell(rows: Sequence[Row]) -> list[Row]:
+    """Cells in the order of the grid, seeds within them; runs go seed by seed."""
+    cells = list(dict.fromkeys(cell_label(row) for row in rows))
+    return sorted(rows, key=lambda row: (cells.index(cell_label(row)), row["seed"]))
+
+
 def _seed_table(rows: Sequence[Row], run: RunFiles) -> str:
     several = any(row["target_return"] is not None for row in rows)
     known = [measure for measure in (SCORE, SUCCESS) if any(row[measure.column] is not None for row in rows)]
     heads = ["training data", "seed", *["asked for"] * several, "raw return ± std", *(m.name for m in known)]
     heads += ["episodes", "steps", "training s", "run again"]
+    final = {row["trial_id"] for row in run.final_rows}
     body, before = "", ""
     for row in rows:
         first = row["trial_id"] != before
         before = row["trial_id"]
-        cells = [escape(cell_label(row)) if first else "", str(row["seed"]) if first else ""]
+        seed = f"{row['seed']}{' (search)' if row['trial_id'] not in final else ''}"
+        cells = [escape(cell_label(row)) if first else "", seed if first else ""]
         if several:
             target = row["target_return"]
             cells.append("–" if target is None else f"{target:g}{' (headline)' if row['headline'] else ''}")
@@ -76,21 +84,23 @@ def failures(run: RunFiles) -> str:
         return ""
     retries = (run.config.get("resources") or {}).get("num_retries")
     body = html_table(
-        ["trial", "trained on", "seed", "attempts", "reason"],
+        ["trial", "trained on", "reason", "seed", "attempts"],
         [
             [
                 row["trial_id"],
                 f"{short_name(row['algo'])}, {cell_label(row)}",
+                str(row["error"]),
                 str(row["seed"]),
                 _text(row.get("attempts") or (None if retries is None else retries + 1)),
-                str(row["error"]),
             ]
             for row in failed
         ],
+        words=3,
     )
     note = (
-        "They have no score and are missing from every mean above, which may flatter a cell: failing is no matter of "
-        "chance. trials/ID/error.txt has the whole trace; the next run of the same command tries them again."
+        "They have no score and are missing from every mean on this page, which may flatter a cell: what fails "
+        "is not drawn at random. trials/ID/error.txt has the whole trace; the next run of the same command tries them "
+        "again."
     )
     return section("Failed trials", f'<div class="reasons">{body}</div>', note)
 

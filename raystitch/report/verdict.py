@@ -108,7 +108,7 @@ def _baselines(line: Line, summary: Summary) -> list[str]:
     tried = {name.split()[0] for name in line.over}
     missing = [kind for kind in DATA_ORDER[:-1] if kind not in tried]
     if not missing and all(sign > 0 for sign in signs.values()):
-        facts.append("So it beats every baseline.")
+        facts[-1] += " So it beats every baseline."
     return [*facts, f"Baselines not in this run: {', '.join(missing)}."] if missing else facts
 
 

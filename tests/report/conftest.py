@@ -20,6 +20,23 @@ CELLS = (
     ("td3bc", "joined", "1:1", None, 0.45),
     ("td3bc", "stitched", "1:1", "q99", 0.52),
 )
+FULL_CELLS = (
+    ("dt", "original", "1:0", None, 0.62),
+    ("dt", "weighted", "1:1", None, 0.64),
+    ("dt", "duplicated", "1:1", None, 0.61),
+    ("dt", "joined", "1:1", None, 0.66),
+    ("dt", "stitched", "1:1", "q90", 0.72),
+    ("dt", "stitched", "1:1", "q99", 0.78),
+    ("dt", "stitched", "1:1", "off", 0.59),
+    ("dt", "stitched", "1:3", "q99", 0.70),
+    ("td3bc", "original", "1:0", None, 0.40),
+    ("td3bc", "weighted", "1:1", None, 0.43),
+    ("td3bc", "duplicated", "1:1", None, 0.40),
+    ("td3bc", "joined", "1:1", None, 0.41),
+    ("td3bc", "stitched", "1:1", "q99", 0.44),
+    ("td3bc", "stitched", "1:1", "off", 0.36),
+)
+"""A whole grid: every baseline, and stitched data with and without qualification."""
 WALLS = [
     (x, y)
     for x in range(-3, 4)
@@ -34,24 +51,25 @@ headline: {ratio: '1:1', delta: q99}
 """
 
 
-def write_run(folder: Path, *, targets: tuple[float, ...] = (1.0, 0.5), success: bool = True) -> Path:
-    """A run's files with made-up numbers."""
+def write_run(folder: Path, *, full: bool = False) -> Path:
+    """A run's files with made-up numbers; ``full``: a locomotion task with scores, 5 seeds and every baseline."""
+    targets = (3600.0, 1800.0) if full else (1.0, 0.5)
+    seeds, success = range(5 if full else 3), not full
     rng = np.random.default_rng(0)
     (folder / "figures").mkdir(parents=True)
-    (folder / "config.yaml").write_text(CONFIG)
+    (folder / "config.yaml").write_text(CONFIG.replace("0, 1, 2", ", ".join(map(str, seeds))))
     rows: list[dict[str, Any]] = []
-    for algo, data, ratio, delta, level in CELLS:
-        for seed in range(3):
+    for algo, data, ratio, delta, level in FULL_CELLS if full else CELLS:
+        for seed in seeds:
             trial_id = f"{algo}{data}{ratio}{delta}{seed}".replace(":", "")
             trial = folder / "trials" / trial_id
             trial.mkdir(parents=True)
             lines: list[dict[str, Any]] = []
             final = float(np.clip(level + rng.normal(0, 0.04), 0, 1))
-            for step in (500, 1000, 1500):
-                value = final * (1 - np.exp(-step / 500)) if step < 1500 else final
-                measured = {"success_rate": value if success else None, "score": None, "return_mean": value}
+            for step in range(150, 1501, 150):
+                value = final * (1 - np.exp(-step / 500)) + rng.normal(0, 0.05) if step < 1500 else final
                 lines.append({"kind": "train", "step": step, "loss": 1 / step})
-                lines.append({"kind": "eval", "step": step, "target_return": None, **measured})
+                lines.append({"kind": "eval", "step": step, "target_return": None, **_measured(value, success)})
             (trial / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "ev')
             shared = {
                 "trial_id": trial_id,
@@ -65,16 +83,14 @@ def write_run(folder: Path, *, targets: tuple[float, ...] = (1.0, 0.5), success:
                 "error": None,
                 "train_steps": 1500,
                 "train_seconds": 30.0,
-                "return_mean": final,
-                "return_std": 0.1,
-                "score": None,
+                "return_std": 380.0 if full else 0.1,
                 "num_eval_episodes": 50,
             }
             asked = targets if algo == "dt" else (None,)
             rows += [
                 shared
                 | {"target_return": target, "headline": target == asked[0]}
-                | {"success_rate": final * (0.8 if target == 0.5 else 1.0) if success else None}
+                | _measured(final * (0.8 if target == asked[-1] and len(asked) > 1 else 1.0), success)
                 for target in asked
             ]
     blank = dict.fromkeys(rows[0])
@@ -83,12 +99,28 @@ def write_run(folder: Path, *, targets: tuple[float, ...] = (1.0, 0.5), success:
         | {"trial_id": "bad", "algo": "td3bc", "data": "stitched", "ratio": "1:1", "delta": "q99", "seed": 3}
         | {"headline": True, "status": "failed", "error": "RunError: the loss became nan at step 7 <of td3bc>"}
     )
+    if full:
+        rows += [
+            blank
+            | {"trial_id": f"stopped{seed}", "algo": "td3bc", "data": "stitched", "ratio": "4:1", "delta": "q90"}
+            | {"seed": seed, "headline": True, "status": "stopped", "train_steps": 450, "train_seconds": 9.0}
+            | {"num_eval_episodes": 10, "return_std": 300.0}
+            | _measured(0.2, success)
+            for seed in (100, 101)
+        ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "results.parquet")
     versions = {"raystitch": "0.1.0", "torch": "2.13.0", "ray": "2.60.0"}
     write_json(folder / "environment.json", {"python": "3.11", "cpus": 2, "packages": versions, "finished_at": "today"})
     _write_figures(folder / "figures", rng)
     write_json(folder / "validate.json", _validation(rng))
     return folder
+
+
+def _measured(value: float, success: bool) -> dict[str, float | None]:
+    """Of a maze where there is success, else of a hopper."""
+    if success:
+        return {"success_rate": value, "score": None, "return_mean": value}
+    return {"success_rate": None, "score": 100 * value, "return_mean": 3254.6 * value - 20.3}
 
 
 def _validation(rng: np.random.Generator) -> dict[str, Any]:
@@ -236,6 +268,11 @@ def _write_figures(folder: Path, rng: np.random.Generator) -> None:
     ones = np.ones(len(walls))
     write("walls", x=walls[:, 0], y=walls[:, 1], width=ones, height=ones)
     write("marks", text=["start", "goal"], x=[-2.0, -2.0], y=[-1.0, 1.0])
+
+
+@pytest.fixture
+def full_run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "full", full=True)
 
 
 @pytest.fixture

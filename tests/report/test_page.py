@@ -4,13 +4,29 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 from raystitch.errors import UserError
 from raystitch.files import read_json, write_json
+from raystitch.report.files import read_run
 from raystitch.report.page import build_report
-from raystitch.report.terminal import print_summary
+from raystitch.report.summary import summarise
+from raystitch.report.terminal import WIDTH, print_summary
+
+SEARCH = {
+    "algorithm": "optuna",
+    "scheduler": "asha",
+    "seeds": [100, 101],
+    "trials": [
+        {"ratio": "4:1", "delta": "q90", "value": 20.0, "num_seeds": 2, "status": "stopped", "step": 450},
+        {"ratio": "1:1", "delta": "q99", "value": 71.2, "num_seeds": 2, "status": "ok", "step": 1500},
+        {"ratio": "1:3", "delta": "off", "value": None, "num_seeds": 2, "status": "failed", "step": None},
+    ],
+    "chosen": {"ratio": "1:1", "delta": "q99"},
+}
 
 
 def test_page_is_whole_and_self_contained(run_folder: Path) -> None:
@@ -36,6 +52,48 @@ def test_page_is_whole_and_self_contained(run_folder: Path) -> None:
     assert set(re.findall(r"var\(--(\w+)\)", page)) <= set(re.findall(r"--(\w+):", page))
 
 
+def test_a_whole_grid_is_compared_and_nothing_is_hidden(full_run: Path) -> None:
+    write_json(full_run / "search.json", SEARCH)
+    page = html.unescape(build_report(full_run).read_text())
+    for title in (
+        "Against every baseline",
+        "Best checkpoint instead of last",
+        "Every seed",
+        "Stopped trials",
+        "Search",
+    ):
+        assert f"<h2>{title}</h2>" in page
+    for name in ("original data", "weighted 1:1", "duplicated 1:1", "joined 1:1", "no qualification"):
+        assert f"<th>over {name}</th>" in page
+    assert "This page makes 23 other comparisons" in page
+    for row in pq.read_table(full_run / "results.parquet", columns=["trial_id"]).to_pylist():
+        command = f"raystitch sweep --rerun {row['trial_id']} --out {full_run}"
+        assert page.count(f">{command}</code>") == 1
+    assert "1 failed</span>" in page
+    assert "the chosen cell was trained again on fresh seeds" in page
+    assert "r = 1:1, delta = q99 (chosen)" in page
+    assert "3600 (headline)" in page and "<td>1800</td>" in page
+    assert set(re.findall(r"var\(--(\w+)\)", page)) <= set(re.findall(r"--(\w+):", page))
+
+
+def test_trials_that_a_search_chose_by_are_not_reported_as_scores(full_run: Path) -> None:
+    rows = pq.read_table(full_run / "results.parquet").to_pylist()
+    chosen = next(row for row in rows if row["data"] == "stitched" and row["delta"] == "q99" and row["headline"])
+    lucky = chosen | {"trial_id": "lucky", "seed": 100, "score": 999.0}
+    pq.write_table(pa.Table.from_pylist([*rows, lucky]), full_run / "results.parquet")
+    assert 100 in _headline_seeds(full_run)
+    write_json(full_run / "search.json", SEARCH)
+    assert 100 not in _headline_seeds(full_run)
+    assert "100 (search)" in build_report(full_run).read_text()
+
+
+def _headline_seeds(folder: Path) -> set[int]:
+    run = read_run(folder)
+    line = summarise(run.final_rows, run.headline).chosen("dt")
+    assert line is not None
+    return set(line.values)
+
+
 def test_page_is_built_from_what_there_is(run_folder: Path) -> None:
     for name in ("figures", "trials"):
         shutil.rmtree(run_folder / name)
@@ -59,6 +117,23 @@ def test_terminal_table_says_the_same(run_folder: Path) -> None:
     assert "(1 failed)" in text
     assert "Decision Transformer (*): stitching helped (3 seeds)." in text
     assert "Success rate with stitched data (1:1, delta q99)" in text
+
+
+def test_the_terminal_is_narrow_and_has_every_baseline(full_run: Path) -> None:
+    console = Console(width=WIDTH, record=True, file=io.StringIO())
+    print_summary(full_run, console)
+    text = console.export_text()
+    assert max(len(line) for line in text.splitlines()) <= WIDTH
+    assert "…" not in text
+    for words in (
+        "weighted 1:1",
+        "duplicated 1:1",
+        "joined 1:1",
+        "delta off",
+        "raw return",
+        "So it beats every baseline",
+    ):
+        assert words in text
 
 
 def test_simulator_truth_says_what_was_measured(run_folder: Path) -> None:
