@@ -1,11 +1,5 @@
-"""One trial from data to returns: what ``raystitch train``, ``rs.train`` and the sweep run.
+"""One trial from data to returns: what ``raystitch train``, ``rs.train`` and the sweep run."""
 
-A trial's folder: ``config.json`` first, ``metrics.jsonl`` and ``checkpoint/`` while it trains, ``policy/``, and
-``returns.json`` last: a trial is finished when that file is there.
-"""
-
-import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,20 +12,16 @@ from raystitch.buffer.reader import Buffer, MappedBridges, open_buffer
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import RunError, UserError
-from raystitch.files import atomic_path, differences, read_json, write_json
+from raystitch.pipeline.trial_folder import SCHEMA_VERSION, Log, TrialFolder, TrialMetrics
 from raystitch.seeding import derive_seed
 from raystitch.trainers.batches import TrainData
 from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfig, DataMode, EvalConfig
 from raystitch.trainers.data import build_data
 from raystitch.trainers.evaluate import EvalResult, check_env, evaluate
-from raystitch.trainers.loop import CHECKPOINT_SECONDS, Checkpoints, find_algorithm, train_policies, train_policy
+from raystitch.trainers.loop import find_algorithm, train_policies, train_policy
 from raystitch.trainers.policy import Policy
 from raystitch.trainers.ratio import Ratio, parse_ratio
 
-SCHEMA_VERSION = 1
-CURVE_COLUMNS = ("target_return", "return_mean", "return_std", "success_rate", "score", "num_eval_episodes")
-
-Log = Callable[[dict[str, Any]], None]
 OnEval = Callable[[int, Mapping[int, EvalResult]], None]
 """(step, headline results by position of the trial) after an evaluation during training."""
 
@@ -179,7 +169,7 @@ def run_trials(
     cell = _Cell.of(dataset, **settings)
     records = records or [{}] * len(seeds)
     trials = [
-        _Folder(Path(out), seed, cell.identity(dataset, seed, record))
+        TrialFolder(Path(out), seed, cell.identity(dataset, seed, record))
         for out, seed, record in zip(outs, seeds, records, strict=True)
     ]
     results: dict[int, dict[str, Any] | RunError] = {}
@@ -201,14 +191,14 @@ def run_trials(
 def _train_group(
     cell: "_Cell",
     data: TrainData,
-    trials: "Mapping[int, _Folder]",
+    trials: Mapping[int, TrialFolder],
     log: Callable[[int, dict[str, Any]], None] | None,
     on_eval: OnEval | None,
 ) -> dict[int, dict[str, Any] | RunError]:
     """Trials whose checkpoints stand at one step (or that have none), by position."""
     where = list(trials)
     metrics = [
-        _Metrics(trial.prepare(), None if log is None else partial(log, index), trial.checkpoints.step())
+        TrialMetrics(trial.prepare(), None if log is None else partial(log, index), trial.checkpoints.step())
         for index, trial in trials.items()
     ]
 
@@ -218,7 +208,7 @@ def _train_group(
             # Other episodes than the reported ones, and other ones at every step.
             results = cell.evaluate(policy, cell.evaluation.every_episodes, trials[where[at]].seed, "curve", step)
             for result in results:
-                metrics[at](_curve_row(step, result))
+                metrics[at].evaluated(step, result)
             found[where[at]] = results[0]
         if on_eval is not None:
             on_eval(step, found)
@@ -237,7 +227,11 @@ def _train_group(
     )
     finished: dict[int, dict[str, Any] | RunError] = {}
     for (index, trial), policy, rows in zip(trials.items(), policies, metrics, strict=True):
-        finished[index] = policy if isinstance(policy, RunError) else trial.finish(cell, policy, rows, len(trials))
+        if isinstance(policy, RunError):
+            finished[index] = policy
+            continue
+        returned = cell.evaluate(policy, cell.evaluation.num_episodes, trial.seed, "evaluation")
+        finished[index] = trial.finish(policy, returned, rows, cell.config.train_steps, len(trials))
     return finished
 
 
@@ -317,58 +311,6 @@ class _Cell:
         ]
 
 
-@dataclass(frozen=True)
-class _Folder:
-    """The folder of one trial."""
-
-    out: Path
-    seed: int
-    settings: Mapping[str, Any]
-
-    @property
-    def checkpoints(self) -> Checkpoints:
-        return Checkpoints(path=self.out / "checkpoint" / "state.pt", seconds=CHECKPOINT_SECONDS)
-
-    def finished(self) -> dict[str, Any] | None:
-        """The result of a finished trial with these settings, None when there is work to do.
-
-        Raises:
-            UserError: when the folder holds a trial with other settings.
-        """
-        if not (self.out / "config.json").is_file():
-            return None
-        differing = differences(read_json(self.out / "config.json"), json.loads(json.dumps(self.settings)))
-        if differing:
-            raise UserError(
-                f"{self.out} holds a trial with other settings: {', '.join(differing)}; choose another folder or "
-                "delete this one"
-            )
-        return read_json(self.out / "returns.json") if (self.out / "returns.json").is_file() else None
-
-    def prepare(self) -> Path:
-        """Writes ``config.json``; returns the path of the metrics."""
-        write_json(self.out / "config.json", self.settings)
-        return self.out / "metrics.jsonl"
-
-    def finish(self, cell: _Cell, policy: Policy, metrics: "_Metrics", num_stacked: int) -> dict[str, Any]:
-        """Saves and evaluates the policy; ``returns.json`` is written last."""
-        policy.save(self.out / "policy")
-        results = cell.evaluate(policy, cell.evaluation.num_episodes, self.seed, "evaluation")
-        for result in results:
-            metrics(_curve_row(cell.config.train_steps, result))
-        returns = {
-            "schema_version": SCHEMA_VERSION,
-            "status": "ok",
-            "train_steps": cell.config.train_steps,
-            "train_seconds": metrics.train_seconds,
-            "num_stacked": num_stacked,
-            "evaluations": [{"headline": index == 0, **result.to_json()} for index, result in enumerate(results)],
-        }
-        write_json(self.out / "returns.json", returns)
-        shutil.rmtree(self.checkpoints.path.parent, ignore_errors=True)
-        return returns
-
-
 def _build(
     dataset: EpisodeDataset,
     algo: str,
@@ -398,33 +340,3 @@ def _build(
     )
     built.require(ratio)
     return built
-
-
-def _curve_row(step: int, result: EvalResult) -> dict[str, Any]:
-    row = result.to_json()
-    return {"kind": "eval", "step": step, **{name: row[name] for name in CURVE_COLUMNS}}
-
-
-class _Metrics:
-    """Appends rows to ``metrics.jsonl`` and hands them on."""
-
-    def __init__(self, path: Path, log: Log | None, resumed_step: int) -> None:
-        """Rows after ``resumed_step`` are dropped: they are about to be made again."""
-        self.path, self.log, self.train_seconds = path, log, 0.0
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resumed_step]
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-    def __call__(self, row: dict[str, Any]) -> None:
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise RunError(f"cannot write {self.path}: {error.strerror or error}") from error
-        if self.log is not None:
-            self.log(row)
-
-    def train_row(self, row: dict[str, Any]) -> None:
-        self.train_seconds = row["seconds"]
-        self({"kind": "train", **row})

@@ -70,7 +70,7 @@ def test_trial_folder(drift: EpisodeDataset, tmp_path: Path) -> None:
 
 
 def test_unfinished_trial_goes_on(drift: EpisodeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raystitch.pipeline.train.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("raystitch.pipeline.trial_folder.CHECKPOINT_SECONDS", 0.0)
     settings: dict[str, Any] = {"algo": "dt", "config": DT, "evaluation": EVALUATION, "device": "cpu"}
     whole = run_trial(drift, tmp_path / "whole", **settings)
 
