@@ -82,14 +82,13 @@ def _tiles(run: RunFiles, summary: Summary) -> str:
     tiles: list[tuple[str, str]] = []
     for algo in summary.algorithms:
         line = summary.chosen(algo)
-        if line is None:
+        if line is None or line.iqm is None:
             continue
         metric, before = summary.metric, ""
-        original = next((base for base in summary.find(algo, "original") if base.values), None)
+        original = next((base.iqm for base in summary.find(algo, "original") if base.iqm), None)
         if original is not None:
-            before = f" (original: {metric.show(original.means[metric.column].value)})"
-        text = f"{algorithm_name(algo)}, mean {metric.name} with stitching{before}"
-        tiles.append((metric.show(line.means[metric.column].value), text))
+            before = f" (original: {metric.show(original.value)})"
+        tiles.append((metric.show(line.iqm.value), f"{algorithm_name(algo)}, {metric.name} with stitching{before}"))
     table = run.figures.get("acceptance")
     if table is not None:
         counts = table.to_pylist()

@@ -20,7 +20,7 @@ def limits(summary: Summary) -> tuple[float, float]:
 
 
 def _forest(line: Line, summary: Summary) -> str:
-    """Seeds as dots, the interval as a bar, the mean as a tick, on an axis that all lines share."""
+    """Seeds as dots, the interval as a bar, the inter-quartile mean as a tick, on an axis that all lines share."""
     low, high = limits(summary)
 
     def x(value: float) -> float:
@@ -28,14 +28,13 @@ def _forest(line: Line, summary: Summary) -> str:
 
     parts = ['<line x1="6" x2="154" y1="10" y2="10" stroke="var(--line)"/>']
     colour = f"var(--{line.data})"
-    mean = line.means.get(summary.metric.column)
-    if mean is not None:
-        left, right = x(mean.low), x(mean.high)
+    if line.iqm is not None:
+        left, right = x(line.iqm.low), x(line.iqm.high)
         parts.append(
             f'<rect x="{left:.1f}" y="6" width="{max(right - left, 2):.1f}" height="8" rx="4" '
             f'fill="{colour}" opacity=".28"/>'
         )
-        at = x(mean.value)
+        at = x(line.iqm.value)
         parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="2" y2="18" stroke="{colour}" stroke-width="2.5"/>')
     parts += [
         f'<circle cx="{x(value):.1f}" cy="10" r="3.2" fill="{colour}" stroke="var(--surface)">'
@@ -61,7 +60,7 @@ def results(summary: Summary) -> str:
     metric = summary.metric
     low, high = (metric.show(limit) for limit in limits(summary))
     others = [measure for measure in summary.measures if measure is not metric]
-    heads = ["training data", f"{metric.name} {low}\u00a0–\u00a0{high}", "mean [95 %]", "IQM"]
+    heads = ["training data", f"{metric.name} {low}\u00a0–\u00a0{high}", "IQM [95 %]", "mean"]
     heads += [f"raw {measure.name}" if measure is RETURN else measure.name for measure in others]
     heads += ["over original", "P(better)", "seeds"]
     rows: list[str] = []
@@ -72,8 +71,8 @@ def results(summary: Summary) -> str:
             cells = [
                 f'<span class="dot" style="background:var(--{line.data})"></span>{escape(line.label)}',
                 _forest(line, summary),
-                _mean(line, metric),
-                metric.show(line.iqm.value) if line.iqm else DASH,
+                metric.show_interval(line.iqm) if line.iqm else DASH,
+                metric.show(line.means[metric.column].value) if line.iqm else DASH,
                 *(_mean(line, measure) for measure in others),
                 _difference(over, metric),
                 DASH if over is None else f"{100 * over.improvement.value:.0f} %",
@@ -84,10 +83,10 @@ def results(summary: Summary) -> str:
     top = "".join(f"<th>{escape(head)}</th>" for head in heads)
     seeds = max((len(line.values) for line in summary.lines), default=0)
     note = (
-        "Each dot is one seed (its last checkpoint, never its best), the bar a 95 % bootstrap interval of the mean "
-        "over seeds. Differences are of inter-quartile means, paired by seed where seeds are shared, and coloured "
-        "where they are clear. P(better) is the share of pairs of seeds that beat the original data. The marked row "
-        "is the one that the verdict is about."
+        "Each dot is one seed (its last checkpoint, never its best), the bar a 95 % bootstrap interval of the "
+        "inter-quartile mean (IQM) over seeds. Differences are of IQMs, paired by seed where seeds are shared, and "
+        "coloured where they are clear. P(better) is the share of pairs of seeds that beat the original data. The "
+        "marked row is the one that the verdict is about."
     )
     if seeds < 5:
         note += f" With {seeds} seeds an interval says little more than the dots do."
@@ -136,7 +135,7 @@ def comparisons(summary: Summary, chosen_before: bool) -> str:
     how = "before running" if chosen_before else "by the search, on other seeds"
     unit = " in points" if summary.metric.unit else ""
     note = (
-        f"Differences of inter-quartile means of the {summary.metric.name}{unit} with 95 % bootstrap intervals over "
+        f"Differences of IQMs of the {summary.metric.name}{unit} with 95 % bootstrap intervals over "
         "seeds; below each P, the probability of improvement, and p of a t test. A difference is coloured where the "
         f"interval and the test agree that it is not zero. The marked cell was chosen {how}."
     )
@@ -144,7 +143,7 @@ def comparisons(summary: Summary, chosen_before: bool) -> str:
         many = summary.num_adjusted > 1
         note += (
             f" This page makes {summary.num_adjusted} other comparison{'s' * many}: their p-values are adjusted "
-            "together (Holm), as one of them would look clear by chance."
+            "together (Holm), as one in twenty pairs of equals looks clear by chance."
         )
     return section("Against every baseline", "".join(blocks), note)
 
@@ -174,20 +173,20 @@ def heat_maps(summary: Summary) -> str:
             cells = ""
             for ratio in ratios:
                 line = lines.get((ratio, delta))
-                mean = None if line is None else line.means.get(metric.column)
-                if line is None or mean is None:
+                iqm = None if line is None else line.iqm
+                if line is None or iqm is None:
                     cells += '<td class="cell dim">–</td>'
                     continue
-                share = 6 + 52 * (mean.value - low) / (high - low)
+                share = 6 + 52 * (iqm.value - low) / (high - low)
                 pick = " pick" if summary.is_headline(line) else ""
                 shade = f"color-mix(in srgb, var(--stitched) {share:.0f}%, var(--surface))"
-                spread = f"{metric.show(mean.low)} – {metric.show(mean.high)}" if mean.num_seeds > 1 else "one seed"
+                spread = f"{metric.show(iqm.low)} – {metric.show(iqm.high)}" if iqm.num_seeds > 1 else "one seed"
                 cells += (
-                    f'<td class="cell{pick}" style="background:{shade}"><b>{metric.show(mean.value)}</b>'
+                    f'<td class="cell{pick}" style="background:{shade}"><b>{metric.show(iqm.value)}</b>'
                     f"<small>{spread}</small></td>"
                 )
             rows.append(f"<tr><th>delta = {escape(str(delta))}</th>{cells}</tr>")
-        base = {line.label: line.means.get(metric.column) for line in summary.lines if line.algo == algo}
+        base = {line.label: line.iqm for line in summary.lines if line.algo == algo}
         beside = ", ".join(
             f"{label} {metric.show(at.value)}" for label, at in base.items() if at and not label.startswith("stitched")
         )
@@ -198,7 +197,7 @@ def heat_maps(summary: Summary) -> str:
     if not maps:
         return ""
     note = (
-        f"Mean {metric.name} over seeds, below it the 95 % interval. Columns: original : augmented in every batch. "
-        "Rows: the largest residual a bridge may have."
+        f"IQM of the {metric.name} over seeds, below it the 95 % interval. Columns: original : augmented in every "
+        "batch. Rows: the largest residual a bridge may have."
     )
     return section("Ratio and delta", f'<div class="heats">{"".join(maps)}</div>', note)

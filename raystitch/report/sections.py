@@ -9,7 +9,7 @@ import numpy as np
 from raystitch.report.figures import Curve, learning_curves
 from raystitch.report.html import html_table, section
 from raystitch.report.names import algorithm_name, short_name
-from raystitch.report.stats import interval, mean
+from raystitch.report.stats import interval
 from raystitch.report.summary import SUCCESS, Line, Metric, Summary, cell_label
 from raystitch.report.verdict import Verdict
 
@@ -37,13 +37,16 @@ def target_returns(rows: Sequence[Mapping[str, Any]], metric: Metric) -> str:
             cells.setdefault(label, {}).setdefault(row["target_return"], []).append(row[metric.column])
 
     def show(values: Sequence[float]) -> str:
-        return metric.show_interval(interval(np.array(values), mean)) if values else "–"
+        return metric.show_interval(interval(np.array(values))) if values else "–"
 
     body = [[label, *(show(by_target.get(target, [])) for target in asked)] for label, by_target in cells.items()]
     headline = next(
         (row["target_return"] for row in rows if row["headline"] and row["target_return"] is not None), None
     )
-    note = f"Every return asked for, {metric.name}. The one reported above, {headline:g}, was chosen before running."
+    note = (
+        f"IQM [95 %] of the {metric.name} for every return asked for. "
+        f"The one reported above, {headline:g}, was chosen before running."
+    )
     return section("Returns asked for", html_table(["trained on", *(f"{target:g}" for target in asked)], body), note)
 
 

@@ -84,8 +84,8 @@ class Comparison:
         difference: of the statistics, ours minus theirs.
         improvement: P(a seed of ours beats a seed of theirs); its interval resamples both sides on their own.
         paired: over the seeds that both have; else over all seeds of each, as independent samples.
-        mean_difference, spread: of the differences by seed (standard deviation; None below 3 seeds). Independent
-            samples: as if they had been paired at random.
+        spread: standard deviation of the differences by seed, None below 3 seeds. Independent samples: as if they had
+            been paired at random.
         p_value: of the two-sided t test (paired, or Welch's); None below 3 seeds.
         adjusted: the p-value after correction for the comparisons that it is shown with; None where none was made.
     """
@@ -93,7 +93,6 @@ class Comparison:
     difference: Interval
     improvement: Interval
     paired: bool
-    mean_difference: float
     spread: float | None
     p_value: float | None
     adjusted: float | None = None
@@ -101,9 +100,9 @@ class Comparison:
     @property
     def seeds_needed(self) -> int | None:
         """Seeds at which a paired t test sees the observed difference with 80 % power; None past ``MAX_SEEDS``."""
-        if self.spread is None or self.mean_difference == 0:
+        if self.spread is None or self.difference.value == 0:
             return None
-        return seeds_needed(self.mean_difference, self.spread)
+        return seeds_needed(self.difference.value, self.spread)
 
     @property
     def detectable(self) -> float | None:
@@ -144,7 +143,6 @@ def compare(
         difference=Interval(value, low, high, min(len(left), len(right)), sign),
         improvement=_improvement(ours, theirs, num_resamples, seed),
         paired=paired,
-        mean_difference=estimate,
         spread=spread,
         p_value=p_value,
     )

@@ -33,7 +33,7 @@ def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
     others = [measure for measure in summary.measures if measure is not metric]
     for head in ("algo", "trained on"):
         table.add_column(head, no_wrap=True)
-    heads = [f"mean{metric.unit}", "95 % interval", "IQM"]
+    heads = [f"IQM{metric.unit}", "95 % interval", "mean"]
     heads += ["raw return" if measure is RETURN else f"{measure.name}{measure.unit}" for measure in others]
     for head in [*heads, "over original", "seeds"]:
         table.add_column(head, justify="right", no_wrap=True)
@@ -56,8 +56,7 @@ def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
 
 
 def _cells(line: Line, metric: Metric, others: list[Metric]) -> list[str]:
-    at = line.means.get(metric.column)
-    cells = [_number(at, metric), _range(at, metric), _number(line.iqm, metric)]
+    cells = [_number(line.iqm, metric), _range(line.iqm, metric), _number(line.means.get(metric.column), metric)]
     cells += [_number(line.means.get(measure.column), measure) for measure in others]
     over = line.over_original
     sign = "+" if over is not None and over.difference.value > 0 else ""

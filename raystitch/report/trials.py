@@ -23,7 +23,7 @@ def every_seed(run: RunFiles) -> str:
         blocks.append(f"<details><summary>{escape(title)}</summary>{_seed_table(rows, run)}</details>")
     note = (
         "One line per trial, and per return asked for where there are several: each is reported, none is picked. "
-        "The command trains that trial alone once more, beside the run, and compares; click it to select it."
+        "The command trains that trial alone once more, into reruns/ of the run, and compares; click it to select it."
     )
     return section("Every seed", "".join(blocks), note)
 
@@ -82,16 +82,14 @@ def failures(run: RunFiles) -> str:
     failed = [row for row in run.rows if row["status"] == "failed"]
     if not failed:
         return ""
-    retries = (run.config.get("resources") or {}).get("num_retries")
     body = html_table(
-        ["trial", "trained on", "reason", "seed", "attempts"],
+        ["trial", "trained on", "reason", "seed"],
         [
             [
                 row["trial_id"],
                 f"{short_name(row['algo'])}, {cell_label(row)}",
                 str(row["error"]),
                 str(row["seed"]),
-                _text(row.get("attempts") or (None if retries is None else retries + 1)),
             ]
             for row in failed
         ],

@@ -4,7 +4,7 @@ Every sentence comes from the numbers of the run; nothing is claimed that they d
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raystitch.report.curves import rise
 from raystitch.report.names import BASELINE_WORDS, DATA_ORDER, UNQUALIFIED
@@ -49,7 +49,7 @@ def _verdict(algo: str, summary: Summary) -> Verdict:
         return Verdict(algo=algo, answer=answer, facts=_failures(algo, summary), budget=[])
     metric = summary.metric
     facts = [_numbers(line, metric), *_baselines(line, summary), _qualification(line, summary)]
-    facts += [*_sureness(line, metric), *_failures(algo, summary)]
+    facts += [*_highest(line, summary), *_sureness(line, metric), *_failures(algo, summary)]
     return Verdict(algo=algo, answer=_answer(line), facts=facts, budget=_budget(line, summary))
 
 
@@ -129,6 +129,16 @@ def _qualification(line: Line, summary: Summary) -> str:
     return f"Qualification at delta {line.delta} {words} ({shown})."
 
 
+def _highest(line: Line, summary: Summary) -> list[str]:
+    """The cell that looks best afterwards, which is not to be reported as if it had been chosen before."""
+    cells = [(other.iqm.value, other) for other in summary.find(line.algo, "stitched") if other.iqm]
+    value, best = max(cells, key=lambda cell: cell[0])
+    if line.iqm is None or value <= line.iqm.value:
+        return []
+    shown = f"{best.label} ({summary.metric.show(value)})"
+    return [f"Highest of {len(cells)} stitched cells: {shown}; picking it afterwards flatters it."]
+
+
 def _sureness(line: Line, metric: Metric) -> list[str]:
     at = line.over_original
     if at is None or not at.detectable:
@@ -140,8 +150,12 @@ def _sureness(line: Line, metric: Metric) -> list[str]:
 
 
 def _failures(algo: str, summary: Summary) -> list[str]:
-    failed = [f"{line.num_failed} of {line.label}" for line in summary.lines if line.algo == algo and line.num_failed]
-    return [f"Trials that failed and are missing above: {_and(failed)}."] if failed else []
+    failed = [
+        f"{line.label}: {line.num_failed} of {line.num_failed + len(line.values)}"
+        for line in summary.lines
+        if line.algo == algo and line.num_failed
+    ]
+    return [f"Failed trials, missing above: {'; '.join(failed)}."] if failed else []
 
 
 def _budget(line: Line, summary: Summary) -> list[str]:
@@ -166,13 +180,14 @@ def _more_seeds(line: Line, metric: Metric) -> list[str]:
     few: list[str] = []
     many: list[str] = []
     for name, at in unclear.items():
-        size = metric.show_size(at.mean_difference)
-        if at.seeds_needed is None and at.mean_difference != 0:
-            many.append(f"{baseline_words(name, line)} ({size})")
-        elif at.seeds_needed is not None and at.seeds_needed > at.difference.num_seeds:
-            few.append(f"{baseline_words(name, line)} ({size}: about {at.seeds_needed} seeds would show it)")
-    facts = [f"The spread over seeds hides the difference to {_and(few)}."] if few else []
-    return [*facts, f"Even {MAX_SEEDS} seeds would hide the difference to {_and(many)}."] if many else facts
+        against = f"{baseline_words(name, line)} ({metric.show_difference(replace(at.difference, num_seeds=1))})"
+        needed = at.seeds_needed
+        if needed is None and at.difference.value != 0:
+            many.append(against)
+        elif needed is not None and needed > at.difference.num_seeds:
+            few.append(f"about {needed} seeds against {against}")
+    facts = [f"To see the observed differences 4 times out of 5 would take {_and(few)}."] if few else []
+    return [*facts, f"{MAX_SEEDS} seeds would not show the difference to {_and(many)}."] if many else facts
 
 
 def _rises(line: Line) -> bool:

@@ -98,7 +98,7 @@ def test_verdicts_say_what_the_numbers_say() -> None:
 def test_qualification_and_budget_are_answered_from_the_numbers() -> None:
     rows = [*cell("original", 0.5, 0.1), *cell("stitched", 0.55, -0.1, delta="q99")]
     assert "is open: there is no result at ratio 1:1 with delta off" in facts(rows)
-    assert "the original data (5 points: about 81 seeds would show it)" in facts(rows)
+    assert "would take about 81 seeds against the original data (+5)" in facts(rows)
     assert "makes no clear difference (without it 55 %" in facts([*rows, *cell("stitched", 0.55, 0.1, delta="off")])
     two = [item for item in rows if item["seed"] < 2]
     assert "Two seeds cannot tell anything apart" in facts(two)
@@ -127,6 +127,18 @@ def test_the_best_checkpoint_and_rising_curves_come_from_the_metrics() -> None:
     budget = " ".join(verdicts(summary)[0].budget)
     assert "stitched 1:1, delta q99 (+20 points) and original data (+20 points). More steps" in budget
     assert summarise(rows, ("1:1", "q99"), {}).lines[-1].selection is None
+
+
+def test_the_best_cell_is_named_but_not_reported_as_the_answer() -> None:
+    rows = [*cell("original", 0.5), *cell("stitched", 0.7, delta="q99"), *cell("stitched", 0.9, delta="q50")]
+    assert "Highest of 2 stitched cells: stitched 1:1, delta q50 (90 %); picking it" in facts(rows)
+    assert "Highest" not in facts(rows, ("1:1", "q50"))
+
+
+def test_a_run_without_any_result_says_so() -> None:
+    rows = [row("dt", "stitched", seed, None, delta="q99", status="failed", error="nan") for seed in range(3)]
+    assert "no finished trial" in answer(rows)
+    assert facts(rows) == "Failed trials, missing above: stitched 1:1, delta q99: 3 of 3."
 
 
 def test_other_cells_than_the_headline_pay_for_their_number() -> None:
@@ -161,7 +173,7 @@ def test_failed_trials_are_counted_and_other_targets_left_out() -> None:
     rows.append(row("dt", "stitched", 3, None, delta="q99", status="failed", error="out of memory", return_mean=None))
     rows.append(row("dt", "stitched", 0, 0.0, delta="q99", headline=False, target_return=0.5))
     line = summarise(rows, ("1:1", "q99")).lines[-1]
-    assert "Trials that failed and are missing above: 1 of stitched 1:1, delta q99." in facts(rows)
+    assert "Failed trials, missing above: stitched 1:1, delta q99: 1 of 4." in facts(rows)
     assert line.num_failed == 1
     assert sorted(line.values) == [0, 1, 2]
     assert min(line.values.values()) > 0.8
