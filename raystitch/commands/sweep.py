@@ -85,5 +85,8 @@ def _rerun(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     run = require_folder(args.folder, "a run of `raystitch sweep`", "results.parquet")
     from raystitch.report.page import build_report
+    from raystitch.report.terminal import print_summary
 
-    print(build_report(run))
+    page = build_report(run)
+    print_summary(run)
+    print(f"\n{page}")

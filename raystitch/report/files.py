@@ -1,6 +1,7 @@
 """A run's folder as plain values; missing optional files are None."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,18 @@ def read_run(folder: str | Path) -> RunFiles:
         validation=_optional_json(folder / "validate.json"),
         figures=figures,
         metrics={row["trial_id"]: _json_lines(folder / "trials" / row["trial_id"] / "metrics.jsonl") for row in rows},
-        search=_optional_json(folder / "search.json"),
+        search=_search(folder, config),
     )
 
 
 def _optional_json(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
+
+
+def _search(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """None where the run's settings ask for no search: what an earlier one left does not concern its results."""
+    asked = (config.get("search") or {}).get("algorithm")
+    return None if asked == "none" else _optional_json(folder / "search.json")
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ def build_report(run_dir: str | Path) -> Path:
         comparisons(summary, chosen_before=run.search is None),
         heat_maps(summary),
         target_returns(run.final_rows, summary.metric),
-        search(run),
+        search(run, summary.metric),
         curves(summary),
         best_checkpoints(summary),
         every_seed(run),

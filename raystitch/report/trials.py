@@ -8,7 +8,7 @@ from typing import Any
 from raystitch.report.files import RunFiles
 from raystitch.report.html import html_table, section
 from raystitch.report.names import algorithm_name, short_name
-from raystitch.report.summary import RETURN, SCORE, SUCCESS, cell_label
+from raystitch.report.summary import RETURN, SCORE, SUCCESS, Metric, cell_label
 
 Row = Mapping[str, Any]
 
@@ -126,8 +126,8 @@ def stopped(run: RunFiles) -> str:
     return section("Stopped trials", body, note)
 
 
-def search(run: RunFiles) -> str:
-    """What a hyper-parameter search tried; empty when the run had none."""
+def search(run: RunFiles, metric: Metric) -> str:
+    """What a hyper-parameter search tried, with its values in units of the metric; empty when the run had none."""
     found = run.search
     if not found:
         return ""
@@ -137,7 +137,7 @@ def search(run: RunFiles) -> str:
     rows = [
         [
             f"r = {trial['ratio']}, delta = {trial['delta']}" + (" (chosen)" if _is(trial, chosen) else ""),
-            "–" if trial["value"] is None else f"{trial['value']:.4g}",
+            "–" if trial["value"] is None else metric.show(trial["value"]),
             _text(trial.get("num_seeds")),
             str(trial.get("status", "")),
             _text(trial.get("step")),
@@ -146,13 +146,13 @@ def search(run: RunFiles) -> str:
     ]
     seeds = ", ".join(str(seed) for seed in found.get("seeds", []))
     note = (
-        f"{len(trials)} cells tried by {found.get('algorithm')} with {found.get('scheduler')}, on seeds {seeds}. "
+        f"{len(trials)} cells tried: {found.get('algorithm')} search with {found.get('scheduler')}, seeds {seeds}. "
         "The best of many is flattered by chance, so these values are not reported as scores"
     )
     note += (
         ": the chosen cell was trained again on fresh seeds, and the tables above have only those." if chosen else "."
     )
-    return section("Search", html_table(["cell", "value", "seeds", "status", "step"], rows), note)
+    return section("Search", html_table(["cell", f"mean {metric.name}", "seeds", "status", "step"], rows), note)
 
 
 def _is(trial: Mapping[str, Any], chosen: Mapping[str, Any] | None) -> bool:

@@ -84,6 +84,10 @@ def test_trials_that_a_search_chose_by_are_not_reported_as_scores(full_run: Path
     assert 100 in _headline_seeds(full_run)
     write_json(full_run / "search.json", SEARCH)
     assert 100 not in _headline_seeds(full_run)
+    config = (full_run / "config.yaml").read_text()
+    (full_run / "config.yaml").write_text(f"{config}search: {{algorithm: none}}\n")
+    assert 100 in _headline_seeds(full_run), "what an earlier search left has no say"
+    (full_run / "config.yaml").write_text(config)
     assert "100 (search)" in build_report(full_run).read_text()
 
 
