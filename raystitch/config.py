@@ -13,6 +13,7 @@ from raystitch.config_file import load_config, plain
 from raystitch.errors import UserError
 from raystitch.models.config import FitConfig
 from raystitch.models.delta import check_delta
+from raystitch.search_config import SearchConfig
 from raystitch.stitching.config import StitchConfig
 from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfigs, DataMode, EvalConfig
 from raystitch.trainers.ratio import parse_ratio
@@ -123,6 +124,7 @@ class RunConfig:
         dataset: a dataset reference (``demo:pointmaze``, ``minari:ID``, ``d4rl:FILE.hdf5``).
         env: Gymnasium id, for datasets that do not record one.
         seed: root of fitting and generating; ``seeds``: one trial each.
+        search: tunes ratio and delta before the grid is trained; what it chooses becomes the headline.
         headline: None for the first ratio and delta of the first stitched line of the grid.
     """
 
@@ -136,6 +138,7 @@ class RunConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     algorithms: AlgorithmConfigs = field(default_factory=AlgorithmConfigs)
     grid: tuple[GridCell, ...]
+    search: SearchConfig = field(default_factory=SearchConfig)
     headline: HeadlineConfig | None = None
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -146,11 +149,27 @@ class RunConfig:
             raise ValueError("grid is empty: name at least one algo and data")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must be distinct numbers >= 0, got seeds={list(self.seeds)}")
-
+        self._check_search()
         cells = [(ratio, delta) for cell in self.grid if cell.data == "stitched" for ratio, delta in cell.combinations]
         if self.headline is not None and cells and (self.headline.ratio, self.headline.delta) not in cells:
             raise ValueError(
                 f"headline is not a stitched cell of the grid: ratio={self.headline.ratio}, delta={self.headline.delta}"
+            )
+
+    def _check_search(self) -> None:
+        search = self.search
+        if search.algorithm == "none":
+            return
+        shared = sorted(set(self.seeds) & set(search.seeds))
+        if shared:
+            raise ValueError(
+                f"search.seeds and seeds share {shared}; nothing may be tuned on the seeds that are reported"
+            )
+        steps, every = getattr(self.algorithms, search.algo).train_steps, self.evaluation.every
+        if search.scheduler == "asha" and not 0 < every < steps:
+            raise ValueError(
+                f"search.scheduler: asha compares cells at evaluations during training; evaluation.every must be "
+                f"between 1 and {search.algo}.train_steps={steps}, got evaluation.every={every}"
             )
 
     @property

@@ -76,8 +76,10 @@ def _over_defaults(data: Any, kind: Any) -> Any:
 
 def _explain(error: ValidationError, data: Any, kind: type, where: Mapping[KeyPath, str]) -> str:
     problems = error.errors(include_url=False)
-    # An unknown key is often why a required one is missing, so it is named first.
-    first = min(problems, key=lambda problem: problem["type"] not in ("unexpected_keyword_argument", "extra_forbidden"))
+    # An unknown key is often why a required one is missing, so it is named first; of a value that may be one of several
+    # kinds, the kind that it nearly is says more than those that it is not at all.
+    unknown = ("unexpected_keyword_argument", "extra_forbidden")
+    first = min(problems, key=lambda at: (at["type"] not in unknown, at["type"] != "value_error", -len(at["loc"])))
     path: list[str | int] = []
     for part in first["loc"][1:]:  # union branches also appear in loc: keep what is a key of the data
         here = _get(data, tuple(path))
@@ -87,7 +89,7 @@ def _explain(error: ValidationError, data: Any, kind: type, where: Mapping[KeyPa
     key = ".".join(str(part) for part in path)
     prefix = next((where[tuple(path[:end])] for end in range(len(path), -1, -1) if tuple(path[:end]) in where), "")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if first["type"] in unknown:
         known = _keys_at(kind, tuple(path[:-1]))
         near = difflib.get_close_matches(str(path[-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(known)}"
@@ -110,10 +112,11 @@ def _get(data: Any, path: KeyPath) -> Any:
 
 
 def _keys_at(kind: Any, path: KeyPath) -> list[str]:
-    for part in path:
+    for part in (*path, None):
         if get_origin(kind) in (types.UnionType, Union):
             kind = next((branch for branch in get_args(kind) if is_dataclass(branch)), object)
-        kind = get_args(kind)[0] if isinstance(part, int) else get_type_hints(kind).get(part, object)
+        if part is not None:
+            kind = get_args(kind)[0] if isinstance(part, int) else get_type_hints(kind).get(part, object)
     return list(get_type_hints(kind)) if is_dataclass(kind) else []
 
 

@@ -18,6 +18,7 @@ from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.cluster.augment import augment
 from raystitch.cluster.fit import fit
 from raystitch.cluster.runtime import check_shared, ensure_ray
+from raystitch.cluster.search import run_search
 from raystitch.cluster.trials import num_slots, run_groups
 from raystitch.config import RunConfig, default_out
 from raystitch.console import Progress, duration, say
@@ -29,6 +30,7 @@ from raystitch.models.bundle import Bundle
 from raystitch.pipeline.cost import estimate
 from raystitch.pipeline.figures import write_figures
 from raystitch.pipeline.groups import group_trials
+from raystitch.pipeline.search import check_search, with_chosen
 from raystitch.pipeline.sweep_plan import Inputs, Trial, finished, plan, result_rows, write_results
 from raystitch.pipeline.trial import LOCK_FILE, sweep_job
 from raystitch.pipeline.validate import validate
@@ -67,8 +69,8 @@ def _run(config: RunConfig, folder: Path, address: str | None) -> Path:
                 f"{config.dataset} does not say which environment it comes from; set env: to its Gymnasium id"
             )
         check_env(dataset.env, dataset.obs_dim, dataset.act_dim)
-    with atomic_path(folder / "config.yaml") as temporary:
-        temporary.write_text(config.to_yaml(), encoding="utf-8")
+    check_search(config)
+    _write_config(config, folder)
     with ensure_ray(address, object_store_gib=config.resources.object_store_gib):
         check_shared(folder, "config.yaml")
         write_json(folder / "environment.json", environment())
@@ -80,6 +82,7 @@ def _run(config: RunConfig, folder: Path, address: str | None) -> Path:
                 found = validate(buffer, dataset, bundle, max_bridges=config.validation.max_bridges)
                 write_json(folder / "validate.json", found)
         inputs = Inputs(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)
+        config = _search(config, folder, inputs)
         trials = plan(config, inputs)
         errors = _train(config, folder, trials, inputs)
     rows = result_rows(trials, folder / "trials", errors, lambda delta: _delta_value(buffer, delta))
@@ -155,6 +158,28 @@ def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple
             progress=lambda at: progress.update("augment", at.accepted, at.wanted, at.text),
         )
     return Bundle.load(folder / "stitcher", "cpu"), open_buffer(folder / "buffer")
+
+
+def _write_config(config: RunConfig, folder: Path) -> None:
+    with atomic_path(folder / "config.yaml") as temporary:
+        temporary.write_text(config.to_yaml(), encoding="utf-8")
+
+
+def _search(config: RunConfig, folder: Path, inputs: Inputs) -> RunConfig:
+    """The run with the cell that the search chose, if it asks for a search."""
+    if config.search.algorithm == "none":
+        return config
+    with _stage("search"), Progress() as progress:
+        chosen = run_search(
+            config,
+            folder,
+            inputs,
+            lambda done, note: progress.update("search", done, config.search.num_cells, note),
+        )
+    say(f"search: chose ratio {chosen.ratio}, delta {chosen.delta}")
+    config = with_chosen(config, chosen)
+    _write_config(config, folder)
+    return config
 
 
 def _train(config: RunConfig, folder: Path, trials: Sequence[Trial], inputs: Inputs) -> dict[str, str]:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from raystitch.config import RunConfig
 from raystitch.errors import UserError
 from raystitch.files import atomic_path, read_json
+from raystitch.models.delta import Delta
 from raystitch.report.summary import delta_text
 from raystitch.trainers.config import DataMode
 from raystitch.trainers.ratio import parse_ratio
@@ -84,20 +85,27 @@ def plan(config: RunConfig, inputs: Inputs | None = None) -> list[Trial]:
     trials: dict[str, Trial] = {}
     for seed in config.seeds:
         for cell in config.grid:
-            for text, delta in cell.combinations:
-                ratio = parse_ratio(text)
-                # Nothing is augmented at 1:0: every such cell is the original data, which runs once.
-                data: DataMode = cell.data if ratio.augmented else "original"
-                fields: dict[str, Any] = {
-                    "algo": cell.algo,
-                    "data": data,
-                    "ratio": str(ratio) if ratio.augmented else "1:0",
-                    "delta": delta_text(delta) if data == "stitched" else None,
-                    "seed": seed,
-                }
-                identity = _identity(config, inputs, fields)
-                trials.setdefault(identity, Trial(trial_id=identity, **fields))
+            for ratio, delta in cell.combinations:
+                trial = make_trial(config, inputs, cell.algo, cell.data, ratio, delta, seed)
+                trials.setdefault(trial.trial_id, trial)
     return list(trials.values())
+
+
+def make_trial(
+    config: RunConfig, inputs: Inputs | None, algo: str, data: DataMode, ratio: str, delta: Delta, seed: int
+) -> Trial:
+    """One trial of a cell, with its id."""
+    shares = parse_ratio(ratio)
+    # Nothing is augmented at 1:0: every such cell is the original data, which runs once.
+    data = data if shares.augmented else "original"
+    fields: dict[str, Any] = {
+        "algo": algo,
+        "data": data,
+        "ratio": str(shares) if shares.augmented else "1:0",
+        "delta": delta_text(delta) if data == "stitched" else None,
+        "seed": seed,
+    }
+    return Trial(trial_id=_identity(config, inputs, fields), **fields)
 
 
 def _identity(config: RunConfig, inputs: Inputs | None, fields: Mapping[str, Any]) -> str:

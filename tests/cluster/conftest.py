@@ -1,9 +1,11 @@
-"""A dataset with a bundle fitted on it for a moment."""
+"""A dataset with a bundle fitted on it for a moment; a run that is ready to train."""
 
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -11,8 +13,11 @@ from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.maintain import verify
 from raystitch.buffer.reader import open_buffer
 from raystitch.cluster.augment import augment
+from raystitch.config import load_run_config
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
+from raystitch.data.load import load_dataset
+from raystitch.envs.spec import EnvSpec
 from raystitch.models.bundle import Bundle
 from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
 from raystitch.models.fit import fit_bundle
@@ -113,3 +118,58 @@ def undisturbed(walks: Walks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("undisturbed") / "buffer"
     walks.augment_local(path)
     return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run up to its trials: a folder with stitcher and buffer, and the settings over ``smoke`` that made them."""
+
+    folder: Path
+    settings: tuple[str, ...]
+
+    def copy(self, run: Path) -> Path:
+        """A run of one's own that has everything but trials."""
+        shutil.copytree(self.folder, run)
+        return run
+
+
+def make_swings(num_episodes: int = 12) -> EpisodeDataset:
+    """Gymnasium's pendulum, pushed at random: an environment whose returns differ from policy to policy."""
+    made = gymnasium.make("Pendulum-v1")
+    rng = np.random.default_rng(0)
+    episodes: list[Episode] = []
+    for number in range(num_episodes):
+        observations, actions, rewards = [made.reset(seed=number)[0]], [], []
+        for _ in range(100):
+            actions.append(rng.uniform(-2, 2, 1).astype(np.float32))
+            observation, reward, *_ = made.step(actions[-1])
+            observations.append(observation)
+            rewards.append(float(reward))
+        columns = (np.array(observations), np.array(actions), np.array(rewards, np.float32))
+        episodes.append(Episode(*columns, terminated=False, truncated=True))
+    made.close()
+    bound = np.full(1, 2, np.float32)
+    env = EnvSpec(env_id="Pendulum-v1", max_episode_steps=200)
+    return from_episodes(episodes, name="swings", action_low=-bound, action_high=bound, env=env)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    folder = tmp_path_factory.mktemp("prepared")
+    write_d4rl(make_swings(), folder / "swings.hdf5")
+    parts = ("diffusion", "dynamics", "inverse", "reward", "termination", "value")
+    settings = (
+        f"dataset=d4rl:{folder / 'swings.hdf5'}",
+        *(f"fit.{part}.train_steps=10" for part in parts),
+        "augment={num_bridges: 20, pairs_per_shard: 32}",
+        "algorithms.td3bc={train_steps: 1000, batch_size: 16, hidden: 8}",
+        "algorithms.bc={train_steps: 300, batch_size: 16, hidden: 8}",
+        "evaluation={num_episodes: 1, num_envs: 1}",
+        "validation.enabled=false",
+    )
+    run = folder / "run"
+    config = load_run_config("smoke", settings)
+    dataset = load_dataset(config.dataset)
+    bundle = fit_bundle(dataset, config.fit, run / "stitcher", device="cpu")
+    augment_local(dataset, bundle, config.stitch, config.augment, out=run / "buffer", seed=config.seed)
+    return Prepared(folder=run, settings=settings)

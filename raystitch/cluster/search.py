@@ -1,0 +1,197 @@
+"""The search for a ratio and a delta on Ray Tune: each of its cells is a group of trials, one per seed of the search.
+
+The trials lie in the run's ``trials/`` as all others do, so what is finished is not repeated. Tune's state is thrown
+away; ``search.json`` is what the next driver goes on from.
+"""
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from raystitch.cluster.trials import Progress, failure, num_slots, quiet_tune, tune_folder
+from raystitch.config import RunConfig
+from raystitch.errors import RunError
+from raystitch.pipeline.search import Cell, SearchLog, cell_trials, draw_cells, make_cell, value_of
+from raystitch.pipeline.sweep_plan import Inputs, Trial, finished
+from raystitch.pipeline.trial import run_planned, sweep_job
+from raystitch.search_config import RatioRange
+from raystitch.seeding import derive_seed
+from raystitch.trainers.evaluate import EvalResult
+from raystitch.trainers.ratio import parse_ratio
+
+REDUCTION = 3
+"""ASHA lets about one of so many cells go on at every rung."""
+
+
+def run_search(config: RunConfig, folder: Path, inputs: Inputs, progress: Progress | None = None) -> Cell:
+    """Tries the cells that are missing and returns the best; its trials use none of the seeds that are reported.
+
+    Raises:
+        RunError: when no cell could be trained to its end.
+    """
+    log = SearchLog(folder, config, inputs)
+    if not log.complete:
+        _try_missing(config, folder, inputs, log, progress)
+    return log.choose()
+
+
+def _try_missing(config: RunConfig, folder: Path, inputs: Inputs, log: SearchLog, progress: Progress | None) -> None:
+    search, resources = config.search, config.resources
+    again = log.resume()
+    tried = {cell for cell, _ in log.cells("ok", "stopped")}
+    num_missing = search.num_cells - len(log.rows)
+    space: dict[str, Any] = {}
+    algorithm: Searcher | None = None
+    if search.algorithm == "optuna":
+        algorithm = _optuna(config, log, again)
+    else:
+        missing = [cell for cell in draw_cells(search, config.seed) if cell not in tried]
+        num_missing = len(missing)
+        space = {"cell": tune.grid_search([cell._asdict() for cell in missing])}
+    num_slots(resources)
+    quiet_tune()
+    storage = tune_folder(folder)
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(_try, run=config, folder=str(folder), inputs=inputs),
+            {"cpu": resources.trial_cpus, "gpu": resources.trial_gpus},
+        ),
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric="value",
+            mode="max",
+            num_samples=num_missing if algorithm is not None else 1,
+            search_alg=algorithm,
+            scheduler=_scheduler(config),
+            # A cell that is stopped leaves a thread behind that holds its folders: its process has to end.
+            reuse_actors=search.scheduler == "fifo",
+            max_concurrent_trials=resources.max_concurrent_trials,
+            trial_dirname_creator=lambda trial: f"cell-{trial.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            storage_path=str(storage),
+            failure_config=tune.FailureConfig(max_failures=resources.num_retries),
+            callbacks=[_Watch(config, folder, inputs, log, progress)],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    shutil.rmtree(storage, ignore_errors=True)
+
+
+def _try(suggested: Mapping[str, Any], run: RunConfig, folder: str, inputs: Inputs) -> None:
+    """What runs in the worker: all seeds of one cell, stacked."""
+    trials = cell_trials(run, inputs, _cell(suggested))
+
+    def report(step: int, results: Mapping[int, EvalResult]) -> None:
+        if len(results) == len(trials):  # not where some of the seeds came further before an interruption
+            tune.report({"value": value_of(result.to_json() for result in results.values()), "step": step})
+
+    returns: list[dict[str, Any]] = []
+    for result in run_planned(trials, sweep_job(run, folder, inputs), on_eval=report):
+        if isinstance(result, RunError):
+            raise result
+        returns.append(result)
+    value = value_of(result["evaluations"][0] for result in returns)
+    tune.report({"value": value, "step": _train_steps(run)})
+
+
+def _cell(suggested: Mapping[str, Any]) -> Cell:
+    cell = suggested.get("cell", suggested)
+    return make_cell(cell["ratio"], cell["delta"])
+
+
+def _train_steps(config: RunConfig) -> int:
+    return getattr(config.algorithms, config.search.algo).train_steps
+
+
+def _scheduler(config: RunConfig) -> TrialScheduler:
+    if config.search.scheduler == "fifo":
+        return FIFOScheduler()
+    return AsyncHyperBandScheduler(
+        time_attr="step",
+        max_t=_train_steps(config),
+        grace_period=config.evaluation.every,
+        reduction_factor=REDUCTION,
+    )
+
+
+def _optuna(config: RunConfig, log: SearchLog, again: list[Cell]) -> Searcher:
+    """TPE that knows what was tried before, and begins with what was interrupted."""
+    import optuna
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    search = config.search
+    ratios: BaseDistribution
+    if isinstance(search.ratio, RatioRange):
+        ratios = FloatDistribution(search.ratio.low, search.ratio.high, log=True)
+    else:
+        ratios = CategoricalDistribution(sorted({make_cell(ratio, None).ratio for ratio in search.ratio}))
+    deltas = CategoricalDistribution(sorted({make_cell("1:1", delta).delta for delta in search.delta}))
+
+    def point(cell: Cell) -> dict[str, Any]:
+        if not isinstance(search.ratio, RatioRange):
+            return cell._asdict()
+        shares = parse_ratio(cell.ratio)  # kept to three digits, which may be just outside
+        share = min(max(shares.augmented / shares.original, search.ratio.low), search.ratio.high)
+        return {"ratio": share, "delta": cell.delta}
+
+    algorithm = OptunaSearch(
+        space={"ratio": ratios, "delta": deltas},
+        metric="value",
+        mode="max",
+        points_to_evaluate=[point(cell) for cell in again],
+        seed=derive_seed(config.seed, "optuna", len(log.rows)) % 2**32,  # what it drew first has been tried
+    )
+    for cell, row in log.cells("ok", "stopped"):
+        if row["value"] is not None:
+            algorithm.add_evaluated_point(point(cell), row["value"])
+    return algorithm
+
+
+class _Watch(tune.Callback):
+    """Keeps ``search.json`` and the driver's progress display up to date."""
+
+    def __init__(
+        self, config: RunConfig, folder: Path, inputs: Inputs, log: SearchLog, progress: Progress | None
+    ) -> None:
+        self.config, self.folder, self.inputs, self.log, self.progress = config, folder, inputs, log, progress
+        self.places: dict[str, int] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        if trial.trial_id not in self.places:
+            self.places[trial.trial_id] = self.log.start(_cell(trial.config or {}))
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        last = trial.last_result or {}
+        value, step = last.get("value"), int(last.get("step", 0))
+        folders = [self.folder / "trials" / mine.trial_id for mine in self._trials(trial)]
+        done = all(finished(path) is not None for path in folders)
+        self.log.end(self.places[trial.trial_id], "ok" if done else "stopped", value, step)
+        shown = "" if value is None or math.isnan(value) else f"{value:.4g}"
+        self._tell(trial, shown if done else f"stopped at step {step:,} with {shown}")
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self.log.end(self.places[trial.trial_id], "failed", None, int((trial.last_result or {}).get("step", 0)))
+        unfinished = (self.folder / "trials" / mine.trial_id for mine in self._trials(trial))
+        first = next(path for path in unfinished if finished(path) is None)
+        self._tell(trial, f"failed ({failure(first, None, trial.num_failures)})")
+
+    def _trials(self, trial: TuneTrial) -> list[Trial]:
+        return cell_trials(self.config, self.inputs, _cell(trial.config or {}))
+
+    def _tell(self, trial: TuneTrial, note: str) -> None:
+        if self.progress is not None:
+            cell = _cell(trial.config or {})
+            num_ended = len(self.log.cells("ok", "stopped", "failed"))
+            self.progress(num_ended, f"{self.config.search.algo} {cell.ratio} delta {cell.delta}: {note}")
