@@ -153,7 +153,8 @@ def _cell(at: Comparison | None, metric: Metric) -> str:
         return DASH
     small = f"P {100 * at.improvement.value:.0f} %"
     p = at.p_value if at.adjusted is None else at.adjusted
-    small += "" if p is None else f", {_p_value(p)}"
+    # Without any spread a t test has no meaning, however small its p.
+    small += ", same at every seed" if at.spread == 0 else "" if p is None else f", {_p_value(p)}"
     small += "" if at.paired else ", not paired"
     return f"{_difference(at, metric)}<small>{small}</small>"
 

@@ -35,9 +35,9 @@ def _by_cell(rows: Sequence[Row]) -> list[Row]:
 
 
 def _seed_table(rows: Sequence[Row], run: RunFiles) -> str:
-    several = any(row["target_return"] is not None for row in rows)
+    asked = {row["target_return"] for row in rows} - {None}
     known = [measure for measure in (SCORE, SUCCESS) if any(row[measure.column] is not None for row in rows)]
-    heads = ["training data", "seed", *["asked for"] * several, "raw return ± std", *(m.name for m in known)]
+    heads = ["training data", "seed", *["asked for"] * bool(asked), "raw return ± std", *(m.name for m in known)]
     heads += ["episodes", "steps", "training s", "run again"]
     final = {row["trial_id"] for row in run.final_rows}
     body, before = "", ""
@@ -46,9 +46,9 @@ def _seed_table(rows: Sequence[Row], run: RunFiles) -> str:
         before = row["trial_id"]
         seed = f"{row['seed']}{' (search)' if row['trial_id'] not in final else ''}"
         cells = [escape(cell_label(row)) if first else "", seed if first else ""]
-        if several:
-            target = row["target_return"]
-            cells.append("–" if target is None else f"{target:g}{' (headline)' if row['headline'] else ''}")
+        if asked:
+            mark = " (headline)" if row["headline"] and len(asked) > 1 else ""
+            cells.append("–" if row["target_return"] is None else f"{row['target_return']:g}{mark}")
         if row["status"] == "ok":
             cells.append(_with_std(row))
             cells += ["–" if row[m.column] is None else m.show(row[m.column]) for m in known]
