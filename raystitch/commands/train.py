@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raystitch.commands.options import (
     Subparsers,
@@ -22,9 +22,12 @@ from raystitch.commands.options import (
     stage_config,
     whole,
 )
-from raystitch.console import Progress, table
+from raystitch.console import Progress, say, table
 from raystitch.errors import UserError
 from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, EvalConfig
+
+if TYPE_CHECKING:
+    from raystitch.envs.spec import EnvSpec
 
 
 def register(subparsers: Subparsers) -> None:
@@ -110,6 +113,10 @@ def _train(args: argparse.Namespace) -> None:
     dataset = open_dataset(args.ref, args.env)
     buffer = open_buffer(args.buffer) if ratio.augmented else None
     bridges = None if buffer is None else open_bridges(dataset, buffer, args.delta)
+    env = environment(args.env)
+    missing = _missing_env(env or dataset.env)
+    if missing:
+        say(f"{missing}; the policy is trained and saved, and the same command evaluates it once that is mended")
     with Progress() as progress:
 
         def show(row: dict[str, Any]) -> None:
@@ -126,7 +133,8 @@ def _train(args: argparse.Namespace) -> None:
             ratio=ratio,
             bridges=bridges,
             seed=args.seed,
-            env=environment(args.env),
+            env=env,
+            evaluate=not missing,
             record={} if buffer is None else {"buffer": buffer.hash, "delta": args.delta},
             device=args.device,
             memory_gib=MEMORY_GIB if args.memory_gib is None else args.memory_gib,
@@ -135,8 +143,24 @@ def _train(args: argparse.Namespace) -> None:
     if args.json:
         print_json(result)
         return
-    _print_evaluations(result["evaluations"])
+    if missing:
+        print(f"not evaluated: {missing}")
+    else:
+        _print_evaluations(result["evaluations"])
     print(f"policy: {out / 'policy'}")
+
+
+def _missing_env(env: "EnvSpec | None") -> str | None:
+    """Why the environment cannot be made here, None when it can or none is known."""
+    from raystitch.envs.make import make_env
+
+    if env is None:
+        return None
+    try:
+        make_env(env).close()
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmCo
 from raystitch.trainers.data import build_data
 from raystitch.trainers.evaluate import EvalResult, check_env, evaluate
 from raystitch.trainers.loop import find_algorithm, train_policies, train_policy
-from raystitch.trainers.policy import Policy
+from raystitch.trainers.policy import Policy, load_policy
 from raystitch.trainers.ratio import Ratio, parse_ratio
 
 OnEval = Callable[[int, Mapping[int, EvalResult]], None]
@@ -34,6 +34,8 @@ class TrialSettings(TypedDict, total=False):
         bridges, joined: for ``data`` stitched and joined.
         env: evaluate here; None for the dataset's environment.
         memory_gib: training data above this size are mapped from files; no part of the trials' identity.
+        evaluate: False where the environment is not installed: policies are trained and saved, ``returns.json`` says
+            "not evaluated", and the same call with True evaluates them without training again.
     """
 
     algo: Required[str]
@@ -46,6 +48,7 @@ class TrialSettings(TypedDict, total=False):
     env: EnvSpec | None
     device: str
     memory_gib: float
+    evaluate: bool
 
 
 def default_config(algo: str) -> AlgorithmConfig:
@@ -176,12 +179,15 @@ def run_trials(
     steps: dict[int, list[int]] = {}
     for index, trial in enumerate(trials):
         finished = trial.finished()
-        if finished is not None:
+        if finished is not None and (finished["evaluations"] or not cell.enabled):
             results[index] = finished
+        elif finished is not None:
+            results[index] = _evaluate_later(cell, trial, finished)
         else:
             steps.setdefault(trial.checkpoints.step(), []).append(index)
     if steps:
-        check_env(cell.env, dataset.obs_dim, dataset.act_dim)
+        if cell.enabled:
+            check_env(cell.env, dataset.obs_dim, dataset.act_dim)
         data = cell.build(dataset)
         for group in steps.values():
             results.update(_train_group(cell, data, {index: trials[index] for index in group}, log, on_eval))
@@ -221,7 +227,7 @@ def _train_group(
         [trial.seed for trial in trials.values()],
         log=lambda at, row: metrics[at].train_row(row),
         checkpoints=[trial.checkpoints for trial in trials.values()],
-        every=cell.evaluation.every,
+        every=cell.evaluation.every if cell.enabled else 0,
         on_every=evaluate_now,
         records=[{"data": cell.data, **trial.settings["record"]} for trial in trials.values()],
     )
@@ -230,9 +236,19 @@ def _train_group(
         if isinstance(policy, RunError):
             finished[index] = policy
             continue
-        returned = cell.evaluate(policy, cell.evaluation.num_episodes, trial.seed, "evaluation")
-        finished[index] = trial.finish(policy, returned, rows, cell.config.train_steps, len(trials))
+        returned = cell.evaluate(policy, cell.evaluation.num_episodes, trial.seed, "evaluation") if cell.enabled else []
+        policy.save(trial.out / "policy")
+        finished[index] = trial.finish(returned, rows, cell.config.train_steps, len(trials))
     return finished
+
+
+def _evaluate_later(cell: "_Cell", trial: TrialFolder, finished: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluates a policy that was trained where its environment was missing."""
+    policy = load_policy(trial.out / "policy", cell.device)
+    results = cell.evaluate(policy, cell.evaluation.num_episodes, trial.seed, "evaluation")
+    rows = TrialMetrics(trial.out / "metrics.jsonl", None, cell.config.train_steps)
+    rows.train_seconds = finished["train_seconds"]
+    return trial.finish(results, rows, cell.config.train_steps, finished["num_stacked"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +265,7 @@ class _Cell:
     env: EnvSpec
     device: str
     memory_gib: float
+    enabled: bool
 
     @classmethod
     def of(cls, dataset: EpisodeDataset, **settings: Unpack[TrialSettings]) -> "_Cell":
@@ -269,6 +286,7 @@ class _Cell:
             env=env,
             device=settings.get("device", "auto"),
             memory_gib=settings.get("memory_gib", MEMORY_GIB),
+            enabled=settings.get("evaluate", True),
         )
 
     def identity(self, dataset: EpisodeDataset, seed: int, record: Mapping[str, Any]) -> dict[str, Any]:

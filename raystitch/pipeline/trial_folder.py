@@ -15,7 +15,6 @@ from raystitch.errors import RunError, UserError
 from raystitch.files import atomic_path, differences, read_json, write_json
 from raystitch.trainers.evaluate import EvalResult
 from raystitch.trainers.loop import CHECKPOINT_SECONDS, Checkpoints
-from raystitch.trainers.policy import Policy
 
 SCHEMA_VERSION = 1
 CURVE_COLUMNS = ("target_return", "return_mean", "return_std", "success_rate", "score", "num_eval_episodes")
@@ -57,20 +56,19 @@ class TrialFolder:
         return self.out / "metrics.jsonl"
 
     def finish(
-        self, policy: Policy, results: Sequence[EvalResult], metrics: "TrialMetrics", train_steps: int, num_stacked: int
+        self, results: Sequence[EvalResult], metrics: "TrialMetrics", train_steps: int, num_stacked: int
     ) -> dict[str, Any]:
-        """Saves the policy and what it reached; ``returns.json`` is written last.
+        """Writes ``returns.json``, last of all.
 
         Args:
-            results: one per target return, the headline first.
+            results: one per target return, the headline first; none where the policy could not be evaluated.
             num_stacked: seeds that were trained together.
         """
-        policy.save(self.out / "policy")
         for result in results:
             metrics.evaluated(train_steps, result)
         returns = {
             "schema_version": SCHEMA_VERSION,
-            "status": "ok",
+            "status": "ok" if results else "not evaluated",
             "train_steps": train_steps,
             "train_seconds": metrics.train_seconds,
             "num_stacked": num_stacked,

@@ -14,7 +14,7 @@ from raystitch.errors import UserError
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.augment import augment_local
-from raystitch.pipeline.train import run_trial, train
+from raystitch.pipeline.train import run_trial, run_trials, train
 from raystitch.stitching.config import QualifyConfig, StitchConfig
 from raystitch.trainers.config import BCConfig, DTConfig, EvalConfig
 from raystitch.trainers.loop import CHECKPOINT_SECONDS
@@ -86,6 +86,60 @@ def test_unfinished_trial_goes_on(drift: EpisodeDataset, tmp_path: Path, monkeyp
     assert resumed["evaluations"] == whole["evaluations"]
     rows = [[{**row, "seconds": 0} for row in _rows(tmp_path / name)] for name in ("whole", "cut")]
     assert rows[0] == rows[1]
+
+
+def test_seeds_trained_together_have_the_folders_they_have_alone(drift: EpisodeDataset, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"algo": "dt", "config": DT, "evaluation": EVALUATION, "device": "cpu"}
+    run_trial(drift, tmp_path / "1", seed=1, **settings)  # finished before: read, not repeated
+    stamp = (tmp_path / "1" / "returns.json").stat().st_mtime_ns
+    seen: list[tuple[int, list[int]]] = []
+    together = run_trials(
+        drift,
+        [tmp_path / str(seed) for seed in range(3)],
+        seeds=range(3),
+        on_eval=lambda step, results: seen.append((step, sorted(results))),
+        **settings,
+    )
+    assert seen == [(60, [0, 2])]
+    assert (tmp_path / "1" / "returns.json").stat().st_mtime_ns == stamp
+    alone = run_trial(drift, tmp_path / "alone", seed=2, **settings)
+    assert isinstance(together[2], dict)
+    assert (together[2]["num_stacked"], alone["num_stacked"]) == (2, 1)
+    rows = [_rows(tmp_path / name) for name in ("2", "alone")]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    assert [row["loss"] for row in rows[0] if "loss" in row] == pytest.approx(
+        [row["loss"] for row in rows[1] if "loss" in row], rel=1e-3
+    )
+    assert {path.name for path in (tmp_path / "2").iterdir()} == {path.name for path in (tmp_path / "alone").iterdir()}
+
+
+def test_seeds_interrupted_at_different_steps_go_on(
+    drift: EpisodeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raystitch.pipeline.trial_folder.CHECKPOINT_SECONDS", 0.0)
+    settings: dict[str, Any] = {"algo": "dt", "config": DT, "evaluation": EVALUATION, "device": "cpu"}
+
+    def interrupt(row: dict[str, Any]) -> None:
+        if row["step"] == 120:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(drift, tmp_path / "0", seed=0, **settings, log=interrupt)
+    results = run_trials(drift, [tmp_path / "0", tmp_path / "1"], seeds=(0, 1), **settings)
+    assert [result["status"] for result in results if isinstance(result, dict)] == ["ok", "ok"]
+    assert [row["step"] for row in _rows(tmp_path / "0")] == [row["step"] for row in _rows(tmp_path / "1")]
+
+
+def test_a_missing_environment_is_no_reason_not_to_train(drift: EpisodeDataset, tmp_path: Path) -> None:
+    out = tmp_path / "trial"
+    settings: dict[str, Any] = {"algo": "bc", "config": BCConfig(train_steps=3, hidden=8), "device": "cpu"}
+    absent = run_trial(drift, out, **settings, evaluate=False, evaluation=EVALUATION)
+    assert (absent["status"], absent["evaluations"]) == ("not evaluated", [])
+    weights = (out / "policy" / "policy.safetensors").stat().st_mtime_ns
+    later = run_trial(drift, out, **settings, evaluation=EVALUATION)
+    assert (later["status"], len(later["evaluations"])) == ("ok", 1)
+    assert (out / "policy" / "policy.safetensors").stat().st_mtime_ns == weights
+    assert [row["kind"] for row in _rows(out)] == ["train", "eval"]
 
 
 def test_train_writes_nothing_and_returns_a_policy(drift: EpisodeDataset) -> None:
