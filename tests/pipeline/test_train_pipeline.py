@@ -65,8 +65,9 @@ def test_trial_folder(drift: EpisodeDataset, tmp_path: Path) -> None:
     stamp = (out / "returns.json").stat().st_mtime_ns
     assert run_trial(drift, out, **settings) == returns
     assert (out / "returns.json").stat().st_mtime_ns == stamp
+    settings |= {"seed": 1, "ratio": "1:0"}
     with pytest.raises(UserError, match=r"other settings: ratio .*seed"):
-        run_trial(drift, out, **{**settings, "seed": 1, "ratio": "1:0"})
+        run_trial(drift, out, **settings)
 
 
 def test_unfinished_trial_goes_on(drift: EpisodeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
