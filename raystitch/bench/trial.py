@@ -1,0 +1,71 @@
+"""What a trial spends on other things than training: start, data, files; and evaluation."""
+
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from raystitch.bench.machine import Row, best_seconds
+from raystitch.bench.synthetic import make_walks
+from raystitch.data.d4rl import read_d4rl, write_d4rl
+from raystitch.data.demo import make_pointmaze
+from raystitch.pipeline.train import run_trials
+from raystitch.trainers.config import EvalConfig, TD3BCConfig
+from raystitch.trainers.data import build_data
+from raystitch.trainers.evaluate import evaluate
+from raystitch.trainers.loop import train_policy
+
+NUM_TRANSITIONS = 200_000
+MAZE_STEPS = 2000
+ALLOWED_SECONDS = 5.0
+
+
+def trial_rows(train_seconds: float, num_seeds: int) -> list[Row]:
+    """Wall-clock seconds of one trial of TD3+BC with its default settings, whose training takes ``train_seconds``.
+
+    A trial of a single step, with everything around it, is a trial's start and end; a group of ``num_seeds`` seeds
+    shares one. Evaluation is in the point maze.
+    """
+    walks = make_walks(NUM_TRANSITIONS, 1000)
+    maze = make_pointmaze(MAZE_STEPS)
+    assert maze.env is not None
+    config, evaluation = replace(TD3BCConfig(), train_steps=1), EvalConfig()
+    with tempfile.TemporaryDirectory() as folder:
+        path, attempts = Path(folder) / "walks.hdf5", iter(range(1000))
+        write_d4rl(walks, path)
+        load = best_seconds(lambda: read_d4rl(path), repeats=2)
+        dataset = read_d4rl(path)
+
+        def group(seeds: range) -> None:
+            outs = [Path(folder) / f"{next(attempts)}" for _ in seeds]
+            run_trials(
+                dataset, outs, seeds=seeds, algo="td3bc", config=config, env=maze.env, evaluate=False, device="cpu"
+            )
+
+        alone = best_seconds(lambda: group(range(1)), repeats=3)
+        together = best_seconds(lambda: group(range(num_seeds)), repeats=3)
+    build = best_seconds(lambda: build_data(dataset, "transitions", device="cpu"), repeats=3)
+    imports = [sys.executable, "-c", "import raystitch.pipeline.train"]
+    start = best_seconds(lambda: subprocess.run(imports, check=True), repeats=2)
+    policy = train_policy(build_data(maze, "transitions", device="cpu"), "td3bc", config)
+    spec, episodes, envs = maze.env, evaluation.num_episodes, evaluation.num_envs
+    evaluated = best_seconds(lambda: evaluate(policy, spec, episodes, envs, 0, None), repeats=1, warmups=0)
+
+    training = f"training, {TD3BCConfig().train_steps:,} steps"
+    data = f"{NUM_TRANSITIONS:,} transitions"
+    whole = start + load + alone
+
+    def row(what: str, seconds: float) -> Row:
+        return Row(what, seconds, "s", training, seconds / train_seconds)
+
+    return [
+        row("trial: a new process and its imports", start),
+        row(f"trial: read {data} (compressed HDF5)", load),
+        row(f"trial: {data} made ready to draw from", build),
+        row("trial: first and last of it, files included", max(alone - build, 0.0)),
+        row("trial: all that is not training or evaluation", whole),
+        Row("  the same, against what is allowed", whole, "s", "allowed", whole / ALLOWED_SECONDS),
+        row(f"trial: the same for each of {num_seeds} seeds in one process", (start + load + together) / num_seeds),
+        row(f"trial: evaluation, {episodes} episodes in the point maze, {envs} side by side", evaluated),
+    ]
