@@ -15,6 +15,7 @@ from raystitch.config import RunConfig, load_run_config
 from raystitch.data.load import load_dataset
 from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
+from raystitch.pipeline.search import SearchLog, cell_trials
 from raystitch.pipeline.sweep_plan import Inputs, Trial, finished, plan
 from raystitch.pipeline.trial import run_planned, sweep_job
 
@@ -71,7 +72,10 @@ def rerun(run: str | Path, trial_id: str, log: Callable[[dict[str, Any]], None] 
         raise UserError(f"{run} is not a run of `raystitch sweep`: it has no config.yaml")
     config = load_run_config(run / "config.yaml")
     inputs = _inputs(config, run)
-    trial = find_trial(plan(config, inputs), trial_id, str(run))
+    tried = (cell for cell, _ in SearchLog(run, config, inputs).cells("ok", "stopped", "failed"))
+    searched = [trial for cell in tried for trial in cell_trials(config, inputs, cell)]
+    unique = {trial.trial_id: trial for trial in [*plan(config, inputs), *searched]}
+    trial = find_trial(list(unique.values()), trial_id, str(run))
     folder = run / RERUNS / trial.trial_id
     if finished(folder) is not None:
         shutil.rmtree(folder)
