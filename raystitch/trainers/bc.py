@@ -12,7 +12,7 @@ from raystitch.trainers.config import BCConfig
 from raystitch.trainers.networks import Actor
 from raystitch.trainers.policy import MarkovPolicy
 from raystitch.trainers.ratio import Ratio
-from raystitch.trainers.state import Algorithm, Metrics, TrainState, apply_gradients
+from raystitch.trainers.state import Algorithm, Metrics, TrainState, apply_gradients, decay_rate
 
 
 @dataclass(kw_only=True)
@@ -36,6 +36,8 @@ def create(nets: Mapping[str, nn.Module], config: BCConfig) -> BCState:
 
 def update(state: BCState, batch: TransitionBatch, config: BCConfig, generators: Sequence[torch.Generator]) -> Metrics:
     """One step on the mean squared error of the action."""
+    if config.decay == "cosine":
+        decay_rate(state.optimizer, config.learning_rate, state.step, config.train_steps)
     loss = (state.actor(batch.obs) - batch.action).square().mean((-2, -1))
     apply_gradients(state.optimizer, state.actor, loss)
     state.step += 1

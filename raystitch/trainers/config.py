@@ -41,6 +41,8 @@ class TD3BCConfig:
         alpha: strength of Q against cloning, lambda = alpha / mean |Q|.
         policy_noise, noise_clip: of the smoothed target action, in units of half the action range.
         policy_delay: critic updates per actor and target update.
+        decay: ``cosine`` lets the actor's learning rate fall to nothing at the end, so that the last checkpoint is an
+            average one and not a lucky or unlucky one; the paper has none.
         synthetic: stitched data enters as ``bridges`` (generated transitions only) or as whole ``episodes``, where the
             ratio then counts their real rows too.
         uniform_over: of the augmented part every transition is as likely as any other, or every bridge (or episode).
@@ -58,6 +60,7 @@ class TD3BCConfig:
     policy_noise: float = 0.2
     noise_clip: float = 0.5
     policy_delay: int = 2
+    decay: Literal["none", "cosine"] = "none"
     synthetic: Literal["bridges", "episodes"] = "bridges"
     uniform_over: Literal["transitions", "bridges"] = "transitions"
     precision: Literal["auto", "float32", "bf16"] = "float32"
@@ -129,6 +132,7 @@ class DTConfig:
         decay: what the learning rate does after that, down to ``final_fraction`` of its peak.
         grad_clip: largest gradient norm.
         uniform_over: of the augmented part every window is as likely as any other, or every episode.
+        precision: of the blocks' products; ``auto`` takes bf16 where the machine multiplies it faster.
     """
 
     train_steps: int = 50_000
@@ -145,6 +149,7 @@ class DTConfig:
     final_fraction: float = 0.0
     grad_clip: float = 0.25
     uniform_over: Literal["transitions", "bridges"] = "transitions"
+    precision: Literal["auto", "float32", "bf16"] = "float32"
 
     def __post_init__(self) -> None:
         _positive(self, "train_steps", "batch_size", "context", "width", "num_layers", "num_heads")
@@ -166,6 +171,7 @@ class BCConfig:
 
     Attributes:
         top_fraction: share of episodes kept, by return, of the original and of the augmented part each.
+        decay: ``cosine`` lets the learning rate fall to nothing at the end.
         synthetic: stitched data enters as ``bridges`` (generated transitions only) or as whole ``episodes``, where the
             ratio then counts their real rows too.
         uniform_over: of the augmented part every transition is as likely as any other, or every bridge (or episode).
@@ -178,6 +184,7 @@ class BCConfig:
     num_layers: int = 2
     learning_rate: float = 3e-4
     top_fraction: float = 1.0
+    decay: Literal["none", "cosine"] = "none"
     synthetic: Literal["bridges", "episodes"] = "bridges"
     uniform_over: Literal["transitions", "bridges"] = "transitions"
     precision: Literal["auto", "float32", "bf16"] = "float32"

@@ -22,7 +22,7 @@ from raystitch.trainers.networks import TwinCritic
 from raystitch.trainers.policy import MarkovPolicy
 from raystitch.trainers.ratio import Ratio
 from raystitch.trainers.stacked import StackedMLP
-from raystitch.trainers.state import Algorithm, Metrics, TrainState, apply_gradients
+from raystitch.trainers.state import Algorithm, Metrics, TrainState, apply_gradients, decay_rate
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 MAX_WEIGHT = 100.0
@@ -139,11 +139,6 @@ def actor_loss(state: IQLState, batch: TransitionBatch, config: IQLConfig, advan
     return -(weight * state.actor.log_prob(batch.obs, batch.action)).mean(-1)
 
 
-def actor_learning_rate(step: int, config: IQLConfig) -> float:
-    """Cosine decay to nothing at ``train_steps``; ``step`` counts the updates done before this one."""
-    return config.learning_rate * (1 + math.cos(math.pi * step / config.train_steps)) / 2
-
-
 def update(
     state: IQLState, batch: TransitionBatch, config: IQLConfig, generators: Sequence[torch.Generator]
 ) -> Metrics:
@@ -153,8 +148,7 @@ def update(
     apply_gradients(state.value_optimizer, state.value, of_value)
     with torch.no_grad():
         v, next_v = state.value(torch.cat([batch.obs, batch.next_obs], 1)).chunk(2, 1)
-    for group in state.actor_optimizer.param_groups:
-        group["lr"] = actor_learning_rate(state.step, config)
+    decay_rate(state.actor_optimizer, config.learning_rate, state.step, config.train_steps)
     of_actor = actor_loss(state, batch, config, q - v)
     apply_gradients(state.actor_optimizer, state.actor, of_actor)
     of_critics, q_mean = critic_loss(state, batch, config, next_v)

@@ -1,5 +1,6 @@
 """What an algorithm carries from step to step, and what the training loop needs to know about an algorithm."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,13 @@ def apply_gradients(optimizer: torch.optim.Optimizer, network: nn.Module, losses
     for parameter, gradient in zip(parameters, torch.autograd.grad(losses.sum(), parameters), strict=True):
         parameter.grad = gradient
     optimizer.step()
+
+
+def decay_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, train_steps: int) -> None:
+    """Sets the learning rate to ``rate`` with cosine decay to nothing at ``train_steps``; ``step`` counts the updates
+    done before this one."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * (1 + math.cos(math.pi * step / train_steps)) / 2
 
 
 def normal(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:

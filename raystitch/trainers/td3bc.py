@@ -18,7 +18,7 @@ from raystitch.trainers.config import TD3BCConfig
 from raystitch.trainers.networks import Actor, TwinCritic
 from raystitch.trainers.policy import MarkovPolicy
 from raystitch.trainers.ratio import Ratio
-from raystitch.trainers.state import Algorithm, Metrics, TrainState, apply_gradients, normal
+from raystitch.trainers.state import Algorithm, Metrics, TrainState, apply_gradients, decay_rate, normal
 
 
 @dataclass(kw_only=True)
@@ -80,6 +80,8 @@ def update(
     metrics = {"loss": loss.detach(), "q_mean": q_mean}
     state.step += 1
     if state.step % config.policy_delay == 0:
+        if config.decay == "cosine":
+            decay_rate(state.actor_optimizer, config.learning_rate, state.step - 1, config.train_steps)
         policy_loss, cloning = actor_loss(state, batch, config)
         apply_gradients(state.actor_optimizer, state.actor, policy_loss)
         metrics |= {"actor_loss": policy_loss.detach(), "bc_loss": cloning}

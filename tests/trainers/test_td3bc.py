@@ -1,6 +1,8 @@
 """TD3+BC's losses against torchrl's, and what one update touches."""
 
 import copy
+import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -120,3 +122,15 @@ def test_actor_and_targets_move_every_second_step(state: TD3BCState, batch: Tran
     assert not any(same(*pair) for pair in zip(before, slow, strict=True))
     old, new, online = (next(module.parameters()) for module in (before[1], state.target_actor, state.actor))
     torch.testing.assert_close(new, old + CONFIG.tau * (online - old))
+
+
+def test_the_actors_learning_rate_can_decay(data: TrainData, batch: TransitionBatch) -> None:
+    config = dataclasses.replace(CONFIG, decay="cosine", train_steps=8)
+    state = create(networks(data, parse_ratio("1:0"), config), config)
+    rates = []
+    for _ in range(8):
+        update(state, batch, config, [torch.Generator()])
+        rates.append(state.actor_optimizer.param_groups[0]["lr"] / config.learning_rate)
+    assert rates[5] == pytest.approx((1 + math.cos(math.pi * 5 / 8)) / 2)
+    assert rates[7] < 0.04
+    assert state.critic_optimizer.param_groups[0]["lr"] == config.learning_rate
