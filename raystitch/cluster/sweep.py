@@ -27,7 +27,7 @@ from raystitch.data.load import load_dataset, parse_ref
 from raystitch.errors import RunError, UserError
 from raystitch.files import atomic_path, locked, write_json
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.cost import estimate
+from raystitch.pipeline.cost import estimate, plan_groups
 from raystitch.pipeline.figures import write_figures
 from raystitch.pipeline.groups import group_trials
 from raystitch.pipeline.search import check_search, with_chosen
@@ -51,6 +51,7 @@ def run_sweep(
         RunError: when a stage fails, or all trials do.
     """
     out = default_out(config) if out is None else out
+    check_search(config)
     if dry_run:
         _print_plan(config, Path(out))
         return Path(out)
@@ -69,7 +70,6 @@ def _run(config: RunConfig, folder: Path, address: str | None) -> Path:
                 f"{config.dataset} does not say which environment it comes from; set env: to its Gymnasium id"
             )
         check_env(dataset.env, dataset.obs_dim, dataset.act_dim)
-    check_search(config)
     _write_config(config, folder)
     with ensure_ray(address, object_store_gib=config.resources.object_store_gib):
         check_shared(folder, "config.yaml")
@@ -249,8 +249,17 @@ def _print_plan(config: RunConfig, folder: Path) -> None:
     console.print(table)
     num_cpus = os.cpu_count() or 1
     costs = estimate(config, trials, num_cpus)
+    groups, _ = plan_groups(config, trials, num_cpus)
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in costs.items())
     done = sum(1 for path in (folder / "trials").glob("*") if finished(path) is not None)
+    if config.search.algorithm != "none":
+        search = config.search
+        console.print(
+            f"before them a search: {search.num_cells} cells by {search.algorithm} with {search.scheduler}, "
+            f"{search.algo} on {len(search.seeds)} seeds of its own; the best joins the grid",
+            highlight=False,
+        )
+    console.print(f"{len(trials)} trials in {len(groups)} groups of stacked seeds", highlight=False)
     console.print(f"dataset {config.dataset}; {config.augment.num_bridges:,} bridges; into {folder}", highlight=False)
     console.print(
         f"rough estimate on {num_cpus} CPUs: {stages}; {duration(sum(costs.values()))} in all", highlight=False

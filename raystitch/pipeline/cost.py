@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from raystitch.config import RunConfig
 from raystitch.models.config import HeadConfig
+from raystitch.pipeline.groups import Group, group_trials
 from raystitch.pipeline.sweep_plan import Trial
 from raystitch.trainers.config import AlgorithmConfig
 
@@ -37,20 +38,28 @@ def augment_seconds(config: RunConfig) -> float:
     return 2 * config.augment.num_bridges / CANDIDATES_PER_SECOND * size
 
 
-def trial_seconds(config: AlgorithmConfig) -> float:
-    """Training and evaluating one policy on one CPU."""
-    step = STEP_OVERHEAD_SECONDS + config.flops / FLOPS_PER_SECOND
-    return START_SECONDS + EVALUATION_SECONDS + config.train_steps * step
+def group_seconds(config: AlgorithmConfig, num_seeds: int = 1) -> float:
+    """Training and evaluating the policies of stacked seeds on one CPU: they share the start and the overhead of steps,
+    not the arithmetic."""
+    step = STEP_OVERHEAD_SECONDS + num_seeds * config.flops / FLOPS_PER_SECOND
+    return START_SECONDS + num_seeds * EVALUATION_SECONDS + config.train_steps * step
+
+
+def plan_groups(config: RunConfig, trials: Sequence[Trial], num_cpus: float) -> tuple[list[Group], int]:
+    """How trials are grouped on ``num_cpus`` CPUs, and how many groups run at once."""
+    slots = max(1, int(num_cpus / config.resources.trial_cpus))
+    slots = min(slots, config.resources.max_concurrent_trials or slots)
+    on_gpu = config.resources.trial_gpus > 0
+    return group_trials(trials, config.resources.stacked_seeds, slots, on_gpu), slots
 
 
 def estimate(config: RunConfig, trials: Sequence[Trial], num_cpus: float) -> Mapping[str, float]:
-    """Seconds per stage on ``num_cpus`` CPUs."""
-    parallel = max(1, int(num_cpus / config.resources.trial_cpus))
-    if config.resources.max_concurrent_trials is not None:
-        parallel = min(parallel, config.resources.max_concurrent_trials)
-    training = sum(trial_seconds(getattr(config.algorithms, trial.algo)) for trial in trials)
-    return {
-        "fit": fit_seconds(config) / min(num_cpus, 2.0),
-        "augment": augment_seconds(config) / min(num_cpus, 2.0),
-        "trials": training / min(parallel, max(len(trials), 1)),
-    }
+    """Seconds per stage on ``num_cpus`` CPUs; those of a search as if none of its cells were stopped early."""
+    groups, slots = plan_groups(config, trials, num_cpus)
+    seconds = [group_seconds(getattr(config.algorithms, group[0].algo), len(group)) for group in groups]
+    stages = {"fit": fit_seconds(config) / min(num_cpus, 2.0), "augment": augment_seconds(config) / min(num_cpus, 2.0)}
+    search = config.search
+    if search.algorithm != "none":
+        cell = group_seconds(getattr(config.algorithms, search.algo), len(search.seeds))
+        stages["search"] = cell * max(1.0, search.num_cells / slots)
+    return stages | {"trials": max(sum(seconds) / slots, max(seconds, default=0.0))}

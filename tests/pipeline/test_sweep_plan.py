@@ -103,3 +103,13 @@ def test_more_cpus_cost_less_time() -> None:
     few, many = estimate(config(), trials, 2), estimate(config(), trials, 8)
     assert set(few) == {"fit", "augment", "trials"}
     assert 0 < many["trials"] < few["trials"]
+
+
+def test_stacked_seeds_cost_less_than_one_after_the_other_and_a_search_costs_too() -> None:
+    trials = plan(config(seeds=[0, 1, 2, 3]))
+    alone, stacked = (
+        estimate(config(seeds=[0, 1, 2, 3], resources={"stacked_seeds": most}), trials, 2)["trials"] for most in (1, 4)
+    )
+    assert 0.25 * alone < stacked < alone
+    searching = config(search={"algorithm": "random", "num_samples": 10, "seeds": [5, 6]})
+    assert estimate(searching, plan(searching), 2)["search"] > estimate(searching, plan(searching), 20)["search"] > 0
