@@ -37,14 +37,18 @@ class TransitionBatch:
 
 @dataclass(frozen=True, eq=False)
 class WindowBatch:
-    """Left-padded windows: ``obs`` [S, B, K, O], ``action`` [S, B, K, A], ``rtg`` [S, B, K] in units of the largest
-    return of the original data, ``time`` int64 [S, B, K] from the episode's start, ``valid`` bool [S, B, K]."""
+    """Windows, padded at their end: ``obs`` [S, B, K, O], ``action`` [S, B, K, A], ``rtg`` [S, B, K] in units of the
+    largest return of the original data, ``time`` int64 [S, B, K] from the episode's start, ``valid`` bool [S, B, K].
+    """
 
     obs: Tensor
     action: Tensor
     rtg: Tensor
     time: Tensor
     valid: Tensor
+
+    def of(self, seeds: slice) -> "WindowBatch":
+        return WindowBatch(*(vars(self)[name][seeds] for name in ("obs", "action", "rtg", "time", "valid")))
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,9 +171,9 @@ class TrainData:
     def windows(self, episode: Tensor, start: Tensor, length: Tensor, context: int) -> WindowBatch:
         """Windows of up to ``context`` steps from (episode, start) on; ``length`` is the episode's, int64 [S, B]."""
         count = torch.minimum(length - start, torch.tensor(context, device=self.device))
-        ahead = torch.arange(context, device=self.device) - (context - count)[..., None]
-        valid = ahead >= 0
-        time = start[..., None] + ahead.clamp(min=0)
+        ahead = torch.arange(context, device=self.device)
+        valid = ahead < count[..., None]
+        time = start[..., None] + torch.minimum(ahead, count[..., None] - 1)
         row, flat = self._rows(episode[..., None].expand_as(time), time)
         row = row.to(self.observations.device)
         rtg = (self.rtg[row].to(self.device) + self.rtg_offset.view(-1)[flat]) / self.rtg_scale

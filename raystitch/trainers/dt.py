@@ -13,20 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from raystitch.device import uses_bf16
 from raystitch.errors import UserError
 from raystitch.trainers.batches import TrainData, WindowBatch
 from raystitch.trainers.config import DTConfig
 from raystitch.trainers.dt_model import DecisionTransformer, Generators
 from raystitch.trainers.policy import Policy, PolicyMeta
 from raystitch.trainers.ratio import Ratio
-from raystitch.trainers.stacked import clip_gradients
+from raystitch.trainers.stacked import clip_gradients, in_turn
 from raystitch.trainers.state import Algorithm, Metrics, TrainState
 
 
 @dataclass(kw_only=True)
 class DTState(TrainState):
+    """``turns`` go forward and back one after the other: the seeds on a CPU, all of them at once elsewhere."""
+
     model: DecisionTransformer
     optimizer: torch.optim.AdamW
+    turns: list[DecisionTransformer]
 
 
 def networks(data: TrainData, ratio: Ratio, config: DTConfig) -> dict[str, nn.Module]:
@@ -40,6 +44,7 @@ def networks(data: TrainData, ratio: Ratio, config: DTConfig) -> dict[str, nn.Mo
         context=config.context,
         max_time=data.max_time(ratio),
         rate=config.dropout,
+        bf16=uses_bf16(config.precision, data.device),
     )
     return {"model": model}
 
@@ -50,7 +55,8 @@ def create(nets: Mapping[str, nn.Module], config: DTConfig) -> DTState:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    return DTState(model=model, optimizer=optimizer)
+    on_cpu = model.embed_time.device.type == "cpu"
+    return DTState(model=model, optimizer=optimizer, turns=in_turn(model) if on_cpu else [model])
 
 
 def learning_rate(step: int, config: DTConfig) -> float:
@@ -65,7 +71,7 @@ def learning_rate(step: int, config: DTConfig) -> float:
 
 def action_loss(model: DecisionTransformer, batch: WindowBatch, generators: Generators) -> Tensor:
     """Mean squared error of the actions at valid steps, [S]."""
-    predicted = model(batch.obs, batch.action, batch.rtg, batch.time, batch.valid, generators)
+    predicted = model(batch.obs, batch.action, batch.rtg, batch.time, generators)
     error = (predicted - batch.action).square().mean(-1)
     return (error * batch.valid).sum((1, 2)) / batch.valid.sum((1, 2))
 
@@ -74,13 +80,19 @@ def update(state: DTState, batch: WindowBatch, config: DTConfig, generators: Seq
     """One clipped AdamW step."""
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, config)
-    loss = action_loss(state.model, batch, generators)
-    state.optimizer.zero_grad()
-    loss.sum().backward()
+    # In place: the gradients of those that take turns are slices of the whole one's.
+    state.optimizer.zero_grad(set_to_none=False)
+    losses: list[Tensor] = []
+    size = len(generators) // len(state.turns)
+    for at, model in enumerate(state.turns):
+        seeds = slice(at * size, (at + 1) * size)
+        loss = action_loss(model, batch.of(seeds), generators[seeds])
+        loss.sum().backward()
+        losses.append(loss.detach())
     norms = clip_gradients([*state.model.parameters()], config.grad_clip)
     state.optimizer.step()
     state.step += 1
-    return {"loss": loss.detach(), "grad_norm": norms}
+    return {"loss": torch.cat(losses), "grad_norm": norms}
 
 
 class DTPolicy(Policy):

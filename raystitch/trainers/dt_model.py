@@ -3,8 +3,8 @@
 Legend: S seeds (see ``stacked``), B batch, K time steps, T = 3K tokens (return, state, action of every step), D width,
 O observation, A action.
 
-It differs from the paper's code in three ways: no dropout on attention weights; embeddings start at a standard
-deviation of 0.02 (GPT-2's, theirs is 1 for time steps); time steps past the largest one trained on share its embedding.
+It differs from the paper's code in two ways: embeddings of time steps start at a standard deviation of 0.02 (GPT-2's;
+theirs is 1); time steps past the largest one trained on share its embedding.
 """
 
 from collections.abc import Sequence
@@ -19,51 +19,74 @@ from raystitch.trainers.stacked import StackedLayerNorm, StackedLinear
 INIT_STD = 0.02
 DROPOUT_LEVELS = 2**15
 
-
 Generators = Sequence[torch.Generator] | None
 """For dropout, one per seed; None switches dropout off."""
 
 
-def dropout(x: Tensor, rate: float, generators: Generators) -> Tensor:
-    """Dropout of [S, ..], none without generators; one random word serves four elements (torch's own costs 10x)."""
+def kept(x: Tensor, rate: float, generators: Generators) -> Tensor | None:
+    """What dropout multiplies ``x`` [S, ..] with: 0 or 1 / (1 - rate); None without generators, for nothing.
+
+    One random word serves four elements (torch's own dropout costs 10x).
+    """
     if generators is None or rate == 0:
-        return x
+        return None
     count = x[0].numel()
     words = torch.empty((len(x), (count + 3) // 4), dtype=torch.int64, device=x.device)
     for row, generator in zip(words, generators, strict=True):
         row.random_(-(2**63), None, generator=generator)
-    bits = words.view(torch.int16)[:, :count].view(x.shape)
-    threshold = round(DROPOUT_LEVELS * (2 * rate - 1))
-    return x * (bits >= threshold) * (1 / (1 - rate))
+    keep = words.view(torch.int16)[:, :count].view(x.shape) >= round(DROPOUT_LEVELS * (2 * rate - 1))
+    return keep.to(x.dtype).mul_(1 / (1 - rate))
+
+
+def dropout(x: Tensor, rate: float, generators: Generators) -> Tensor:
+    keep = kept(x, rate, generators)
+    return x if keep is None else x * keep
+
+
+def add_dropout(x: Tensor, change: Tensor, rate: float, generators: Generators) -> Tensor:
+    """x + dropout(change) in the type of ``x``, in one pass."""
+    keep = kept(x, rate, generators)
+    return x + change if keep is None else torch.addcmul(x, change.to(x.dtype), keep)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block. ``queries`` picks the tokens it returns; keys and values come from all of them."""
+    """Pre-norm transformer block on [S, B, T, D]; with ``bf16`` all of it but norms and residuals is in bf16."""
 
-    def __init__(self, width: int, num_heads: int, rate: float) -> None:
+    def __init__(self, width: int, num_heads: int, rate: float, bf16: bool) -> None:
         super().__init__()
-        self.num_heads, self.rate = num_heads, rate
+        self.num_heads, self.rate, self.bf16 = num_heads, rate, bf16
         self.norm_1, self.norm_2 = StackedLayerNorm(width), StackedLayerNorm(width)
         self.query, self.key_value = StackedLinear(width, width), StackedLinear(width, 2 * width)
         self.out = StackedLinear(width, width)
         self.up, self.down = StackedLinear(width, 4 * width), StackedLinear(4 * width, width)
 
-    def _heads(self, x_SBTD: Tensor) -> Tensor:
-        return x_SBTD.flatten(0, 1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+    def forward(self, x: Tensor, mask: Tensor, generators: Generators, queries: slice = slice(None)) -> Tensor:
+        """``mask`` [T, T] is added to the scores, -inf where a query (row) must not see a key (column); ``queries``
+        picks the tokens that come out, keys and values come from all of them."""
+        normed = self._normed(self.norm_1, x)
+        key, value = self.key_value(normed, bf16=self.bf16).chunk(2, -1)
+        query = self.query(normed[:, :, queries], bf16=self.bf16)
+        change = self.out(self._attend(query, key, value, mask[queries], generators), bf16=self.bf16)
+        x = add_dropout(x[:, :, queries], change, self.rate, generators)
+        change = self.down(self.up(self._normed(self.norm_2, x), bf16=self.bf16, relu=True), bf16=self.bf16)
+        return add_dropout(x, change, self.rate, generators)
 
-    def forward(self, x_SBTD: Tensor, mask: Tensor, generators: Generators, queries: slice = slice(None)) -> Tensor:
-        """``mask`` bool, broadcast to [S * B, 1, T, T], True where a query (row) sees a key (column)."""
-        normed = self.norm_1(x_SBTD)
-        key, value = self.key_value(normed).chunk(2, -1)
-        attended = F.scaled_dot_product_attention(
-            self._heads(self.query(normed[:, :, queries])),
-            self._heads(key),
-            self._heads(value),
-            attn_mask=mask[:, :, queries],
-        )
-        attended = attended.transpose(1, 2).flatten(2).unflatten(0, x_SBTD.shape[:2])
-        x = x_SBTD[:, :, queries] + dropout(self.out(attended), self.rate, generators)
-        return x + dropout(self.down(F.relu(self.up(self.norm_2(x)), inplace=True)), self.rate, generators)
+    def _normed(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return norm(x).bfloat16() if self.bf16 else norm(x)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, generators: Generators) -> Tensor:
+        """Written out: at this length torch's fused attention is no faster, and in bf16 on a CPU much slower."""
+        shape = query.shape
+        query, key, value = (self._heads(part) for part in (query, key, value))
+        bias = mask.to(query.dtype).expand(len(query), -1, -1)
+        weight = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5).softmax(-1)
+        weight = dropout(weight.unflatten(0, (shape[0], -1)), self.rate, generators).flatten(0, 1)
+        attended = torch.bmm(weight, value)
+        return attended.unflatten(0, (-1, self.num_heads)).transpose(1, 2).reshape(shape)
+
+    def _heads(self, x_SBTD: Tensor) -> Tensor:
+        """[S * B * heads, T, D / heads]."""
+        return x_SBTD.flatten(0, 1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2).flatten(0, 1)
 
 
 class DecisionTransformer(nn.Module):
@@ -80,7 +103,9 @@ class DecisionTransformer(nn.Module):
         context: int,
         max_time: int,
         rate: float,
+        bf16: bool = False,
     ) -> None:
+        """``max_time``: largest time step with an embedding of its own; ``rate``: of dropout."""
         super().__init__()
         self.arguments: dict[str, Any] = {
             "obs_dim": obs_dim,
@@ -98,16 +123,16 @@ class DecisionTransformer(nn.Module):
         self.embed_action = StackedLinear(act_dim, width)
         self.embed_time = nn.Parameter(torch.empty(1, max_time + 1, width).normal_(std=INIT_STD))
         self.norm_in, self.norm_out = StackedLayerNorm(width), StackedLayerNorm(width)
-        self.blocks = nn.ModuleList(Block(width, num_heads, rate) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(Block(width, num_heads, rate, bf16) for _ in range(num_layers))
         self.head = StackedLinear(width, act_dim)
         for block in self.blocks:
             for layer in block.children():
                 if isinstance(layer, StackedLinear):
                     nn.init.normal_(layer.weight, std=INIT_STD)
                     nn.init.zeros_(layer.bias)
-        causal = torch.ones(3 * context, 3 * context, dtype=torch.bool).tril()
-        self.register_buffer("causal", causal, persistent=False)
-        self.causal: Tensor
+        future = torch.full((3 * context, 3 * context), -torch.inf).triu(1)
+        self.register_buffer("future", future, persistent=False)
+        self.future: Tensor
 
     def forward(
         self,
@@ -115,13 +140,11 @@ class DecisionTransformer(nn.Module):
         action_SBKA: Tensor,
         rtg_SBK: Tensor,
         time_SBK: Tensor,
-        valid_SBK: Tensor | None = None,
         generators: Generators = None,
     ) -> Tensor:
         """Predicted actions in [-1, 1], [S, B, K, A]; each sees returns and states up to its own step, actions before.
 
-        Args:
-            valid_SBK: bool, False for padding, which nothing attends to; None for no padding.
+        Windows that are padded are so at their end, where no step before sees it.
         """
         seeds, batch, steps = rtg_SBK.shape
         time = self._times(time_SBK)
@@ -134,11 +157,7 @@ class DecisionTransformer(nn.Module):
             dim=3,
         )
         x = dropout(self.norm_in(tokens.view(seeds, batch, 3 * steps, -1)), self.rate, generators)
-        mask = self.causal[None, None, : 3 * steps, : 3 * steps]
-        if valid_SBK is not None:
-            # A padded token still sees itself: a row of nothing but -inf would turn into NaN.
-            seen = valid_SBK.flatten(0, 1).repeat_interleave(3, dim=1)[:, None, None, :]
-            mask = mask & (seen | torch.eye(3 * steps, dtype=torch.bool, device=x.device))
+        mask = self.future[: 3 * steps, : 3 * steps]
         for block in self.blocks[:-1]:
             x = block(x, mask, generators)
         states = self.blocks[-1](x, mask, generators, queries=slice(1, None, 3))

@@ -26,13 +26,13 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(*stack, in_dim, out_dim).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(*stack, 1, out_dim).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor, *, bf16: bool = False) -> Tensor:
+    def forward(self, x: Tensor, *, bf16: bool = False, relu: bool = False) -> Tensor:
         """With ``bf16`` the product's factors are rounded to bf16; what comes out has the type of ``x``."""
-        return stacked_linear(x, self.weight, self.bias, bf16=bf16)
+        return stacked_linear(x, self.weight, self.bias, bf16=bf16, relu=relu)
 
 
-def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor, *, bf16: bool = False) -> Tensor:
-    """x W + b; ``weight`` [*stack, in, out], ``bias`` [*stack, 1, out], ``x`` [*stack, .., in]."""
+def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor, *, bf16: bool = False, relu: bool = False) -> Tensor:
+    """x W + b, or its positive part; ``weight`` [*stack, in, out], ``bias`` [*stack, 1, out], ``x`` [*stack, .., in]"""
     depth = weight.dim() - 2
     rows = x.flatten(depth, -2).flatten(0, depth - 1)
     kernel, offset = weight.flatten(0, -3), bias.flatten(0, -3)
@@ -40,6 +40,9 @@ def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor, *, bf16: bool = Fals
         product = torch.baddbmm(offset.bfloat16(), rows.bfloat16(), kernel.bfloat16()).to(x.dtype)
     else:
         product = torch.baddbmm(offset, rows, kernel)
+    if relu:
+        # Before the view: in place on a view, the backward pass would copy every gradient.
+        product = F.relu(product, inplace=True)
     return product.view(*x.shape[:-1], weight.shape[-1])
 
 
@@ -83,8 +86,7 @@ class StackedMLP(nn.Module):
     def _through(self, x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         last = len(layers) - 1
         for at, (weight, bias) in enumerate(layers):
-            x = stacked_linear(x, weight, bias, bf16=self.bf16 and 0 < at < last)
-            x = F.relu(x, inplace=True) if at < last else x
+            x = stacked_linear(x, weight, bias, bf16=self.bf16 and 0 < at < last, relu=at < last)
         return x
 
 
@@ -102,6 +104,24 @@ def unstack(network: Network, index: int) -> Network:
     for parameter in one.parameters():
         parameter.data = parameter.data[index : index + 1].clone()
     return one
+
+
+def in_turn(network: Network) -> list[Network]:
+    """The network of every seed on its own, in the same memory: their parameters and gradients are slices of
+    ``network``'s. For training on a CPU, where large layers of all seeds at once would not fit its caches."""
+    whole = dict(network.named_parameters())
+    for parameter in whole.values():
+        parameter.grad = torch.zeros_like(parameter)
+    singles: list[Network] = []
+    for index in range(len(next(iter(whole.values())))):
+        single = copy.deepcopy(network)
+        for name, parameter in single.named_parameters():
+            parameter.data = whole[name].data[index : index + 1]
+            gradient = whole[name].grad
+            assert gradient is not None
+            parameter.grad = gradient[index : index + 1]
+        singles.append(single)
+    return singles
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:

@@ -5,13 +5,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.trainers.config import DTConfig
 from raystitch.trainers.data import build_data
 from raystitch.trainers.dt import DTPolicy, action_loss, learning_rate
-from raystitch.trainers.dt_model import DecisionTransformer, dropout
+from raystitch.trainers.dt_model import Block, DecisionTransformer, dropout
 from raystitch.trainers.loop import train_policy
 
 S, B, K, OBS, ACT = 1, 5, 6, 3, 2
@@ -32,14 +33,11 @@ def _inputs(steps: int = K) -> list[Tensor]:
     return [torch.randn(S, B, steps, OBS), torch.randn(S, B, steps, ACT), torch.randn(S, B, steps), time]
 
 
-def test_left_padding_changes_nothing(model: DecisionTransformer) -> None:
+def test_padding_at_the_end_changes_nothing(model: DecisionTransformer) -> None:
     obs, action, rtg, time = _inputs(4)
     alone = model(obs, action, rtg, time)
-    padded = [torch.cat([torch.full_like(x[:, :, :2], 7), x], 2) for x in (obs, action, rtg, time)]
-    valid = torch.tensor([False, False, True, True, True, True]).expand(S, B, K)
-    out = model(*padded, valid)
-    assert torch.isfinite(out).all()
-    torch.testing.assert_close(out[:, :, 2:], alone)
+    padded = [torch.cat([x, torch.full_like(x[:, :, :2], 7)], 2) for x in (obs, action, rtg, time)]
+    torch.testing.assert_close(model(*padded)[:, :, :4], alone)
 
 
 def test_an_action_depends_on_the_past_only(model: DecisionTransformer) -> None:
@@ -58,9 +56,9 @@ def test_an_action_depends_on_the_past_only(model: DecisionTransformer) -> None:
 
 
 def test_last_block_for_state_tokens_alone_equals_the_whole_block(model: DecisionTransformer) -> None:
-    x, mask = torch.randn(S, B, 3 * K, 16), model.causal[None, None]
-    block = model.blocks[-1]
-    torch.testing.assert_close(block(x, mask, None, queries=slice(1, None, 3)), block(x, mask, None)[:, :, 1::3])
+    x, block = torch.randn(S, B, 3 * K, 16), model.blocks[-1]
+    states = block(x, model.future, None, queries=slice(1, None, 3))
+    torch.testing.assert_close(states, block(x, model.future, None)[:, :, 1::3])
 
 
 def test_times_past_the_largest_trained_one_share_its_embedding(model: DecisionTransformer) -> None:
@@ -76,6 +74,25 @@ def test_dropout_rate_scale_and_seed() -> None:
     torch.testing.assert_close(dropped.max(), torch.tensor(1 / 0.9))
     assert torch.equal(dropped, dropout(x, 0.1, [torch.Generator().manual_seed(0)]))
     assert dropout(x, 0.1, None) is x
+
+
+def test_attention_equals_torchs(model: DecisionTransformer) -> None:
+    torch.manual_seed(2)
+    query, key, value = torch.randn(3, S, B, 3 * K, 16)
+    block = model.blocks[0]
+    assert isinstance(block, Block)
+    ours = block._attend(query, key, value, model.future, None)
+    q, k, v = (x[0].unflatten(-1, (2, 8)).transpose(1, 2) for x in (query, key, value))
+    theirs = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(ours[0], theirs.transpose(1, 2).flatten(2))
+
+
+def test_bf16_products_are_close(model: DecisionTransformer) -> None:
+    torch.manual_seed(0)
+    rough = DecisionTransformer(**model.arguments, bf16=True)
+    exact, rounded = (network(*_inputs()) for network in (model, rough))
+    assert rounded.dtype == torch.float32
+    assert 0 < (exact - rounded).abs().max() < 0.01
 
 
 def test_learning_rate_schedule() -> None:
@@ -100,8 +117,8 @@ def test_loss_ignores_padding(drift: EpisodeDataset) -> None:
     batch.action[~batch.valid] = 1e6
     batch.obs[~batch.valid] = -1e6
     loss = action_loss(policy.network, batch, None)
-    predicted = policy.network(batch.obs, batch.action, batch.rtg, batch.time, batch.valid)[:, :, -2:]
-    torch.testing.assert_close(loss[0], (predicted - batch.action[:, :, -2:]).square().mean())
+    predicted = policy.network(batch.obs, batch.action, batch.rtg, batch.time)[:, :, :2]
+    torch.testing.assert_close(loss[0], (predicted - batch.action[:, :, :2]).square().mean())
 
 
 def test_acting_is_the_forward_pass_over_the_last_steps(drift: EpisodeDataset) -> None:

@@ -33,13 +33,13 @@ def _all_steps(data: TrainData, first: int, episodes: EpisodeDataset) -> None:
         returns = np.cumsum(episode.rewards[::-1].astype(np.float64))[::-1]
         for start in range(len(steps)):
             count = min(CONTEXT, len(steps) - start)
-            assert windows.valid[start].tolist() == [False] * (CONTEXT - count) + [True] * count
+            assert windows.valid[start].tolist() == [True] * count + [False] * (CONTEXT - count)
             taken = slice(start, start + count)
-            assert windows.time[start, -count:].tolist() == list(range(start, start + count))
-            np.testing.assert_array_equal(windows.obs[start, -count:].numpy(), expected[:-1][taken])
-            np.testing.assert_allclose(windows.action[start, -count:].numpy(), episode.actions[taken], rtol=1e-6)
+            assert windows.time[start, :count].tolist() == list(range(start, start + count))
+            np.testing.assert_array_equal(windows.obs[start, :count].numpy(), expected[:-1][taken])
+            np.testing.assert_allclose(windows.action[start, :count].numpy(), episode.actions[taken], rtol=1e-6)
             np.testing.assert_allclose(
-                windows.rtg[start, -count:].numpy() * data.rtg_scale, returns[taken], atol=2e-5 * data.rtg_scale
+                windows.rtg[start, :count].numpy() * data.rtg_scale, returns[taken], atol=2e-5 * data.rtg_scale
             )
 
 
