@@ -16,6 +16,11 @@ MEMORY_GIB = 1.0
 DataMode = Literal["original", "stitched", "joined", "weighted", "duplicated"]
 
 
+Synthetic = Literal["bridges", "episodes", "tails"]
+"""What of a stitched episode enters a batch of transitions: the generated bridge; everything; the bridge and what comes
+after it, without the prefix that the original data has already."""
+
+
 def _positive(config: Any, *names: str) -> None:
     for name in names:
         if not getattr(config, name) > 0:
@@ -43,8 +48,8 @@ class TD3BCConfig:
         policy_delay: critic updates per actor and target update.
         decay: ``cosine`` lets the actor's learning rate fall to nothing at the end, so that the last checkpoint is an
             average one and not a lucky or unlucky one; the paper has none.
-        synthetic: stitched data enters as ``bridges`` (generated transitions only) or as whole ``episodes``, where the
-            ratio then counts their real rows too.
+        synthetic: stitched data enters as ``bridges`` (generated transitions only), as ``tails`` (the bridge and what
+            follows) or as whole ``episodes``; the ratio then counts their real rows too.
         uniform_over: of the augmented part every transition is as likely as any other, or every bridge (or episode).
         precision: of the large products; ``auto`` takes bf16 where the machine multiplies it faster.
     """
@@ -61,7 +66,7 @@ class TD3BCConfig:
     noise_clip: float = 0.5
     policy_delay: int = 2
     decay: Literal["none", "cosine"] = "none"
-    synthetic: Literal["bridges", "episodes"] = "bridges"
+    synthetic: Synthetic = "bridges"
     uniform_over: Literal["transitions", "bridges"] = "transitions"
     precision: Literal["auto", "float32", "bf16"] = "float32"
 
@@ -87,8 +92,8 @@ class IQLConfig:
         temperature: beta, the weight of advantages against cloning: actions count exp(beta * A), at most 100.
         reward_range: rewards are scaled so that the returns of the original data span this (1000 in the authors' code
             for MuJoCo), which is what ``temperature`` is relative to; 0 leaves rewards as they are.
-        synthetic: stitched data enters as ``bridges`` (generated transitions only) or as whole ``episodes``, where the
-            ratio then counts their real rows too.
+        synthetic: stitched data enters as ``bridges`` (generated transitions only), as ``tails`` (the bridge and what
+            follows) or as whole ``episodes``; the ratio then counts their real rows too.
         uniform_over: of the augmented part every transition is as likely as any other, or every bridge (or episode).
         precision: of the large products; ``auto`` takes bf16 where the machine multiplies it faster.
     """
@@ -103,7 +108,7 @@ class IQLConfig:
     expectile: float = 0.7
     temperature: float = 3.0
     reward_range: float = 1000.0
-    synthetic: Literal["bridges", "episodes"] = "bridges"
+    synthetic: Synthetic = "bridges"
     uniform_over: Literal["transitions", "bridges"] = "transitions"
     precision: Literal["auto", "float32", "bf16"] = "float32"
 
@@ -172,8 +177,8 @@ class BCConfig:
     Attributes:
         top_fraction: share of episodes kept, by return, of the original and of the augmented part each.
         decay: ``cosine`` lets the learning rate fall to nothing at the end.
-        synthetic: stitched data enters as ``bridges`` (generated transitions only) or as whole ``episodes``, where the
-            ratio then counts their real rows too.
+        synthetic: stitched data enters as ``bridges`` (generated transitions only), as ``tails`` (the bridge and what
+            follows) or as whole ``episodes``; the ratio then counts their real rows too.
         uniform_over: of the augmented part every transition is as likely as any other, or every bridge (or episode).
         precision: of the large products; ``auto`` takes bf16 where the machine multiplies it faster.
     """
@@ -185,7 +190,7 @@ class BCConfig:
     learning_rate: float = 3e-4
     top_fraction: float = 1.0
     decay: Literal["none", "cosine"] = "none"
-    synthetic: Literal["bridges", "episodes"] = "bridges"
+    synthetic: Synthetic = "bridges"
     uniform_over: Literal["transitions", "bridges"] = "transitions"
     precision: Literal["auto", "float32", "bf16"] = "float32"
 

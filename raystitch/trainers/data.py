@@ -1,6 +1,6 @@
 """Builds training data: the original dataset and what it is augmented with, on the device once or in mapped files."""
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from raystitch.data.normalise import Normalizer
 from raystitch.device import resolve_device
 from raystitch.errors import UserError
 from raystitch.trainers.batches import Kind, Part, TrainData, UniformOver
-from raystitch.trainers.config import DATA_MODES, MEMORY_GIB, DataMode
+from raystitch.trainers.config import DATA_MODES, MEMORY_GIB, DataMode, Synthetic
 from raystitch.trainers.pool import Pool, build_pool, pool_bytes
 from raystitch.trainers.scratch import Scratch
 from raystitch.trainers.segments import (
@@ -35,7 +35,7 @@ def build_data(
     *,
     bridges: Bridges | None = None,
     joined: Joins | None = None,
-    synthetic: Literal["bridges", "episodes"] = "bridges",
+    synthetic: Synthetic = "bridges",
     uniform_over: UniformOver = "transitions",
     top_fraction: float = 1.0,
     device: str = "auto",
@@ -45,7 +45,7 @@ def build_data(
     """Puts the original data and the augmented part of mode ``data`` on the device.
 
     For sequences stitched episodes are always whole; for transitions ``synthetic`` says whether the generated
-    transitions alone are drawn. Joined episodes give transitions the weight they have in those episodes.
+    transitions alone are drawn, those and what follows them (``tails``), or the whole episodes. Joined episodes give transitions the weight they have in those episodes.
 
     Args:
         uniform_over: of the augmented part, whether every transition is as likely as any other or every bridge.
@@ -78,7 +78,9 @@ def build_data(
         augmented = bridge_segments(dataset, references)
     else:
         limit = dataset.env.max_episode_steps if dataset.env is not None else None
-        augmented = whole = _augmented(dataset, data, references, joined, limit)
+        augmented = whole = _augmented(
+            dataset, data, references, joined, limit, kind == "transitions" and synthetic == "tails"
+        )
         if references is not None and only_bridges:
             augmented = bridge_segments(dataset, references)
         if top_fraction < 1:
@@ -105,13 +107,19 @@ def build_data(
 
 
 def _augmented(
-    dataset: EpisodeDataset, data: DataMode, bridges: References | None, joined: Joins | None, limit: int | None
+    dataset: EpisodeDataset,
+    data: DataMode,
+    bridges: References | None,
+    joined: Joins | None,
+    limit: int | None,
+    only_tails: bool,
 ) -> Segments:
-    """The whole episodes of the augmented part, cut at the time limit."""
+    """The episodes of the augmented part, cut at the time limit; ``only_tails`` from the bridge on."""
     # A source that ran to the time limit leaves no room: what remains would be a copy of the source.
     if data == "stitched" and bridges is not None:
         whole, own = stitched_segments(dataset, bridges)
-        return whole.cut(limit).reaching(own)
+        whole = whole.cut(limit).reaching(own)
+        return whole.from_run(own) if only_tails else whole
     if data == "joined" and joined is not None:
         whole = joined_segments(dataset, joined).cut(limit)
         return whole.reaching(np.ones(len(whole), np.int64))

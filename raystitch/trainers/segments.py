@@ -61,6 +61,11 @@ class Segments:
         reached = self.length[np.arange(len(self)), run] > 0
         return Segments(start=self.start, length=self.length, weight=self.weight * reached)
 
+    def from_run(self, run: NDArray[np.signedinteger]) -> "Segments":
+        """What comes from ``run`` (integers [E]) on; what came before it is left out."""
+        kept = np.arange(self.length.shape[1]) >= run[:, None]
+        return Segments(start=self.start, length=self.length * kept, weight=self.weight)
+
     def without(self, dropped: Bools) -> "Segments":
         """Without the rows marked in ``dropped`` (bool, of the pool's first rows); they may only be the last row of a
         run."""

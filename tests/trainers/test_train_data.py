@@ -105,6 +105,19 @@ def test_bridge_transitions_are_never_terminal(drift: EpisodeDataset, bridges: B
     assert last.done.bool().tolist() == drift.terminated.tolist()
 
 
+def test_tails_are_the_episodes_without_their_prefix(drift: EpisodeDataset, bridges: BridgeSet) -> None:
+    data = build_data(drift, "transitions", "stitched", bridges=bridges, synthetic="tails", device="cpu")
+    whole = rebuild(drift, bridges).episodes
+    left = np.minimum(bridges.source_step, 60)
+    reached = whole.lengths > left  # a bridge past the time limit is not there
+    assert data.augmented.length.tolist() == (whole.lengths - left)[reached].tolist()
+    for at, index in enumerate(np.flatnonzero(reached)):
+        steps = torch.arange(int(data.augmented.length[at]))
+        batch = data.transitions(torch.full_like(steps, data.augmented.first_episode + at), steps)
+        here = slice(int(whole.offsets[index] + left[index]), int(whole.offsets[index + 1]))
+        np.testing.assert_allclose(batch.reward.numpy(), whole.rewards[here], atol=1e-6)
+
+
 def test_transitions_without_a_next_state_are_left_out(drift: EpisodeDataset) -> None:
     dataset = dataclasses.replace(drift, final_observed=np.arange(drift.num_episodes) % 2 == 0)
     lost = drift.num_episodes // 2
