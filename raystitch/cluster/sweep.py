@@ -31,6 +31,7 @@ from raystitch.pipeline.cost import estimate, plan_groups
 from raystitch.pipeline.figures import write_figures
 from raystitch.pipeline.groups import group_trials
 from raystitch.pipeline.search import check_search, with_chosen
+from raystitch.pipeline.suitable import check_suitable
 from raystitch.pipeline.sweep_plan import Inputs, Trial, finished, plan, result_rows, write_results
 from raystitch.pipeline.trial import LOCK_FILE, sweep_job
 from raystitch.pipeline.validate import validate
@@ -70,6 +71,8 @@ def _run(config: RunConfig, folder: Path, address: str | None) -> Path:
                 f"{config.dataset} does not say which environment it comes from; set env: to its Gymnasium id"
             )
         check_env(dataset.env, dataset.obs_dim, dataset.act_dim)
+        for note in check_suitable(dataset):
+            say(f"note: {note}")
     _write_config(config, folder)
     with ensure_ray(address, object_store_gib=config.resources.object_store_gib):
         check_shared(folder, "config.yaml")

@@ -65,7 +65,8 @@ def _check_shapes(arrays: dict[str, NDArray[Any]], path: Path) -> None:
             arrays[name] = arrays[name].reshape(-1)
     for name in ("observations", "actions", "next_observations"):
         if name in arrays and arrays[name].ndim != 2:
-            raise UserError(f"{path}: {name} must be two-dimensional, got shape {arrays[name].shape}")
+            hint = "; discrete actions have to be written one-hot" if name == "actions" else ""
+            raise UserError(f"{path}: {name} must be two-dimensional, got shape {arrays[name].shape}{hint}")
     if "next_observations" in arrays and arrays["next_observations"].shape != arrays["observations"].shape:
         shapes = f"{arrays['next_observations'].shape} and {arrays['observations'].shape}"
         raise UserError(f"{path}: next_observations and observations have different shapes, {shapes}")

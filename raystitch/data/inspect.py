@@ -84,6 +84,11 @@ def _actions(dataset: EpisodeDataset) -> tuple[float, list[Problem]]:
     return saturated, [_problem("action_out_of_bounds", message, int(outside.sum()))]
 
 
+def action_problems(dataset: EpisodeDataset) -> list[Problem]:
+    """The problem of actions outside their bounds, if there are any: how many, by how much, where the first is."""
+    return _actions(dataset)[1]
+
+
 def _episodes(dataset: EpisodeDataset) -> list[Problem]:
     found = []
     if not dataset.terminated.any():

@@ -129,7 +129,10 @@ def _read(data_path: Path, dataset_id: str, allow_nan: bool) -> EpisodeDataset:
     metadata = _read_metadata(data_path)
     observation_space, action_space = _spaces(metadata, data_path)
     if not isinstance(action_space, spaces.Box):
-        raise UserError(f"{where}: the action space must be a Box, got {action_space}")
+        raise UserError(
+            f"{where}: the action space must be a Box, got {action_space}; actions have to be continuous: "
+            "record discrete ones as a Box, for example one-hot"
+        )
     keys = observation_keys_of(observation_space)
     flat_size(observation_space, keys, where)
 

@@ -124,7 +124,10 @@ def make_env(spec: EnvSpec, **overrides: Any) -> FlatEnv:
     space = env.action_space
     if not isinstance(space, spaces.Box) or len(space.shape) != 1:
         env.close()
-        raise UserError(f"environment {spec.env_id}: the action space must be a Box of one dimension, got {space}")
+        raise UserError(
+            f"environment {spec.env_id}: the action space must be a Box of one dimension, got {space}; wrap the "
+            "environment so that its actions are a vector of numbers"
+        )
     keys = spec.observation_keys if spec.observation_keys is not None else observation_keys_of(env.observation_space)
     return FlatObservation(env, keys)
 

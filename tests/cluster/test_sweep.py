@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -165,4 +166,20 @@ def test_mistakes_are_found_before_anything_is_fitted(config: RunConfig, maze: E
         run_sweep(replace(config, dataset=f"d4rl:{nowhere}"), tmp_path / "run")
     with pytest.raises(UserError, match="Hopper-v5 has 11"):
         run_sweep(replace(config, dataset=f"d4rl:{nowhere}", env="Hopper-v5"), tmp_path / "run")
+    one = tmp_path / "one.hdf5"
+    write_d4rl(maze.subset(np.array([0])), one)
+    with pytest.raises(UserError, match="has 1 episode; stitching leads from one episode into another"):
+        run_sweep(replace(config, dataset=f"d4rl:{one}"), tmp_path / "run")
+    worthless = tmp_path / "worthless.hdf5"
+    write_d4rl(replace(maze, rewards=np.zeros_like(maze.rewards)), worthless)
+    with pytest.raises(UserError, match="every reward is 0"):
+        run_sweep(replace(config, dataset=f"d4rl:{worthless}"), tmp_path / "run")
+    with h5py.File(one, "r+") as file:
+        actions = file["actions"]
+        assert isinstance(actions, h5py.Dataset)
+        first = actions[:, 0]
+        del file["actions"]
+        file["actions"] = (first > 0).astype(np.int64)
+    with pytest.raises(UserError, match="discrete actions have to be written one-hot"):
+        run_sweep(replace(config, dataset=f"d4rl:{one}"), tmp_path / "run")
     assert not np.any([(tmp_path / "run" / name).exists() for name in ("stitcher", "config.yaml")])

@@ -1,0 +1,27 @@
+"""Whether a dataset can tell anything when a sweep trains on it; asked before anything long starts."""
+
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.data.inspect import action_problems
+from raystitch.errors import UserError
+
+
+def check_suitable(dataset: EpisodeDataset) -> list[str]:
+    """What is odd about the dataset but no reason to stop, one line each.
+
+    Raises:
+        UserError: when every reward is the same number 0, or there are not two episodes to stitch together.
+    """
+    if dataset.num_episodes < 2:
+        raise UserError(
+            f"{dataset.name} has {dataset.num_episodes} episode; stitching leads from one episode into another, so it "
+            "needs at least 2 (if several runs were recorded as one, mark their ends as timeouts)"
+        )
+    if not dataset.rewards.any():
+        raise UserError(
+            f"{dataset.name}: every reward is 0 ({dataset.num_transitions:,} transitions), so no policy is better than "
+            "another; put rewards into the dataset"
+        )
+    return [
+        f"{dataset.name}: {problem['message']}; they are trained on as recorded, but no policy acts outside the bounds"
+        for problem in action_problems(dataset)
+    ]
