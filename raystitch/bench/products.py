@@ -114,7 +114,7 @@ def _iql(config: IQLConfig, obs_dim: int, act_dim: int) -> Products:
         STEPS,
         _times(4, critic.forward())
         + _times(2, critic.backward())
-        + _times(2, value.forward())
+        + _times(3, value.forward())
         + value.backward()
         + actor.forward()
         + actor.backward(),

@@ -28,11 +28,11 @@ from raystitch.trainers.data import build_data
 from raystitch.trainers.loop import find_algorithm, train_policies
 from raystitch.trainers.registry import ALGORITHMS
 
-ROUNDS = 4
+ROUNDS = 3
 NUM_SEEDS = 5
-STEPS_OF_SEEDS = 100
-"""Gradient steps per round: of one seed, or of all seeds together; DT does a twentieth of that."""
-DT_FRACTION = 20
+STEPS_OF_SEEDS = 80
+"""Gradient steps per round: of one seed, or of all seeds together; DT does a sixteenth of that."""
+DT_FRACTION = 16
 REFERENCES: dict[str, Callable[[EpisodeDataset, Any], Any]] = {"td3bc": ReferenceTD3BC, "dt": ReferenceDT}
 Work = Callable[[], object]
 

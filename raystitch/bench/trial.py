@@ -1,12 +1,14 @@
 """What a trial spends on other things than training: start, data, files; and evaluation."""
 
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from raystitch.bench.machine import Row, best_seconds
+from raystitch.bench.machine import Row
 from raystitch.bench.synthetic import make_walks
 from raystitch.data.d4rl import read_d4rl, write_d4rl
 from raystitch.data.demo import make_pointmaze
@@ -21,8 +23,18 @@ MAZE_STEPS = 2000
 ALLOWED_SECONDS = 5.0
 
 
+def _seconds(work: Callable[[], object], repeats: int = 2) -> float:
+    """Shortest processor time of this process and its children."""
+    times: list[float] = []
+    for _ in range(repeats):
+        started = sum(os.times()[:4])
+        work()
+        times.append(sum(os.times()[:4]) - started)
+    return min(times)
+
+
 def trial_rows(train_seconds: float, num_seeds: int) -> list[Row]:
-    """Wall-clock seconds of one trial of TD3+BC with its default settings, whose training takes ``train_seconds``.
+    """Processor seconds of one trial of TD3+BC with its default settings, whose training takes ``train_seconds``.
 
     A trial of a single step, with everything around it, is a trial's start and end; a group of ``num_seeds`` seeds
     shares one. Evaluation is in the point maze.
@@ -34,7 +46,7 @@ def trial_rows(train_seconds: float, num_seeds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         path, attempts = Path(folder) / "walks.hdf5", iter(range(1000))
         write_d4rl(walks, path)
-        load = best_seconds(lambda: read_d4rl(path), repeats=2)
+        load = _seconds(lambda: read_d4rl(path))
         dataset = read_d4rl(path)
 
         def group(seeds: range) -> None:
@@ -43,14 +55,14 @@ def trial_rows(train_seconds: float, num_seeds: int) -> list[Row]:
                 dataset, outs, seeds=seeds, algo="td3bc", config=config, env=maze.env, evaluate=False, device="cpu"
             )
 
-        alone = best_seconds(lambda: group(range(1)), repeats=3)
-        together = best_seconds(lambda: group(range(num_seeds)), repeats=3)
-    build = best_seconds(lambda: build_data(dataset, "transitions", device="cpu"), repeats=3)
+        alone = _seconds(lambda: group(range(1)), repeats=3)
+        together = _seconds(lambda: group(range(num_seeds)), repeats=3)
+    build = _seconds(lambda: build_data(dataset, "transitions", device="cpu"), repeats=3)
     imports = [sys.executable, "-c", "import raystitch.pipeline.train"]
-    start = best_seconds(lambda: subprocess.run(imports, check=True), repeats=2)
+    start = _seconds(lambda: subprocess.run(imports, check=True))
     policy = train_policy(build_data(maze, "transitions", device="cpu"), "td3bc", config)
     spec, episodes, envs = maze.env, evaluation.num_episodes, evaluation.num_envs
-    evaluated = best_seconds(lambda: evaluate(policy, spec, episodes, envs, 0, None), repeats=1, warmups=0)
+    evaluated = _seconds(lambda: evaluate(policy, spec, episodes, envs, 0, None), repeats=1)
 
     training = f"training, {TD3BCConfig().train_steps:,} steps"
     data = f"{NUM_TRANSITIONS:,} transitions"
