@@ -185,7 +185,8 @@ def train_policies(
             started += time.monotonic() - paused
         # Only where no metrics are pending, so that a resumed run logs the same rows.
         if checkpoints is not None and not interval and not last and time.monotonic() - saved >= checkpoints[0].seconds:
-            _save(state, generators, checkpoints, seconds + (time.monotonic() - started) / len(seeds))
+            going = [index for index in range(len(seeds)) if index not in failed]
+            _save(state, generators, checkpoints, going, seconds + (time.monotonic() - started) / len(seeds))
             saved = time.monotonic()
     results: dict[int, Policy | RunError] = {**policies(), **failed}
     return [results[index] for index in range(len(seeds))]
@@ -254,11 +255,16 @@ def _means(interval: list[Metrics], step: int, algo: str, failed: dict[int, RunE
 
 
 def _save(
-    state: TrainState, generators: Sequence[torch.Generator], checkpoints: Sequence[Checkpoints], seconds: float
+    state: TrainState,
+    generators: Sequence[torch.Generator],
+    checkpoints: Sequence[Checkpoints],
+    going: Sequence[int],
+    seconds: float,
 ) -> None:
-    for index, (generator, checkpoint) in enumerate(zip(generators, checkpoints, strict=True)):
-        value = {"state": state.state_dict(index), "generator": generator.get_state(), "seconds": seconds}
-        with atomic_path(checkpoint.path) as temporary:
+    """Saves the seeds that are ``going`` on."""
+    for index in going:
+        value = {"state": state.state_dict(index), "generator": generators[index].get_state(), "seconds": seconds}
+        with atomic_path(checkpoints[index].path) as temporary:
             torch.save(value, temporary)
 
 
