@@ -121,9 +121,12 @@ def _folder(job: SweepJob, trial: Trial) -> Path:
 def failure(trial_dir: Path, error: BaseException | None, attempts: int) -> str:
     """One line: the trial's own error, or Ray's where the process died; and how often it was tried."""
     trace = trial_dir / ERROR_FILE
-    text = trace.read_text(encoding="utf-8") if trace.is_file() else str(error or "the trial ended without a result")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    reason = lines[-1] if trace.is_file() else lines[0]
+    if trace.is_file():
+        reason = [line.strip() for line in trace.read_text(encoding="utf-8").splitlines() if line.strip()][-1]
+    else:
+        # A process that dies leaves no trace of its own.
+        said = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+        reason = "its process died: " + (said[0] if said else "out of memory, or killed")
     return f"after {attempts} attempts: {reason}" if attempts > 1 else reason
 
 
