@@ -67,7 +67,7 @@ def ensure_ray(
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises bare ones too, when the machine is too busy for its start-up
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if address is not None:
             raise UserError(f"no Ray cluster at address={address!r}: {first_line}; start one or drop it") from error
