@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from raystitch.data.episodes import EpisodeDataset
+from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.errors import RunError, UserError
 from raystitch.trainers import ALGORITHMS
 from raystitch.trainers.batches import TrainData
@@ -119,6 +119,15 @@ def test_loss_that_is_not_finite_is_an_error_with_its_step(algo: str, data: Trai
     broken = dataclasses.replace(data, actions=torch.full_like(data.actions, torch.nan))
     with pytest.raises(RunError, match=f"loss of {algo} became nan at step 1;"):
         train_policy(broken, algo, _short(algo))
+
+
+def test_one_short_episode_without_reward_is_enough_to_train_on(algo: str, drift: EpisodeDataset) -> None:
+    zero = Episode(drift.observations[:3], drift.actions[:2], np.zeros(2, np.float32), False, True)
+    dataset = from_episodes([zero], name="zero", action_low=drift.action_low, action_high=drift.action_high)
+    data = build_data(dataset, ALGORITHMS[algo].kind, device="cpu")
+    policy = train_policy(data, algo, _short(algo))
+    policy.reset(2)
+    assert np.isfinite(policy.act(np.zeros((2, policy.obs_dim)))).all()
 
 
 def test_a_seed_is_the_same_alone_and_among_others(algo: str, data: TrainData) -> None:
