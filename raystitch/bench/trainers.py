@@ -6,7 +6,7 @@ else the machine does meets all alike. Times are the processor's. What every cal
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,6 +60,8 @@ def rows(limits: Limits, options: BenchOptions) -> list[Row]:
         found: list[Row] = []
         for algo in ALGORITHMS:
             found += algorithm_rows(dataset, algo, ALGORITHM_CONFIGS[algo]())
+        if not _has_compiler():
+            found.append(Row("compiled: left out, there is no C++ compiler", 0, ""))
         per_second = next(row.value for row in found if row.unit == "steps/s")
         return found + trial_rows(ALGORITHM_CONFIGS["td3bc"]().train_steps / per_second, NUM_SEEDS)
     finally:
@@ -67,12 +69,18 @@ def rows(limits: Limits, options: BenchOptions) -> list[Row]:
 
 
 def algorithm_rows(
-    dataset: EpisodeDataset, algo: str, config: AlgorithmConfig, *, rounds: int = ROUNDS, steps: int | None = None
+    dataset: EpisodeDataset,
+    algo: str,
+    config: AlgorithmConfig,
+    *,
+    variants: Sequence[Variant] | None = None,
+    rounds: int = ROUNDS,
+    steps: int | None = None,
 ) -> list[Row]:
-    """All variants of one algorithm; ``steps`` of all seeds together per round."""
+    """The variants of one algorithm, one seed in float32 among them; ``steps`` of all seeds together per round."""
     steps = steps or max(STEPS_OF_SEEDS // (DT_FRACTION if algo == "dt" else 1), NUM_SEEDS)
     products = products_of(config, dataset.obs_dim, dataset.act_dim)
-    variants = _variants(config)
+    variants = _variants(config) if variants is None else variants
     works: dict[Any, Work] = {}
     for variant in variants:
         works[variant, "many"] = _training(dataset, algo, config, variant, _steps(steps, variant) + 1)
@@ -112,8 +120,6 @@ def _rows(
     if reference is not None:
         bound = _bound(products, seconds, "float32")
         found.append(Row(f"{algo}, reference", 1 / reference, "steps/s", "products", bound / reference))
-    if not any(variant.compiled for variant in per_step):
-        found.append(Row(f"{algo}, compiled: left out, there is no C++ compiler", 0, "steps/s"))
     return found
 
 
@@ -134,9 +140,13 @@ def _variants(config: AlgorithmConfig) -> list[Variant]:
     """float32 first; bf16 where the algorithm can and the machine multiplies it."""
     has_bf16 = hasattr(config, "precision") and uses_bf16("auto", torch.device("cpu"))
     found = [Variant(precision, seeds) for precision in ("float32", "bf16")[: 1 + has_bf16] for seeds in (1, NUM_SEEDS)]
-    if any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+    if _has_compiler():
         found.append(Variant("float32", compiled=True))
     return found
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
 def _steps(steps: int, variant: Variant) -> int:
