@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from raystitch.models.bundle import Bundle
 from raystitch.pipeline.cost import estimate, plan_groups
 from raystitch.pipeline.figures import write_figures
 from raystitch.pipeline.groups import group_trials
-from raystitch.pipeline.search import check_search, with_chosen
+from raystitch.pipeline.search import check_search, search_rows, with_chosen
 from raystitch.pipeline.suitable import check_suitable
 from raystitch.pipeline.sweep_plan import Inputs, Trial, finished, plan, result_rows, write_results
 from raystitch.pipeline.trial import LOCK_FILE, sweep_job
@@ -88,8 +89,9 @@ def _run(config: RunConfig, folder: Path, address: str | None) -> Path:
         config = _search(config, folder, inputs)
         trials = plan(config, inputs)
         errors = _train(config, folder, trials, inputs)
-    rows = result_rows(trials, folder / "trials", errors, lambda delta: _delta_value(buffer, delta))
-    write_results(rows, folder / "results.parquet")
+    delta_value = partial(_delta_value, buffer)
+    rows = result_rows(trials, folder / "trials", errors, delta_value)
+    write_results(rows + search_rows(config, inputs, folder, delta_value), folder / "results.parquet")
     write_json(
         folder / "environment.json", environment() | {"finished_at": _now(), "seconds": time.monotonic() - began}
     )

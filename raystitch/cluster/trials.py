@@ -18,7 +18,7 @@ from raystitch.config import ResourceConfig
 from raystitch.errors import RunError, UserError
 from raystitch.pipeline.groups import Group
 from raystitch.pipeline.sweep_plan import Trial, finished
-from raystitch.pipeline.trial import ERROR_FILE, SweepJob, run_planned
+from raystitch.pipeline.trial import SweepJob, error_of, run_planned
 
 Progress = Callable[[int, str], None]
 """Called with the trials done so far and a note on the last one."""
@@ -120,11 +120,8 @@ def _folder(job: SweepJob, trial: Trial) -> Path:
 
 def failure(trial_dir: Path, error: BaseException | None, attempts: int) -> str:
     """One line: the trial's own error, or Ray's where the process died; and how often it was tried."""
-    trace = trial_dir / ERROR_FILE
-    if trace.is_file():
-        reason = [line.strip() for line in trace.read_text(encoding="utf-8").splitlines() if line.strip()][-1]
-    else:
-        # A process that dies leaves no trace of its own.
+    reason = error_of(trial_dir)
+    if reason is None:  # a process that dies leaves no trace of its own
         said = [line.strip() for line in str(error or "").splitlines() if line.strip()]
         reason = "its process died: " + (said[0] if said else "out of memory, or killed")
     return f"after {attempts} attempts: {reason}" if attempts > 1 else reason

@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -14,7 +14,8 @@ from raystitch.config import GridCell, HeadlineConfig, RunConfig
 from raystitch.errors import RunError, UserError
 from raystitch.files import read_json, write_json
 from raystitch.models.delta import check_delta
-from raystitch.pipeline.sweep_plan import Inputs, Trial, make_trial
+from raystitch.pipeline.sweep_plan import RESULTS_SCHEMA, Inputs, Trial, finished, make_trial, result_rows
+from raystitch.pipeline.trial import error_of
 from raystitch.report.summary import delta_text
 from raystitch.search_config import RatioRange, SearchConfig
 from raystitch.seeding import derive_seed
@@ -23,6 +24,9 @@ from raystitch.trainers.ratio import parse_ratio
 SEARCH_FILE = "search.json"
 METRICS = ("score", "success_rate", "return_mean")
 """The first that an evaluation has is what is searched for, as in the report."""
+
+
+EVALUATED = ("target_return", "return_mean", "return_std", "success_rate", "score", "num_eval_episodes")
 
 
 class Cell(NamedTuple):
@@ -178,3 +182,39 @@ class SearchLog:
             "settings": self.settings,
         }
         write_json(self.path, content)
+
+
+def search_rows(
+    config: RunConfig, inputs: Inputs, folder: str | Path, delta_value: Callable[[str], float | None]
+) -> list[dict[str, Any]]:
+    """Rows of results.parquet of the search's own trials; those of stopped cells have what they had reached."""
+    folder = Path(folder)
+    rows: list[dict[str, Any]] = []
+    tried = dict(SearchLog(folder, config, inputs).cells("ok", "stopped", "failed"))
+    for cell, found in tried.items():
+        trials = cell_trials(config, inputs, cell)
+        open_trials = [trial for trial in trials if finished(folder / "trials" / trial.trial_id) is None]
+        errors: dict[str, str] = {}
+        if found["status"] == "failed":
+            reasons = {trial.trial_id: error_of(folder / "trials" / trial.trial_id) for trial in open_trials}
+            errors = {trial_id: reason or "its process died" for trial_id, reason in reasons.items()}
+        rows += result_rows(trials, folder / "trials", errors, delta_value)
+        if found["status"] == "stopped":
+            for trial in open_trials:
+                blank = dict.fromkeys(RESULTS_SCHEMA.names)
+                fixed = {"headline": True, "status": "stopped", "delta_value": delta_value(cell.delta)}
+                rows.append(blank | asdict(trial) | fixed | _reached(folder / "trials" / trial.trial_id))
+    return rows
+
+
+def _reached(trial_dir: Path) -> dict[str, Any]:
+    """Steps and seconds of an unfinished trial, and its last evaluation during training."""
+    lines = (trial_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    trained = [row for row in rows if row["kind"] == "train"]
+    evaluated = [row for row in rows if row["kind"] == "eval"]
+    reached = {"train_steps": trained[-1]["step"], "train_seconds": trained[-1]["seconds"]} if trained else {}
+    if evaluated:
+        headline = next(row for row in evaluated if row["step"] == evaluated[-1]["step"])
+        reached |= {name: headline[name] for name in EVALUATED}
+    return reached

@@ -123,6 +123,13 @@ def run_planned(
         return results
 
 
+def error_of(trial_dir: Path) -> str | None:
+    """The last line of a failed trial's ``error.txt``, None where it left none."""
+    trace = trial_dir / ERROR_FILE
+    lines = trace.read_text(encoding="utf-8").split("\n") if trace.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), None)
+
+
 def _run(
     trials: Sequence[Trial],
     outs: Sequence[Path],

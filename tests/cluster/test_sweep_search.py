@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 
 from raystitch.cluster.sweep import run_sweep
 from raystitch.config import RunConfig, load_run_config
 from raystitch.files import read_json
 from tests.cluster.conftest import Prepared
+
+pytestmark = pytest.mark.timeout(300)
 
 GRID = "grid=[{algo: td3bc, data: original}]"
 
@@ -39,7 +42,10 @@ def test_optuna_chooses_a_cell_that_is_then_trained_on_other_seeds(
     chosen = found["chosen"]
     assert chosen in [{"ratio": trial["ratio"], "delta": trial["delta"]} for trial in found["trials"]]
     got = [(row["data"], row["ratio"], row["delta"], row["seed"], row["status"]) for row in rows(run)]
-    assert got == [("original", "1:0", None, 0, "ok"), ("stitched", chosen["ratio"], chosen["delta"], 0, "ok")]
+    assert sorted(got[2:]) == sorted(
+        ("stitched", trial["ratio"], trial["delta"], seed, "ok") for trial in found["trials"] for seed in (7, 8)
+    )
+    assert got[:2] == [("original", "1:0", None, 0, "ok"), ("stitched", chosen["ratio"], chosen["delta"], 0, "ok")]
     headline = load_run_config(run / "config.yaml").headline_cell
     assert headline is not None and headline[0] == chosen["ratio"]
     before = results(run)
@@ -62,7 +68,6 @@ def test_asha_stops_cells_that_are_behind(prepared: Prepared, ray_session: None,
     every = "evaluation={num_episodes: 2, num_envs: 2, every: 100, every_episodes: 2}"
     run_sweep(search_config(prepared, search, every, "resources.max_concurrent_trials=1"), run)
     found = read_json(run / "search.json")
-    print(found["trials"])
     assert len(found["trials"]) == 5
     assert {trial["status"] for trial in found["trials"]} == {"ok", "stopped"}
     for trial in found["trials"]:
@@ -70,4 +75,9 @@ def test_asha_stops_cells_that_are_behind(prepared: Prepared, ray_session: None,
         assert trial["step"] % 100 == 0
     chosen = next(t for t in found["trials"] if {"ratio": t["ratio"], "delta": t["delta"]} == found["chosen"])
     assert chosen["status"] == "ok"
-    assert [row["status"] for row in rows(run)] == ["ok", "ok"]
+    assert [row["status"] for row in rows(run)[:2]] == ["ok", "ok"]
+    reached = {(row["ratio"], row["status"], row["train_steps"]) for row in rows(run)[2:]}
+    assert reached >= {(t["ratio"], t["status"], t["step"]) for t in found["trials"] if t["status"] == "ok"}
+    stopped = [row for row in rows(run)[2:] if row["status"] == "stopped"]
+    assert stopped and all(row["return_mean"] < 0 and row["num_eval_episodes"] == 2 for row in stopped)
+    assert "Stopped trials" in (run / "report.html").read_text()
