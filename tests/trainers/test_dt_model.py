@@ -1,5 +1,6 @@
 """The Decision Transformer's arithmetic: masks, shortcuts, dropout, schedule, history."""
 
+import copy
 from itertools import pairwise
 
 import numpy as np
@@ -9,11 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raystitch.data.episodes import EpisodeDataset
+from raystitch.trainers.batches import RatioSampler
 from raystitch.trainers.config import DTConfig
 from raystitch.trainers.data import build_data
-from raystitch.trainers.dt import DTPolicy, action_loss, learning_rate
+from raystitch.trainers.dt import DTPolicy, action_loss, create, learning_rate, networks, update
 from raystitch.trainers.dt_model import Block, DecisionTransformer, dropout
 from raystitch.trainers.loop import train_policy
+from raystitch.trainers.ratio import parse_ratio
+from raystitch.trainers.stacked import stack
 
 S, B, K, OBS, ACT = 1, 5, 6, 3, 2
 TINY = DTConfig(train_steps=3, batch_size=8, context=K, width=16, num_layers=2, num_heads=2)
@@ -119,6 +123,26 @@ def test_loss_ignores_padding(drift: EpisodeDataset) -> None:
     loss = action_loss(policy.network, batch, None)
     predicted = policy.network(batch.obs, batch.action, batch.rtg, batch.time)[:, :, :2]
     torch.testing.assert_close(loss[0], (predicted - batch.action[:, :, :2]).square().mean())
+
+
+def test_seeds_in_turn_and_all_at_once_make_the_same_step(drift: EpisodeDataset) -> None:
+    """A CPU takes them in turn, a GPU at once."""
+    data = build_data(drift, "sequences", device="cpu")
+    seeds, ratio = range(3), parse_ratio("1:0")
+    torch.manual_seed(0)
+    start = stack([networks(data, ratio, TINY)["model"] for _ in seeds])
+    stepped: list[list[Tensor]] = []
+    for at_once in (False, True):
+        state = create({"model": copy.deepcopy(start)}, TINY)
+        assert len(state.turns) == 3
+        state.turns = [state.model] if at_once else state.turns
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        sampler = RatioSampler(data, ratio, TINY.batch_size, generators)
+        losses = [update(state, data.windows(*sampler.draw(), K), TINY, generators)["loss"] for _ in range(3)]
+        stepped.append([*losses, *state.model.parameters()])
+    for one, other in zip(*stepped, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert len(set(stepped[0][0].tolist())) == 3
 
 
 def test_acting_is_the_forward_pass_over_the_last_steps(drift: EpisodeDataset) -> None:
