@@ -45,7 +45,8 @@ def build_data(
     """Puts the original data and the augmented part of mode ``data`` on the device.
 
     For sequences stitched episodes are always whole; for transitions ``synthetic`` says whether the generated
-    transitions alone are drawn, those and what follows them (``tails``), or the whole episodes. Joined episodes give transitions the weight they have in those episodes.
+    transitions alone are drawn, those and what follows them (``tails``), or the whole episodes. Joined episodes give
+    transitions the weight they have in those episodes.
 
     Args:
         uniform_over: of the augmented part, whether every transition is as likely as any other or every bridge.
