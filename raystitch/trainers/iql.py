@@ -18,10 +18,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from raystitch.device import uses_bf16
 from raystitch.trainers.batches import TrainData, TransitionBatch
 from raystitch.trainers.config import IQLConfig
+from raystitch.trainers.mlp import StackedMLP
 from raystitch.trainers.networks import TwinCritic
 from raystitch.trainers.policy import MarkovPolicy
 from raystitch.trainers.ratio import Ratio
-from raystitch.trainers.stacked import StackedMLP
 from raystitch.trainers.state import Algorithm, Metrics, TrainState, apply_gradients, decay_rate
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0

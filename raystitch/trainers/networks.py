@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raystitch.trainers.stacked import StackedMLP
+from raystitch.trainers.mlp import StackedMLP
 
 
 class Actor(nn.Module):
@@ -37,5 +37,5 @@ class TwinCritic(nn.Module):
         return self.net(x[:, None].expand(-1, 2, -1, -1)).squeeze(-1)
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
-        """The first of the two alone, [S, B]."""
+        """The first of the two alone, [S, B], for the gradients of what goes in."""
         return self.net.of(torch.cat([obs, action], -1), 0).squeeze(-1)

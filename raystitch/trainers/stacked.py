@@ -7,7 +7,6 @@ to float error. Legend: S seeds, N rows, D width.
 
 import copy
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -59,35 +58,6 @@ class StackedLayerNorm(nn.Module):
             return F.layer_norm(x, width, self.weight[0], self.bias[0])
         shape = (len(x), *[1] * (x.dim() - 2), x.shape[-1])
         return torch.addcmul(self.bias.view(shape), F.layer_norm(x, width), self.weight.view(shape))
-
-
-class StackedMLP(nn.Module):
-    """``num_layers`` hidden ReLU layers, then a linear one; [*stack, N, in] to [*stack, N, out]."""
-
-    def __init__(
-        self, in_dim: int, out_dim: int, hidden: int, num_layers: int, stack: tuple[int, ...] = (1,), bf16: bool = False
-    ) -> None:
-        """``bf16``: of the products between hidden layers; the first and the last stay exact."""
-        super().__init__()
-        sizes = [in_dim, *[hidden] * num_layers, out_dim]
-        self.layers = nn.ModuleList(StackedLinear(inputs, outputs, stack) for inputs, outputs in pairwise(sizes))
-        self.bf16 = bf16
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._through(x, [(layer.weight, layer.bias) for layer in self._linears()])
-
-    def of(self, x: Tensor, index: int) -> Tensor:
-        """What network ``index`` of the second stacked dimension makes of ``x`` [S, N, in]."""
-        return self._through(x, [(layer.weight[:, index], layer.bias[:, index]) for layer in self._linears()])
-
-    def _linears(self) -> list[StackedLinear]:
-        return [layer for layer in self.layers if isinstance(layer, StackedLinear)]
-
-    def _through(self, x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        last = len(layers) - 1
-        for at, (weight, bias) in enumerate(layers):
-            x = stacked_linear(x, weight, bias, bf16=self.bf16 and 0 < at < last, relu=at < last)
-        return x
 
 
 def stack(networks: Sequence[Network]) -> Network:

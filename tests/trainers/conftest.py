@@ -5,12 +5,30 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from torch import nn
 
 from raystitch.buffer.bridges import BridgeSet
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.envs.spec import EnvSpec
+from raystitch.trainers.mlp import StackedMLP
+
+
+def plain(mlp: StackedMLP, *index: int) -> nn.Sequential:
+    """One network of a stack as torch writes it: an independent implementation with the same weights."""
+    flat = torch.arange(mlp.weights[..., 0].numel()).view(mlp.weights.shape[:-1])[index]
+    layers: list[nn.Module] = []
+    for at, (weight, bias) in enumerate(mlp.layers()):
+        last = at == len(mlp.sizes) - 2
+        matrix = weight[flat] if last else weight[flat].T
+        linear = nn.Linear(matrix.shape[1], matrix.shape[0])
+        linear.weight.data.copy_(matrix)
+        linear.bias.data.copy_(bias[flat].flatten())
+        layers += [linear] if last else [linear, nn.ReLU()]
+    return nn.Sequential(*layers)
+
 
 LINE_ID, LINE_STEPS = "RaystitchTest/Line-v0", 20
 

@@ -19,7 +19,6 @@ from raystitch.trainers.data import build_data
 from raystitch.trainers.iql import (
     GaussianActor,
     IQLState,
-    Value,
     actor_loss,
     create,
     critic_loss,
@@ -31,6 +30,7 @@ from raystitch.trainers.iql import (
 )
 from raystitch.trainers.networks import TwinCritic
 from raystitch.trainers.ratio import parse_ratio
+from tests.trainers.conftest import plain
 
 CONFIG = IQLConfig(hidden=16, gamma=0.97, expectile=0.8, temperature=30.0, reward_range=0, train_steps=10)
 
@@ -49,7 +49,7 @@ def state(data: TrainData) -> IQLState:
         for parameter in state.target_critics.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
         # In the middle of what the targets say, so that advantages have both signs.
-        state.value.get_parameter("net.layers.2.bias").add_(-0.6)
+        state.value.net.layers()[-1][1].add_(-0.6)
     return state
 
 
@@ -62,46 +62,46 @@ def batch(data: TrainData) -> TransitionBatch:
 class _Gaussian(nn.Module):
     """Mean and spread as torchrl wants them, without seeds."""
 
-    def __init__(self, network: GaussianActor) -> None:
+    def __init__(self, actor: GaussianActor) -> None:
         super().__init__()
-        self.network = network
+        self.net, self.log_std = plain(actor.net, 0), nn.Parameter(actor.log_std[0].detach().clone())
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean = self.network(obs[None])[0]
-        return mean, self.network.log_std[0].exp().expand_as(mean)
+        mean = torch.tanh(self.net(obs))
+        return mean, self.log_std.exp().expand_as(mean)
 
 
-class _Column(nn.Module):
-    """A network of ours without seeds and with a trailing dimension; of the twin critics the first."""
+class _Of(nn.Module):
+    """A value or Q network of what it is given."""
 
-    def __init__(self, network: Value | TwinCritic) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.net = net
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        x = [value[None] for value in inputs]
-        out = self.network.first(*x) if isinstance(self.network, TwinCritic) else self.network(*x)
-        return out[0, :, None]
+        return self.net(torch.cat(inputs, -1))
 
 
-def _copy_critics(ours: nn.Module, theirs: Any) -> None:
-    """Our pair into torchrl's two whole copies, of which it uses the first critic each: as it is, and swapped."""
+def _copy_critics(ours: TwinCritic, theirs: Any) -> None:
+    """Our pair into torchrl's functional parameters, which stack the critics'."""
+    pair = [plain(ours.net, 0, index) for index in (0, 1)]
     for key, value in theirs.flatten_keys(".").items():
-        weight = ours.get_parameter(key.removeprefix("module.network.")).detach()
-        value.data.copy_(torch.stack([weight, weight.flip(1)]))
+        value.data.copy_(torch.stack([net.get_parameter(key.split("net.")[1]).detach() for net in pair]))
 
 
 def test_losses_equal_torchrls(state: IQLState, batch: TransitionBatch) -> None:
-    module = TensorDictModule(_Gaussian(copy.deepcopy(state.actor)), ["observation"], ["loc", "scale"])
+    module = TensorDictModule(_Gaussian(state.actor), ["observation"], ["loc", "scale"])
     actor = ProbabilisticActor(
         module, in_keys=["loc", "scale"], distribution_class=IndependentNormal, distribution_kwargs={"tanh_loc": False}
     )
     keys = ["observation", "action"]
-    critics: list[TensorDictModule] = [ValueOperator(_Column(copy.deepcopy(state.critics)), in_keys=keys) for _ in "12"]
+    critics: list[TensorDictModule] = [
+        ValueOperator(_Of(plain(state.critics.net, 0, index)), in_keys=keys) for index in (0, 1)
+    ]
     theirs = IQLLoss(
         actor,
         critics,
-        ValueOperator(_Column(copy.deepcopy(state.value))),
+        ValueOperator(_Of(plain(state.value.net, 0))),
         loss_function="l2",
         temperature=CONFIG.temperature,
         expectile=CONFIG.expectile,

@@ -18,9 +18,9 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.trainers.batches import TrainData, TransitionBatch
 from raystitch.trainers.config import TD3BCConfig
 from raystitch.trainers.data import build_data
-from raystitch.trainers.networks import Actor, TwinCritic
 from raystitch.trainers.ratio import parse_ratio
 from raystitch.trainers.td3bc import TD3BCState, actor_loss, create, critic_loss, networks, update
+from tests.trainers.conftest import plain
 
 CONFIG = TD3BCConfig(hidden=16, gamma=0.97, policy_noise=0.3, noise_clip=0.4, alpha=1.7)
 
@@ -46,33 +46,36 @@ def batch(data: TrainData) -> TransitionBatch:
     return data.transitions(episode, step)
 
 
-class _One(nn.Module):
-    """One network of ours as torchrl wants it: no seeds, and a critic's output with a trailing dimension."""
-
-    def __init__(self, network: Actor | TwinCritic, index: int | None = None) -> None:
+class _Policy(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.network, self.index = network, index
+        self.net = net
 
-    def forward(self, obs: torch.Tensor, action: torch.Tensor | None = None) -> torch.Tensor:
-        if action is None:
-            return self.network(obs[None])[0]
-        assert isinstance(self.network, TwinCritic)
-        out = self.network.net.of(torch.cat([obs, action], -1)[None], self.index or 0)
-        return out[0]
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.net(obs))
 
 
-def _copy(ours: nn.Module, theirs: Any, prefix: str, *, stacked: bool) -> None:
-    """Our weights into torchrl's functional parameters, which hold one whole copy per critic."""
+class _Q(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        return self.net(torch.cat([obs, action], -1))
+
+
+def _copy(ours: list[nn.Sequential], theirs: Any) -> None:
+    """Weights into torchrl's functional parameters, which stack the critics'."""
     for key, value in theirs.flatten_keys(".").items():
-        weight = ours.get_parameter(key.removeprefix(prefix)).detach()
-        value.data.copy_(torch.stack([weight, weight.flip(1)]) if stacked else weight)
+        weights = [net.get_parameter(key.split("net.")[1]).detach() for net in ours]
+        value.data.copy_(torch.stack(weights) if len(ours) > 1 else weights[0])
 
 
 def test_losses_equal_torchrls(state: TD3BCState, batch: TransitionBatch) -> None:
     keys = ["observation", "action"]
-    actor = TensorDictModule(_One(copy.deepcopy(state.actor)), in_keys=["observation"], out_keys=["action"])
-    # torchrl stacks two networks; each of these is our pair, of which it uses the first.
-    critics: list[TensorDictModule] = [ValueOperator(_One(copy.deepcopy(state.critics)), in_keys=keys) for _ in "12"]
+    actor = TensorDictModule(_Policy(plain(state.actor.net, 0)), in_keys=["observation"], out_keys=["action"])
+    pair = [plain(state.critics.net, 0, index) for index in (0, 1)]
+    critics: list[TensorDictModule] = [ValueOperator(_Q(net), in_keys=keys) for net in pair]
     theirs = TD3BCLoss(
         actor,
         critics,
@@ -83,9 +86,9 @@ def test_losses_equal_torchrls(state: TD3BCState, batch: TransitionBatch) -> Non
         loss_function="l2",
     )
     theirs.make_value_estimator(gamma=CONFIG.gamma)
-    _copy(state.critics, theirs.qvalue_network_params, "module.network.", stacked=True)
-    _copy(state.target_critics, theirs.target_qvalue_network_params, "module.network.", stacked=True)
-    _copy(state.target_actor, theirs.target_actor_network_params, "module.network.", stacked=False)
+    _copy(pair, theirs.qvalue_network_params)
+    _copy([plain(state.target_critics.net, 0, index) for index in (0, 1)], theirs.target_qvalue_network_params)
+    _copy([plain(state.target_actor.net, 0)], theirs.target_actor_network_params)
     obs, action, next_obs, reward = batch.obs[0], batch.action[0], batch.next_obs[0], batch.reward[0]
     done = batch.done[0].bool()[:, None]
     table = TensorDict(
