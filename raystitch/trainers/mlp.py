@@ -1,8 +1,8 @@
 """ReLU networks side by side, with a backward pass of their own and all weights of one in a single row.
 
 Autograd would do the same with three times the calls. One parameter keeps the optimiser and the blending of targets
-at one call each. Narrow results are made the other way round, [few, many] instead of [many, few]: a BLAS is several times
-slower on the latter. Legend: N networks, R rows, I inputs, H hidden units, A outputs, P weights of one network.
+at one call each. Narrow results are made the other way round, [few, many] instead of [many, few]: a BLAS is several
+times slower on the latter. Legend: N networks, R rows, I inputs, H hidden units, A outputs, P weights of one network.
 """
 
 from collections.abc import Sequence
