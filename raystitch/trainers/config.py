@@ -15,7 +15,6 @@ MEMORY_GIB = 1.0
 
 DataMode = Literal["original", "stitched", "joined", "weighted", "duplicated"]
 
-
 Synthetic = Literal["bridges", "episodes", "tails"]
 """What of a stitched episode enters a batch of transitions: the generated bridge; everything; the bridge and what comes
 after it, without the prefix that the original data has already."""
@@ -33,13 +32,36 @@ def _unit(config: Any, *names: str) -> None:
             raise ValueError(f"{name} must be in [0, 1), got {name}={getattr(config, name)}")
 
 
-def _mlp_flops(config: Any, passes: float) -> float:
-    """``passes``: times a network of the configured size goes forward and back."""
-    return 6.0 * passes * config.num_layers * config.hidden**2 * config.batch_size
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig:
+    """What the algorithms on transitions have in common.
+
+    Attributes:
+        synthetic: stitched data enters as ``bridges`` (generated transitions only), as ``tails`` (the bridge and what
+            follows) or as whole ``episodes``; the ratio then counts their real rows too.
+        uniform_over: of the augmented part every transition is as likely as any other, or every bridge (or episode).
+        precision: of the large products; ``auto`` takes bf16 where the machine multiplies it faster.
+    """
+
+    train_steps: int = 50_000
+    batch_size: int = 256
+    hidden: int = 256
+    num_layers: int = 2
+    learning_rate: float = 3e-4
+    synthetic: Synthetic = "bridges"
+    uniform_over: Literal["transitions", "bridges"] = "transitions"
+    precision: Literal["auto", "float32", "bf16"] = "float32"
+
+    def __post_init__(self) -> None:
+        _positive(self, "train_steps", "batch_size", "hidden", "num_layers", "learning_rate")
+
+    def _flops(self, passes: float) -> float:
+        """``passes``: times a network of the configured size goes forward and back."""
+        return 6.0 * passes * self.num_layers * self.hidden**2 * self.batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
-class TD3BCConfig:
+class TD3BCConfig(MLPConfig):
     """TD3+BC (Fujimoto and Gu 2021, arXiv 2106.06860); the defaults are the paper's.
 
     Attributes:
@@ -48,17 +70,8 @@ class TD3BCConfig:
         policy_delay: critic updates per actor and target update.
         decay: ``cosine`` lets the actor's learning rate fall to nothing at the end, so that the last checkpoint is an
             average one and not a lucky or unlucky one; the paper has none.
-        synthetic: stitched data enters as ``bridges`` (generated transitions only), as ``tails`` (the bridge and what
-            follows) or as whole ``episodes``; the ratio then counts their real rows too.
-        uniform_over: of the augmented part every transition is as likely as any other, or every bridge (or episode).
-        precision: of the large products; ``auto`` takes bf16 where the machine multiplies it faster.
     """
 
-    train_steps: int = 50_000
-    batch_size: int = 256
-    hidden: int = 256
-    num_layers: int = 2
-    learning_rate: float = 3e-4
     gamma: float = 0.99
     tau: float = 0.005
     alpha: float = 2.5
@@ -66,12 +79,10 @@ class TD3BCConfig:
     noise_clip: float = 0.5
     policy_delay: int = 2
     decay: Literal["none", "cosine"] = "none"
-    synthetic: Synthetic = "bridges"
-    uniform_over: Literal["transitions", "bridges"] = "transitions"
-    precision: Literal["auto", "float32", "bf16"] = "float32"
 
     def __post_init__(self) -> None:
-        _positive(self, "train_steps", "batch_size", "hidden", "num_layers", "learning_rate", "alpha", "policy_delay")
+        super().__post_init__()
+        _positive(self, "alpha", "policy_delay")
         _unit(self, "gamma", "policy_noise")
         if not 0 < self.tau <= 1:
             raise ValueError(f"tau must be in (0, 1], got tau={self.tau}")
@@ -80,11 +91,11 @@ class TD3BCConfig:
 
     @property
     def flops(self) -> float:
-        return _mlp_flops(self, passes=5.0)
+        return self._flops(passes=5.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class IQLConfig:
+class IQLConfig(MLPConfig):
     """Implicit Q-Learning (Kostrikov et al. 2021, arXiv 2110.06169); the defaults are the paper's for MuJoCo.
 
     Attributes:
@@ -92,28 +103,17 @@ class IQLConfig:
         temperature: beta, the weight of advantages against cloning: actions count exp(beta * A), at most 100.
         reward_range: rewards are scaled so that the returns of the original data span this (1000 in the authors' code
             for MuJoCo), which is what ``temperature`` is relative to; 0 leaves rewards as they are.
-        synthetic: stitched data enters as ``bridges`` (generated transitions only), as ``tails`` (the bridge and what
-            follows) or as whole ``episodes``; the ratio then counts their real rows too.
-        uniform_over: of the augmented part every transition is as likely as any other, or every bridge (or episode).
-        precision: of the large products; ``auto`` takes bf16 where the machine multiplies it faster.
     """
 
-    train_steps: int = 50_000
-    batch_size: int = 256
-    hidden: int = 256
-    num_layers: int = 2
-    learning_rate: float = 3e-4
     gamma: float = 0.99
     tau: float = 0.005
     expectile: float = 0.7
     temperature: float = 3.0
     reward_range: float = 1000.0
-    synthetic: Synthetic = "bridges"
-    uniform_over: Literal["transitions", "bridges"] = "transitions"
-    precision: Literal["auto", "float32", "bf16"] = "float32"
 
     def __post_init__(self) -> None:
-        _positive(self, "train_steps", "batch_size", "hidden", "num_layers", "learning_rate", "temperature")
+        super().__post_init__()
+        _positive(self, "temperature")
         _unit(self, "gamma")
         if not 0 < self.tau <= 1:
             raise ValueError(f"tau must be in (0, 1], got tau={self.tau}")
@@ -124,7 +124,7 @@ class IQLConfig:
 
     @property
     def flops(self) -> float:
-        return _mlp_flops(self, passes=5.0)
+        return self._flops(passes=5.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,37 +171,25 @@ class DTConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BCConfig:
+class BCConfig(MLPConfig):
     """Behaviour cloning; ``top_fraction=0.1`` is the usual "10 % BC" on the episodes with the highest returns.
 
     Attributes:
         top_fraction: share of episodes kept, by return, of the original and of the augmented part each.
         decay: ``cosine`` lets the learning rate fall to nothing at the end.
-        synthetic: stitched data enters as ``bridges`` (generated transitions only), as ``tails`` (the bridge and what
-            follows) or as whole ``episodes``; the ratio then counts their real rows too.
-        uniform_over: of the augmented part every transition is as likely as any other, or every bridge (or episode).
-        precision: of the large products; ``auto`` takes bf16 where the machine multiplies it faster.
     """
 
-    train_steps: int = 50_000
-    batch_size: int = 256
-    hidden: int = 256
-    num_layers: int = 2
-    learning_rate: float = 3e-4
     top_fraction: float = 1.0
     decay: Literal["none", "cosine"] = "none"
-    synthetic: Synthetic = "bridges"
-    uniform_over: Literal["transitions", "bridges"] = "transitions"
-    precision: Literal["auto", "float32", "bf16"] = "float32"
 
     def __post_init__(self) -> None:
-        _positive(self, "train_steps", "batch_size", "hidden", "num_layers", "learning_rate")
+        super().__post_init__()
         if not 0 < self.top_fraction <= 1:
             raise ValueError(f"top_fraction must be in (0, 1], got top_fraction={self.top_fraction}")
 
     @property
     def flops(self) -> float:
-        return _mlp_flops(self, passes=1.0)
+        return self._flops(passes=1.0)
 
 
 AlgorithmConfig = TD3BCConfig | IQLConfig | DTConfig | BCConfig

@@ -9,7 +9,6 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from raystitch.device import uses_bf16
 from raystitch.trainers.batches import TrainData, TransitionBatch
 from raystitch.trainers.config import IQLConfig
 from raystitch.trainers.mlp import StackedMLP
-from raystitch.trainers.networks import TwinCritic
+from raystitch.trainers.networks import Actor, TwinCritic
 from raystitch.trainers.policy import MarkovPolicy
 from raystitch.trainers.ratio import Ratio
 from raystitch.trainers.state import Algorithm, Metrics, TrainState, apply_gradients, decay_rate
@@ -28,23 +27,12 @@ LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 MAX_WEIGHT = 100.0
 
 
-class GaussianActor(nn.Module):
+class GaussianActor(Actor):
     """Normal policy with a tanh mean and a spread that does not depend on the state; it acts with the mean."""
 
     def __init__(self, *, obs_dim: int, act_dim: int, hidden: int, num_layers: int, bf16: bool = False) -> None:
-        super().__init__()
-        self.arguments: dict[str, Any] = {
-            "obs_dim": obs_dim,
-            "act_dim": act_dim,
-            "hidden": hidden,
-            "num_layers": num_layers,
-        }
-        self.net = StackedMLP(obs_dim, act_dim, hidden, num_layers, bf16=bf16)
+        super().__init__(obs_dim=obs_dim, act_dim=act_dim, hidden=hidden, num_layers=num_layers, bf16=bf16)
         self.log_std = nn.Parameter(torch.zeros(1, 1, act_dim))
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """The mean in [-1, 1], [S, B, A]."""
-        return torch.tanh(self.net(obs))
 
     def log_prob(self, obs: Tensor, action: Tensor) -> Tensor:
         """Log density of ``action`` [S, B, A], [S, B]."""
