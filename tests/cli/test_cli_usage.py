@@ -142,7 +142,14 @@ def test_ctrl_c_is_one_line_and_status_130(tmp_path: Path, drift: EpisodeDataset
         "--set",
         "diffusion.train_steps=100000",
     ]
-    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell's background job, and with it these tests, may have been told to ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     line = ""
     while not line.startswith("diffusion"):  # fitting has begun
