@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv demo test lint format clean
+.PHONY: venv demo test test-slow lint format clean
 
 venv: $(STAMP)
 
@@ -23,6 +23,9 @@ lint: venv
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+test-slow: venv
+	$(BIN)/python -m pytest -q -m slow
 
 format: venv
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,7 @@
 """Things die under ``augment``, for real; the buffer has to be the one that nothing disturbed.
 
-`raystitch bench chaos` is the long version of this, with every fault done several times.
+`raystitch bench chaos` is the long version of this, with every fault done several times; `make test-slow` runs the
+faults that `make test` has no time for.
 """
 
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from raystitch.bench.chaos import make_target
 from raystitch.cluster.chaos import FAULTS, Target, run_fault
 
-SHORT = ("sampler", "qualifier", "driver", "node", "full disk", "two drivers (different)")
+QUICK = ("sampler", "driver")
+SLOW = ("qualifier", "node", "full disk", "two drivers (different)")
 RECOVER = ("sampler", "qualifier", "driver")
 """Where nothing else could have finished the run."""
 
@@ -26,7 +28,7 @@ def not_starved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_worker_niceness", "0")
 
 
-@pytest.mark.parametrize("fault", SHORT)
+@pytest.mark.parametrize("fault", [*QUICK, *(pytest.param(fault, marks=pytest.mark.slow) for fault in SLOW)])
 def test_nothing_is_lost_and_nothing_doubled(fault: str, target: Target, tmp_path: Path) -> None:
     assert fault in FAULTS
     result = run_fault(fault, tmp_path / "disturbed", target)
