@@ -12,7 +12,7 @@ from raystitch.config import RunConfig, load_run_config
 from raystitch.files import read_json
 from tests.cluster.conftest import Prepared
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 GRID = "grid=[{algo: td3bc, data: original}]"
 
