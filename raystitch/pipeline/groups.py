@@ -18,7 +18,7 @@ def group_trials(trials: Sequence[Trial], stacked_seeds: StackedSeeds, slots: in
     A trial's id and result do not depend on its group, so an interrupted run may group what is left in another way.
 
     Args:
-        stacked_seeds: most trials of a group. ``auto`` on a GPU: all seeds of a cell, where stacking is nearly free; on
+        stacked_seeds: most trials of a group. ``auto`` on a GPU: all seeds of a cell, which it computes in one call; on
             CPUs the most that leaves two groups for every slot, so that no core stands idle while another works.
         slots: groups that run at once.
     """

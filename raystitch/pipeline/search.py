@@ -16,6 +16,7 @@ from raystitch.files import read_json, write_json
 from raystitch.models.delta import check_delta
 from raystitch.pipeline.sweep_plan import RESULTS_SCHEMA, Inputs, Trial, finished, make_trial, result_rows
 from raystitch.pipeline.trial import error_of
+from raystitch.pipeline.trial_folder import CURVE_COLUMNS
 from raystitch.report.summary import delta_text
 from raystitch.search_config import RatioRange, SearchConfig
 from raystitch.seeding import derive_seed
@@ -24,9 +25,6 @@ from raystitch.trainers.ratio import parse_ratio
 SEARCH_FILE = "search.json"
 METRICS = ("score", "success_rate", "return_mean")
 """The first that an evaluation has is what is searched for, as in the report."""
-
-
-EVALUATED = ("target_return", "return_mean", "return_std", "success_rate", "score", "num_eval_episodes")
 
 
 class Cell(NamedTuple):
@@ -216,5 +214,5 @@ def _reached(trial_dir: Path) -> dict[str, Any]:
     reached = {"train_steps": trained[-1]["step"], "train_seconds": trained[-1]["seconds"]} if trained else {}
     if evaluated:
         headline = next(row for row in evaluated if row["step"] == evaluated[-1]["step"])
-        reached |= {name: headline[name] for name in EVALUATED}
+        reached |= {name: headline[name] for name in CURVE_COLUMNS}
     return reached

@@ -9,7 +9,7 @@ def check_suitable(dataset: EpisodeDataset) -> list[str]:
     """What is odd about the dataset but no reason to stop, one line each.
 
     Raises:
-        UserError: when every reward is the same number 0, or there are not two episodes to stitch together.
+        UserError: when every reward is 0, or there are not two episodes to stitch together.
     """
     if dataset.num_episodes < 2:
         raise UserError(

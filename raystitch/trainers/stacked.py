@@ -2,7 +2,7 @@
 
 Every parameter has a leading dimension S, one slice per seed, and every product is a batched one. Nothing mixes the
 slices, so the gradient of a sum of losses is each seed's own, and a seed comes out the same alone or among others, up
-to float error. Legend: S seeds, N rows, D width.
+to float error. Legend: S seeds, D width.
 """
 
 import copy
@@ -17,32 +17,27 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class StackedLinear(nn.Module):
-    """y = x W + b per slice: [*stack, .., in] to [*stack, .., out]; starts as ``nn.Linear`` does."""
+    """y = x W + b per slice: [S, .., in] to [S, .., out]; starts as ``nn.Linear`` does."""
 
-    def __init__(self, in_dim: int, out_dim: int, stack: tuple[int, ...] = (1,)) -> None:
+    def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
         bound = in_dim**-0.5
-        self.weight = nn.Parameter(torch.empty(*stack, in_dim, out_dim).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(*stack, 1, out_dim).uniform_(-bound, bound))
+        self.weight = nn.Parameter(torch.empty(1, in_dim, out_dim).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(1, 1, out_dim).uniform_(-bound, bound))
 
     def forward(self, x: Tensor, *, bf16: bool = False, relu: bool = False) -> Tensor:
-        """With ``bf16`` the product's factors are rounded to bf16; what comes out has the type of ``x``."""
-        return stacked_linear(x, self.weight, self.bias, bf16=bf16, relu=relu)
-
-
-def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor, *, bf16: bool = False, relu: bool = False) -> Tensor:
-    """x W + b, or its positive part; ``weight`` [*stack, in, out], ``bias`` [*stack, 1, out], ``x`` [*stack, .., in]"""
-    depth = weight.dim() - 2
-    rows = x.flatten(depth, -2).flatten(0, depth - 1)
-    kernel, offset = weight.flatten(0, -3), bias.flatten(0, -3)
-    if bf16:
-        product = torch.baddbmm(offset.bfloat16(), rows.bfloat16(), kernel.bfloat16()).to(x.dtype)
-    else:
-        product = torch.baddbmm(offset, rows, kernel)
-    if relu:
-        # Before the view: in place on a view, the backward pass would copy every gradient.
-        product = F.relu(product, inplace=True)
-    return product.view(*x.shape[:-1], weight.shape[-1])
+        """With ``relu`` the positive part. With ``bf16`` the product's factors are rounded to bf16; what comes out has
+        the type of ``x``."""
+        rows = x.flatten(1, -2)
+        if bf16:
+            factors = (self.bias.bfloat16(), rows.bfloat16(), self.weight.bfloat16())
+            product = torch.baddbmm(*factors).to(x.dtype)
+        else:
+            product = torch.baddbmm(self.bias, rows, self.weight)
+        if relu:
+            # Before the view: in place on a view, the backward pass would copy every gradient.
+            product = F.relu(product, inplace=True)
+        return product.view(*x.shape[:-1], product.shape[-1])
 
 
 class StackedLayerNorm(nn.Module):

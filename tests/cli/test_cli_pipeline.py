@@ -149,7 +149,6 @@ def test_bench_prints_one_json_object_per_benchmark(run: Run, monkeypatch: pytes
     monkeypatch.setattr("raystitch.bench.data.NUM_TRANSITIONS", 2000)
     monkeypatch.setattr("raystitch.bench.trainers.STEPS_OF_SEEDS", 10)
     monkeypatch.setattr("raystitch.bench.trainers.ALGORITHMS", {"bc": ALGORITHMS["bc"]})
-    monkeypatch.setattr("raystitch.bench.trainers._has_compiler", lambda: False)
     status, out, _ = run("bench", "data", "trainers", "--json")
     assert status == 0
     results = [strict_json(line) for line in out.splitlines()]
