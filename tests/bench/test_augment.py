@@ -10,6 +10,7 @@ from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 
 
+@pytest.mark.slow
 def test_rows_of_augment(maze: EpisodeDataset, tiny_fit: FitConfig) -> None:
     bundle = fit_bundle(maze, tiny_fit)
     found = examine(maze, bundle, Sizes(shard_seconds=0.3, num_shards=2, tiny_shards=(2, 6)))

@@ -11,8 +11,8 @@ import pytest
 from raystitch.bench.chaos import make_target
 from raystitch.cluster.chaos import FAULTS, Target, run_fault
 
-QUICK = ("sampler", "driver")
-SLOW = ("qualifier", "node", "full disk", "two drivers (different)")
+QUICK = ("sampler",)
+SLOW = ("qualifier", "driver", "node", "full disk", "two drivers (different)")
 RECOVER = ("sampler", "qualifier", "driver")
 """Where nothing else could have finished the run."""
 
