@@ -14,18 +14,21 @@ from raystitch.models.bundle import Bundle
 from raystitch.stitching.candidates import Pairs
 from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import PairConfig, StitchConfig
-from raystitch.stitching.pools import Pools
+from raystitch.stitching.cuts import best_cuts
+from raystitch.stitching.pools import Pools, States
 from raystitch.stitching.selectors import NEEDS_FUTURE, SELECTORS, PairSelector, Selection, nearest
 from raystitch.stitching.wrapup import infer_actions, step_rewards
 
 __all__ = ["SELECTORS", "PairSelector", "SourceIndex", "nearest_pairs", "pairs_from_trajectories", "select_pairs"]
+
+_CUTS: dict[str, Literal["any", "ends"]] = {"best": "any", "ends": "ends"}
+"""The cuts of the caller's trajectories -> those of ``PairConfig``."""
 
 
 class SourceIndex:
     """What pair selection needs of a dataset, computed once: pools of states, their returns, a search tree.
 
     Args:
-        source_episodes, target_episodes: int64, replace the split of the dataset by return.
         chain: the trajectories of a chain round; ``dataset`` is theirs.
 
     Raises:
@@ -38,8 +41,6 @@ class SourceIndex:
         bundle: Bundle,
         config: StitchConfig | None = None,
         *,
-        source_episodes: Ints | None = None,
-        target_episodes: Ints | None = None,
         chain: Trajectories | None = None,
     ) -> None:
         self.config = config or StitchConfig()
@@ -49,8 +50,6 @@ class SourceIndex:
             bundle,
             self.config.pairs,
             needs_future=self.config.pairs.mode in NEEDS_FUTURE,
-            source_episodes=source_episodes,
-            target_episodes=target_episodes,
             chain=chain,
         )
 
@@ -58,29 +57,31 @@ class SourceIndex:
         """One pair per seed (int64 [N]) in the configured mode; the call is the shard that ``max_target_reuse`` counts
         in."""
         seeds = np.asarray(seeds, np.int64)
-        return self._fill(SELECTORS[self.config.pairs.mode](self.pools, self.config, seeds))
+        return _fill(self.pools, SELECTORS[self.config.pairs.mode](self.pools, self.config, seeds))
 
     def nearest(self, seeds: Ints) -> Pairs:
         """The nearest real pairs from the same sources and targets, gap -1: what joining without a bridge has."""
-        return self._fill(nearest(self.pools, self.config, np.asarray(seeds, np.int64)))
+        return _fill(self.pools, nearest(self.pools, self.config, np.asarray(seeds, np.int64)))
 
-    def _fill(self, selection: Selection) -> Pairs:
-        source, target = selection.source, selection.target
-        prefix, prefix_length = self.pools.prefixes(source)
-        suffix, suffix_length = self.pools.suffixes(target)
-        return Pairs(
-            source_episode=source.episode,
-            source_step=source.step,
-            target_episode=target.episode,
-            target_step=target.step,
-            prefix=prefix,
-            prefix_length=prefix_length,
-            suffix=suffix,
-            suffix_length=suffix_length,
-            return_source=self.pools.returns[self.pools.rows(source)],
-            return_target=self.pools.returns[self.pools.rows(target)],
-            gap=selection.gap,
-        )
+
+def _fill(pools: Pools, selection: Selection) -> Pairs:
+    """The pairs of a selection, with the real states around them."""
+    source, target = selection.source, selection.target
+    prefix, prefix_length = pools.prefixes(source)
+    suffix, suffix_length = pools.suffixes(target)
+    return Pairs(
+        source_episode=source.episode,
+        source_step=source.step,
+        target_episode=target.episode,
+        target_step=target.step,
+        prefix=prefix,
+        prefix_length=prefix_length,
+        suffix=suffix,
+        suffix_length=suffix_length,
+        return_source=pools.returns[pools.rows(source)],
+        return_target=pools.returns[pools.rows(target)],
+        gap=selection.gap,
+    )
 
 
 def select_pairs(dataset: EpisodeDataset, bundle: Bundle, config: StitchConfig, seeds: Ints) -> Pairs:
@@ -123,8 +124,8 @@ def pairs_from_trajectories(
 
     Args:
         source_observations, target_observations: [T + 1, O]; actions [T, A] and rewards [T] are inferred where None.
-        cut: ``ends`` joins the end of the source to the start of the target, ``best`` imagines from states of the
-            source and enters the target where it comes nearest. A source is never left from a terminal state.
+        cut: ``ends`` joins the end of the source to the start of the target, ``best`` takes the places by
+            ``cuts.best_cuts``, the most promising in the first row. A source is never left from a terminal state.
         gap: states to generate; None leaves it to the selection and the gap mode.
 
     Raises:
@@ -146,17 +147,20 @@ def pairs_from_trajectories(
     dataset = from_episodes(
         [source, target], name="source/target", action_low=bundle.action_low, action_high=bundle.action_high
     )
-    at = "ends" if cut == "ends" else "any"
-    mode = "random" if cut == "ends" else "imagine"
-    pair_config = replace(base, mode=mode, source_cut=at, target_cut=at, max_target_reuse=0, context="ignore")
-    index = SourceIndex(
+    pair_config = replace(base, source_cut=_CUTS[cut], target_cut=_CUTS[cut], max_target_reuse=0, context="ignore")
+    pools = Pools(
         dataset,
         bundle,
-        StitchConfig(pairs=pair_config),
+        pair_config,
         source_episodes=np.zeros(1, np.int64),
         target_episodes=np.ones(1, np.int64),
     )
-    pairs = index.select(seeds)
+    if cut == "best":
+        selection = best_cuts(pools, len(seeds), gap)
+    else:
+        ends = np.zeros(len(seeds), np.int64)
+        selection = Selection(States(ends, ends + pools.last_leave[0]), States(ends + 1, ends), ends)
+    pairs = _fill(pools, selection)
     unknown = np.full(len(pairs), -1, np.int64)
     chosen = pairs.gap if gap is None else np.full(len(pairs), gap, np.int64)
     return replace(pairs, source_episode=unknown, target_episode=unknown, gap=chosen, gap_is_given=gap is not None)

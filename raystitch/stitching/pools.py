@@ -239,11 +239,12 @@ class Pools:
         gamma = self.bundle.gamma
         steps = (gap + 1).astype(np.float64)
         annuity = steps if gamma == 1 else (1 - gamma**steps) / (1 - gamma)
-        reward = (self._reward(sources) + self._reward(targets)) / 2
+        reward = (self.rewards_of(sources) + self.rewards_of(targets)) / 2
         stitched = annuity * reward + gamma**steps * self.returns[self.rows(targets)]
         return stitched - self.returns[self.rows(sources)]
 
-    def _reward(self, states: States) -> Floats:
+    def rewards_of(self, states: States) -> Floats:
+        """The reward of the transition that starts in each state, of its last one where none does."""
         step = np.minimum(states.step, self.dataset.lengths[states.episode] - 1)
         return self.dataset.rewards[self.dataset.offsets[states.episode] + step]
 
