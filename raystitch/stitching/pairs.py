@@ -19,10 +19,18 @@ from raystitch.stitching.pools import Pools, States
 from raystitch.stitching.selectors import NEEDS_FUTURE, SELECTORS, PairSelector, Selection, nearest
 from raystitch.stitching.wrapup import infer_actions, step_rewards
 
-__all__ = ["SELECTORS", "PairSelector", "SourceIndex", "nearest_pairs", "pairs_from_trajectories", "select_pairs"]
+__all__ = [
+    "SELECTORS",
+    "PairSelector",
+    "SourceIndex",
+    "cut_trajectories",
+    "given_trajectory",
+    "nearest_pairs",
+    "pairs_from_trajectories",
+    "select_pairs",
+]
 
-_CUTS: dict[str, Literal["any", "ends"]] = {"best": "any", "ends": "ends"}
-"""The cuts of the caller's trajectories -> those of ``PairConfig``."""
+Cut = Literal["best", "ends"]
 
 
 class SourceIndex:
@@ -116,20 +124,46 @@ def pairs_from_trajectories(
     target_actions: Floats | None = None,
     target_rewards: Floats | None = None,
     target_terminated: bool = False,
-    cut: Literal["best", "ends"] = "best",
+    cut: Cut = "best",
     gap: int | None = None,
     config: PairConfig | None = None,
 ) -> Pairs:
-    """One pair per seed between two trajectories of the caller's (``given``); episodes are -1 in the result.
+    """``cut_trajectories`` of ``given_trajectory``: one pair per seed between two trajectories of the caller's.
 
     Args:
         source_observations, target_observations: [T + 1, O]; actions [T, A] and rewards [T] are inferred where None.
-        cut: ``ends`` joins the end of the source to the start of the target, ``best`` takes the places by
-            ``cuts.best_cuts``, the most promising in the first row. A source is never left from a terminal state.
-        gap: states to generate; None leaves it to the selection and the gap mode.
 
     Raises:
         UserError: for sizes that do not fit, non-finite values, a gap out of range, or nothing to leave or enter.
+    """
+    source = given_trajectory(
+        bundle, "source", source_observations, source_actions, source_rewards, terminated=source_terminated
+    )
+    target = given_trajectory(
+        bundle, "target", target_observations, target_actions, target_rewards, terminated=target_terminated
+    )
+    return cut_trajectories(bundle, source, target, len(seeds), cut=cut, gap=gap, config=config)
+
+
+def cut_trajectories(
+    bundle: Bundle,
+    source: Episode,
+    target: Episode,
+    count: int,
+    *,
+    cut: Cut = "best",
+    gap: int | None = None,
+    config: PairConfig | None = None,
+) -> Pairs:
+    """``count`` pairs between two trajectories that are in no dataset: episodes are -1 in the result.
+
+    Args:
+        cut: ``ends`` joins the end of the source to the start of the target, ``best`` takes the places by
+            ``cuts.best_cuts``, the most promising in the first row. A source is never left from a terminal state.
+        gap: states to generate; None leaves it to the cut and the gap mode.
+
+    Raises:
+        UserError: a gap out of range, or nothing to leave or enter.
     """
     base = config or PairConfig()
     diffusion = bundle.config.diffusion
@@ -137,9 +171,7 @@ def pairs_from_trajectories(
         raise UserError(
             f"gap={gap} is outside {diffusion.gap_min}..{diffusion.gap_max}, which the stitcher was fitted on"
         )
-    source = _episode(bundle, "source", source_observations, source_actions, source_rewards, source_terminated)
-    target = _episode(bundle, "target", target_observations, target_actions, target_rewards, target_terminated)
-    if source_terminated and len(source.actions) < base.terminal_margin:
+    if source.terminated and len(source.actions) < base.terminal_margin:
         raise UserError(
             f"source: {len(source.actions)} steps that end in a termination leave no state to start from "
             f"{base.terminal_margin} steps before it; give a longer trajectory or lower terminal_margin"
@@ -147,29 +179,42 @@ def pairs_from_trajectories(
     dataset = from_episodes(
         [source, target], name="source/target", action_low=bundle.action_low, action_high=bundle.action_high
     )
-    pair_config = replace(base, source_cut=_CUTS[cut], target_cut=_CUTS[cut], max_target_reuse=0, context="ignore")
+    places: Literal["any", "ends"] = "ends" if cut == "ends" else "any"
     pools = Pools(
         dataset,
         bundle,
-        pair_config,
+        replace(base, source_cut=places, target_cut=places, max_target_reuse=0, context="ignore"),
         source_episodes=np.zeros(1, np.int64),
         target_episodes=np.ones(1, np.int64),
     )
     if cut == "best":
-        selection = best_cuts(pools, len(seeds), gap)
+        selection = best_cuts(pools, count, gap)
     else:
-        ends = np.zeros(len(seeds), np.int64)
-        selection = Selection(States(ends, ends + pools.last_leave[0]), States(ends + 1, ends), ends)
+        first = np.zeros(count, np.int64)
+        selection = Selection(States(first, first + pools.last_leave[0]), States(first + 1, first), first)
     pairs = _fill(pools, selection)
     unknown = np.full(len(pairs), -1, np.int64)
     chosen = pairs.gap if gap is None else np.full(len(pairs), gap, np.int64)
     return replace(pairs, source_episode=unknown, target_episode=unknown, gap=chosen, gap_is_given=gap is not None)
 
 
-def _episode(
-    bundle: Bundle, name: str, observations: Floats, actions: Floats | None, rewards: Floats | None, terminated: bool
+def given_trajectory(
+    bundle: Bundle,
+    name: str,
+    observations: Floats,
+    actions: Floats | None = None,
+    rewards: Floats | None = None,
+    *,
+    terminated: bool = False,
 ) -> Episode:
-    """A checked trajectory, with actions by inverse dynamics and rewards as of a bridge where none are given."""
+    """A caller's trajectory, checked: actions by inverse dynamics and rewards as of a bridge where none are given.
+
+    Args:
+        name: what errors call it. observations: [T + 1, O]; actions: [T, A]; rewards: [T].
+
+    Raises:
+        UserError: sizes that do not fit, or the first row that is not finite.
+    """
     observations = np.asarray(observations, np.float32)
     if observations.ndim != 2 or observations.shape[1] != bundle.obs_dim:
         raise UserError(

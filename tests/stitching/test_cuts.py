@@ -41,7 +41,7 @@ def test_the_first_row_promises_most(world: EpisodeDataset, bundle: Bundle) -> N
     phi = [embed(bundle.embedding, episode.observations) for episode in (source, target)]
     diffusion, gamma = bundle.config.diffusion, bundle.gamma
     # What the target is worth from each of its states, as the pairs that enter there say.
-    worth = {step: value for step, value in zip(pairs.target_step, pairs.return_target, strict=True)}
+    worth = dict(zip(pairs.target_step, pairs.return_target, strict=True))
     best = -np.inf
     for leave in range(len(source.observations)):
         for enter in range(len(target.observations) - 1):
