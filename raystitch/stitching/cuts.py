@@ -24,7 +24,7 @@ def best_cuts(pools: Pools, count: int, gap: int | None = None) -> Selection:
     fewer states to leave than rows, rows share them, each with a noise of its own.
     """
     (source_episode,), target_episode = pools.source_episodes, int(pools.targets.episode[0])
-    leave = _spread(np.arange(pools.first_leave[source_episode], pools.last_leave[source_episode] + 1))
+    leave = _spread(np.arange(int(pools.first_leave[source_episode]), int(pools.last_leave[source_episode]) + 1))
     enter = _spread(pools.targets.step)
     sources = States(np.full_like(leave, source_episode), leave)
     targets = States(np.full_like(enter, target_episode), enter)

@@ -37,6 +37,7 @@ class SourceIndex:
     """What pair selection needs of a dataset, computed once: pools of states, their returns, a search tree.
 
     Args:
+        source_episodes, target_episodes: int64, replace the split of the dataset by return.
         chain: the trajectories of a chain round; ``dataset`` is theirs.
 
     Raises:
@@ -49,6 +50,8 @@ class SourceIndex:
         bundle: Bundle,
         config: StitchConfig | None = None,
         *,
+        source_episodes: Ints | None = None,
+        target_episodes: Ints | None = None,
         chain: Trajectories | None = None,
     ) -> None:
         self.config = config or StitchConfig()
@@ -58,6 +61,8 @@ class SourceIndex:
             bundle,
             self.config.pairs,
             needs_future=self.config.pairs.mode in NEEDS_FUTURE,
+            source_episodes=source_episodes,
+            target_episodes=target_episodes,
             chain=chain,
         )
 
