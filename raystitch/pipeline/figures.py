@@ -104,14 +104,11 @@ def _view(
 ) -> tuple[Project, dict[str, str], NDArray[np.float64], list[tuple[str, float, float]]]:
     """How to look at the states: the plane of the maze, else the two main directions of the standardised data."""
     if dataset.env is not None and "PointMaze" in dataset.env.env_id:
-        walls, marks = _maze(dataset.env)
+        walls, marks = maze_cells(dataset.env)
         return lambda states: states[:, :2].astype(np.float64), {"x": "x", "y": "y"}, walls, marks
     normalizer = Normalizer.fit(dataset.observations)
     standardised = normalizer.encode(dataset.observations)[:, normalizer.active].astype(np.float64)
-    _, vectors = np.linalg.eigh(standardised.T @ standardised)
-    axes = vectors[:, ::-1][:, :2]
-    if axes.shape[1] < 2:
-        axes = np.concatenate([axes, np.zeros((len(axes), 1))], axis=1)
+    axes = principal_axes(standardised)
 
     def project(states: Floats) -> NDArray[np.float64]:
         return normalizer.encode(states)[:, normalizer.active].astype(np.float64) @ axes
@@ -120,7 +117,14 @@ def _view(
     return project, labels, np.zeros((0, 4)), []
 
 
-def _maze(spec: EnvSpec) -> tuple[NDArray[np.float64], list[tuple[str, float, float]]]:
+def principal_axes(standardised_ND: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The two directions in which the states vary most, [D, 2]; the second is zero where there is but one."""
+    _, vectors = np.linalg.eigh(standardised_ND.T @ standardised_ND)
+    axes = vectors[:, ::-1][:, :2]
+    return axes if axes.shape[1] == 2 else np.concatenate([axes, np.zeros((len(axes), 1))], axis=1)
+
+
+def maze_cells(spec: EnvSpec) -> tuple[NDArray[np.float64], list[tuple[str, float, float]]]:
     """Wall cells as [W, 4] x, y, width, height, and the start and goal where the map fixes them."""
     env = make_env(spec)
     try:

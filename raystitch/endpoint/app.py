@@ -1,0 +1,200 @@
+"""The endpoint as a FastAPI application: routes, and nothing that they could do without HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import fastapi_offline
+import numpy as np
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from raystitch.endpoint import documents, json_wire
+from raystitch.endpoint.problems import FieldError, Problem
+from raystitch.endpoint.security import Guard
+from raystitch.endpoint.service import Endpoint
+
+STUDIO = Path(__file__).parent.parent / "studio"
+_VIEWER = Path(fastapi_offline.__file__).parent / "static"
+_COMPRESS_FROM = 16 * 1024
+
+
+def create_app(endpoint: Endpoint, token: str | None = None, *, on_close: Callable[[], None] | None = None) -> ASGIApp:
+    """The ASGI application.
+
+    Args:
+        token: what callers must show; None lets everybody in.
+        on_close: called when the server ends the application; by default the endpoint is closed.
+    """
+    config = endpoint.config
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(on_close or endpoint.close)
+
+    app = FastAPI(title="raystitch", version=version("raystitch"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(GZipMiddleware, minimum_size=_COMPRESS_FROM, compresslevel=1)
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "content-encoding", "prefer", "x-request-id"],
+            expose_headers=["retry-after", "x-request-id"],
+        )
+    _add_errors(app)
+    _add_stitching(app, endpoint)
+    _add_models(app, endpoint)
+    _add_operation(app, endpoint)
+    _add_pages(app)
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = documents.document(make(), protected=token is not None)
+        return app.openapi_schema
+
+    app.openapi = openapi
+    return Guard(app, token)
+
+
+def _add_errors(app: FastAPI) -> None:
+    """All errors have one shape."""
+
+    async def problem(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Problem)
+        return error.response(request.state.request_id)
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        detail = f"{request.method} {request.url.path}: {error.detail}"
+        return Problem(error.status_code, detail, headers=dict(error.headers or {})).response(request.state.request_id)
+
+    async def query(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        errors = [FieldError(".".join(str(part) for part in e["loc"][1:]), e["msg"]) for e in error.errors()]
+        detail = f"{errors[0].field}: {errors[0].message}"
+        return Problem(422, detail, errors).response(request.state.request_id)
+
+    app.add_exception_handler(Problem, problem)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, query)
+
+
+def _add_stitching(app: FastAPI, endpoint: Endpoint) -> None:
+    @app.post(
+        "/v1/stitch",
+        responses=documents.refusals(400, 401, 406, 408, 413, 415, 422, 429, 503, 504),
+        openapi_extra=documents.stitch_extra(endpoint.config.limits),
+        summary="The bridge between two trajectories",
+    )
+    async def stitch(request: Request) -> Response:
+        return await endpoint.stitch(request)
+
+
+def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
+    def answer(content: Any) -> Response:
+        return Response(json_wire.write_json(content), media_type=json_wire.MEDIA_TYPE)
+
+    def dataset_of(name: str) -> Any:
+        model = endpoint.models.get(name)
+        if model.dataset is None:
+            raise Problem(404, f"no dataset is served with the model {name!r}; start the endpoint with --dataset REF")
+        return model.dataset
+
+    @app.get("/v1/models", response_model=documents.ModelsBody, responses=documents.refusals(401))
+    def models() -> Response:
+        return answer({"models": [model.describe(endpoint.config.limits) for model in endpoint.models]})
+
+    @app.get("/v1/models/{name}", response_model=documents.ModelBody, responses=documents.refusals(401, 404))
+    def model(name: str) -> Response:
+        return answer(endpoint.models.get(name).describe(endpoint.config.limits))
+
+    @app.get(
+        "/v1/models/{name}/episodes",
+        response_model=documents.EpisodesBody,
+        responses=documents.refusals(401, 404, 422),
+    )
+    def episodes(
+        name: str,
+        order: Literal["return", "length", "index"] = "index",
+        descending: bool = False,
+        offset: Annotated[int, Query(ge=0, le=10**12)] = 0,
+        limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    ) -> Response:
+        dataset = dataset_of(name)
+        keys = {"return": dataset.returns, "length": dataset.lengths, "index": np.arange(dataset.num_episodes)}
+        order_of = np.argsort(-keys[order] if descending else keys[order], kind="stable")
+        shown = [
+            {
+                "index": int(index),
+                "steps": int(dataset.lengths[index]),
+                "return": float(dataset.returns[index]),
+                "terminated": bool(dataset.terminated[index]),
+            }
+            for index in order_of[offset : offset + limit]
+        ]
+        return answer({"total": dataset.num_episodes, "episodes": shown})
+
+    @app.get(
+        "/v1/models/{name}/episodes/{index}",
+        response_model=documents.EpisodeBody,
+        responses=documents.refusals(401, 404, 422),
+    )
+    def episode(name: str, index: int) -> Response:
+        dataset = dataset_of(name)
+        if not 0 <= index < dataset.num_episodes:
+            raise Problem(404, f"there is no episode {index}; there are 0 .. {dataset.num_episodes - 1}")
+        one = dataset.episode(index)
+        return answer(
+            {
+                "index": index,
+                "return": float(dataset.returns[index]),
+                "observations": one.observations,
+                "actions": one.actions,
+                "rewards": one.rewards,
+                "terminated": one.terminated,
+            }
+        )
+
+
+def _add_operation(app: FastAPI, endpoint: Endpoint) -> None:
+    @app.get("/healthz", response_model=documents.StateBody, responses=documents.refusals(503))
+    async def healthz() -> Any:
+        return {"status": "ok"}
+
+    @app.get("/readyz", response_model=documents.StateBody, responses=documents.refusals(503))
+    async def readyz() -> Any:
+        endpoint.check_ready()
+        return {"status": "ready"}
+
+    @app.get("/metrics", response_class=PlainTextResponse, responses=documents.refusals(401, 404, 503))
+    async def metrics() -> Response:
+        if endpoint.scrape is None:
+            raise Problem(404, "this server has no metrics; `raystitch serve` has")
+        return Response(await endpoint.scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_pages(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def studio() -> Response:
+        return FileResponse(STUDIO / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        # The viewer sets styles on elements; scripts come from here alone.
+        policy = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'"
+        return FileResponse(STUDIO / "docs.html", headers={"Content-Security-Policy": policy})
+
+    app.mount("/docs/viewer", StaticFiles(directory=_VIEWER))
+    app.mount("/studio", StaticFiles(directory=STUDIO))

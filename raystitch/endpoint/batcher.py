@@ -1,0 +1,239 @@
+"""Concurrent requests in one call of the sampler, on a thread of its own.
+
+The event loop only counts and waits. A call takes what waits when the sampler is free, up to ``max_candidates``; it
+waits for requests that are still being received, for a bounded time. Rows depend on their own seed alone, so the answer
+does not depend on the company.
+"""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from raystitch.data.episodes import Episode
+from raystitch.endpoint.config import BatchingConfig
+from raystitch.endpoint.metrics import Recorder
+from raystitch.endpoint.models import ServedModel
+from raystitch.endpoint.problems import Problem, busy, unavailable
+from raystitch.endpoint.request import GivenTrajectory, Role, StitchRequest
+from raystitch.errors import UserError
+from raystitch.stitching.candidates import REASONS, Candidates, Pairs
+from raystitch.stitching.draws import child_seeds
+from raystitch.stitching.pairs import cut_trajectories, given_trajectory
+
+_SEED_STREAM = 40
+
+
+@dataclass(frozen=True, eq=False)
+class Stitched:
+    """A request's candidates and its two trajectories with what was inferred."""
+
+    source: Episode
+    target: Episode
+    candidates: Candidates
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why each candidate was rejected at the configured delta, or ``ok``."""
+        return [REASONS[index] for index in self.candidates.reason]
+
+
+@dataclass(eq=False)
+class Job:
+    """A request on its way. ``deadline`` in ``time.monotonic`` seconds."""
+
+    model: ServedModel
+    request: StitchRequest
+    request_id: str
+    deadline: float
+    entered: float = field(default_factory=time.monotonic)
+    result: "Future[Stitched]" = field(default_factory=Future)
+
+    @property
+    def count(self) -> int:
+        return self.request.options.num_candidates
+
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """Requests of one kind can share a call."""
+        return id(self.model), self.request.options.gap is not None
+
+
+class Batcher:
+    """Queue and thread of one replica.
+
+    Args:
+        receiving: how many requests are being received at the moment.
+    """
+
+    def __init__(self, config: BatchingConfig, recorder: Recorder, receiving: Callable[[], int] = lambda: 0) -> None:
+        self.config = config
+        self._recorder = recorder
+        self._receiving = receiving
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._num_queued = 0
+        self._seconds_per_candidate = 0.002
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="sampler", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_queued(self) -> int:
+        """Candidates that wait or are computed."""
+        return self._num_queued
+
+    async def stitch(self, model: ServedModel, request: StitchRequest, request_id: str, deadline: float) -> Stitched:
+        """Waits for the request's turn.
+
+        Raises:
+            Problem: 429 when the queue is full, 504 at the deadline, 422 for trajectories that cannot be stitched, 503
+                when the endpoint stops.
+        """
+        job = Job(model, request, request_id, deadline)
+        self._submit(job)
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                return await asyncio.wrap_future(job.result)
+        except TimeoutError:
+            raise Problem(
+                504, "the deadline passed before the bridges were made; ask for fewer candidates, or later"
+            ) from None
+
+    def close(self) -> None:
+        """Ends the thread after the call at hand; what waits is refused with 503."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _submit(self, job: Job) -> None:
+        with self._changed:
+            if self._closed:
+                raise unavailable("the endpoint is stopping")
+            # A request larger than the whole queue is let in when there is nothing else.
+            if self._num_queued and self._num_queued + job.count > self.config.max_queued_candidates:
+                raise busy(
+                    f"{self._num_queued} candidates are waiting already; try again later",
+                    self._num_queued * self._seconds_per_candidate,
+                )
+            self._num_queued += job.count
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while (jobs := self._next()) is not None:
+            if jobs:
+                self._run(jobs)
+
+    def _next(self) -> list[Job] | None:
+        """The jobs of the next call, oldest first; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            until = time.monotonic() + self.config.wait_seconds
+            while not self._closed and self._receiving() and self._waiting_candidates() < self.config.max_candidates:
+                left = until - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            if self._closed:
+                for job in self._waiting:
+                    self._finish(job, unavailable("the endpoint is stopping"))
+                self._waiting.clear()
+                return None
+            return self._take()
+
+    def _waiting_candidates(self) -> int:
+        return sum(job.count for job in self._waiting)
+
+    def _take(self) -> list[Job]:
+        """Removes the oldest job and those of its kind that fit in; drops those that nobody waits for any more."""
+        jobs: list[Job] = []
+        left: deque[Job] = deque()
+        count = 0
+        for job in self._waiting:
+            fits = not jobs or (job.kind == jobs[0].kind and count + job.count <= self.config.max_candidates)
+            if not fits and not job.result.cancelled():
+                left.append(job)
+            elif job.result.set_running_or_notify_cancel():
+                jobs.append(job)
+                count += job.count
+            else:  # cancelled: the deadline passed, or the client went away
+                self._num_queued -= job.count
+        self._waiting = left
+        return jobs
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        begun = time.monotonic()
+        for job in jobs:
+            self._recorder.queued(begun - job.entered)
+        try:
+            ready = [(job, pairs) for job in jobs if (pairs := self._prepare(job)) is not None]
+            if ready:
+                self._stitch(ready, begun)
+        except Exception as error:  # a fault of ours: these requests get a 503, the next ones their chance
+            self._recorder.fault(error, [job.request_id for job in jobs])
+            for job in jobs:
+                self._finish(job, unavailable("stitching failed unexpectedly; it was logged under this request's id"))
+
+    def _prepare(self, job: Job) -> "_Prepared | None":
+        """The request's pairs; None, with its answer, when there are none."""
+        try:
+            return _Prepared(job.model, job.request)
+        except UserError as error:
+            self._finish(job, Problem(422, str(error)))
+            return None
+
+    def _stitch(self, ready: "Sequence[tuple[Job, _Prepared]]", begun: float) -> None:
+        pairs = Pairs.concatenate([prepared.pairs for _, prepared in ready])
+        seeds = np.concatenate([prepared.seeds for _, prepared in ready])
+        candidates = ready[0][0].model.stitcher.stitch(pairs, seeds)
+        seconds = time.monotonic() - begun
+        self._seconds_per_candidate += 0.2 * (seconds / len(pairs) - self._seconds_per_candidate)
+        self._recorder.called(len(ready), len(pairs), seconds)
+        first = 0
+        for job, prepared in ready:
+            mine = candidates.take((candidates.first_row >= first) & (candidates.first_row < first + job.count))
+            mine.first_row = mine.first_row - first
+            self._finish(job, Stitched(prepared.source, prepared.target, mine))
+            first += job.count
+
+    def _finish(self, job: Job, result: Stitched | Problem) -> None:
+        with self._changed:  # re-entrant: also called with the lock held
+            if job.result.done():
+                return
+            self._num_queued -= job.count
+        if isinstance(result, Problem):
+            job.result.set_exception(result)
+        else:
+            job.result.set_result(result)
+
+
+class _Prepared:
+    """Trajectories completed, pairs and seeds of one request."""
+
+    def __init__(self, model: ServedModel, request: StitchRequest) -> None:
+        options, config = request.options, model.stitcher.config
+        self.source = self._complete(model, "source", request.source)
+        self.target = self._complete(model, "target", request.target)
+        self.seeds = child_seeds(np.array([options.seed], np.int64), options.num_candidates, _SEED_STREAM)[0]
+        self.pairs = cut_trajectories(
+            model.bundle,
+            self.source,
+            self.target,
+            options.num_candidates,
+            cut=options.cut,
+            gap=options.gap,
+            config=config.pairs,
+        )
+
+    @staticmethod
+    def _complete(model: ServedModel, role: Role, given: GivenTrajectory) -> Episode:
+        return given_trajectory(
+            model.bundle, role, given.observations, given.actions, given.rewards, terminated=given.terminated
+        )

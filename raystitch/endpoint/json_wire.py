@@ -1,0 +1,104 @@
+"""Requests and answers as JSON."""
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Annotated, Any
+
+import numpy as np
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from raystitch.data.episodes import Floats
+from raystitch.endpoint.config import LimitsConfig
+from raystitch.endpoint.problems import invalid
+from raystitch.endpoint.request import (
+    GivenTrajectory,
+    Options,
+    Role,
+    Sizes,
+    StitchRequest,
+    check_length,
+    check_options,
+    check_rows,
+    finite_float32,
+    validation_problem,
+)
+
+MEDIA_TYPE = "application/json"
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+# Fail fast: a million wrong numbers are one error.
+Row = Annotated[list[Number], Field(fail_fast=True)]
+Rows = Annotated[list[Row], Field(fail_fast=True)]
+
+
+class TrajectoryBody(BaseModel):
+    """T states of size O and, where known, T - 1 actions of size A and T - 1 rewards."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    observations: Rows = Field(description="T states of O numbers, raw units.")
+    actions: Rows | None = Field(None, description="T - 1 actions of A numbers; null: inferred from the states.")
+    rewards: Row | None = Field(None, description="T - 1 rewards; null: inferred by the reward model.")
+    terminated: bool = Field(
+        False, description="The environment ended the episode: the source is then not left near its end."
+    )
+
+
+class StitchBody(BaseModel):
+    """A request of `POST /v1/stitch`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    source: TrajectoryBody
+    target: TrajectoryBody
+    options: Options = Options()  # pyright: ignore[reportCallIssue]
+
+
+def read_json_request(body: bytes, sizes_of: Callable[[str], Sizes], limits: LimitsConfig) -> StitchRequest:
+    """A checked request.
+
+    Args:
+        sizes_of: a model's sizes by its name; raises Problem for names that it does not know.
+
+    Raises:
+        Problem: 400 for what is no JSON, 422 naming the field and the first bad index.
+    """
+    try:
+        read = StitchBody.model_validate_json(body)
+    except ValidationError as error:
+        raise validation_problem(error) from None
+    sizes = sizes_of(read.options.model)
+    check_options(read.options, sizes, limits)
+    return StitchRequest(
+        source=_trajectory("source", read.source, sizes, limits),
+        target=_trajectory("target", read.target, sizes, limits),
+        options=read.options,
+    )
+
+
+def _trajectory(role: Role, body: TrajectoryBody, sizes: Sizes, limits: LimitsConfig) -> GivenTrajectory:
+    num_states = len(body.observations)
+    check_length(role, num_states, limits)
+    actions = rewards = None
+    observations = _matrix(f"{role}.observations", body.observations, sizes.obs_dim)
+    if body.actions is not None:
+        check_rows(f"{role}.actions", len(body.actions), num_states)
+        actions = _matrix(f"{role}.actions", body.actions, sizes.act_dim)
+    if body.rewards is not None:
+        check_rows(f"{role}.rewards", len(body.rewards), num_states)
+        rewards = finite_float32(f"{role}.rewards", np.array(body.rewards, np.float64))
+    return GivenTrajectory(observations=observations, actions=actions, rewards=rewards, terminated=body.terminated)
+
+
+def _matrix(field: str, rows: Sequence[Sequence[float]], width: int) -> Floats:
+    for index, row in enumerate(rows):
+        if len(row) != width:
+            raise invalid(f"{field}[{index}]", f"has {len(row)} numbers, the model needs {width}")
+    flat = np.fromiter(chain.from_iterable(rows), np.float64, len(rows) * width)
+    return finite_float32(field, flat.reshape(len(rows), width))
+
+
+def write_json(content: Any) -> bytes:
+    """Compact JSON; numpy arrays as lists, shortest digits of float32, null for what is not finite."""
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)

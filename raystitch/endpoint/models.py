@@ -1,0 +1,156 @@
+"""The bundles that an endpoint serves, by name, and what it says about them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.data.load import load_dataset, parse_ref
+from raystitch.endpoint.config import EndpointConfig, LimitsConfig, ModelConfig
+from raystitch.endpoint.problems import Problem, invalid
+from raystitch.endpoint.request import Sizes
+from raystitch.errors import UserError
+from raystitch.models.bundle import Bundle
+from raystitch.pipeline.figures import maze_cells, principal_axes
+from raystitch.stitching.config import StitchConfig
+from raystitch.stitching.stitcher import Stitcher
+
+SHOWN_QUANTILES = (50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
+_VIEW_STATES = 50_000
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """One bundle, ready to stitch. Requests keep the one that they began with, whatever is loaded meanwhile.
+
+    Attributes:
+        error: why the latest attempt to read it again failed; the one before is served on.
+    """
+
+    name: str
+    bundle: Bundle
+    stitcher: Stitcher
+    dataset: EpisodeDataset | None
+    error: str | None = field(default=None)
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        diffusion = self.bundle.config.diffusion
+        return Sizes(self.bundle.obs_dim, self.bundle.act_dim, diffusion.gap_min, diffusion.gap_max)
+
+    @cached_property
+    def _view(self) -> dict[str, Any]:
+        """How the studio draws states."""
+        bundle = self.bundle
+        if bundle.env is not None and "PointMaze" in bundle.env.env_id:
+            walls, marks = maze_cells(bundle.env)
+            shown = [{"kind": kind, "x": x, "y": y} for kind, x, y in marks]
+            return {"kind": "maze", "dims": [0, 1], "walls": walls, "marks": shown}
+        active, axes = bundle.normalizer.active, np.zeros((2, bundle.obs_dim))
+        if self.dataset is None:
+            for row, dim in enumerate(np.flatnonzero(active)[:2]):
+                axes[row, dim] = 1
+        else:
+            states = self.dataset.observations[:: max(1, len(self.dataset.observations) // _VIEW_STATES)]
+            standardised = bundle.normalizer.encode(states)[:, active].astype(np.float64)
+            axes[:, active] = principal_axes(standardised).T
+        return {"kind": "components", "mean": bundle.normalizer.mean, "std": bundle.normalizer.std, "axes": axes}
+
+    def describe(self, limits: LimitsConfig) -> dict[str, Any]:
+        """What ``/v1/models/NAME`` says, as JSON with numpy arrays for lists."""
+        bundle, dataset, calibration = self.bundle, self.dataset, self.bundle.calibration
+        thresholds = [calibration.threshold(f"q{quantile:g}", calibration.gaps) for quantile in SHOWN_QUANTILES]
+        default = self.stitcher.config.qualify.delta
+        return {
+            "name": self.name,
+            "hash": bundle.hash,
+            "obs_dim": bundle.obs_dim,
+            "act_dim": bundle.act_dim,
+            "action_low": bundle.action_low,
+            "action_high": bundle.action_high,
+            "gap_min": self.sizes.gap_min,
+            "gap_max": self.sizes.gap_max,
+            "gamma": bundle.gamma,
+            "env_id": None if bundle.env is None else bundle.env.env_id,
+            "dataset": None if dataset is None else {"ref": dataset.name, "num_episodes": dataset.num_episodes},
+            "delta": {
+                "default": "off" if default is None else default,
+                "gaps": calibration.gaps,
+                "quantiles": SHOWN_QUANTILES,
+                "values": np.ascontiguousarray(np.stack(thresholds, axis=1)),
+            },
+            "view": self._view,
+            "limits": {
+                "max_steps": limits.max_steps,
+                "max_candidates": limits.max_candidates,
+                "max_body_bytes": limits.max_body_bytes,
+                "deadline_seconds": limits.deadline_seconds,
+            },
+            "error": self.error,
+        }
+
+
+def load_model(name: str, config: ModelConfig, stitch: StitchConfig, device: str) -> ServedModel:
+    """Reads a bundle, and its dataset where one is named.
+
+    Raises:
+        UserError: a bundle or dataset that cannot be read, or that do not belong together.
+    """
+    bundle = Bundle.load(config.stitcher, device)
+    dataset = None
+    if config.dataset is not None:
+        env = config.env or (bundle.env.env_id if bundle.env is not None else None)
+        dataset = load_dataset(config.dataset, env_id=env if parse_ref(config.dataset)[0] == "d4rl" else None)
+        bundle.check_dataset(dataset)
+    return ServedModel(name, bundle, Stitcher(bundle, stitch), dataset)
+
+
+class Models:
+    """The models served now. ``load`` replaces them all at once."""
+
+    def __init__(self) -> None:
+        self._served: Mapping[str, ServedModel] = {}
+
+    def __iter__(self) -> Any:
+        return iter(self._served.values())
+
+    def __len__(self) -> int:
+        return len(self._served)
+
+    def load(self, config: EndpointConfig) -> None:
+        """Reads all bundles of the configuration, then serves them. One that cannot be read leaves the one of its name
+        in service, with the error beside it.
+
+        Raises:
+            UserError: when there is no model of that name to fall back to.
+        """
+        fresh: dict[str, ServedModel] = {}
+        for name, model in config.models.items():
+            try:
+                fresh[name] = load_model(name, model, config.stitch, config.device)
+            except UserError as error:
+                before = self._served.get(name)
+                if before is None:
+                    raise
+                fresh[name] = ServedModel(name, before.bundle, before.stitcher, before.dataset, error=str(error))
+        self._served = fresh
+
+    def get(self, name: str, *, field: str | None = None) -> ServedModel:
+        """The model of a name.
+
+        Args:
+            field: of the request that names it; None where it is part of the address.
+
+        Raises:
+            Problem: 422 (404 for an address) with the names there are.
+        """
+        model = self._served.get(name)
+        if model is not None:
+            return model
+        known = ", ".join(sorted(self._served)) or "none"
+        if field is None:
+            raise Problem(404, f"there is no model {name[:64]!r}; there is: {known}")
+        raise invalid(field, f"there is no model {name[:64]!r}; there is: {known}")

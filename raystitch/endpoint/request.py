@@ -1,0 +1,156 @@
+"""What a request may say: options, two trajectories; and the checks that both formats of the wire share.
+
+Legend: O observation size, A action size, T states of a trajectory.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from raystitch.data.episodes import Floats
+from raystitch.endpoint.config import DEFAULT_MODEL, LimitsConfig
+from raystitch.endpoint.problems import FieldError, Problem, invalid
+
+MAX_SEED = 2**53 - 1
+"""The largest whole number that JSON readers everywhere keep exact."""
+Role = Literal["source", "target"]
+ROLES: tuple[Role, Role] = ("source", "target")
+_MAX_FIELD = 200
+
+
+class Options(BaseModel):
+    """How the two trajectories are stitched."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    delta: (
+        Annotated[float, Field(ge=0, allow_inf_nan=False)]
+        | Annotated[str, Field(pattern=r"^(off|q([0-9]{1,2}(\.[0-9]{1,6})?|100))$")]
+        | None
+    ) = Field(
+        None,
+        description="Largest residual of an accepted bridge (squared L2, standardised units): a number, a quantile of "
+        "real data such as `q99`, or `off`. null takes what the model is configured with.",
+    )
+    gap: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+        None,
+        description="States to generate; null lets the models choose. The model's `gap_min` and `gap_max` bound it.",
+    )
+    num_candidates: int = Field(16, ge=1, description="Bridges to try; the best is returned.")
+    return_all: bool = Field(False, description="Return all candidates, the best first.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Same request and seed, same answer.")
+    cut: Literal["best", "ends"] = Field(
+        "best",
+        description="`best` finds where to leave the source and enter the target; `ends` joins the source's end to the "
+        "target's start.",
+    )
+    model: str = Field(DEFAULT_MODEL, min_length=1, max_length=64, description="Name of a model of `/v1/models`.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GivenTrajectory:
+    """observations: float32 [T, O]; actions: float32 [T - 1, A]; rewards: float32 [T - 1]; None where left out."""
+
+    observations: Floats
+    actions: Floats | None
+    rewards: Floats | None
+    terminated: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StitchRequest:
+    """A request whose shapes and numbers are right for its model."""
+
+    source: GivenTrajectory
+    target: GivenTrajectory
+    options: Options
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a model's trajectories look like."""
+
+    obs_dim: int
+    act_dim: int
+    gap_min: int
+    gap_max: int
+
+
+def check_options(options: Options, sizes: Sizes, limits: LimitsConfig, prefix: str = "options") -> None:
+    """What depends on the model and on this endpoint's limits.
+
+    Raises:
+        Problem: 422.
+    """
+    if options.num_candidates > limits.max_candidates:
+        raise invalid(
+            f"{prefix}.num_candidates", f"{options.num_candidates} is more than {limits.max_candidates}, the limit here"
+        )
+    if options.gap is not None and not sizes.gap_min <= options.gap <= sizes.gap_max:
+        raise invalid(
+            f"{prefix}.gap",
+            f"{options.gap} is outside {sizes.gap_min}..{sizes.gap_max}, which the model {options.model!r} was "
+            "fitted on",
+        )
+
+
+def check_length(role: Role, num_states: int, limits: LimitsConfig) -> None:
+    """Raises: Problem 422 for a trajectory that is too short or too long."""
+    field = f"{role}.observations"
+    if num_states < 2:
+        raise invalid(field, f"has {num_states} state{'s' if num_states != 1 else ''}, a trajectory needs at least 2")
+    if num_states > limits.max_steps:
+        raise invalid(field, f"has {num_states} states, more than {limits.max_steps}, the limit here")
+
+
+def finite_float32(field: str, values: NDArray[Any]) -> Floats:
+    """The values as float32.
+
+    Raises:
+        Problem: 422 that names the first one that is not a finite float32.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = np.ascontiguousarray(values, np.float32)
+    bad = np.argwhere(~np.isfinite(narrow))
+    if len(bad):
+        index = tuple(int(i) for i in bad[0])
+        place = field + "".join(f"[{i}]" for i in index)
+        raise invalid(place, f"{values[index]} is not a finite float32")
+    return narrow
+
+
+def check_rows(field: str, num_rows: int, num_states: int) -> None:
+    """Raises: Problem 422 unless there is one row per transition."""
+    if num_rows != num_states - 1:
+        raise invalid(
+            field,
+            f"has {num_rows} rows, expected {num_states - 1}: one for each transition between {num_states} states",
+        )
+
+
+def validation_problem(error: ValidationError, prefix: str = "") -> Problem:
+    """400 for text that is no JSON, 422 otherwise, naming each field."""
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    if details[0]["type"] == "json_invalid":
+        return Problem(400, f"the body is not JSON: {details[0]['msg'].removeprefix('Invalid JSON: ')}")
+    errors = [
+        FieldError(_path(prefix, detail["loc"]), detail["msg"][:1].lower() + detail["msg"][1:])
+        for detail in details[:8]
+    ]
+    return Problem(422, f"{errors[0].field}: {errors[0].message}", errors)
+
+
+def _path(prefix: str, loc: tuple[int | str, ...]) -> str:
+    """``source.observations[3][1]``; the alternatives of a union are not part of it."""
+    path = prefix
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part in ("float", "str", "int", "constrained-str") or "[" in part:
+            continue
+        else:
+            path += f".{part}" if path else part
+    return (path or "body")[:_MAX_FIELD]

@@ -1,0 +1,112 @@
+"""The token, request ids and headers: one ASGI layer around everything else."""
+
+import hmac
+import logging
+import os
+import re
+import secrets
+from pathlib import Path
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raystitch.endpoint.problems import Problem
+from raystitch.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "RAYSTITCH_TOKEN", "RAYSTITCH_TOKEN_FILE"
+_PROTECTED = ("/v1/", "/metrics")
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'",
+}
+
+
+def read_token() -> str | None:
+    """The token of the environment: ``RAYSTITCH_TOKEN``, or what the file ``RAYSTITCH_TOKEN_FILE`` holds.
+
+    Raises:
+        UserError: both are set, the file cannot be read, or the token is empty or not printable ASCII.
+    """
+    token, file = os.environ.get(TOKEN_VARIABLE), os.environ.get(TOKEN_FILE_VARIABLE)
+    if token is not None and file is not None:
+        raise UserError(f"{TOKEN_VARIABLE} and {TOKEN_FILE_VARIABLE} are both set; unset one")
+    where = TOKEN_VARIABLE
+    if file is not None:
+        where = f"{TOKEN_FILE_VARIABLE}={file}"
+        try:
+            token = Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if token is None:
+        return None
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise UserError(f"{where}: the token must be printable ASCII without spaces, and not empty")
+    return token
+
+
+class Guard:
+    """Asks for the token where there is one, gives every request an id, and every answer its id and headers.
+
+    Args:
+        token: None lets everybody in.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self._app = app
+        self._token = None if token is None else token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def finish(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                out = MutableHeaders(scope=message)
+                out["X-Request-ID"] = request_id
+                for name, value in _HEADERS.items():
+                    out.setdefault(name, value)
+                if scope["path"].startswith("/v1/"):
+                    out.setdefault("Cache-Control", "no-store")
+                logger.info("%s %s %s %s", request_id, scope["method"], scope["path"], message["status"])
+            await send(message)
+
+        try:
+            self._check(scope, headers)
+            await self._app(scope, receive, finish)
+        except Problem as problem:
+            await problem.response(request_id)(scope, receive, finish)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            if started:
+                raise
+            problem = Problem(503, "the request failed unexpectedly; it was logged under this id")
+            await problem.response(request_id)(scope, receive, finish)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        # A browser asks with OPTIONS, and without a token, whether it may ask.
+        if self._token is None or scope["method"] == "OPTIONS" or not scope["path"].startswith(_PROTECTED):
+            return
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        # Compared in constant time, also when there is none.
+        right = hmac.compare_digest(token.strip().encode("utf-8", "surrogateescape"), self._token)
+        if scheme.lower() != "bearer" or not right:
+            raise Problem(
+                401,
+                "this endpoint needs a token: send the header `Authorization: Bearer TOKEN`",
+                headers={"WWW-Authenticate": 'Bearer realm="raystitch"'},
+            )
