@@ -1,0 +1,135 @@
+// The threshold: a logarithmic slider with every candidate on it, where its largest residual lies.
+
+import { quantilesAt, thresholdFor } from "./accept.js";
+import { $, h, svg } from "./dom.js";
+import { format, logTicks, logarithmic } from "./scale.js";
+
+const STEPS = 500; // positions of the slider; one more is "off"
+const THUMB = 20;
+const ROWS = 5;
+const HEIGHT = 74;
+
+export class Strip {
+  // `on.delta(value)` while sliding, `on.select(index)` for a candidate.
+  constructor(root, on) {
+    this.on = on;
+    this.dots = h("div", { class: "dots", role: "listbox", tabindex: 0, "aria-label": "Candidates by largest residual", hidden: true });
+    this.plot = svg("svg", { class: "strip-plot", "aria-hidden": "true" });
+    this.slider = h("input", { type: "range", id: "delta", min: 0, max: STEPS + 1, step: 1, oninput: () => this.#slid() });
+    this.marks = h("div", { class: "marks", role: "group", "aria-label": "Quantiles of real steps" });
+    root.replaceChildren(h("div", { class: "strip" }, this.plot, this.dots, this.slider, this.marks));
+    this.root = root;
+    this.dots.addEventListener("keydown", (event) => this.#key(event));
+  }
+
+  #slid() {
+    const at = Number(this.slider.value);
+    if (at > STEPS) return this.on.delta("off");
+    const mark = this.known.find(([, value]) => this.#position(value) === at);
+    return this.on.delta(mark ? `q${mark[0]}` : Number(this.#value(at).toPrecision(3)));
+  }
+
+  #value = (at) => this.low * (this.high / this.low) ** (at / STEPS);
+
+  #position = (value) => Math.min(STEPS, Math.max(0, Math.round((STEPS * Math.log(value / this.low)) / Math.log(this.high / this.low))));
+
+  #key(event) {
+    const move = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    const { state } = this;
+    if (!state?.candidates) return;
+    const order = this.sorted;
+    let to = order.indexOf(state.selected) + (move ?? 0);
+    if (event.key === "Home") to = 0;
+    else if (event.key === "End") to = order.length - 1;
+    else if (!move) return;
+    event.preventDefault();
+    this.on.select(order[Math.min(order.length - 1, Math.max(0, to))]);
+  }
+
+  // state: { model, delta, gap, candidates | null, verdicts, selected }
+  draw(state) {
+    this.state = state;
+    const { model, delta, gap, candidates } = state;
+    this.known = quantilesAt(model, gap).filter(([, value]) => value > 0);
+    const values = this.known.map(([, value]) => value);
+    if (typeof delta === "number" && delta > 0) values.push(delta);
+    const largest = (candidates ?? []).map(({ residual_max: residual }) => residual).filter((residual) => residual > 0);
+    values.push(...largest);
+    this.low = values.length ? Math.min(...values) / 1.6 : 1e-4;
+    this.high = values.length ? Math.max(...values) * 1.6 : 1;
+    this.#drawPlot(state);
+    this.#drawDots(state);
+    const threshold = thresholdFor(delta, gap, model);
+    this.slider.value = delta === "off" ? STEPS + 1 : this.#position(Math.max(threshold, this.low));
+    const words = delta === "off" ? "off: every residual is accepted" : `${format(threshold)}${typeof delta === "string" ? `, ${delta} of real steps at gap ${gap}` : ""}`;
+    this.slider.setAttribute("aria-valuetext", words);
+    $("delta-value").textContent = delta === "off" ? "off" : typeof delta === "string" ? `${format(threshold)} = ${delta} at gap ${gap}` : format(threshold);
+  }
+
+  #drawPlot({ delta, gap, model }) {
+    const width = Math.max(220, this.root.clientWidth);
+    this.inner = width - THUMB - 46; // the end of the slider is "off"
+    const x = logarithmic([this.low, this.high], [THUMB / 2, THUMB / 2 + this.inner]);
+    // The slider's own travel ends at "off": its positions 0..STEPS lie on the axis.
+    this.slider.style.width = `${THUMB + (this.inner * (STEPS + 1)) / STEPS}px`;
+    this.x = x;
+    const threshold = thresholdFor(delta, gap, model);
+    const cut = Number.isFinite(threshold) ? Math.min(x(threshold), width) : width;
+    const nodes = [svg("rect", { class: "zone", x: 0, y: 0, width: Math.max(0, cut), height: HEIGHT, rx: 6 })];
+    for (const value of logTicks(this.low, this.high)) nodes.push(svg("line", { class: "grid", x1: x(value), x2: x(value), y1: 0, y2: HEIGHT }));
+    if (Number.isFinite(threshold)) nodes.push(svg("line", { class: "delta-line", x1: cut, x2: cut, y1: 0, y2: HEIGHT + 12 }));
+    if (!this.state.candidates) nodes.push(svg("text", { class: "promise", x: 12, y: HEIGHT / 2 + 4, text: "Each candidate will be a dot: left of the line it is accepted" }));
+    this.plot.setAttribute("viewBox", `0 0 ${width} ${HEIGHT + 12}`);
+    this.plot.setAttribute("height", HEIGHT + 12);
+    this.plot.setAttribute("width", width);
+    this.plot.replaceChildren(...nodes);
+    this.marks.replaceChildren(...this.#markButtons(width, x));
+  }
+
+  #markButtons(width, x) {
+    const { delta } = this.state;
+    let free = [-Infinity, -Infinity]; // right end of the last label in each of two rows
+    const place = (text, value, at, title) => {
+      const row = at - free[0] > 26 ? 0 : 1;
+      free = row === 0 ? [at + 18, free[1]] : [free[0], at + 18];
+      const button = h("button", { type: "button", class: `mark row${row}`, "aria-pressed": String(delta === value), title, text, onclick: () => this.on.delta(value) });
+      button.style.left = `${at}px`;
+      return button;
+    };
+    const buttons = this.known.map(([quantile, value]) =>
+      place(`q${quantile}`, `q${quantile}`, x(value), `${quantile} % of real stretches of this length have a largest residual below ${format(value)}`));
+    buttons.push(place("off", "off", width - 22, "No threshold: residuals reject nothing"));
+    return buttons;
+  }
+
+  #drawDots({ candidates, verdicts, selected }) {
+    this.dots.hidden = !candidates;
+    if (!candidates) return;
+    const at = (index) => (candidates[index].residual_max > 0 ? this.x(candidates[index].residual_max) : this.x(this.high));
+    this.sorted = candidates.map((_, index) => index).sort((a, b) => at(a) - at(b) || a - b);
+    const ends = Array(ROWS).fill(-Infinity);
+    const nodes = [];
+    for (const index of this.sorted) {
+      const x = at(index);
+      let row = ends.findIndex((end) => x - end >= 13);
+      if (row < 0) row = ends.indexOf(Math.min(...ends));
+      ends[row] = x;
+      const { accepted, reason, failed } = verdicts[index];
+      const kind = accepted ? "ok" : failed.includes("residual") ? "no" : "other";
+      const dot = h("div", {
+        role: "option",
+        id: `candidate-${index}`,
+        class: `dot ${kind}`,
+        "data-candidate": index,
+        "aria-selected": String(index === selected),
+        "aria-label": `Candidate ${index + 1}: ${candidates[index].gap} states, largest residual ${format(candidates[index].residual_max)}, ${accepted ? "accepted" : `rejected by ${reason}`}`,
+        onclick: () => this.on.select(index),
+      });
+      dot.style.left = `${x}px`;
+      dot.style.bottom = `${6 + row * 13}px`;
+      nodes.push(dot);
+    }
+    this.dots.replaceChildren(...nodes);
+    this.dots.setAttribute("aria-activedescendant", `candidate-${selected}`);
+  }
+}
