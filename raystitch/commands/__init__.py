@@ -1,6 +1,6 @@
 """The commands behind ``raystitch``, a file per group; each file imports what it runs only when it runs it."""
 
-from raystitch.commands import augment, bench, buffer, data, export, fit, sweep, train, validate
+from raystitch.commands import augment, bench, buffer, data, export, fit, serve, sweep, train, validate
 
 COMMANDS = (
     data.register,
@@ -13,6 +13,7 @@ COMMANDS = (
     train.register_evaluate,
     sweep.register,
     sweep.register_report,
+    serve.register,
     bench.register,
 )
 """In the order of the work, which is the order of ``raystitch --help``."""

@@ -87,14 +87,15 @@ def make_answer(
 
 def rank(candidates: Candidates, accepted: Bools, source: Episode, gamma: float) -> Ints:
     """The rows, best first: accepted ones by the discounted return of the whole stitched trajectory (pessimistic, as
-    the candidates have it), then the others by their largest residual."""
+    the candidates have it) and, where that is the same, by their largest residual; then the others by that alone."""
     discounts = gamma ** np.arange(len(source.rewards) + 1, dtype=np.float64)
     collected = np.concatenate([[0.0], np.cumsum(source.rewards * discounts[:-1])])
     steps = candidates.source_step
     total = collected[steps] + discounts[steps] * candidates.return_stitched
-    score = np.where(accepted, -total, np.nan_to_num(candidates.residual_max, nan=np.inf))
+    residual = np.nan_to_num(candidates.residual_max, nan=np.inf)
     # Rounded, so that what differs by rounding alone keeps its order whatever it was computed with.
-    return np.lexsort((np.arange(len(score)), _significant(score), ~accepted))
+    score = _significant(np.where(accepted, -total, residual))
+    return np.lexsort((np.arange(len(score)), _significant(residual), score, ~accepted))
 
 
 def _significant(values: np.ndarray[Any, Any], digits: int = 4) -> np.ndarray[Any, Any]:

@@ -1,7 +1,7 @@
 """The endpoint as a FastAPI application: routes, and nothing that they could do without HTTP."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -28,19 +28,20 @@ _VIEWER = Path(fastapi_offline.__file__).parent / "static"
 _COMPRESS_FROM = 16 * 1024
 
 
-def create_app(endpoint: Endpoint, token: str | None = None, *, on_close: Callable[[], None] | None = None) -> ASGIApp:
+def create_app(endpoint: Endpoint, token: str | None = None, *, behind_serve: bool = False) -> ASGIApp:
     """The ASGI application.
 
     Args:
         token: what callers must show; None lets everybody in.
-        on_close: called when the server ends the application; by default the endpoint is closed.
+        behind_serve: Ray Serve's proxy writes the request's id into the answer, and its replica ends the endpoint.
     """
     config = endpoint.config
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(on_close or endpoint.close)
+        if not behind_serve:
+            await asyncio.to_thread(endpoint.close)
 
     app = FastAPI(title="raystitch", version=version("raystitch"), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(GZipMiddleware, minimum_size=_COMPRESS_FROM, compresslevel=1)
@@ -65,7 +66,7 @@ def create_app(endpoint: Endpoint, token: str | None = None, *, on_close: Callab
         return app.openapi_schema
 
     app.openapi = openapi
-    return Guard(app, token)
+    return Guard(app, token, sends_id=not behind_serve)
 
 
 def _add_errors(app: FastAPI) -> None:

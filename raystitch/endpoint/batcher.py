@@ -88,6 +88,11 @@ class Batcher:
         """Candidates that wait or are computed."""
         return self._num_queued
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread works, or was closed."""
+        return self._closed or self._thread.is_alive()
+
     async def stitch(self, model: ServedModel, request: StitchRequest, request_id: str, deadline: float) -> Stitched:
         """Waits for the request's turn.
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
+from pydantic_core import PydanticCustomError
 
 from raystitch.data.episodes import Floats
 from raystitch.endpoint.config import DEFAULT_MODEL, LimitsConfig
@@ -48,6 +49,15 @@ class Options(BaseModel):
         "target's start.",
     )
     model: str = Field(DEFAULT_MODEL, min_length=1, max_length=64, description="Name of a model of `/v1/models`.")
+
+    @field_validator("delta", mode="wrap")
+    @classmethod
+    def _one_message(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        """One error instead of one for each alternative."""
+        try:
+            return check(value)
+        except ValidationError:
+            raise PydanticCustomError("delta", "use a number >= 0, a quantile such as q99, or off") from None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,13 +154,11 @@ def validation_problem(error: ValidationError, prefix: str = "") -> Problem:
 
 
 def _path(prefix: str, loc: tuple[int | str, ...]) -> str:
-    """``source.observations[3][1]``; the alternatives of a union are not part of it."""
+    """``source.observations[3][1]``."""
     path = prefix
     for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part in ("float", "str", "int", "constrained-str") or "[" in part:
-            continue
         else:
             path += f".{part}" if path else part
     return (path or "body")[:_MAX_FIELD]

@@ -56,10 +56,12 @@ class Guard:
 
     Args:
         token: None lets everybody in.
+        sends_id: False where a proxy before this writes the id into the answer, as Serve's does.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
+    def __init__(self, app: ASGIApp, token: str | None, *, sends_id: bool = True) -> None:
         self._app = app
+        self._sends_id = sends_id
         self._token = None if token is None else token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +79,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 started = True
                 out = MutableHeaders(scope=message)
-                out["X-Request-ID"] = request_id
+                if self._sends_id:
+                    out["X-Request-ID"] = request_id
                 for name, value in _HEADERS.items():
                     out.setdefault(name, value)
                 if scope["path"].startswith("/v1/"):

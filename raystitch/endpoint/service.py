@@ -38,7 +38,8 @@ class Endpoint:
     """What the routes share.
 
     Attributes:
-        receiving: requests that are being read. stopping: nothing new is taken on.
+        receiving: requests that are being read. ongoing: those that are not answered yet.
+        stopping: nothing new is taken on.
         scrape: the metrics as Prometheus text; None where there are none.
     """
 
@@ -47,6 +48,7 @@ class Endpoint:
     recorder: Recorder = field(default_factory=NoRecorder)
     scrape: Scrape | None = None
     receiving: int = 0
+    ongoing: int = 0
     stopping: bool = False
 
     def __post_init__(self) -> None:
@@ -59,7 +61,13 @@ class Endpoint:
             return work(*args)
         return await asyncio.get_running_loop().run_in_executor(self._workers, work, *args)
 
+    def configure(self, config: EndpointConfig) -> None:
+        """Other settings from the next request on."""
+        self.config = config
+        self.batcher.config = config.batching
+
     def close(self) -> None:
+        """Ends the threads; what is being computed is finished."""
         self.stopping = True
         self.batcher.close()
         self._workers.shutdown(wait=False)
@@ -73,7 +81,8 @@ class Endpoint:
 
     async def stitch(self, request: Request) -> Response:
         """One request of ``/v1/stitch``."""
-        begun, outcome = time.monotonic(), "400"
+        begun, outcome = time.monotonic(), "fault"
+        self.ongoing += 1
         try:
             answer, writer, media_type = await self._answer(request)
             outcome = "accepted" if answer.summary["accepted"] else "rejected"
@@ -86,6 +95,7 @@ class Endpoint:
             outcome = "disconnected"
             raise
         finally:
+            self.ongoing -= 1
             self.recorder.answered(outcome, time.monotonic() - begun)
 
     async def _answer(self, request: Request) -> tuple[Answer, Callable[[Answer], bytes], str]:

@@ -1,0 +1,138 @@
+"""``raystitch serve``: the endpoint and the studio."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raystitch.commands.options import Subparsers, add_command, add_device, count, require_folder
+from raystitch.errors import UserError
+
+if TYPE_CHECKING:
+    from raystitch.endpoint.config import EndpointConfig, ModelConfig
+
+
+def register(subparsers: Subparsers) -> None:
+    parser = add_command(
+        subparsers,
+        "serve",
+        _serve,
+        help="answer requests over HTTP: two trajectories in, the bridge between them out; the studio is its page",
+        example="raystitch serve --stitcher stitcher --dataset demo:pointmaze --port 8000",
+    )
+    parser.add_argument(
+        "--stitcher",
+        action="append",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="bundle of `raystitch fit`; repeatable with names (default: the demo's, fitted first if there is none)",
+    )
+    parser.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="[NAME=]REF",
+        help="the dataset that the bundle was fitted on, for the studio (default: none; the demo's with the demo)",
+    )
+    parser.add_argument("--env", metavar="ENV_ID", help="environment of D4RL files that do not record it")
+    parser.add_argument("--host", default="127.0.0.1", metavar="H", help="where to listen (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=8000, metavar="P", help="default: %(default)s")
+    parser.add_argument(
+        "--replicas", type=_replicas, default=(1, 1), metavar="N", help="or MIN:MAX to add and remove them (default: 1)"
+    )
+    parser.add_argument("--num-cpus", type=_share, default=1.0, metavar="C", help="of one replica (default: 1)")
+    parser.add_argument("--num-gpus", type=_share, default=0.0, metavar="G", help="of one replica (default: 0)")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of the endpoint's settings (see docs/endpoint.md)")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a setting; repeatable")
+    add_device(parser)
+    parser.add_argument("--address", metavar="A", help="Ray cluster to use (default: this machine)")
+
+
+def _port(text: str) -> int:
+    value = count(text)
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"must be at most 65535, got {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    """A fraction of one, or a whole number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not (0 <= value <= 1 or (value > 1 and value.is_integer())):
+        raise argparse.ArgumentTypeError(f"must be in 0..1 or a whole number, got {text}")
+    return value
+
+
+def _replicas(text: str) -> tuple[int, int]:
+    """``2`` or ``1:4`` as (least, most)."""
+    least, _, most = text.rpartition(":")
+    low, high = count(least or most), count(most)
+    if low > high:
+        raise argparse.ArgumentTypeError(f"must be MIN:MAX with MIN <= MAX, got {text}")
+    return low, high
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from raystitch.config_file import load_config
+    from raystitch.console import say
+    from raystitch.endpoint.config import EndpointConfig
+
+    config = load_config(args.config, EndpointConfig, args.set)
+    config = replace(config, device=args.device if args.device != "auto" else config.device)
+    config = replace(config, models=_models(args, config))
+    from raystitch.cluster.serve import with_demo
+    from raystitch.cluster.serve_run import run_endpoint
+
+    config = with_demo(config)
+
+    def ready(url: str) -> None:
+        named = ", ".join(f"{name} ({model.stitcher})" for name, model in config.models.items())
+        say(f"serving {named}\nstudio {url}/  requests {url}/v1/stitch  reference {url}/docs  Ctrl-C stops")
+
+    run_endpoint(
+        config,
+        host=args.host,
+        port=args.port,
+        replicas=args.replicas,
+        num_cpus=args.num_cpus,
+        num_gpus=args.num_gpus,
+        address=args.address,
+        ready=ready,
+    )
+
+
+def _models(args: argparse.Namespace, config: "EndpointConfig") -> "dict[str, ModelConfig]":
+    """The configuration's models and those of the arguments; folders are absolute, for replicas work elsewhere."""
+    from raystitch.endpoint.config import DEFAULT_MODEL, ModelConfig
+
+    given = _by_name("--stitcher", args.stitcher, DEFAULT_MODEL)
+    datasets = _by_name("--dataset", args.dataset, DEFAULT_MODEL)
+    models = dict(config.models)
+    for name, folder in given.items():
+        models[name] = ModelConfig(stitcher=folder)
+    for name, ref in datasets.items():
+        if name not in models:
+            known = ", ".join(models) or "none"
+            raise UserError(f"--dataset {name}={ref} names no stitcher; there is: {known}")
+        models[name] = replace(models[name], dataset=ref)
+    for name, model in models.items():
+        folder = require_folder(model.stitcher, "a stitcher bundle (made by `raystitch fit`)", "stitcher.json")
+        models[name] = replace(model, stitcher=str(folder.absolute()), env=args.env or model.env)
+    return models
+
+
+def _by_name(option: str, values: Sequence[str], default: str) -> dict[str, str]:
+    """``NAME=VALUE``, or a bare value for the default name."""
+    found: dict[str, str] = {}
+    for value in values:
+        name, separator, rest = value.partition("=")
+        if not separator or "/" in name or ":" in name or Path(value).exists():
+            name, rest = default, value
+        if name in found:
+            raise UserError(f"{option} {value}: {name} is there twice; name each, as in {option} NAME={rest}")
+        found[name] = rest
+    return found
