@@ -53,6 +53,11 @@ function map(scene, width) {
         backdrop.push(svg("rect", { class: name, x: left, y: top, width: right - left, height: bottom - top }));
       }
     }
+    for (const { kind, x, y } of view.marks ?? []) {
+      backdrop.push(svg("g", { class: `place ${kind}`, transform: `translate(${frame.x(x).toFixed(1)} ${frame.y(y).toFixed(1)})` },
+        svg("circle", { r: (0.3 * frame.unit).toFixed(1) }),
+        svg("text", { y: 4, "text-anchor": "middle", text: kind })));
+    }
   } else {
     // Components have no common unit with the window: fill it.
     const [xs, ys] = bounds;
@@ -63,7 +68,7 @@ function map(scene, width) {
     };
     backdrop.push(...axes(width, height, xs, ys, x, y, ["component 1 →", "↑ component 2"]));
   }
-  return { height, panels: [{ xy, width, top: 0, backdrop, labels: true, dot: isClose ? 5 : 4 }] };
+  return { height, panels: [{ xy, width, top: 0, backdrop, labels: true, dot: isClose ? 5 : 4, near: isClose ? scene.candidate.gap + 6 : Infinity }] };
 }
 
 function series(scene, width) {
@@ -87,7 +92,7 @@ function series(scene, width) {
     const [low, high] = values.length ? extent(values) : [-1, 1];
     const pad = (high - low) * 0.12 || 0.5;
     const y = linear([low - pad, high + pad], [PANEL - 14, 10]);
-    const backdrop = ticks(low, high, 2).flatMap((value) => [
+    const backdrop = ticks(low, high, 3).flatMap((value) => [
       svg("line", { class: "grid", x1: left, x2: width, y1: y(value), y2: y(value) }),
       svg("text", { class: "tick", x: left - 6, y: y(value) + 4, "text-anchor": "end", text: format(value) }),
     ]);

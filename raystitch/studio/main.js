@@ -7,7 +7,7 @@ import { $, h, onWidth } from "./dom.js";
 import { readHash, writeHash } from "./link.js";
 import { Options } from "./options.js";
 import { defaultPair } from "./pick.js";
-import { Picker, TITLES } from "./picker.js";
+import { Picker } from "./picker.js";
 import { announcement, emptyVerdict, tallyView, verdictView } from "./results.js";
 import { shareButtons } from "./share.js";
 import { Stage } from "./stage.js";
@@ -149,7 +149,7 @@ async function stitch() {
   if (busy || !state.model) return;
   clearErrors();
   const missing = SIDES.filter((side) => !state[side]);
-  for (const side of missing) pickers[side].fail(`${TITLES[side]}: nothing to stitch yet. Choose a run or give your own`);
+  for (const side of missing) pickers[side].failMissing();
   if (!options.check() || missing.length) return;
   const work = new AbortController();
   busy = work;

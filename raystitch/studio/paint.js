@@ -19,13 +19,16 @@ function label(text, name, [x, y], { width }) {
   return svg("text", { class: `label ${name}`, x: x.toFixed(1), y: (y - 11).toFixed(1), "text-anchor": anchor, text });
 }
 
+const LONG = 200;
+const runOf = (name, points) => polyline(`run ${name}${points.length > LONG ? " long" : ""}`, points);
+
 // Nothing stitched yet: two whole runs.
 function paintRuns(panel, { source, target }) {
   const nodes = [];
   for (const [name, states] of [["source", source], ["target", target]]) {
     if (!states) continue;
     const points = states.map((state, step) => panel.xy(state, step));
-    nodes.push(polyline(`run ${name}`, points));
+    nodes.push(runOf(name, points));
     nodes.push(shape("start", name, points[0]), shape("end", name, points.at(-1)));
     if (panel.labels) nodes.push(label(name, name, points[name === "source" ? 0 : points.length - 1], panel));
   }
@@ -54,16 +57,19 @@ function candidateLines(panel, scene) {
   });
 }
 
-// A stitched trajectory: what is kept is strong, what is left out is dotted, the bridge step by step.
+// A stitched trajectory: what is recorded is dotted, of that what is kept strong, the bridge step by step.
 function paintStitched(panel, scene) {
   const { source, target, candidate, classes } = scene;
   const { source_step: leave, target_step: enter, gap } = candidate;
   const shift = leave + gap + 1 - enter;
-  const sourcePoints = source.map((state, step) => panel.xy(state, step));
-  const targetPoints = target.map((state, step) => panel.xy(state, step + shift));
+  // Close up on a map, what lies far ahead or behind would only cross the picture.
+  const near = panel.near ?? Infinity;
+  const first = Math.max(0, leave - near);
+  const place = (states, from, to, by) => states.slice(from, to).map((state, index) => panel.xy(state, from + index + by));
+  const recorded = [place(source, first, leave + near + 1, 0), place(target, Math.max(0, enter - near), enter + near + 1, shift)];
   const bridge = candidate.observations.map((state, step) => panel.xy(state, leave + step));
-  const kept = [sourcePoints.slice(0, leave + 1), targetPoints.slice(enter)];
-  const lines = [polyline("run source", kept[0]), polyline("run target", kept[1])];
+  const kept = [place(source, first, leave + 1, 0), place(target, enter, enter + near + 1, shift)];
+  const lines = [runOf("source", kept[0]), runOf("target", kept[1])];
   const casing = polyline("casing", bridge);
   const steps = classes.map((name, step) => svg("line", { class: `step ${name}`, "data-step": step, x1: bridge[step][0], y1: bridge[step][1], x2: bridge[step + 1][0], y2: bridge[step + 1][1] }));
   const dots = bridge.slice(1, -1).map(([cx, cy], step) => svg("circle", { class: `state ${classes[step]}`, "data-step": step, cx, cy, r: panel.dot }));
@@ -74,25 +80,25 @@ function paintStitched(panel, scene) {
     node.addEventListener("pointerleave", () => scene.onHover(null));
   }
   const nodes = [
-    polyline("rest source", sourcePoints.slice(leave)),
-    polyline("rest target", targetPoints.slice(0, enter + 1)),
+    polyline("rest source", recorded[0]),
+    polyline("rest target", recorded[1]),
     ...candidateLines(panel, scene),
     ...lines,
-    shape("start", "source", sourcePoints[0]),
-    shape("end", "target", targetPoints.at(-1)),
+    ...(first === 0 ? [shape("start", "source", kept[0][0])] : []),
+    ...(enter + near >= target.length - 1 ? [shape("end", "target", kept[1].at(-1))] : []),
     casing,
     ...steps,
     ...dots,
     ...joints,
     runner,
   ];
-  if (panel.labels) nodes.push(label("source", "source", sourcePoints[0], panel), label("target", "target", targetPoints.at(-1), panel));
+  if (panel.labels) nodes.push(label("source", "source", kept[0][0], panel), label("target", "target", kept[1].at(-1), panel));
 
-  const total = leave + gap + 1 + (target.length - 1 - enter);
   const whole = [...kept[0], ...bridge.slice(1, -1), ...kept[1]];
   // `done` steps of the stitched trajectory are shown.
   const advance = (done) => {
-    lines[0].setAttribute("points", path(upTo(kept[0], done)));
+    const shown = Math.max(0, done - first);
+    lines[0].setAttribute("points", path(upTo(kept[0], shown)));
     const onBridge = done - leave;
     casing.setAttribute("points", onBridge > 0 ? path(upTo(bridge, onBridge)) : "");
     for (const [step, node] of steps.entries()) {
@@ -107,8 +113,8 @@ function paintStitched(panel, scene) {
     joints[1].classList.toggle("ahead", onBridge < gap + 1);
     const onTarget = onBridge - gap - 1;
     lines[1].setAttribute("points", onTarget > 0 ? path(upTo(kept[1], onTarget)) : "");
-    runner.classList.toggle("ahead", done >= total);
-    const at = upTo(whole, done).at(-1);
+    runner.classList.toggle("ahead", shown >= whole.length - 1);
+    const at = upTo(whole, shown).at(-1);
     runner.setAttribute("cx", at[0]);
     runner.setAttribute("cy", at[1]);
   };

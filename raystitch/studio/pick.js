@@ -2,15 +2,20 @@
 
 import * as api from "./api.js";
 
-const EACH = 12;
-const STATES = 40;
+const LOOKED_AT = 100; // rows
+const EACH = { low: 20, high: 8 }; // runs of those
+const STATES = 40; // of a run
 const MARGIN = 8; // a source is not left from shortly before a termination
-const ENOUGH = 20; // steps of a run that tell where it goes
+const ENOUGH = 12; // steps of a run that tell where it goes
 
-async function sample(model, descending, share, signal) {
-  const offset = Math.floor(share * Math.max(model.dataset.num_episodes - EACH, 0));
-  const page = await api.episodes(model.name, { order: "return", descending, offset, limit: EACH }, signal);
-  return Promise.all(page.episodes.map(async (row) => ({ row, trajectory: await api.episode(model.name, row.index) })));
+async function sample(model, descending, share, count, signal) {
+  const offset = Math.floor(share * Math.max(model.dataset.num_episodes - LOOKED_AT, 0));
+  const page = await api.episodes(model.name, { order: "return", descending, offset, limit: LOOKED_AT }, signal);
+  const long = page.episodes.filter((row) => row.steps >= ENOUGH);
+  const from = long.length ? long : page.episodes;
+  const stride = Math.max(1, Math.floor(from.length / count));
+  const rows = from.filter((_, at) => at % stride === 0).slice(0, count);
+  return Promise.all(rows.map(async (row) => ({ row, trajectory: await api.episode(model.name, row.index) })));
 }
 
 // Typical change per step in each dimension: distances in these units are about numbers of steps.
@@ -42,9 +47,9 @@ function states({ trajectory }, pace, last) {
 }
 
 function distance(a, b) {
-  let squares = 0;
-  for (let index = 0; index < a.length; index += 1) squares += (a[index] - b[index]) ** 2;
-  return Math.sqrt(squares / a.length);
+  let largest = 0;
+  for (let index = 0; index < a.length; index += 1) largest = Math.max(largest, Math.abs(a[index] - b[index]));
+  return largest;
 }
 
 // Whether the straight line between two states runs through a wall; without walls nothing does.
@@ -58,30 +63,40 @@ function blocked(view, a, b) {
   return false;
 }
 
-// How much joining these two states would show; null if a bridge there is unlikely.
-function worth(model, a, b) {
-  const steps = distance(a.scaled, b.scaled);
-  if (steps > 0.6 * model.gap_max || b.ahead <= a.ahead || blocked(model.view, a.raw, b.raw)) return null;
-  return Math.min(1, a.step / ENOUGH) + Math.min(1, b.left / ENOUGH) + Math.min(1, a.left / ENOUGH) - Math.max(0, model.gap_min - steps) / model.gap_min;
+// The server leaves a source as early, and enters a target as late, as a bridge may reach. -> how much is seen of both
+// then, and how seldom the straight way is through a wall; null if nothing is in reach.
+function worth(model, leave, enter) {
+  let [first, last, gains, throughWalls] = [null, null, 0, 0];
+  for (const a of leave) {
+    for (const b of enter) {
+      if (b.ahead <= a.ahead) continue;
+      gains += 1;
+      if (blocked(model.view, a.raw, b.raw)) throughWalls += 1;
+      if (distance(a.scaled, b.scaled) > 1.3 * model.gap_max) continue;
+      first ??= a;
+      if (first === a) last = b;
+    }
+  }
+  if (!first) return null;
+  const enough = (steps, most) => Math.min(most, steps / ENOUGH);
+  const way = distance(leave[0].scaled, leave.at(-1).scaled) / model.gap_max;
+  return enough(first.step, 2) + enough(first.left, 1) + enough(last.left, 1) + 2 * Math.min(1, way) - (3 * throughWalls) / gains;
 }
 
 // -> { source, target } indices
 export async function defaultPair(model, signal) {
-  const [low, high] = await Promise.all([sample(model, false, 0.1, signal), sample(model, true, 0, signal)]);
+  const [low, high] = await Promise.all([sample(model, false, 0.1, EACH.low, signal), sample(model, true, 0, EACH.high, signal)]);
   const pace = paces([...low, ...high]);
   const entered = high.map((target) => states(target, pace, target.trajectory.observations.length));
   let best = { worth: -Infinity, source: low[0].row.index, target: (high.find(({ row }) => row.index !== low[0].row.index) ?? high[0]).row.index };
   for (const source of low) {
     const { observations, terminated } = source.trajectory;
     const left = states(source, pace, observations.length - (terminated ? MARGIN : 1));
-    high.forEach((target, at) => {
-      if (target.row.index === source.row.index) return;
-      // Many states that may be joined, not one by chance: the mean over the best few counts.
-      const found = left.flatMap((a) => entered[at].map((b) => worth(model, a, b)).filter((value) => value !== null)).sort((a, b) => b - a);
-      const few = found.slice(0, 12);
-      const value = few.length < 12 ? -Infinity : few.reduce((sum, one) => sum + one, 0) / few.length;
-      if (value > best.worth) best = { worth: value, source: source.row.index, target: target.row.index };
-    });
+    for (const [at, target] of high.entries()) {
+      if (target.row.index === source.row.index) continue;
+      const value = worth(model, left, entered[at]);
+      if (value !== null && value > best.worth) best = { worth: value, source: source.row.index, target: target.row.index };
+    }
   }
   return { source: best.source, target: best.target };
 }

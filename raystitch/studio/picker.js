@@ -7,11 +7,11 @@ import { formatReturn } from "./scale.js";
 import { thumbnail } from "./view.js";
 
 const ORDERS = [
-  ["return-false", "lowest return"],
-  ["return-true", "highest return"],
-  ["length-true", "longest"],
-  ["length-false", "shortest"],
-  ["index-false", "as recorded"],
+  ["return-false", "Worst first"],
+  ["return-true", "Best first"],
+  ["length-true", "Longest first"],
+  ["length-false", "Shortest first"],
+  ["index-false", "As recorded"],
 ];
 const PAGE = 30;
 const THUMB = [44, 31];
@@ -216,6 +216,12 @@ export class Picker {
       this.fail(error.message);
       this.on.own({ [this.side]: null });
     }
+  }
+
+  // Why there is nothing to stitch on this side.
+  failMissing() {
+    if (!this.own.hidden && this.text.value.trim()) this.readText();
+    else this.fail("Nothing to stitch yet: choose a run or give your own");
   }
 
   async #file(file) {

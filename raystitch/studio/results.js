@@ -45,7 +45,7 @@ export function verdictView(facts, buttons) {
     h("p", { class: `verdict-head ${verdict.accepted ? "accepted" : "rejected"}` }, mark(verdict.accepted), h("span", { text: verdict.accepted ? "Accepted" : "Not accepted" }), h("small", { text: isBest ? "best candidate" : "candidate of your choice" })),
     why ? h("p", { class: "why", text: `${why[0].toUpperCase()}${why.slice(1)}.` }) : null,
     comparison("Return of the whole run", "undiscounted", totals[0], totals[1]),
-    comparison("From there on", "discounted, pessimistic", candidate.return_source, candidate.return_stitched),
+    comparison(`From step ${candidate.source_step} on`, "discounted, pessimistic", candidate.return_source, candidate.return_stitched),
     h("dl", { class: "facts" },
       fact("Source left at", `step ${candidate.source_step} of ${source.observations.length - 1}`),
       fact("Bridge", `${candidate.gap} imagined states`),
@@ -76,7 +76,7 @@ export function legendView(isStitched, threshold) {
   const judged = Number.isFinite(threshold)
     ? CLASSES.map(({ name, label }) => item(`step ${name}`, label))
     : [item("step c1", "bridge (δ is off)")];
-  return [...runs, item("rest", "left out"), h("li", { class: "legend-title", text: "Bridge, residual:" }), ...judged, item("others", "other candidates")];
+  return [...runs, item("rest", "left out"), h("li", { class: "legend-title", text: "Bridge, residual:" }), ...judged, item("others ok", "other candidates, accepted"), item("others no", "rejected")];
 }
 
 export function announcement({ verdict, candidate, totals, numAccepted, count }) {

@@ -27,11 +27,11 @@ export function formatReturn(value) {
 
 // Five colours by residual / delta; c3 and c4 are at or over it. Nothing is judged when delta is off.
 export const CLASSES = [
-  { name: "c0", label: "under δ⁄10", below: 0.1 },
-  { name: "c1", label: "under δ⁄2", below: 0.5 },
-  { name: "c2", label: "under δ", below: 1 },
-  { name: "c3", label: "δ or more", below: 2 },
-  { name: "c4", label: "over 2 δ", below: Infinity },
+  { name: "c0", label: "below 0.1 δ", below: 0.1 },
+  { name: "c1", label: "below 0.5 δ", below: 0.5 },
+  { name: "c2", label: "below δ", below: 1 },
+  { name: "c3", label: "δ to 2 δ", below: 2 },
+  { name: "c4", label: "above 2 δ", below: Infinity },
 ];
 
 export function classOf(residual, delta) {

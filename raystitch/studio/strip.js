@@ -2,9 +2,10 @@
 
 import { quantilesAt, thresholdFor } from "./accept.js";
 import { $, h, svg } from "./dom.js";
-import { format, logTicks, logarithmic } from "./scale.js";
+import { format, logarithmic } from "./scale.js";
 
-const STEPS = 500; // positions of the slider; one more is "off"
+const STEPS = 500; // positions of the slider that are thresholds
+const OFF = 535; // its end
 const THUMB = 20;
 const ROWS = 5;
 const HEIGHT = 74;
@@ -15,18 +16,31 @@ export class Strip {
     this.on = on;
     this.dots = h("div", { class: "dots", role: "listbox", tabindex: 0, "aria-label": "Candidates by largest residual", hidden: true });
     this.plot = svg("svg", { class: "strip-plot", "aria-hidden": "true" });
-    this.slider = h("input", { type: "range", id: "delta", min: 0, max: STEPS + 1, step: 1, oninput: () => this.#slid() });
+    this.slider = h("input", { type: "range", id: "delta", min: 0, max: OFF, step: 1, oninput: () => this.#slid() });
     this.marks = h("div", { class: "marks", role: "group", "aria-label": "Quantiles of real steps" });
     root.replaceChildren(h("div", { class: "strip" }, this.plot, this.dots, this.slider, this.marks));
     this.root = root;
     this.dots.addEventListener("keydown", (event) => this.#key(event));
+    this.slider.addEventListener("keydown", (event) => this.#leap(event));
   }
 
   #slid() {
-    const at = Number(this.slider.value);
-    if (at > STEPS) return this.on.delta("off");
+    const slid = Number(this.slider.value);
+    if (slid > (STEPS + OFF) / 2) return this.on.delta("off");
+    const at = Math.min(STEPS, slid);
     const mark = this.known.find(([, value]) => this.#position(value) === at);
     return this.on.delta(mark ? `q${mark[0]}` : Number(this.#value(at).toPrecision(3)));
+  }
+
+  // One key press crosses the room between the largest threshold and "off".
+  #leap(event) {
+    const at = Number(this.slider.value);
+    const up = ["ArrowRight", "ArrowUp"].includes(event.key);
+    const down = ["ArrowLeft", "ArrowDown"].includes(event.key);
+    if (!(up && at === STEPS) && !(down && at === OFF)) return;
+    event.preventDefault();
+    this.slider.value = up ? OFF : STEPS;
+    this.#slid();
   }
 
   #value = (at) => this.low * (this.high / this.low) ** (at / STEPS);
@@ -60,7 +74,7 @@ export class Strip {
     this.#drawPlot(state);
     this.#drawDots(state);
     const threshold = thresholdFor(delta, gap, model);
-    this.slider.value = delta === "off" ? STEPS + 1 : this.#position(Math.max(threshold, this.low));
+    this.slider.value = delta === "off" ? OFF : this.#position(Math.max(threshold, this.low));
     const words = delta === "off" ? "off: every residual is accepted" : `${format(threshold)}${typeof delta === "string" ? `, ${delta} of real steps at gap ${gap}` : ""}`;
     this.slider.setAttribute("aria-valuetext", words);
     $("delta-value").textContent = delta === "off" ? "off" : typeof delta === "string" ? `${format(threshold)} = ${delta} at gap ${gap}` : format(threshold);
@@ -68,17 +82,17 @@ export class Strip {
 
   #drawPlot({ delta, gap, model }) {
     const width = Math.max(220, this.root.clientWidth);
-    this.inner = width - THUMB - 46; // the end of the slider is "off"
-    const x = logarithmic([this.low, this.high], [THUMB / 2, THUMB / 2 + this.inner]);
-    // The slider's own travel ends at "off": its positions 0..STEPS lie on the axis.
-    this.slider.style.width = `${THUMB + (this.inner * (STEPS + 1)) / STEPS}px`;
+    // The thumb's centre travels from THUMB / 2 to width - THUMB / 2, of which positions 0..STEPS are the axis.
+    const end = THUMB / 2 + ((width - THUMB) * STEPS) / OFF;
+    const x = logarithmic([this.low, this.high], [THUMB / 2, end]);
+    this.slider.style.width = `${width}px`;
     this.x = x;
     const threshold = thresholdFor(delta, gap, model);
     const cut = Number.isFinite(threshold) ? Math.min(x(threshold), width) : width;
     const nodes = [svg("rect", { class: "zone", x: 0, y: 0, width: Math.max(0, cut), height: HEIGHT, rx: 6 })];
-    for (const value of logTicks(this.low, this.high)) nodes.push(svg("line", { class: "grid", x1: x(value), x2: x(value), y1: 0, y2: HEIGHT }));
+    for (const [, value] of this.known) nodes.push(svg("line", { class: "quantile", x1: x(value), x2: x(value), y1: 0, y2: HEIGHT }));
     if (Number.isFinite(threshold)) nodes.push(svg("line", { class: "delta-line", x1: cut, x2: cut, y1: 0, y2: HEIGHT + 12 }));
-    if (!this.state.candidates) nodes.push(svg("text", { class: "promise", x: 12, y: HEIGHT / 2 + 4, text: "Each candidate will be a dot: left of the line it is accepted" }));
+    if (!this.state.candidates) nodes.push(svg("text", { class: "promise", x: 12, y: HEIGHT / 2 + 4, text: width < 430 ? "Each candidate becomes a dot" : "Each candidate becomes a dot: left of the line it is accepted" }));
     this.plot.setAttribute("viewBox", `0 0 ${width} ${HEIGHT + 12}`);
     this.plot.setAttribute("height", HEIGHT + 12);
     this.plot.setAttribute("width", width);
@@ -90,16 +104,17 @@ export class Strip {
     const { delta } = this.state;
     let free = [-Infinity, -Infinity]; // right end of the last label in each of two rows
     const place = (text, value, at, title) => {
-      const row = at - free[0] > 26 ? 0 : 1;
-      free = row === 0 ? [at + 18, free[1]] : [free[0], at + 18];
-      const button = h("button", { type: "button", class: `mark row${row}`, "aria-pressed": String(delta === value), title, text, onclick: () => this.on.delta(value) });
+      const row = free.findIndex((end) => at - 18 > end);
+      if (row < 0 && value !== delta) return null; // no room; the slider reaches it
+      free = free.map((end, index) => (index === Math.max(row, 0) ? at + 18 : end));
+      const button = h("button", { type: "button", class: `mark row${Math.max(row, 0)}`, "aria-pressed": String(delta === value), title, text, onclick: () => this.on.delta(value) });
       button.style.left = `${at}px`;
       return button;
     };
     const buttons = this.known.map(([quantile, value]) =>
       place(`q${quantile}`, `q${quantile}`, x(value), `${quantile} % of real stretches of this length have a largest residual below ${format(value)}`));
-    buttons.push(place("off", "off", width - 22, "No threshold: residuals reject nothing"));
-    return buttons;
+    buttons.push(place("off", "off", width - THUMB / 2 - 4, "No threshold: residuals reject nothing"));
+    return buttons.filter(Boolean);
   }
 
   #drawDots({ candidates, verdicts, selected }) {

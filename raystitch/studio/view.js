@@ -29,8 +29,14 @@ export function boundsOf(points, margin) {
   ];
 }
 
+// Of the walls around everything only the inner half: the way between them is what matters.
 export function wallBounds(walls) {
-  return boundsOf(walls.flatMap(([x, y, width, height]) => [[x, y], [x + width, y + height]]), 0);
+  const [xs, ys] = boundsOf(walls.flatMap(([x, y, width, height]) => [[x, y], [x + width, y + height]]), 0);
+  const crop = Math.min(...walls.map(([, , width, height]) => Math.min(width, height))) * 0.55;
+  return [
+    [xs[0] + crop, xs[1] - crop],
+    [ys[0] + crop, ys[1] - crop],
+  ];
 }
 
 // Scales of equal unit that show `bounds` within [0, width] x [0, height], y upwards.
