@@ -16,11 +16,12 @@ from ray.exceptions import RayError
 from raystitch.buffer.config import AugmentConfig
 from raystitch.cluster.actors import Job, Outcome, Qualifier, Sampler, Shared, SharedRef, bundle_files, start_counter
 from raystitch.cluster.metrics import AugmentMetrics
-from raystitch.cluster.pools import IN_FLIGHT, Node, Pool, plan_pools
-from raystitch.cluster.runtime import check_shared, ensure_ray, is_local
+from raystitch.cluster.pools import IN_FLIGHT, Pool, plan_pools
+from raystitch.cluster.resources import actor_needs, await_node, check_resources, live_nodes
+from raystitch.cluster.runtime import check_shared, describe_cluster, ensure_ray
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
-from raystitch.errors import RunError, UserError
+from raystitch.errors import RunError
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.ledger import AugmentSummary, Ledger, open_ledger
 from raystitch.pipeline.progress import Progress
@@ -130,24 +131,21 @@ class _Generation:
             ledger.fail(shard, "its worker process died: killed, or out of memory")
 
     def _announce(self) -> None:
-        """Says what there is to work with, and what is missing.
+        """Says what there is to work with, and waits for nodes that have to be added first.
 
         Raises:
-            UserError: when Ray was started here and no actor fits this machine.
+            UserError: when no machine has what an actor asks for, or all of them not what all actors ask for, and
+                none can be added.
         """
-        pools = self._pools()
-        self.ledger.note(describe(*pools))
-        for name, pool in zip(("sampler", "qualifier"), pools, strict=True):
-            if not any(pool.fits(node) for node in _nodes()):
-                message = f"no machine here has what augment.{name} asks for: {pool}"
-                if is_local():
-                    raise UserError(f"{message}; lower it")
-                seconds = self.ledger.config.no_progress_timeout
-                self.ledger.note(f"{message}; waiting up to {seconds:.0f} s for one to be added")
+        config = self.ledger.config
+        for need in actor_needs(config, self.device):
+            await_node(need, self.ledger.note, config.no_progress_timeout)
+        check_resources([], config)
+        self.ledger.note(describe(*self._pools()))
 
     def _pools(self) -> tuple[Pool, Pool]:
         """The actors, as the cluster is now."""
-        return plan_pools([node for node in _nodes() if node.get("CPU", 0) > 0], self.ledger.config)
+        return plan_pools([node for node in live_nodes() if node.get("CPU", 0) > 0], self.ledger.config)
 
     @property
     def _shard_bytes(self) -> float:
@@ -215,21 +213,13 @@ def _ray_data(no_progress_timeout: float, bytes_in_flight: float) -> Generator[N
         logger.setLevel(level)
 
 
-def _nodes() -> list[Node]:
-    """The resources of every machine that is there."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
 def describe(samplers: Pool, qualifiers: Pool) -> str:
     """One line about the cluster, the actors and where the metrics are."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    total = ray.cluster_resources()
-    has = ", ".join(f"{total.get(name, 0):g} {name}s" for name in ("CPU", "GPU") if total.get(name))
-    where = "Ray on this machine" if is_local() else f"Ray cluster of {len(nodes)} nodes"
     scrape = [f"http://{n['NodeManagerAddress']}:{n['MetricsExportPort']}/metrics" for n in nodes[:1]]
     return (
-        f"{where}: {has}; samplers: {samplers.sizes} ({samplers} each), qualifiers: {qualifiers.sizes} ({qualifiers} "
-        f"each); Prometheus metrics at {scrape[0]}"
+        f"{describe_cluster()}; samplers: {samplers.sizes} ({samplers} each), qualifiers: {qualifiers.sizes} "
+        f"({qualifiers} each); Prometheus metrics at {scrape[0]}"
     )
 
 

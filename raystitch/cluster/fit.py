@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from raystitch.cluster.resources import await_node, fit_need, live_nodes
 from raystitch.config_file import plain
 from raystitch.data.load import load_dataset
 from raystitch.errors import RunError, UserError
@@ -29,12 +30,14 @@ def fit(
     """Fits a bundle in one Ray task that holds a whole machine's CPUs, and a GPU when the cluster has one; resumes.
 
     Raises:
-        UserError, RunError: as ``fit_bundle``.
+        UserError: as ``fit_bundle``, and when no machine has what it needs or can be added.
+        RunError: as ``fit_bundle``.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    await_node(fit_need(device))
+    nodes = live_nodes()
     wants_gpu = device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes)
     able = [node for node in nodes if node.get("GPU", 0) >= 1] if wants_gpu else nodes
-    cpus = max(node.get("CPU", 0.0) for node in able)
+    cpus = max(1.0, *(node.get("CPU", 0.0) for node in able))
     # Typed for tasks with one result; a streaming one is an iterator of references.
     remote: Any = ray.remote(num_cpus=cpus, num_gpus=int(wants_gpu), num_returns="streaming", max_retries=0)(_fit)
     try:

@@ -1,49 +1,57 @@
 """Connecting to Ray, or starting a quiet one on this machine and stopping it again."""
 
+import json
 import logging
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from raystitch.errors import RunError, UserError
 
 OBJECT_STORE_GIB = 0.4
+PROBE_SECONDS = 4.0
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by ``ray job submit`` for what it runs."""
 _started_here = False
 
 
-def _check_address(address: str) -> None:
-    """Whether anything answers at HOST:PORT, in a moment; Ray tries for twenty seconds and prints each of them.
+def cluster_address(address: str | None) -> str | None:
+    """Where to connect: ``address``, else ``$RAY_ADDRESS``, else the cluster that runs this job; None starts a Ray."""
+    asked = address or os.environ.get("RAY_ADDRESS") or ("auto" if JOB_VARIABLE in os.environ else None)
+    return None if asked == "local" else asked
 
-    Raises:
-        UserError: when nothing does.
-    """
-    host, _, port = address.rpartition(":")
-    if "/" in host or not host or not port.isdigit():
-        return
+
+def job_id() -> str | None:
+    """The name of the job that ``ray job submit`` started this process for."""
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise UserError(
-            f"no Ray cluster at address={address!r}: {error.strerror or error}; start one or drop it"
-        ) from error
+        return json.loads(os.environ.get(JOB_VARIABLE, "{}"))["metadata"]["job_submission_id"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 @contextmanager
 def ensure_ray(
-    address: str | None = None, *, num_cpus: int | None = None, object_store_gib: float = OBJECT_STORE_GIB
+    address: str | None = None,
+    *,
+    num_cpus: int | None = None,
+    object_store_gib: float = OBJECT_STORE_GIB,
+    announce: Callable[[str], None] | None = None,
 ) -> Iterator[None]:
     """Ray is up inside the block.
 
-    A running connection is used as it is; else ``address`` (or ``$RAY_ADDRESS``) is connected to; else a local Ray is
+    A running connection is used as it is; else ``cluster_address(address)`` is connected to; else a local Ray is
     started without a dashboard. Only what was started or connected here is shut down at the end.
 
     Args:
         num_cpus, object_store_gib: of a local Ray.
+        announce: is told which it is and what resources were found.
 
     Raises:
-        UserError: when there is no cluster at ``address``.
+        UserError: when there is no cluster at the address, or not one that this process can use.
         RunError: when a local Ray cannot start.
     """
     import ray
@@ -52,32 +60,137 @@ def ensure_ray(
         yield
         return
     global _started_here
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address is not None:
-        _check_address(address)
+    found = cluster_address(address)
+    if found is None:
+        _start(num_cpus, object_store_gib)
+    else:
+        _connect(found, f"--address {found}" if address else f"RAY_ADDRESS={found}")
+    _started_here = found is None
     try:
-        if address is not None:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        else:
-            ray.init(
-                address="local",  # without it, Ray joins any cluster that happens to run on this machine
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                object_store_memory=int(object_store_gib * 2**30),
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
-    except Exception as error:  # Ray raises bare ones too, when the machine is too busy for its start-up
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if address is not None:
-            raise UserError(f"no Ray cluster at address={address!r}: {first_line}; start one or drop it") from error
-        raise RunError(f"a local Ray could not be started: {first_line}") from error
-    _started_here = address is None
-    try:
+        if announce is not None:
+            announce(describe_cluster())
         yield
     finally:
         _started_here = False
         ray.shutdown()
+
+
+def _start(num_cpus: int | None, object_store_gib: float) -> None:
+    import ray
+
+    try:
+        ray.init(
+            address="local",  # without it, Ray joins any cluster that happens to run on this machine
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=int(object_store_gib * 2**30),
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except Exception as error:  # Ray raises bare ones too, when the machine is too busy for its start-up
+        raise RunError(f"a local Ray could not be started: {_first_line(error)}") from error
+
+
+def _connect(address: str, named: str) -> None:
+    import ray
+
+    if "://" in address:
+        raise UserError(
+            f"{named} is not the address of a cluster itself, which is HOST:PORT (port 6379 unless told otherwise); to "
+            "work from outside it use `ray job submit` (docs/jobs.md)"
+        )
+    if address != "auto":
+        _probe(address, named)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:
+        versions = re.findall(r"(?:Ray|Python): (\S+)", str(error))
+        if "Version mismatch" in str(error) and len(versions) == 4:
+            raise UserError(_versions(named, *versions)) from error
+        if address == "auto":
+            raise UserError(
+                f"{named}: no Ray cluster runs on this machine ({_first_line(error)}); start one with `ray start "
+                "--head`, name one as HOST:PORT, or leave it out to start a Ray for this command alone"
+            ) from error
+        raise UserError(f"no Ray cluster at {named}: {_first_line(error)}; start one or drop it") from error
+
+
+def _probe(address: str, named: str) -> None:
+    """Whether a cluster that this process can use answers, in a moment; Ray tries for minutes and prints each of them.
+
+    Raises:
+        UserError: when nothing answers, or not Ray, or one with another version or with a token that is not known here.
+    """
+    import grpc
+    import ray
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import gcs_service_pb2
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+    from ray.exceptions import AuthenticationError
+
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"{named} is not an address; give HOST:PORT, or auto for the cluster of this machine")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise UserError(f"no Ray cluster at {named}: {said}; start one or drop it") from error
+    channel = None
+    try:
+        channel = init_grpc_channel(address, options=[("grpc.enable_http_proxy", 0)])
+        messages: Any = gcs_service_pb2
+        reply = NodeInfoGcsServiceStub(channel).CheckAlive(messages.CheckAliveRequest(), timeout=PROBE_SECONDS)
+    except (grpc.RpcError, AuthenticationError) as error:
+        code = error.code() if isinstance(error, grpc.Call) else None
+        if code == grpc.StatusCode.UNAUTHENTICATED or isinstance(error, AuthenticationError):
+            raise UserError(
+                f"the Ray cluster at {named} asks for its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+                "RAY_AUTH_TOKEN_PATH to the cluster's"
+            ) from error
+        raise UserError(
+            f"no Ray cluster at {named}: something else answers there ({code.name if code else _first_line(error)}); "
+            "give the port of the cluster itself (6379 unless told otherwise), not of its dashboard"
+        ) from error
+    finally:
+        if channel is not None:
+            channel.close()
+    if reply.ray_version != ray.__version__:
+        raise UserError(_versions(named, reply.ray_version, "", ray.__version__, ""))
+
+
+def _versions(named: str, ray_there: str, python_there: str, ray_here: str, python_here: str) -> str:
+    there = f"Ray {ray_there}{f' on Python {python_there}' if python_there else ''}"
+    here = f"Ray {ray_here}{f' on Python {python_here}' if python_here else ''}"
+    return (
+        f"the Ray cluster at {named} runs {there}, this command {here}: use the same versions, or let the cluster run "
+        "it with `ray job submit`"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def describe_cluster() -> str:
+    """One line about the connected Ray: which it is, and its resources."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    total: dict[str, float] = {}
+    for node in nodes:
+        for name, amount in node["Resources"].items():
+            total[name] = total.get(name, 0.0) + amount
+    has = [f"{total.get(name, 0.0):g} {name}{'' if total.get(name, 0.0) == 1 else 's'}" for name in ("CPU", "GPU")]
+    has += [
+        f"{total.get(name, 0.0) / 2**30:.3g} GiB {text}"
+        for name, text in (("memory", "memory"), ("object_store_memory", "object store"))
+    ]
+    if is_local():
+        return f"Ray: started here, {', '.join(has)}"
+    job = f"job {name} on the " if (name := job_id()) else ""
+    address = ray.get_runtime_context().gcs_address
+    return f"Ray: {job}cluster at {address}, {len(nodes)} node{'' if len(nodes) == 1 else 's'}, {', '.join(has)}"
 
 
 def is_local() -> bool:

@@ -4,7 +4,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +19,8 @@ import ray
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.cluster.augment import augment
 from raystitch.cluster.fit import fit
-from raystitch.cluster.runtime import check_shared, ensure_ray
+from raystitch.cluster.resources import check_resources, run_needs
+from raystitch.cluster.runtime import check_shared, cluster_address, ensure_ray, job_id
 from raystitch.cluster.search import run_search
 from raystitch.cluster.trials import num_slots, run_groups
 from raystitch.config import RunConfig, default_out
@@ -65,17 +67,14 @@ def run_sweep(
 
 def _run(config: RunConfig, folder: Path, address: str | None) -> Path:
     began = time.monotonic()
-    with _stage("data"):
-        dataset = load_dataset(config.dataset, env_id=config.env)
-        if dataset.env is None:
-            raise UserError(
-                f"{config.dataset} does not say which environment it comes from; set env: to its Gymnasium id"
-            )
-        check_env(dataset.env, dataset.obs_dim, dataset.act_dim)
-        for note in check_suitable(dataset):
-            say(f"note: {note}")
-    _write_config(config, folder)
-    with ensure_ray(address, object_store_gib=config.resources.object_store_gib):
+    with ExitStack() as stack:
+        here = cluster_address(address) is None
+        if not here:  # what a cluster lacks is told before the data are read
+            stack.enter_context(_attached(config, address))
+        dataset = _data(config)
+        _write_config(config, folder)
+        if here:
+            stack.enter_context(_attached(config, address))
         check_shared(folder, "config.yaml")
         write_json(folder / "environment.json", environment())
         bundle, buffer = _generate(config, folder, dataset)
@@ -103,6 +102,27 @@ def _run(config: RunConfig, folder: Path, address: str | None) -> Path:
     return folder
 
 
+@contextmanager
+def _attached(config: RunConfig, address: str | None) -> Iterator[None]:
+    """Ray is up and has, or can get, what every stage asks for."""
+    with ensure_ray(address, object_store_gib=config.resources.object_store_gib, announce=say):
+        check_resources(run_needs(config), config.augment)
+        yield
+
+
+def _data(config: RunConfig) -> EpisodeDataset:
+    with _stage("data"):
+        dataset = load_dataset(config.dataset, env_id=config.env)
+        if dataset.env is None:
+            raise UserError(
+                f"{config.dataset} does not say which environment it comes from; set env: to its Gymnasium id"
+            )
+        check_env(dataset.env, dataset.obs_dim, dataset.act_dim)
+        for note in check_suitable(dataset):
+            say(f"note: {note}")
+    return dataset
+
+
 class _stage:
     """Says on stderr how long a stage took, when it took long enough to notice."""
 
@@ -128,7 +148,13 @@ def _folder(out: str | os.PathLike[str]) -> Path:
     """The run's folder, checked to be writable before hours of work and not after them."""
     if "://" in str(out):
         raise UserError(f"--out {out}: a run needs a folder; on a cluster, one on storage that all nodes mount")
-    folder = Path(out).expanduser().absolute()
+    folder = Path(out).expanduser()
+    if job_id() is not None and not folder.is_absolute():
+        raise UserError(
+            f"--out {out}: inside a job this would lie in the job's own folder on one node; give an absolute path, on "
+            "storage that all nodes mount"
+        )
+    folder = folder.absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

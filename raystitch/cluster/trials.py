@@ -14,6 +14,7 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
+from raystitch.cluster.resources import await_node, trial_need
 from raystitch.config import ResourceConfig
 from raystitch.errors import RunError, UserError
 from raystitch.pipeline.groups import Group
@@ -45,8 +46,9 @@ def num_slots(resources: ResourceConfig) -> int:
     """How many groups of trials run at once on the connected cluster.
 
     Raises:
-        UserError: when no machine has what one asks for; it would wait for ever.
+        UserError: when no machine has what one asks for, and none can be added.
     """
+    await_node(trial_need(resources))
     cpus, gpus = resources.trial_cpus, resources.trial_gpus
     slots = 0
     for node in ray.nodes():
@@ -54,10 +56,6 @@ def num_slots(resources: ResourceConfig) -> int:
             has = node["Resources"]
             fits = [has.get("CPU", 0) / cpus, *([has.get("GPU", 0) / gpus] if gpus else [])]
             slots += int(min(fits) + 1e-9)
-    if not slots:
-        raise UserError(
-            f"no machine here has what a trial asks for: resources.trial_cpus={cpus:g}, trial_gpus={gpus:g}; lower them"
-        )
     return min(slots, resources.max_concurrent_trials or slots)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from raystitch.commands.augment_console import AugmentConsole
 from raystitch.commands.options import (
+    ADDRESS,
     Subparsers,
     add_command,
     add_config,
@@ -68,7 +69,7 @@ def register(subparsers: Subparsers) -> None:
     add_json(parser)
     add_preset(parser)
     add_device(parser)
-    parser.add_argument("--address", metavar="A", help="Ray cluster to use (default: this machine)")
+    parser.add_argument("--address", metavar="A", help=ADDRESS)
 
 
 def _actors(text: str) -> tuple[int | None, int]:

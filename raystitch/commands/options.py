@@ -18,6 +18,11 @@ T = TypeVar("T")
 
 RESUMABLE = "interrupted; run the same command again to continue"
 
+ADDRESS = (
+    "Ray cluster to use: HOST:PORT, auto for the one on this machine, local for a Ray of this command's own (default: "
+    "$RAY_ADDRESS, which `ray job submit` sets, else local)"
+)
+
 Subparsers = Any
 """What ``ArgumentParser.add_subparsers`` returns; argparse gives the type no public name."""
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from raystitch.commands.options import Subparsers, add_command, require_folder
+from raystitch.commands.options import ADDRESS, Subparsers, add_command, require_folder
 from raystitch.console import Progress, table
 from raystitch.errors import UserError
 
@@ -25,7 +25,7 @@ def register(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--out", metavar="URI", help="run folder (default: runs/NAME, or $RAYSTITCH_RUNS/NAME)")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key; repeatable")
-    parser.add_argument("--address", metavar="A", help="Ray cluster to use (default: this machine)")
+    parser.add_argument("--address", metavar="A", help=ADDRESS)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and an estimate of its cost, then stop")
     parser.add_argument(
         "--rerun", metavar="TRIAL_ID", help="repeat one trial of the run in --out, alone, and compare the results"

@@ -135,7 +135,8 @@ def test_more_than_this_machine_has_is_refused_at_once(walks: Walks, tmp_path: P
     )
     assert done.returncode == 2
     assert "no machine here has what augment.sampler asks for: CPU" in done.stderr.splitlines()[-1]
-    assert "accelerator 0.5; lower it" in done.stderr.splitlines()[-1]
+    assert "accelerator 0.5; the largest has CPU" in done.stderr.splitlines()[-1]
+    assert "lower augment.sampler" in done.stderr.splitlines()[-1]
     assert time.monotonic() - began < 60
 
 

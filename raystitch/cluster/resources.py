@@ -1,0 +1,238 @@
+"""What tasks and actors ask of a cluster, and whether it has that: said at once, not waited for in silence.
+
+A cluster of fixed size that lacks something is refused. One with an autoscaler may add the node: then the wait is
+announced, and ends when Ray's autoscaler says that no kind of node it can start would do.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from raystitch.buffer.config import ActorConfig, AugmentConfig
+from raystitch.cluster.pools import Node, plan_pools
+from raystitch.cluster.runtime import is_local
+from raystitch.config import ResourceConfig, RunConfig
+from raystitch.console import duration, say
+from raystitch.errors import UserError
+
+GRACE_SECONDS = 2.0
+"""Nodes of a cluster that has just been started, and the first word of its autoscaler, may come a little later."""
+NOTE_SECONDS = 10.0
+UNMANAGED_NODE = re.compile(r"node_[0-9a-f]{20,}")
+"""What Ray calls the type of a node that somebody started by hand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What one task or actor reserves.
+
+    Attributes:
+        who: names it in messages. advice: what to set when it cannot be had.
+    """
+
+    who: str
+    resources: Mapping[str, float]
+    advice: str
+
+    def fits(self, node: Node) -> bool:
+        return all(node.get(name, 0.0) >= amount for name, amount in self.resources.items())
+
+    def __str__(self) -> str:
+        return amounts(self.resources)
+
+
+def amounts(resources: Mapping[str, float]) -> str:
+    """``CPU 2, GPU 1``."""
+    return ", ".join(f"{name} {amount:g}" for name, amount in resources.items() if amount) or "nothing"
+
+
+def fit_need(device: str) -> Need:
+    """Of fitting: it takes all CPUs of a node, but does with one."""
+    gpu = {"GPU": 1.0} if device.startswith("cuda") else {}
+    return Need(who="fit", resources={"CPU": 1.0, **gpu}, advice="set resources.device: cpu" if gpu else "add CPUs")
+
+
+def actor_needs(config: AugmentConfig, device: str) -> list[Need]:
+    """Of one sampler and one qualifier; what is left open is worked out from the cluster and fits any."""
+
+    def need(kind: str, actor: ActorConfig, cuda: bool) -> Need:
+        asked = {"CPU": actor.num_cpus, "GPU": actor.num_gpus, **actor.resources}
+        known = {"CPU": 0.001} | {name: amount for name, amount in asked.items() if amount}
+        advice = f"lower augment.{kind}.num_cpus, num_gpus or resources"
+        if cuda and actor.num_gpus is None:
+            known["GPU"], advice = 1.0, f"set resources.device: cpu (augment: --device cpu), or augment.{kind}.num_gpus"
+        return Need(who=f"augment.{kind}", resources=known, advice=advice)
+
+    return [
+        need("sampler", config.sampler, device.startswith("cuda")),
+        need("qualifier", config.qualifier, False),
+    ]
+
+
+def trial_need(resources: ResourceConfig) -> Need:
+    asked = {"CPU": resources.trial_cpus, "GPU": resources.trial_gpus}
+    return Need(
+        who="a trial",
+        resources={name: amount for name, amount in asked.items() if amount},
+        advice=f"lower resources.trial_cpus={resources.trial_cpus:g}, resources.trial_gpus={resources.trial_gpus:g}",
+    )
+
+
+def run_needs(config: RunConfig) -> list[Need]:
+    """Of every stage of a sweep."""
+    device = config.resources.device
+    return [fit_need(device), *actor_needs(config.augment, device), trial_need(config.resources)]
+
+
+def check_resources(needs: Sequence[Need], augment: AugmentConfig | None = None) -> None:
+    """The connected cluster has a node for each need and, where its size is fixed, room for augment's actors at once.
+
+    Raises:
+        UserError: within seconds, saying what is needed, what the largest node has and what to set.
+    """
+    deadline = time.monotonic() + (0.0 if is_local() else GRACE_SECONDS)
+    while lacking := _lacking(needs, augment):
+        if time.monotonic() >= deadline:
+            raise UserError(lacking)
+        time.sleep(0.5)
+
+
+def await_node(need: Need, note: Callable[[str], None] = say, seconds: float = float("inf")) -> None:
+    """Returns once a node fits the need; says what is waited for where the cluster adds nodes on demand.
+
+    Raises:
+        UserError: when no node fits and none can be added, or none has been after so many seconds.
+    """
+    if any(need.fits(node) for node in live_nodes()):
+        return
+    check_resources([need])
+    # Something has to ask for the node, or none is added.
+    remote: Any = ray.remote(_nothing)
+    placed = remote.options(**_options(need)).remote()
+    began = time.monotonic()
+    try:
+        while not any(need.fits(node) for node in live_nodes()):
+            waited = time.monotonic() - began
+            if _infeasible(need) or waited > seconds:
+                raise UserError(_refusal(need, "and the cluster's autoscaler adds none"))
+            note(
+                f"waiting for a node with {need} for {need.who}, which the cluster adds on demand: "
+                f"{duration(waited)} so far (Ctrl-C or `ray job stop` ends it)"
+            )
+            for _ in range(int(NOTE_SECONDS / 0.5)):
+                ready, _ = ray.wait([placed], timeout=0.5)
+                if ready:
+                    return
+    finally:
+        ray.cancel(placed, force=True)
+
+
+def live_nodes() -> list[Node]:
+    """The resources of every machine that is there."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def node_groups() -> list[Node] | None:
+    """Kinds of nodes that may be added: none to a cluster of fixed size; None where an autoscaler does not say."""
+    if is_local():
+        return []
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    if config is not None and config.node_group_configs:
+        return [dict(group.resources) for group in config.node_group_configs if group.max_count != 0]
+    return None if _autoscaler_acts() else []
+
+
+def _autoscaler_acts() -> bool:
+    """Whether nodes are started and stopped by an autoscaler, and not by hand."""
+    status = _cluster_status()
+    if status.HasField("autoscaling_state"):  # the second version of the autoscaler
+        return any(node.ray_node_type_name for node in status.cluster_resource_state.node_states)
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    report = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    if not report:
+        return False
+    types = (json.loads(report).get("autoscaler_report") or {}).get("active_nodes", {})
+    return any(not UNMANAGED_NODE.fullmatch(name) for name in types)
+
+
+def _infeasible(need: Need) -> bool:
+    """Whether the second version of the autoscaler has found that no node it can start would do."""
+    requests = _cluster_status().autoscaling_state.infeasible_resource_requests
+    return any(all(asked.resources_bundle.get(k) == v for k, v in need.resources.items()) for asked in requests)
+
+
+def _cluster_status() -> Any:
+    from ray._private import worker
+    from ray.core.generated import autoscaler_pb2
+
+    messages: Any = autoscaler_pb2
+    reply = messages.GetClusterStatusReply()
+    global_worker: Any = worker.global_worker
+    reply.ParseFromString(global_worker.gcs_client.get_cluster_status())
+    return reply
+
+
+def _lacking(needs: Sequence[Need], augment: AugmentConfig | None) -> str | None:
+    """What is missing, as a sentence."""
+    nodes, groups = live_nodes(), node_groups()
+    if groups is None:
+        return None
+    for need in needs:
+        if not any(need.fits(node) for node in (*nodes, *groups)):
+            return _refusal(need)
+    return None if augment is None or groups else _no_room(augment, nodes)
+
+
+def _no_room(config: AugmentConfig, nodes: Sequence[Node]) -> str | None:
+    """Samplers feed qualifiers: with the ones in all places, and none left for the others, nothing ever moves."""
+    pools = plan_pools([node for node in nodes if node.get("CPU", 0) > 0], config)
+    wanted: dict[str, float] = {}
+    for pool in pools:
+        for name, amount in {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}.items():
+            wanted[name] = wanted.get(name, 0.0) + pool.min_size * amount
+    there = {name: sum(node.get(name, 0.0) for node in nodes) for name in wanted}
+    if all(amount <= there[name] + 1e-6 for name, amount in wanted.items()):
+        return None
+    sizes = [f"{pool.min_size} {name}" for pool, name in zip(pools, ("samplers", "qualifiers"), strict=True)]
+    return (
+        f"augment starts {' and '.join(sizes)} that ask for {amounts(wanted)} together, but all nodes have "
+        f"{amounts(there)}; lower augment.num_actors or what augment.sampler and augment.qualifier ask for"
+        f"{_or_add()}"
+    )
+
+
+def _refusal(need: Need, more: str = "") -> str:
+    nodes = live_nodes()
+    shown = [*dict.fromkeys(["CPU", "GPU", *need.resources])]
+    best = max(nodes, key=lambda node: [node.get(name, 0.0) for name in (*need.resources, *shown)], default={})
+    largest = ", ".join(f"{name} {best.get(name, 0.0):g}" for name in shown)
+    return (
+        f"no machine here has what {need.who} asks for: {need}{f' {more}' if more else ''}; the largest has {largest}; "
+        f"{need.advice}{_or_add()}"
+    )
+
+
+def _or_add() -> str:
+    return "" if is_local() else ", or add a node that has it"
+
+
+def _options(need: Need) -> dict[str, Any]:
+    more = {name: amount for name, amount in need.resources.items() if name not in ("CPU", "GPU")}
+    return {
+        "num_cpus": need.resources.get("CPU", 0),
+        "num_gpus": need.resources.get("GPU", 0),
+        "resources": more,
+    }
+
+
+def _nothing() -> None:
+    """Runs where the need fits."""
