@@ -17,12 +17,13 @@ BENCHMARKS = {
     "fit": "raystitch.bench.fit",
     "augment": "raystitch.bench.augment",
     "trainers": "raystitch.bench.trainers",
+    "serve": "raystitch.bench.serve",
     "data": "raystitch.bench.data",
     "chaos": "raystitch.bench.chaos",
 }
 ONLY_WHEN_NAMED = ("chaos",)
 """Takes long and kills processes."""
-TAKE_OPTIONS = ("engine", "fit")
+TAKE_OPTIONS = ("engine", "fit", "serve")
 """The benchmarks that can be run on a dataset of the user's."""
 
 

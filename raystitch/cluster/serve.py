@@ -7,6 +7,7 @@ Serve config such as ``deploy/serve.yaml`` are the same application.
 import asyncio
 import logging
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -92,6 +93,10 @@ class StitchService:
     def ongoing(self) -> int:
         """Requests that are not answered yet."""
         return 0 if self._endpoint is None else self._endpoint.ongoing
+
+    def usage(self) -> tuple[int, float]:
+        """The replica's process, and CPU seconds of its sampler's thread."""
+        return os.getpid(), 0.0 if self._endpoint is None else self._endpoint.batcher.cpu_seconds
 
     def check_health(self) -> None:
         """Raises: RuntimeError when the sampler's thread is gone; Serve then replaces the replica."""

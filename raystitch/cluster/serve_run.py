@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -15,6 +15,7 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
+from ray.serve.handle import DeploymentHandle
 
 from raystitch.cluster.runtime import ensure_ray
 from raystitch.cluster.serve import NAME, build
@@ -25,6 +26,7 @@ from raystitch.endpoint.security import read_token
 from raystitch.errors import RunError, UserError
 
 _POLL_SECONDS = 0.2
+_ANSWER_SECONDS = 10.0
 
 
 def run_endpoint(
@@ -32,17 +34,15 @@ def run_endpoint(
     *,
     host: str,
     port: int,
-    replicas: tuple[int, int] = (1, 1),
-    num_cpus: float = 1,
-    num_gpus: float = 0,
     address: str | None = None,
     ready: Callable[[str], None] = lambda url: None,
+    **resources: Any,
 ) -> None:
     """Serves until SIGINT or SIGTERM; SIGHUP reads the bundles again.
 
     Args:
         host, port: where this machine (on a cluster: each of its nodes) listens.
-        replicas: the least and the most.
+        resources: ``replicas``, ``num_cpus``, ``num_gpus`` of ``build``.
         ready: called with the address when requests are answered.
 
     Raises:
@@ -52,49 +52,88 @@ def run_endpoint(
     token = read_token()
     for name, model in config.models.items():
         load_model(name, model, config.stitch, "cpu")  # what is wrong with it is said here, in one line
-    if address is None and "RAY_ADDRESS" not in os.environ:
-        _check_port(host, port)
     if token is None and host not in ("127.0.0.1", "localhost", "::1"):
         say(f"warning: {host} can be reached from elsewhere, and there is no token: anybody may use this endpoint")
-    longest = config.limits.body_seconds + config.limits.deadline_seconds + 5
-    options = HTTPOptions(host=host, port=port, request_timeout_s=longest)
+    with _signals() as asked, serving(config, host, port, address=address, **resources) as service:
+        ready(service.url)
+        generation = 0
+        while "stop" not in asked:
+            if "reload" in asked:
+                asked.discard("reload")
+                generation += 1
+                say("reading the bundles again")
+                service.deploy(replace(config, reload=f"{config.reload}-{generation}"))
+                say("done; /v1/models says whether all of them could be read")
+            time.sleep(_POLL_SECONDS)
+        say("stopping; requests that were taken on are finished")
+        service.drain()
+
+
+class Service:
+    """The application on a connected Ray."""
+
+    def __init__(self, config: EndpointConfig, url: str, resources: Mapping[str, Any]) -> None:
+        self.config = config
+        self.url = url
+        self._resources = resources
+        self.handle = self.deploy(config)
+
+    def deploy(self, config: EndpointConfig) -> DeploymentHandle:
+        """Starts the application, or gives the running one another configuration without a pause.
+
+        Raises:
+            RunError: it does not start.
+        """
+        try:
+            return serve.run(build(config, **self._resources), name=NAME, route_prefix="/")
+        except (RayError, RuntimeError) as error:
+            raise RunError(f"the endpoint did not start: {str(error).strip().splitlines()[-1]}") from error
+
+    def ask(self, method: str) -> list[Any]:
+        """What a method of ``StitchService`` returns, of every replica."""
+        return self.handle.broadcast(method).results(timeout_s=_ANSWER_SECONDS)
+
+    def drain(self) -> None:
+        """Nothing new is taken on; waits until what was is answered."""
+        self.ask("drain")
+        until = time.monotonic() + _longest(self.config)
+        while sum(self.ask("ongoing")) and time.monotonic() < until:
+            time.sleep(_POLL_SECONDS)
+        # The last answers are on their way through the proxy.
+        time.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def serving(
+    config: EndpointConfig, host: str, port: int, *, address: str | None = None, **resources: Any
+) -> Iterator[Service]:
+    """The endpoint is up inside the block, on a Ray that is there already, at ``address``, or started here.
+
+    Args:
+        resources: ``replicas``, ``num_cpus``, ``num_gpus`` of ``build``.
+
+    Raises:
+        UserError: a port that is taken, no cluster at ``address``. RunError: the application does not start.
+    """
+    is_local = address is None and "RAY_ADDRESS" not in os.environ
+    if is_local:
+        _check_port(host, port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # Ray gives a proxy five seconds to start, and then starts another; a busy machine needs longer.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
-    with ensure_ray(address), _signals() as asked:
+    options = HTTPOptions(host=host, port=port, request_timeout_s=_longest(config))
+    with ensure_ray(address):
         try:
-            serve.start(proxy_location="HeadOnly" if address is None else "EveryNode", http_options=options)
-            resources = {"replicas": replicas, "num_cpus": num_cpus, "num_gpus": num_gpus}
-            handle = serve.run(build(config, **resources), name=NAME, route_prefix="/")
-        except (RayError, RuntimeError) as error:
-            raise RunError(f"the endpoint did not start: {str(error).strip().splitlines()[-1]}") from error
-        try:
-            ready(f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}")
-            generation = 0
-            while "stop" not in asked:
-                if "reload" in asked:
-                    asked.discard("reload")
-                    generation += 1
-                    say("reading the bundles again")
-                    again = replace(config, reload=f"{config.reload}-{generation}")
-                    serve.run(build(again, **resources), name=NAME, route_prefix="/")
-                    say("done; /v1/models says whether all of them could be read")
-                time.sleep(_POLL_SECONDS)
-            say("stopping; requests that were taken on are finished")
-            _drain(handle, longest)
+            serve.start(proxy_location="HeadOnly" if is_local else "EveryNode", http_options=options)
+            yield Service(config, f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}", resources)
         finally:
             serve.delete(NAME)
             serve.shutdown()
 
 
-def _drain(handle: Any, seconds: float) -> None:
-    """Nothing new is taken on; waits until what was is answered."""
-    handle.broadcast("drain").results(timeout_s=10)
-    until = time.monotonic() + seconds
-    while sum(handle.broadcast("ongoing").results(timeout_s=10)) and time.monotonic() < until:
-        time.sleep(_POLL_SECONDS)
-    # The last answers are on their way through the proxy.
-    time.sleep(_POLL_SECONDS)
+def _longest(config: EndpointConfig) -> float:
+    """Seconds after which any request has been answered."""
+    return config.limits.body_seconds + config.limits.deadline_seconds + 5
 
 
 def _check_port(host: str, port: int) -> None:

@@ -17,12 +17,17 @@ def register(subparsers: Subparsers) -> None:
         example="raystitch bench engine --dataset d4rl:hopper.hdf5 --env Hopper-v5 --stitcher stitcher --json",
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="engine, fit, augment, trainers, data, chaos (default: all but chaos)"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="engine, fit, augment, trainers, serve, data, chaos (default: all but chaos)",
     )
-    parser.add_argument("--dataset", metavar="REF", help="engine, fit: measure on this dataset (default: random walks)")
+    parser.add_argument(
+        "--dataset", metavar="REF", help="engine, fit, serve: measure on this dataset (default: random walks)"
+    )
     add_env(parser)
     parser.add_argument(
-        "--stitcher", metavar="DIR", help="engine: a bundle fitted on --dataset (default: barely fitted)"
+        "--stitcher", metavar="DIR", help="engine, serve: a bundle fitted on --dataset (default: barely fitted)"
     )
     parser.add_argument("--num-pairs", type=count, metavar="N", help="engine: pairs stitched at once (default: 512)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON per benchmark on stdout")

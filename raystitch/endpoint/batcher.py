@@ -1,7 +1,7 @@
 """Concurrent requests in one call of the sampler, on a thread of its own.
 
 The event loop only counts and waits. A call takes what waits when the sampler is free, up to ``max_candidates``; it
-waits for requests that are still being received, for a bounded time. Rows depend on their own seed alone, so the answer
+waits for requests that are being received or likely to come, for a bounded time. Rows depend on their own seed alone, so the answer
 does not depend on the company.
 """
 
@@ -69,6 +69,9 @@ class Batcher:
 
     Args:
         receiving: how many requests are being received at the moment.
+
+    Attributes:
+        cpu_seconds: of the thread's calls (torch's further threads not counted).
     """
 
     def __init__(self, config: BatchingConfig, recorder: Recorder, receiving: Callable[[], int] = lambda: 0) -> None:
@@ -79,6 +82,8 @@ class Batcher:
         self._changed = threading.Condition()
         self._num_queued = 0
         self._seconds_per_candidate = 0.002
+        self._last_requests = 0
+        self.cpu_seconds = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="sampler", daemon=True)
         self._thread.start()
@@ -141,7 +146,7 @@ class Batcher:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             until = time.monotonic() + self.config.wait_seconds
-            while not self._closed and self._receiving() and self._waiting_candidates() < self.config.max_candidates:
+            while not self._closed and self._expects_more():
                 left = until - time.monotonic()
                 if left <= 0:
                     break
@@ -153,8 +158,12 @@ class Batcher:
                 return None
             return self._take()
 
-    def _waiting_candidates(self) -> int:
-        return sum(job.count for job in self._waiting)
+    def _expects_more(self) -> bool:
+        """Whether there is room, and requests are being received or fewer are here than the last call had: those who
+        got an answer often ask again at once."""
+        if sum(job.count for job in self._waiting) >= self.config.max_candidates:
+            return False
+        return self._receiving() > 0 or len(self._waiting) < self._last_requests
 
     def _take(self) -> list[Job]:
         """Removes the oldest job and those of its kind that fit in; drops those that nobody waits for any more."""
@@ -171,10 +180,11 @@ class Batcher:
             else:  # cancelled: the deadline passed, or the client went away
                 self._num_queued -= job.count
         self._waiting = left
+        self._last_requests = len(jobs)
         return jobs
 
     def _run(self, jobs: Sequence[Job]) -> None:
-        begun = time.monotonic()
+        begun, cpu = time.monotonic(), time.thread_time()
         for job in jobs:
             self._recorder.queued(begun - job.entered)
         try:
@@ -185,6 +195,7 @@ class Batcher:
             self._recorder.fault(error, [job.request_id for job in jobs])
             for job in jobs:
                 self._finish(job, unavailable("stitching failed unexpectedly; it was logged under this request's id"))
+        self.cpu_seconds += time.thread_time() - cpu
 
     def _prepare(self, job: Job) -> "_Prepared | None":
         """The request's pairs; None, with its answer, when there are none."""

@@ -42,14 +42,14 @@ class BatchingConfig:
 
     Attributes:
         max_candidates: of one call; a single request may have more.
-        wait_seconds: how long a call waits for requests that are being received when it could start; it does not wait
-            when there are none.
+        wait_seconds: how long a call that could start waits for requests that are being received, or for as many as
+            the call before had; a single client is not kept waiting.
         max_queued_candidates: of requests that wait or are computed, per replica; beyond, 429.
         max_receiving: requests whose bodies are read at the same time, per replica; beyond, 429.
     """
 
     max_candidates: int = 256
-    wait_seconds: float = 0.005
+    wait_seconds: float = 0.01
     max_queued_candidates: int = 4096
     max_receiving: int = 128
 

@@ -1,0 +1,232 @@
+"""The endpoint against the bare Stitcher: throughput, latency, what it costs besides, and its memory.
+
+Everything runs on this machine: the clients, the proxy and one replica with one thread. The Stitcher alone (one thread)
+and the endpoint take turns, so that both meet whatever else the machine does.
+"""
+
+import multiprocessing
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raystitch.bench.machine import Limits, Row
+from raystitch.bench.serve_load import Bare, BareStitcher, Load, run_load
+from raystitch.bench.subject import BenchOptions, find_subject
+from raystitch.client import Trajectory
+from raystitch.client.wire import encode_arrow, encode_json
+from raystitch.cluster.processes import descendants
+from raystitch.cluster.serve_run import Service, serving
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.endpoint import arrow_wire, json_wire
+from raystitch.endpoint.config import EndpointConfig, ModelConfig
+
+CANDIDATES = 64
+NUM_PAIRS = 32
+ENCODERS = {"Arrow": (encode_arrow, arrow_wire.MEDIA_TYPE), "JSON": (encode_json, json_wire.MEDIA_TYPE)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+        seconds: of each load. rounds: times that the endpoint and the Stitcher alone take turns.
+        clients: concurrent ones. requests: of the look at memory, the first of which come before the first look.
+    """
+
+    seconds: float = 10.0
+    rounds: int = 3
+    clients: tuple[int, ...] = (1, 8, 32)
+    first_requests: int = 1_000
+    requests: int = 10_000
+
+
+def rows(limits: Limits, options: BenchOptions) -> list[Row]:
+    """One replica with one thread, on the bench's own data or the user's."""
+    subject = find_subject(options)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "stitcher"
+        subject.bundle.save(folder)
+        return examine(subject.dataset, folder, Sizes())
+
+
+def examine(dataset: EpisodeDataset, stitcher: Path, sizes: Sizes) -> list[Row]:
+    """All rows; some minutes with the defaults."""
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    pairs = _pairs(dataset)
+    config = EndpointConfig(models={"default": ModelConfig(stitcher=str(stitcher))}, device="cpu", num_threads=1)
+    context = multiprocessing.get_context("spawn")
+    with (
+        BareStitcher(dataset, stitcher, pairs) as bare,
+        ProcessPoolExecutor(1, context) as clients,
+        serving(config, "127.0.0.1", port := _free_port()) as service,
+    ):
+        bench = _Bench(service, bare, clients, port, dataset, pairs, sizes)
+        return [*bench.speed(), *bench.memory()]
+
+
+class _Bench:
+    def __init__(
+        self,
+        service: Service,
+        bare: BareStitcher,
+        clients: ProcessPoolExecutor,
+        port: int,
+        dataset: EpisodeDataset,
+        pairs: Sequence[tuple[int, int]],
+        sizes: Sizes,
+    ) -> None:
+        self._service, self._bare, self._clients, self._port = service, bare, clients, port
+        self._dataset, self._pairs, self._sizes = dataset, pairs, sizes
+        self._apart = {process.pid for process in descendants(os.getpid()) if "multiprocessing" in process.title}
+
+    def speed(self) -> list[Row]:
+        """Loads and the Stitcher alone, in turns."""
+        sizes = self._sizes
+        self._load("Arrow", max(sizes.clients), CANDIDATES, sizes.seconds / 2)  # warm
+        idle = self._idle_cpu(sizes.seconds)
+        bare: dict[int, list[Bare]] = {1: [], 4: []}
+        loads: dict[tuple[str, int], list[_Measured]] = {}
+        for _ in range(sizes.rounds):
+            for clients in sizes.clients:
+                for wire in ENCODERS:
+                    measured = self._load(wire, clients, CANDIDATES, sizes.seconds)
+                    loads.setdefault((wire, clients), []).append(measured)
+                for requests, found in bare.items():
+                    found.append(self._bare.run(sizes.seconds / 3, requests, CANDIDATES))
+        return _speed_rows(loads, bare, idle)
+
+    def _idle_cpu(self, seconds: float) -> float:
+        """CPU seconds that Ray and Serve use per second when nobody asks anything."""
+        before = self._cpu()
+        time.sleep(seconds)
+        return (self._cpu() - before) / seconds
+
+    def memory(self) -> list[Row]:
+        """Resident memory of replica and proxy between the first and the last of many small requests."""
+        sizes = self._sizes
+        self._send("Arrow", 16, 1, requests=sizes.first_requests)
+        before = self._memory_mib()
+        load = self._send("Arrow", 16, 1, requests=sizes.requests - sizes.first_requests)
+        after = self._memory_mib()
+        rows = [Row("small requests (1 candidate, Arrow, 16 clients)", load.rate, "requests/s")]
+        for name, mib in after.items():
+            what = f"{name}, memory after {sizes.requests:,} requests"
+            rows.append(Row(what, mib, "MiB", f"after {sizes.first_requests:,} requests", mib / before[name]))
+        return rows
+
+    def _send(self, wire: str, clients: int, candidates: int, **until: Any) -> Load:
+        encode, content_type = ENCODERS[wire]
+        bodies = [
+            encode(
+                _trajectory(self._dataset, source),
+                _trajectory(self._dataset, target),
+                {"num_candidates": candidates, "seed": number},
+            )
+            for number, (source, target) in enumerate(self._pairs)
+        ]
+        # A keyword argument cannot be left out of what a process is asked.
+        return self._clients.submit(run_load, self._port, bodies, content_type, clients, **until).result()
+
+    def _load(self, wire: str, clients: int, candidates: int, seconds: float) -> "_Measured":
+        cpu, sampler = self._cpu(), self._sampler()
+        load = self._send(wire, clients, candidates, seconds=seconds)
+        return _Measured(load, self._cpu() - cpu, self._sampler() - sampler)
+
+    def _sampler(self) -> float:
+        return sum(seconds for _, seconds in self._service.ask("usage"))
+
+    def _cpu(self) -> float:
+        """CPU seconds of Ray and Serve so far: of all processes below this one but those of clients and Stitcher."""
+        processes = [process for process in descendants(os.getpid()) if process.pid not in self._apart]
+        return sum(_cpu_seconds(process.pid) for process in processes)
+
+    def _memory_mib(self) -> dict[str, float]:
+        replicas = [pid for pid, _ in self._service.ask("usage")]
+        proxies = [process.pid for process in descendants(os.getpid()) if "ProxyActor" in process.title]
+        page = os.sysconf("SC_PAGE_SIZE") / 2**20
+        return {
+            name: sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * page
+            for name, pids in (("replica", replicas), ("proxy", proxies))
+        }
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A load, the CPU seconds of Ray and Serve in it, and of the sampler's thread among them."""
+
+    load: Load
+    cpu: float
+    sampler: float
+
+    def beyond(self, idle: float) -> float:
+        """CPU seconds per request besides the sampler's thread and what Ray uses when nothing happens, ``idle`` per
+        second."""
+        return (self.cpu - self.sampler - idle * self.load.wall) / len(self.load.seconds)
+
+
+def _speed_rows(loads: dict[tuple[str, int], list[_Measured]], bare: dict[int, list[Bare]], idle: float) -> list[Row]:
+    found = [Row("Ray and Serve, CPU when nothing is asked", 1e3 * idle, "ms/s")]
+    names = {requests: f"bare Stitcher, {requests * CANDIDATES} candidates a call" for requests in bare}
+    rate = {requests: float(np.median([run.rate for run in runs])) for requests, runs in bare.items()}
+    p50 = float(np.median([np.median(run.seconds) for run in bare[1]]))
+    for requests, name in names.items():
+        found.append(Row(name, rate[requests] * CANDIDATES, "candidates/s"))
+        cpu = float(np.median([run.cpu_per_request for run in bare[requests]]))
+        found.append(Row(f"{name}, CPU per request", 1e3 * cpu, "ms"))
+    found.append(Row(f"{names[1]}, p50", 1e3 * p50, "ms"))
+    for (wire, clients), measured in loads.items():
+        name = f"{wire}, {clients} client{'s' if clients > 1 else ''}"
+        each = [run.load for run in measured]
+        served = float(np.median([load.rate for load in each]))
+        found += [
+            Row(name, served * CANDIDATES, "candidates/s", names[requests], served / rate[requests])
+            for requests in names
+        ]
+        for share in (0.5, 0.95, 0.99):
+            value = float(np.median([load.quantile(share) for load in each]))
+            compared = (f"{names[1]}, p50", value / p50) if clients == 1 and share == 0.5 else (None, None)
+            found.append(Row(f"{name}, p{share * 100:.0f}", 1e3 * value, "ms", *compared))
+        sampler = float(np.median([run.sampler / len(run.load.seconds) for run in measured]))
+        found.append(Row(f"{name}, CPU per request of the sampler", 1e3 * sampler, "ms"))
+        beyond = float(np.median([run.beyond(idle) for run in measured]))
+        found.append(Row(f"{name}, CPU per request besides", 1e3 * beyond, "ms"))
+        wrong = sum(count for load in each for status, count in load.statuses.items() if status != 200)
+        found.append(Row(f"{name}, answers other than 200", wrong, "requests"))
+    return found
+
+
+def _pairs(dataset: EpisodeDataset) -> list[tuple[int, int]]:
+    """Sources from the lower half of the returns, targets from the highest fifth; of those that are long enough."""
+    order = np.argsort(dataset.returns, kind="stable")
+    order = order[dataset.lengths[order] >= 20]
+    rng = np.random.default_rng(0)
+    low, high = order[: len(order) // 2], order[-max(1, len(order) // 5) :]
+    return [(int(rng.choice(low)), int(rng.choice(high))) for _ in range(NUM_PAIRS)]
+
+
+def _trajectory(dataset: EpisodeDataset, number: int) -> Trajectory:
+    episode = dataset.episode(number)
+    return Trajectory(episode.observations, episode.actions, episode.rewards, terminated=episode.terminated)
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

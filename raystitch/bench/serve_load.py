@@ -1,0 +1,141 @@
+"""What the endpoint is measured with: clients that send ready-made bodies, and the bare Stitcher on the same requests;
+each in a process of its own."""
+
+import http.client
+import multiprocessing
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.models.bundle import Bundle
+from raystitch.stitching.candidates import Pairs
+from raystitch.stitching.draws import child_seeds
+from raystitch.stitching.pairs import cut_trajectories
+from raystitch.stitching.stitcher import Stitcher
+
+ANSWER_SECONDS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What clients saw: seconds of each answered request, sorted; answers by status; wall-clock seconds."""
+
+    seconds: list[float]
+    statuses: Counter[int]
+    wall: float
+
+    @property
+    def rate(self) -> float:
+        """Answered requests per second."""
+        return len(self.seconds) / self.wall
+
+    def quantile(self, share: float) -> float:
+        return float(np.quantile(self.seconds, share))
+
+
+def run_load(
+    port: int, bodies: Sequence[bytes], content_type: str, clients: int, *, seconds: float = 0.0, requests: int = 0
+) -> Load:
+    """Clients that each send one request after the other, for ``seconds`` or until there were ``requests``."""
+    lock = threading.Lock()
+    times: list[float] = []
+    statuses: Counter[int] = Counter()
+    sent = 0
+    begun = time.perf_counter()
+
+    def client() -> None:
+        nonlocal sent
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
+        while True:
+            with lock:
+                number = sent
+                if (requests and sent >= requests) or (not requests and time.perf_counter() - begun >= seconds):
+                    break
+                sent += 1
+            started = time.perf_counter()
+            connection.request("POST", "/v1/stitch", bodies[number % len(bodies)], {"Content-Type": content_type})
+            answer = connection.getresponse()
+            answer.read()
+            taken = time.perf_counter() - started
+            with lock:
+                statuses[answer.status] += 1
+                if answer.status == 200:
+                    times.append(taken)
+        connection.close()
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return Load(seconds=sorted(times), statuses=statuses, wall=time.perf_counter() - begun)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bare:
+    """The Stitcher alone: wall-clock seconds of each call, sorted, and CPU seconds of all."""
+
+    seconds: list[float]
+    cpu: float
+    requests_per_call: int
+
+    @property
+    def rate(self) -> float:
+        """Requests per second."""
+        return len(self.seconds) * self.requests_per_call / sum(self.seconds)
+
+    @property
+    def cpu_per_request(self) -> float:
+        return self.cpu / (len(self.seconds) * self.requests_per_call)
+
+
+class BareStitcher:
+    """A process that cuts and stitches what requests ask for, with one thread; a context manager."""
+
+    def __init__(self, dataset: EpisodeDataset, bundle_dir: Path, pairs: Sequence[tuple[int, int]]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, context, _load, (dataset, bundle_dir, list(pairs)))
+
+    def __enter__(self) -> "BareStitcher":
+        self._pool.submit(_calls, 0.0, 1, 1).result()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def run(self, seconds: float, requests_per_call: int, candidates: int) -> Bare:
+        """Calls for so long, each of so many requests with so many candidates."""
+        return self._pool.submit(_calls, seconds, requests_per_call, candidates).result()
+
+
+_state: list[tuple[Stitcher, EpisodeDataset, list[tuple[int, int]]]] = []
+
+
+def _load(dataset: EpisodeDataset, bundle_dir: Path, pairs: list[tuple[int, int]]) -> None:
+    torch.set_num_threads(1)
+    _state.append((Stitcher(Bundle.load(bundle_dir, "cpu")), dataset, pairs))
+
+
+def _calls(seconds: float, requests_per_call: int, candidates: int) -> Bare:
+    (stitcher, dataset, pairs), times, number = _state[0], list[float](), 0
+    begun, cpu = time.perf_counter(), time.process_time()
+    while not times or time.perf_counter() - begun < seconds:
+        started = time.perf_counter()
+        chosen = [pairs[(number + index) % len(pairs)] for index in range(requests_per_call)]
+        number += requests_per_call
+        cuts = [
+            cut_trajectories(stitcher.bundle, dataset.episode(source), dataset.episode(target), candidates)
+            for source, target in chosen
+        ]
+        seeds = np.concatenate([child_seeds(np.array([index]), candidates, 0)[0] for index in range(len(chosen))])
+        stitcher.stitch(Pairs.concatenate(cuts), seeds)
+        times.append(time.perf_counter() - started)
+    return Bare(seconds=sorted(times), cpu=time.process_time() - cpu, requests_per_call=requests_per_call)
