@@ -1,11 +1,13 @@
 """Settings, and every call as a generator of what to send; ``clients.py`` carries them out."""
 
+import functools
 import json
 import operator
 import os
+import ssl
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -25,11 +27,9 @@ class Settings:
     max_retries: int
     wire: WireName
     compression: Codec | None
-    base: httpx.URL = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        base = httpx.URL(self.url)
-        if base.scheme not in ("http", "https") or not base.host or base.userinfo:
+        if not _is_address(self.url):  # not quoted: there may be a password in it
             raise ValueError("url must be http://HOST:PORT or https://HOST:PORT, without a name or password in it")
         if not 0 < self.timeout < float("inf"):
             raise ValueError(f"timeout must be a number of seconds > 0, got timeout={self.timeout}")
@@ -39,7 +39,6 @@ class Settings:
             raise ValueError(f"wire must be 'arrow' or 'json', got wire={self.wire!r}")
         if self.compression not in (None, "gzip", "zstd"):
             raise ValueError(f"compression must be 'gzip', 'zstd' or None, got compression={self.compression!r}")
-        object.__setattr__(self, "base", base)
 
 
 def connection(settings: Settings, token: str | None) -> dict[str, Any]:
@@ -52,11 +51,18 @@ def connection(settings: Settings, token: str | None) -> dict[str, Any]:
     if not _is_visible(token):
         raise ValueError("token must be printable ASCII without spaces")
     return {
-        "base_url": settings.base,
+        "base_url": settings.url,
+        "verify": _certificates(),
         "headers": {"Authorization": f"Bearer {token}"} if token else {},
         # Any number of threads or tasks; idle connections are given up before uvicorn closes them (after 5 s).
         "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=4),
     }
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """The authorities of certifi, or of ``SSL_CERT_FILE``; reading them takes a tenth of a second, so once."""
+    return httpx.create_ssl_context()
 
 
 def stitch(
@@ -102,6 +108,14 @@ def model_path(model: str, *parts: object) -> str:
 
 def _exchange(settings: Settings, headers: Mapping[str, str], **arguments: Any) -> Call[Answer]:
     return exchange(settings.url, settings.timeout, settings.max_retries, headers, **arguments)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.host) and not parts.userinfo
 
 
 def _is_visible(text: str) -> bool:

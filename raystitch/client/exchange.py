@@ -53,11 +53,13 @@ Outcome: TypeAlias = Answer | httpx.RequestError
 Call: TypeAlias = Generator[Send | Pause, Outcome | None, T]
 
 
-def exchange(url: str, timeout: float, max_retries: int, headers: Mapping[str, str], **arguments: Any) -> Call[Answer]:
+def exchange(
+    endpoint: str, timeout: float, max_retries: int, headers: Mapping[str, str], **arguments: Any
+) -> Call[Answer]:
     """Sends until there is an answer of status 200, or no attempt or no time left.
 
     Args:
-        url: of the endpoint, for messages.
+        endpoint: its address, for messages.
         timeout: seconds for everything, the pauses included.
         arguments: of the httpx request.
 
@@ -71,7 +73,7 @@ def exchange(url: str, timeout: float, max_retries: int, headers: Mapping[str, s
         assert outcome is not None
         if isinstance(outcome, Answer) and outcome.status == 200:
             return outcome
-        failure = failure_of(outcome, url, headers.get("X-Request-ID"))
+        failure = failure_of(outcome, endpoint, headers.get("X-Request-ID"))
         seconds = pause_seconds(attempt, failure.retry_after, random.random())
         if attempt == max_retries or not may_help(outcome) or seconds >= deadline - time.monotonic():
             raise failure
@@ -118,7 +120,7 @@ def retry_after_seconds(value: str | None, now: datetime) -> float | None:
         return None
 
 
-def failure_of(outcome: Outcome, url: str, request_id: str | None) -> StitchError:
+def failure_of(outcome: Outcome, endpoint: str, request_id: str | None) -> StitchError:
     """What an outcome means to the caller."""
     if isinstance(outcome, Answer):
         problem = _problem(outcome.body)
@@ -131,10 +133,10 @@ def failure_of(outcome: Outcome, url: str, request_id: str | None) -> StitchErro
             retry_after_seconds(outcome.headers.get("Retry-After"), datetime.now(UTC)),
         )
     if isinstance(outcome, httpx.TimeoutException):
-        failure = DeadlineExceeded(f"no answer from {url} in time", request_id=request_id)
+        failure = DeadlineExceeded(f"no answer from {endpoint} in time", request_id=request_id)
     else:
         why = str(outcome) or type(outcome).__name__
-        failure = StitchError(f"no answer from {url}: {why}", request_id=request_id)
+        failure = StitchError(f"no answer from {endpoint}: {why}", request_id=request_id)
     failure.__cause__ = outcome
     return failure
 

@@ -170,9 +170,13 @@ def server() -> Iterator[Server]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        http.daemon_threads = True
-        http.block_on_close = False
+    class Quiet(ThreadingHTTPServer):
+        block_on_close = False
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Clients that hang up are part of the tests."""
+
+    with Quiet(("127.0.0.1", 0), Handler) as http:
         state.url = f"http://127.0.0.1:{http.server_port}"
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
