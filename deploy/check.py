@@ -29,7 +29,14 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
 HERE = Path(__file__).parent
-DEFAULTS = ("Dockerfile", "serve.yaml", "cluster-cloud.yaml", "cluster-onprem.yaml", "kuberay/overlays/*")
+DEFAULTS = (
+    "Dockerfile",
+    "serve.yaml",
+    "cluster-cloud.yaml",
+    "cluster-onprem.yaml",
+    "kuberay/*.yaml",
+    "kuberay/overlays/*",
+)
 KUBERNETES = "1.33"
 OPEN = ("additionalProperties", "x-kubernetes-preserve-unknown-fields", "x-kubernetes-embedded-resource")
 

@@ -138,6 +138,6 @@ def test_prometheus_looks_where_the_cluster_exports(deploy: Path) -> None:
         commands = yaml.safe_load((deploy / file).read_text())
         for kind in ("head", "worker"):
             assert any("--metrics-export-port=8080" in line for line in commands[f"{kind}_start_ray_commands"])
-    from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
-
-    assert Path(ray_up["file_sd_configs"][0]["files"][0]).name == PROMETHEUS_SERVICE_DISCOVERY_FILE
+    (service,) = ray_up["http_sd_configs"]
+    # The file is where the `ray up` files put the token.
+    assert service["authorization"]["credentials_file"] in commands["file_mounts"]

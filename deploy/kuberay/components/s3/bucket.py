@@ -96,7 +96,8 @@ def run(folder: Path, command: list[str], seconds: float) -> int:
 
 def _put(mirror: Mirror) -> bool:
     try:
-        print(f"bucket: {mirror.put()} files to {mirror.store.where()}", flush=True)
+        if copied := mirror.put():
+            print(f"bucket: {copied} files to {mirror.store.where()}", flush=True)
         return True
     except Exception as error:  # the run goes on, and the next time may succeed
         print(f"bucket: cannot copy to {mirror.store.where()}: {error}", file=sys.stderr, flush=True)
