@@ -2,15 +2,18 @@
 
 import * as api from "./api.js";
 
-const LOOKED_AT = 100; // rows
+const LOOKED_AT = 100; // rows, at most
+const SHARE = 0.3; // of the dataset, at most
 const EACH = { low: 20, high: 8 }; // runs of those
 const STATES = 40; // of a run
 const MARGIN = 8; // a source is not left from shortly before a termination
 const ENOUGH = 12; // steps of a run that tell where it goes
 
-async function sample(model, descending, share, count, signal) {
-  const offset = Math.floor(share * Math.max(model.dataset.num_episodes - LOOKED_AT, 0));
-  const page = await api.episodes(model.name, { order: "return", descending, offset, limit: LOOKED_AT }, signal);
+async function sample(model, descending, skipped, count, signal) {
+  const total = model.dataset.num_episodes;
+  const limit = Math.min(LOOKED_AT, Math.ceil(SHARE * total));
+  const offset = Math.floor(skipped * (total - limit));
+  const page = await api.episodes(model.name, { order: "return", descending, offset, limit }, signal);
   const long = page.episodes.filter((row) => row.steps >= ENOUGH);
   const from = long.length ? long : page.episodes;
   const stride = Math.max(1, Math.floor(from.length / count));
@@ -85,7 +88,7 @@ function worth(model, leave, enter) {
 
 // -> { source, target } indices
 export async function defaultPair(model, signal) {
-  const [low, high] = await Promise.all([sample(model, false, 0.1, EACH.low, signal), sample(model, true, 0, EACH.high, signal)]);
+  const [low, high] = await Promise.all([sample(model, false, 0.05, EACH.low, signal), sample(model, true, 0, EACH.high, signal)]);
   const pace = paces([...low, ...high]);
   const entered = high.map((target) => states(target, pace, target.trajectory.observations.length));
   let best = { worth: -Infinity, source: low[0].row.index, target: (high.find(({ row }) => row.index !== low[0].row.index) ?? high[0]).row.index };

@@ -58,10 +58,14 @@ export function verdictView(facts, buttons) {
   ];
 }
 
+// How a candidate is drawn among the dots, by the reason of its verdict.
+export const dotKind = (reason) => (reason === "ok" ? "ok" : reason === "residual" ? "no" : "other");
+
 export function tallyView(tally, total) {
   const names = ["ok", ...CRITERIA].filter((name) => tally[name]);
   return h("ul", { class: "tally", "aria-label": "Candidates by outcome" },
-    names.map((name) => h("li", { class: name === "ok" ? "ok" : "no" },
+    names.map((name) => h("li", { class: dotKind(name) },
+      h("span", { class: `dot ${dotKind(name)}`, "aria-hidden": "true" }),
       h("b", { text: tally[name] }),
       svg("svg", { class: "tally-bar", viewBox: "0 0 100 6", preserveAspectRatio: "none", "aria-hidden": "true" },
         svg("rect", { class: "track", width: 100, height: 6 }),

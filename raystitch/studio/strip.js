@@ -2,6 +2,7 @@
 
 import { quantilesAt, thresholdFor } from "./accept.js";
 import { $, h, svg } from "./dom.js";
+import { dotKind } from "./results.js";
 import { format, logarithmic } from "./scale.js";
 
 const STEPS = 500; // positions of the slider that are thresholds
@@ -129,12 +130,11 @@ export class Strip {
       let row = ends.findIndex((end) => x - end >= 13);
       if (row < 0) row = ends.indexOf(Math.min(...ends));
       ends[row] = x;
-      const { accepted, reason, failed } = verdicts[index];
-      const kind = accepted ? "ok" : failed.includes("residual") ? "no" : "other";
+      const { accepted, reason } = verdicts[index];
       const dot = h("div", {
         role: "option",
         id: `candidate-${index}`,
-        class: `dot ${kind}`,
+        class: `dot ${dotKind(reason)}`,
         "data-candidate": index,
         "aria-selected": String(index === selected),
         "aria-label": `Candidate ${index + 1}: ${candidates[index].gap} states, largest residual ${format(candidates[index].residual_max)}, ${accepted ? "accepted" : `rejected by ${reason}`}`,
