@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import ConfigDict, ValidationError
 
 from raystitch.data.episodes import Floats
@@ -34,6 +35,7 @@ from raystitch.endpoint.request import (
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 _COLUMNS = ("role", "step", "observation", "action", "reward")
 _RECORD_BATCH = 3  # MessageHeader in Arrow's Message.fbs
+_EXTENSION = b"ARROW:extension:"
 _HEADER_TYPE, _HEADER, _COMPRESSION = 1, 2, 3  # fields of Message and of RecordBatch
 
 
@@ -66,11 +68,12 @@ def read_arrow_request(body: bytes, sizes_of: Callable[[str], Sizes], limits: Li
     role = table["role"]
     if role.null_count:
         raise invalid("role", "has nulls; every row is of the source or the target")
-    roles = role.to_numpy(zero_copy_only=False).astype(str)
-    unknown = np.flatnonzero(~np.isin(roles, ROLES))
-    if len(unknown):
-        raise invalid(f"role[{unknown[0]}]", f"{roles[unknown[0]][:40]!r} is neither 'source' nor 'target'")
-    parts = {name: table.filter(pa.array(roles == name)) for name in ROLES}
+    # Compared in Arrow: as an array of numpy every role takes as much room as the longest.
+    rows = {name: pc.call_function("equal", [role, pa.scalar(name, role.type)]) for name in ROLES}
+    unknown = pc.call_function("or", list(rows.values())).index(False).as_py()
+    if unknown >= 0:
+        raise invalid(f"role[{unknown}]", f"{role[unknown].as_py()[:40]!r} is neither 'source' nor 'target'")
+    parts = {name: table.filter(rows[name]) for name in ROLES}
     terminated = {"source": options.source_terminated, "target": options.target_terminated}
     given = {name: _trajectory(name, parts[name], sizes, limits, terminated[name]) for name in ROLES}
     plain = Options(**{name: getattr(options, name) for name in Options.model_fields})
@@ -110,7 +113,7 @@ def write_arrow(answer: Answer) -> bytes:
 
 def _read_table(body: bytes) -> pa.Table:
     try:
-        _refuse_compressed(body)
+        _check_messages(body)
         with pa.ipc.open_stream(pa.py_buffer(body)) as reader:
             _check_schema(reader.schema)
             table = reader.read_all()
@@ -209,8 +212,12 @@ def _numbers(field: str, column: pa.Array, width: int | None) -> Floats:
     return finite_float32(field, values.to_numpy().reshape(-1, width))
 
 
-def _refuse_compressed(body: bytes) -> None:
-    """Compressed buffers say themselves how large they will be; compress the body instead (Content-Encoding)."""
+def _check_messages(body: bytes) -> None:
+    """Looks at the messages before any of them is decoded.
+
+    Compressed buffers say themselves how large they will be; compress the body instead (Content-Encoding). Extension
+    types are decoded by whoever registered them in this process, Ray's among others.
+    """
     reader = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
     while True:
         try:
@@ -219,10 +226,11 @@ def _refuse_compressed(body: bytes) -> None:
             return
         if message.type not in ("schema", "record batch"):
             raise pa.ArrowInvalid(f"a message of type {message.type!r} has no place in it")
+        if message.type == "schema" and _EXTENSION in message.metadata.to_pybytes():
+            raise invalid("schema", "has an extension type; send the column as what it stores")
         if message.type == "record batch" and _is_compressed(message.metadata.to_pybytes()):
-            raise Problem(
-                422,
-                "the Arrow buffers are compressed; send them plain, or compress the body with Content-Encoding: gzip",
+            raise invalid(
+                "body", "its Arrow buffers are compressed; send them plain, or the body with Content-Encoding: gzip"
             )
 
 

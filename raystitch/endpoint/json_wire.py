@@ -1,17 +1,21 @@
 """Requests and answers as JSON."""
 
+import re
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Annotated, Any
 
 import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict
 
 from raystitch.data.episodes import Floats
 from raystitch.endpoint.config import LimitsConfig
 from raystitch.endpoint.problems import invalid
 from raystitch.endpoint.request import (
+    MAX_NUMBER,
+    ROLES,
     GivenTrajectory,
     Options,
     Role,
@@ -26,10 +30,14 @@ from raystitch.endpoint.request import (
 
 MEDIA_TYPE = "application/json"
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
+# Both bounds are checked on whole arrays, which is quicker.
+_BOUNDS: JsonDict = {"minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
+Number = Annotated[float, Field(allow_inf_nan=False, json_schema_extra=_BOUNDS)]
 # Fail fast: a million wrong numbers are one error.
 Row = Annotated[list[Number], Field(fail_fast=True)]
 Rows = Annotated[list[Row], Field(fail_fast=True)]
+_MAX_KEYS = 1000
+_LONG = re.compile(rb'"(source|target|observations|actions|rewards)"')
 
 
 class TrajectoryBody(BaseModel):
@@ -53,6 +61,31 @@ class StitchBody(BaseModel):
     source: TrajectoryBody
     target: TrajectoryBody
     options: Options = Options()  # pyright: ignore[reportCallIssue]
+
+
+def refuse_floods(body: bytes, limits: LimitsConfig, numbers_per_step: int) -> None:
+    """Bounds what parsing may cost, which is up to a hundred times a body's size, by what an honest body has.
+
+    Args:
+        numbers_per_step: observation, action and reward of the largest model.
+
+    Raises:
+        Problem: 422, naming the trajectory that is too long where it is one.
+    """
+    if body.count(b":") > _MAX_KEYS:
+        raise invalid("body", f"has more than {_MAX_KEYS} keys")
+    most = len(ROLES) * limits.max_steps * numbers_per_step + _MAX_KEYS
+    if body.count(b",") <= most:
+        return
+    role = ""
+    names = list(islice(_LONG.finditer(body), _MAX_KEYS))
+    for name, after in zip(names, [*names[1:], None], strict=True):
+        key, end = name[1].decode(), len(body) if after is None else after.start()
+        if key in ROLES:
+            role = key
+        elif body.count(b"[" if key != "rewards" else b",", name.end(), end) > limits.max_steps + 1:
+            raise invalid(f"{role}.{key}", f"has more than {limits.max_steps} rows, the limit here")
+    raise invalid("body", f"has more than {most} values, which is more than two trajectories of the longest kind have")
 
 
 def read_json_request(body: bytes, sizes_of: Callable[[str], Sizes], limits: LimitsConfig) -> StitchRequest:

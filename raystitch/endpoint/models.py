@@ -120,6 +120,11 @@ class Models:
     def __len__(self) -> int:
         return len(self._served)
 
+    @property
+    def numbers_per_step(self) -> int:
+        """Of the largest model: observation, action and reward."""
+        return max((model.bundle.obs_dim + model.bundle.act_dim + 1 for model in self), default=1)
+
     def load(self, config: EndpointConfig) -> None:
         """Reads all bundles of the configuration, then serves them. One that cannot be read leaves the one of its name
         in service, with the error beside it.

@@ -17,6 +17,8 @@ from raystitch.endpoint.problems import FieldError, Problem, invalid
 
 MAX_SEED = 2**53 - 1
 """The largest whole number that JSON readers everywhere keep exact."""
+MAX_NUMBER = 1e15
+"""Larger numbers are refused: their squares, and sums of these, would not be finite float32."""
 Role = Literal["source", "target"]
 ROLES: tuple[Role, Role] = ("source", "target")
 _MAX_FIELD = 200
@@ -120,16 +122,14 @@ def finite_float32(field: str, values: NDArray[Any]) -> Floats:
     """The values as float32.
 
     Raises:
-        Problem: 422 that names the first one that is not a finite float32.
+        Problem: 422 that names the first one that is not finite, or beyond ``MAX_NUMBER``.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        narrow = np.ascontiguousarray(values, np.float32)
-    bad = np.argwhere(~np.isfinite(narrow))
+    bad = np.argwhere(~(np.abs(values) <= MAX_NUMBER))
     if len(bad):
         index = tuple(int(i) for i in bad[0])
         place = field + "".join(f"[{i}]" for i in index)
-        raise invalid(place, f"{values[index]} is not a finite float32")
-    return narrow
+        raise invalid(place, f"{values[index]} is not a number between {-MAX_NUMBER:g} and {MAX_NUMBER:g}")
+    return np.ascontiguousarray(values, np.float32)
 
 
 def check_rows(field: str, num_rows: int, num_states: int) -> None:
@@ -145,7 +145,7 @@ def validation_problem(error: ValidationError, prefix: str = "") -> Problem:
     """400 for text that is no JSON, 422 otherwise, naming each field."""
     details = error.errors(include_url=False, include_context=False, include_input=False)
     if details[0]["type"] == "json_invalid":
-        return Problem(400, f"the body is not JSON: {details[0]['msg'].removeprefix('Invalid JSON: ')}")
+        return Problem(400, f"{prefix or 'the body'} is not JSON: {details[0]['msg'].removeprefix('Invalid JSON: ')}")
     errors = [
         FieldError(_path(prefix, detail["loc"]), detail["msg"][:1].lower() + detail["msg"][1:])
         for detail in details[:8]

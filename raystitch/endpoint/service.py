@@ -124,7 +124,10 @@ class Endpoint:
             body = await read_body(request, limits)
 
             def read() -> StitchRequest:
-                return _READERS[kind](decompress(body, encoding, limits), self._sizes, limits)
+                plain = decompress(body, encoding, limits)
+                if kind == json_wire.MEDIA_TYPE:
+                    json_wire.refuse_floods(plain, limits, self.models.numbers_per_step)
+                return _READERS[kind](plain, self._sizes, limits)
 
             return await self.run(read, inline=not encoding and len(body) <= _SMALL_BODY)
         finally:
