@@ -1,8 +1,8 @@
 """Concurrent requests in one call of the sampler, on a thread of its own.
 
 The event loop only counts and waits. A call takes what waits when the sampler is free, up to ``max_candidates``; it
-waits for requests that are being received or likely to come, for a bounded time. Rows depend on their own seed alone, so the answer
-does not depend on the company.
+waits for requests that are being received or likely to come, for a bounded time. Rows depend on their own seed alone,
+so the answer does not depend on the company.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from raystitch.data.episodes import Episode
 from raystitch.endpoint.config import BatchingConfig
 from raystitch.endpoint.metrics import Recorder
 from raystitch.endpoint.models import ServedModel
-from raystitch.endpoint.problems import Problem, busy, unavailable
-from raystitch.endpoint.request import GivenTrajectory, Role, StitchRequest
+from raystitch.endpoint.problems import Problem, busy, invalid, unavailable
+from raystitch.endpoint.request import ROLES, GivenTrajectory, Role, StitchRequest
 from raystitch.errors import UserError
 from raystitch.stitching.candidates import REASONS, Candidates, Pairs
 from raystitch.stitching.draws import child_seeds
@@ -153,7 +153,10 @@ class Batcher:
                 self._changed.wait(left)
             if self._closed:
                 for job in self._waiting:
-                    self._finish(job, unavailable("the endpoint is stopping"))
+                    if job.result.set_running_or_notify_cancel():
+                        self._finish(job, unavailable("the endpoint is stopping"))
+                    else:
+                        self._num_queued -= job.count
                 self._waiting.clear()
                 return None
             return self._take()
@@ -187,14 +190,9 @@ class Batcher:
         begun, cpu = time.monotonic(), time.thread_time()
         for job in jobs:
             self._recorder.queued(begun - job.entered)
-        try:
-            ready = [(job, pairs) for job in jobs if (pairs := self._prepare(job)) is not None]
-            if ready:
-                self._stitch(ready, begun)
-        except Exception as error:  # a fault of ours: these requests get a 503, the next ones their chance
-            self._recorder.fault(error, [job.request_id for job in jobs])
-            for job in jobs:
-                self._finish(job, unavailable("stitching failed unexpectedly; it was logged under this request's id"))
+        ready = [(job, pairs) for job in jobs if (pairs := self._prepare(job)) is not None]
+        if ready:
+            self._attempt(ready, begun)
         self.cpu_seconds += time.thread_time() - cpu
 
     def _prepare(self, job: Job) -> "_Prepared | None":
@@ -202,8 +200,28 @@ class Batcher:
         try:
             return _Prepared(job.model, job.request)
         except UserError as error:
-            self._finish(job, Problem(422, str(error)))
-            return None
+            field, _, message = str(error).partition(": ")
+            named = field.partition(".")[0] in ROLES
+            self._finish(job, invalid(field, message) if named else invalid("body", str(error)))
+        except Exception as error:
+            self._fail(job, error)
+        return None
+
+    def _attempt(self, ready: "Sequence[tuple[Job, _Prepared]]", begun: float) -> None:
+        """One call; where it fails, one for each request, so that nobody pays for another's request."""
+        try:
+            self._stitch(ready, begun)
+        except Exception as error:
+            if len(ready) == 1:
+                self._fail(ready[0][0], error)
+                return
+            for one in ready:
+                self._attempt([one], time.monotonic())
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """A fault of ours: this request gets a 503, the next one its chance."""
+        self._recorder.fault(error, [job.request_id])
+        self._finish(job, unavailable("stitching failed unexpectedly; it was logged under this request's id"))
 
     def _stitch(self, ready: "Sequence[tuple[Job, _Prepared]]", begun: float) -> None:
         pairs = Pairs.concatenate([prepared.pairs for _, prepared in ready])
