@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 from raystitch.endpoint import documents, json_wire
 from raystitch.endpoint.problems import FieldError, Problem
-from raystitch.endpoint.security import Guard
+from raystitch.endpoint.security import Guard, fault_problem
 from raystitch.endpoint.service import Endpoint
 
 STUDIO = Path(__file__).parent.parent / "studio"
@@ -43,7 +43,14 @@ def create_app(endpoint: Endpoint, token: str | None = None, *, behind_serve: bo
         if not behind_serve:
             await asyncio.to_thread(endpoint.close)
 
-    app = FastAPI(title="raystitch", version=version("raystitch"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="raystitch",
+        version=version("raystitch"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # it would send callers to whatever host they named
+    )
     app.add_middleware(GZipMiddleware, minimum_size=_COMPRESS_FROM, compresslevel=1)
     if config.cors_origins:
         app.add_middleware(
@@ -78,7 +85,7 @@ def _add_errors(app: FastAPI) -> None:
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        detail = f"{request.method} {request.url.path}: {error.detail}"
+        detail = f"{request.method} {request.scope['path'][:200]}: {error.detail}"
         return Problem(error.status_code, detail, headers=dict(error.headers or {})).response(request.state.request_id)
 
     async def query(request: Request, error: Exception) -> Response:
@@ -87,7 +94,11 @@ def _add_errors(app: FastAPI) -> None:
         detail = f"{errors[0].field}: {errors[0].message}"
         return Problem(422, detail, errors).response(request.state.request_id)
 
+    async def fault(request: Request, _: Exception) -> Response:
+        return fault_problem().response(request.state.request_id)  # ``Guard`` logs it
+
     app.add_exception_handler(Problem, problem)
+    app.add_exception_handler(Exception, fault)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, query)
 

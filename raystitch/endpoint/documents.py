@@ -37,11 +37,11 @@ class ProblemBody(BaseModel):
 
 
 class StitchedBody(BaseModel):
-    """The trajectory: M states, M - 1 transitions."""
+    """The trajectory: M states, M - 1 transitions. null stands for a number that is not finite."""
 
-    observations: list[list[float]]
-    actions: list[list[float]]
-    rewards: list[float]
+    observations: list[list[float | None]]
+    actions: list[list[float | None]]
+    rewards: list[float | None]
     is_synthetic: list[bool] = Field(description="Of each transition: whether it was generated.")
 
 
@@ -67,9 +67,9 @@ class CandidateBody(_Bridge):
     spread_max: float | None
     rollout_deviation: float | None
     termination_max: float | None
-    observations: list[list[float]]
-    actions: list[list[float]]
-    rewards: list[float]
+    observations: list[list[float | None]]
+    actions: list[list[float | None]]
+    rewards: list[float | None]
 
 
 class AnswerBody(_Bridge):

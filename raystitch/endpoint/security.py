@@ -6,17 +6,19 @@ import os
 import re
 import secrets
 from pathlib import Path
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raystitch.endpoint.problems import Problem
+from raystitch.endpoint.problems import Problem, unavailable
 from raystitch.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "RAYSTITCH_TOKEN", "RAYSTITCH_TOKEN_FILE"
 _PROTECTED = ("/v1/", "/metrics")
+_FAULT = "the request failed unexpectedly; it was logged under this id"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -51,6 +53,17 @@ def read_token() -> str | None:
     return token
 
 
+def fault_problem() -> Problem:
+    """503 for a fault of ours, about which a stranger learns nothing more."""
+    return unavailable(_FAULT)
+
+
+def _is_below(scope: Scope, *prefixes: str) -> bool:
+    """Whether the address is of one of these, also where the application is mounted at a path of its own."""
+    path: str = scope["path"]
+    return path.startswith(prefixes) or path.removeprefix(scope.get("root_path", "")).startswith(prefixes)
+
+
 class Guard:
     """Asks for the token where there is one, gives every request an id, and every answer its id and headers.
 
@@ -72,10 +85,10 @@ class Guard:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
-        started = False
+        started = ended = False
 
         async def finish(message: Message) -> None:
-            nonlocal started
+            nonlocal started, ended
             if message["type"] == "http.response.start":
                 started = True
                 out = MutableHeaders(scope=message)
@@ -83,9 +96,13 @@ class Guard:
                     out["X-Request-ID"] = request_id
                 for name, value in _HEADERS.items():
                     out.setdefault(name, value)
-                if scope["path"].startswith("/v1/"):
+                if _is_below(scope, "/v1/"):
                     out.setdefault("Cache-Control", "no-store")
-                logger.info("%s %s %s %s", request_id, scope["method"], scope["path"], message["status"])
+                # Quoted: a line feed in an address shall not begin a line of the log.
+                path = quote(scope["path"], errors="replace")
+                logger.info("%s %s %s %s", request_id, scope["method"], path, message["status"])
+            elif message["type"] == "http.response.body":
+                ended = not message.get("more_body", False)
             await send(message)
 
         try:
@@ -95,14 +112,14 @@ class Guard:
             await problem.response(request_id)(scope, receive, finish)
         except Exception:
             logger.exception("request %s failed", request_id)
-            if started:
+            if not started:
+                await fault_problem().response(request_id)(scope, receive, finish)
+            elif not ended:
                 raise
-            problem = Problem(503, "the request failed unexpectedly; it was logged under this id")
-            await problem.response(request_id)(scope, receive, finish)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         # A browser asks with OPTIONS, and without a token, whether it may ask.
-        if self._token is None or scope["method"] == "OPTIONS" or not scope["path"].startswith(_PROTECTED):
+        if self._token is None or scope["method"] == "OPTIONS" or not _is_below(scope, *_PROTECTED):
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         # Compared in constant time, also when there is none.
