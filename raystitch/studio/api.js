@@ -46,7 +46,12 @@ async function request(path, { body, signal } = {}) {
   if (body) headers["Content-Type"] = "application/json";
   let response;
   try {
-    response = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
+    response = await fetch(path, {
+      method: body ? "POST" : "GET",
+      headers,
+      body: body && JSON.stringify(body),
+      signal,
+    });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem(0, "The server cannot be reached. Is it still running?");
@@ -62,6 +67,7 @@ async function request(path, { body, signal } = {}) {
 
 const at = (model) => `/v1/models/${encodeURIComponent(model)}`;
 const cache = new Map();
+const CACHED = 400; // runs
 
 // Few at a time: thumbnails must not keep the request that somebody waits for in the queue.
 let running = 0;
@@ -91,6 +97,7 @@ export function episode(model, index) {
   if (!cache.has(path)) {
     const found = inTurn(() => request(path));
     found.catch(() => cache.delete(path));
+    if (cache.size >= CACHED) cache.delete(cache.keys().next().value);
     cache.set(path, found);
   }
   return cache.get(path);

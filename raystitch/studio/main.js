@@ -33,13 +33,23 @@ const strip = new Strip($("strip"), { delta: setDelta, select });
 const stage = new Stage({ select, hover, progress });
 const options = new Options({ change: () => save() });
 const pickers = Object.fromEntries(
-  SIDES.map((side) => [side, new Picker($(side), side, { pick, own, problem: report, last: (name) => state[name]?.trajectory ?? lastRun[name] })]),
+  SIDES.map((side) => [
+    side,
+    new Picker($(side), side, { pick, own, problem: report, last: (name) => state[name]?.trajectory ?? lastRun[name] }),
+  ]),
 );
 const lastRun = {};
 
 function notice(message, again) {
   $("notice").hidden = !message;
-  $("notice").replaceChildren(...(message ? [h("span", { text: message }), ...(again ? [h("button", { type: "button", text: "Try again", onclick: again })] : [])] : []));
+  $("notice").replaceChildren(
+    ...(message
+      ? [
+          h("span", { text: message }),
+          ...(again ? [h("button", { type: "button", text: "Try again", onclick: again })] : []),
+        ]
+      : []),
+  );
 }
 
 // An error in words, next to what caused it.
@@ -52,10 +62,18 @@ function report(error, side = null) {
   }
   const fields = error.errors.length ? error.errors : [{ field: "", message: error.message }];
   for (const { field, message } of fields) {
-    const place = SIDES.find((name) => field.startsWith(name)) ?? (field ? null : SIDES.find((name) => message.startsWith(`${name}.`) || message.startsWith(`${name}:`)) ?? side);
+    const place =
+      SIDES.find((name) => field.startsWith(name)) ??
+      (field ? null : (SIDES.find((name) => message.startsWith(`${name}.`) || message.startsWith(`${name}:`)) ?? side));
     const text = field && !message.includes(field) ? `${field}: ${message}` : message;
     if (place) pickers[place].fail(text);
-    else if (!options.fail(field, message)) $("stitch-error").textContent = [text, error.requestId && error.status >= 500 ? `(request ${error.requestId})` : ""].join(" ").trim();
+    else if (!options.fail(field, message))
+      $("stitch-error").textContent = [
+        text,
+        error.requestId && error.status >= 500 ? `(request ${error.requestId})` : "",
+      ]
+        .join(" ")
+        .trim();
   }
 }
 
@@ -107,12 +125,25 @@ function forget() {
 
 function save() {
   if (!state.model) return;
-  writeHash({ model: state.model.name, source: state.source?.index, target: state.target?.index, delta: state.delta, ...options.values() });
+  writeHash({
+    model: state.model.name,
+    source: state.source?.index,
+    target: state.target?.index,
+    delta: state.delta,
+    ...options.values(),
+  });
 }
 
 async function useModel(model, wanted = {}) {
   busy?.abort();
-  Object.assign(state, { model, source: null, target: null, result: null, judged: null, delta: wanted.delta ?? model.delta.default ?? "q99" });
+  Object.assign(state, {
+    model,
+    source: null,
+    target: null,
+    result: null,
+    judged: null,
+    delta: wanted.delta ?? model.delta.default ?? "q99",
+  });
   for (const side of SIDES) delete lastRun[side];
   $("model").value = model.name;
   options.setModel(model, wanted);
@@ -136,7 +167,12 @@ async function useModel(model, wanted = {}) {
 // ---- stitching
 
 function request() {
-  const side = ({ observations, actions, rewards, terminated }) => ({ observations, actions: actions ?? null, rewards: rewards ?? null, terminated });
+  const side = ({ observations, actions, rewards, terminated }) => ({
+    observations,
+    actions: actions ?? null,
+    rewards: rewards ?? null,
+    terminated,
+  });
   const { seed, gap, num, cut } = options.values();
   return {
     source: side(state.source.trajectory),
@@ -163,7 +199,13 @@ async function stitch() {
     save();
     render();
     const { verdict, totals, candidate } = facts();
-    $("live").textContent = announcement({ verdict, candidate, totals, numAccepted: state.judged.numAccepted, count: result.candidates.length });
+    $("live").textContent = announcement({
+      verdict,
+      candidate,
+      totals,
+      numAccepted: state.judged.numAccepted,
+      count: result.candidates.length,
+    });
     stage.play();
     if ($("stage").getBoundingClientRect().top > innerHeight * 0.6) $("stage").scrollIntoView({ block: "start" });
   } catch (error) {
@@ -211,7 +253,8 @@ function select(index) {
   state.follows = index === state.judged.best;
   render();
   const { verdict, totals, candidate } = facts();
-  $("live").textContent = `Candidate ${index + 1}. ${announcement({ verdict, candidate, totals, numAccepted: state.judged.numAccepted, count: state.result.candidates.length })}`;
+  $("live").textContent =
+    `Candidate ${index + 1}. ${announcement({ verdict, candidate, totals, numAccepted: state.judged.numAccepted, count: state.result.candidates.length })}`;
 }
 
 function facts() {
@@ -250,20 +293,33 @@ function render() {
   strip.draw({ model, delta, gap, candidates: result?.candidates ?? null, verdicts: judged?.verdicts, selected });
   drawSteps($("steps"), candidate, threshold, hover);
   hover(null);
-  $("accepted-count").replaceChildren(...(result ? [h("b", { text: judged.numAccepted }), ` of ${result.candidates.length} candidates accepted`] : []));
-  $("tally").replaceChildren(result ? tallyView(judged.tally, result.candidates.length) : h("p", { class: "empty", text: "How large a residual may be. The marks are quantiles of real, recorded steps: at q99, one real stretch in a hundred would be refused." }));
-  $("verdict").replaceChildren(...(result ? verdictView(facts(), shareButtons(state, request)) : emptyVerdict()).filter(Boolean));
+  $("accepted-count").replaceChildren(
+    ...(result ? [h("b", { text: judged.numAccepted }), ` of ${result.candidates.length} candidates accepted`] : []),
+  );
+  $("tally").replaceChildren(
+    result
+      ? tallyView(judged.tally, result.candidates.length)
+      : h("p", {
+          class: "empty",
+          text: "How large a residual may be. The marks are quantiles of real, recorded steps: at q99, one real stretch in a hundred would be refused.",
+        }),
+  );
+  $("verdict").replaceChildren(
+    ...(result ? verdictView(facts(), shareButtons(state, request)) : emptyVerdict()).filter(Boolean),
+  );
 }
 
 // One step of the bridge, in the drawing, among the bars and in words.
 function hover(step) {
-  for (const node of document.querySelectorAll("[data-step]")) node.classList.toggle("hot", node.dataset.step === String(step));
+  for (const node of document.querySelectorAll("[data-step]"))
+    node.classList.toggle("hot", node.dataset.step === String(step));
   const candidate = state.result?.candidates[state.selected];
-  $("steps-readout").textContent = candidate && step !== null ? stage.readout(candidate, step) : "";
+  $("steps-readout").textContent = candidate ? stage.readout(candidate, step) : "";
 }
 
 function progress(onBridge) {
-  for (const bar of document.querySelectorAll(".bar-step")) bar.classList.toggle("ahead", onBridge < Number(bar.dataset.step) + 1);
+  for (const bar of document.querySelectorAll(".bar-step"))
+    bar.classList.toggle("ahead", onBridge < Number(bar.dataset.step) + 1);
 }
 
 // ---- start
@@ -289,11 +345,17 @@ async function boot() {
     return;
   }
   $("token").hidden = true;
+  $("main").hidden = false;
   if (!state.models.length) {
+    $("main").hidden = true;
     notice("This server has no model. Start it with --stitcher DIR.", boot);
     return;
   }
-  $("model").replaceChildren(...state.models.map(({ name, dataset }) => h("option", { value: name, text: dataset ? `${name} (${dataset.ref.split("/").at(-1)})` : name })));
+  $("model").replaceChildren(
+    ...state.models.map(({ name, dataset }) =>
+      h("option", { value: name, text: dataset ? `${name} (${dataset.ref.split("/").at(-1)})` : name }),
+    ),
+  );
   $("model-row").hidden = state.models.length < 2;
   const wanted = readHash(location.hash);
   const model = state.models.find(({ name }) => name === wanted.model) ?? state.models[0];

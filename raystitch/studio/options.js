@@ -65,6 +65,13 @@ export class Options {
 
   #summarise() {
     const { seed, num, gap, cut } = this.values();
-    $("options-summary").textContent = [`seed ${seed}`, `${num} candidates`, gap === null ? null : `gap ${gap}`, cut === "ends" ? "end to start" : null].filter(Boolean).join(" · ");
+    $("options-summary").textContent = [
+      `seed ${seed}`,
+      `${num} candidates`,
+      gap === null ? null : `gap ${gap}`,
+      cut === "ends" ? "end to start" : null,
+    ]
+      .filter(Boolean)
+      .join(" · ");
   }
 }

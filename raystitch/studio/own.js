@@ -51,7 +51,8 @@ function trajectory(value, model) {
   const rewards = value.rewards ?? null;
   if (rewards !== null) {
     if (!Array.isArray(rewards)) fail("rewards must be a list of numbers");
-    if (rewards.length !== steps) fail(`rewards has ${rewards.length} numbers; ${steps + 1} observations need ${steps}`);
+    if (rewards.length !== steps)
+      fail(`rewards has ${rewards.length} numbers; ${steps + 1} observations need ${steps}`);
     rewards.forEach((number, index) => {
       if (!Number.isFinite(number)) fail(`rewards[${index}] is ${JSON.stringify(number)}, not a number`);
     });

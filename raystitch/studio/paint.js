@@ -10,7 +10,8 @@ const polyline = (name, points) => svg("polyline", { class: name, points: path(p
 function shape(kind, name, [x, y]) {
   const place = `translate(${x.toFixed(1)} ${y.toFixed(1)})`;
   if (kind === "start") return svg("circle", { class: `end ${name}`, r: 5, transform: place });
-  if (kind === "end") return svg("rect", { class: `end ${name}`, x: -4.5, y: -4.5, width: 9, height: 9, transform: place });
+  if (kind === "end")
+    return svg("rect", { class: `end ${name}`, x: -4.5, y: -4.5, width: 9, height: 9, transform: place });
   return svg("path", { class: `joint ${name}`, d: "M0-7 7 0 0 7-7 0Z", transform: place });
 }
 
@@ -25,7 +26,10 @@ const runOf = (name, points) => polyline(`run ${name}${points.length > LONG ? " 
 // Nothing stitched yet: two whole runs.
 function paintRuns(panel, { source, target }) {
   const nodes = [];
-  for (const [name, states] of [["source", source], ["target", target]]) {
+  for (const [name, states] of [
+    ["source", source],
+    ["target", target],
+  ]) {
     if (!states) continue;
     const points = states.map((state, step) => panel.xy(state, step));
     nodes.push(runOf(name, points));
@@ -51,7 +55,12 @@ function candidateLines(panel, scene) {
   return scene.candidates.map((candidate, index) => {
     const points = candidate.observations.map((state, step) => panel.xy(state, candidate.source_step + step));
     const name = scene.verdicts[index].accepted ? "ok" : "no";
-    const group = svg("g", { class: `candidate ${name}`, "data-candidate": index }, polyline("line", points), polyline("hit", points));
+    const group = svg(
+      "g",
+      { class: `candidate ${name}`, "data-candidate": index },
+      polyline("line", points),
+      polyline("hit", points),
+    );
     group.addEventListener("click", () => scene.onSelect(index));
     return group;
   });
@@ -65,14 +74,31 @@ function paintStitched(panel, scene) {
   // Close up on a map, what lies far ahead or behind would only cross the picture.
   const near = panel.near ?? Infinity;
   const first = Math.max(0, leave - near);
-  const place = (states, from, to, by) => states.slice(from, to).map((state, index) => panel.xy(state, from + index + by));
-  const recorded = [place(source, first, leave + near + 1, 0), place(target, Math.max(0, enter - near), enter + near + 1, shift)];
+  const place = (states, from, to, by) =>
+    states.slice(from, to).map((state, index) => panel.xy(state, from + index + by));
+  const recorded = [
+    place(source, first, leave + near + 1, 0),
+    place(target, Math.max(0, enter - near), enter + near + 1, shift),
+  ];
   const bridge = candidate.observations.map((state, step) => panel.xy(state, leave + step));
   const kept = [place(source, first, leave + 1, 0), place(target, enter, enter + near + 1, shift)];
   const lines = [runOf("source", kept[0]), runOf("target", kept[1])];
   const casing = polyline("casing", bridge);
-  const steps = classes.map((name, step) => svg("line", { class: `step ${name}`, "data-step": step, x1: bridge[step][0], y1: bridge[step][1], x2: bridge[step + 1][0], y2: bridge[step + 1][1] }));
-  const dots = bridge.slice(1, -1).map(([cx, cy], step) => svg("circle", { class: `state ${classes[step]}`, "data-step": step, cx, cy, r: panel.dot }));
+  const steps = classes.map((name, step) =>
+    svg("line", {
+      class: `step ${name}`,
+      "data-step": step,
+      x1: bridge[step][0],
+      y1: bridge[step][1],
+      x2: bridge[step + 1][0],
+      y2: bridge[step + 1][1],
+    }),
+  );
+  const dots = bridge
+    .slice(1, -1)
+    .map(([cx, cy], step) =>
+      svg("circle", { class: `state ${classes[step]}`, "data-step": step, cx, cy, r: panel.dot }),
+    );
   const joints = [shape("joint", "source", bridge[0]), shape("joint", "target", bridge.at(-1))];
   const runner = svg("circle", { class: "runner", r: panel.dot + 3 });
   for (const [index, node] of steps.entries()) {
@@ -92,7 +118,8 @@ function paintStitched(panel, scene) {
     ...joints,
     runner,
   ];
-  if (panel.labels) nodes.push(label("source", "source", kept[0][0], panel), label("target", "target", kept[1].at(-1), panel));
+  if (panel.labels)
+    nodes.push(label("source", "source", kept[0][0], panel), label("target", "target", kept[1].at(-1), panel));
 
   const whole = [...kept[0], ...bridge.slice(1, -1), ...kept[1]];
   // `done` steps of the stitched trajectory are shown.

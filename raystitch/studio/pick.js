@@ -26,9 +26,12 @@ function paces(runs) {
   const size = runs[0].trajectory.observations[0].length;
   const totals = Array(size).fill(0);
   let count = 0;
-  for (const { trajectory: { observations } } of runs) {
+  for (const {
+    trajectory: { observations },
+  } of runs) {
     for (let step = 1; step < observations.length; step += 1) {
-      for (let index = 0; index < size; index += 1) totals[index] += (observations[step][index] - observations[step - 1][index]) ** 2;
+      for (let index = 0; index < size; index += 1)
+        totals[index] += (observations[step][index] - observations[step - 1][index]) ** 2;
       count += 1;
     }
   }
@@ -44,7 +47,13 @@ function states({ trajectory }, pace, last) {
   const found = [];
   for (let step = 0; step < last; step += stride) {
     const raw = observations[step];
-    found.push({ step, raw, scaled: raw.map((value, index) => value / pace[index]), ahead: ahead[step], left: observations.length - 1 - step });
+    found.push({
+      step,
+      raw,
+      scaled: raw.map((value, index) => value / pace[index]),
+      ahead: ahead[step],
+      left: observations.length - 1 - step,
+    });
   }
   return found;
 }
@@ -61,7 +70,8 @@ function blocked(view, a, b) {
   const [x, y] = view.dims;
   for (let share = 0.1; share < 1; share += 0.1) {
     const [px, py] = [a[x] + share * (b[x] - a[x]), a[y] + share * (b[y] - a[y])];
-    if (view.walls.some(([wx, wy, width, height]) => px > wx && px < wx + width && py > wy && py < wy + height)) return true;
+    if (view.walls.some(([wx, wy, width, height]) => px > wx && px < wx + width && py > wy && py < wy + height))
+      return true;
   }
   return false;
 }
@@ -83,22 +93,36 @@ function worth(model, leave, enter) {
   if (!first) return null;
   const enough = (steps, most) => Math.min(most, steps / ENOUGH);
   const way = distance(leave[0].scaled, leave.at(-1).scaled) / model.gap_max;
-  return enough(first.step, 2) + enough(first.left, 1) + enough(last.left, 1) + 2 * Math.min(1, way) - (3 * throughWalls) / gains;
+  return (
+    enough(first.step, 2) +
+    enough(first.left, 1) +
+    enough(last.left, 1) +
+    2 * Math.min(1, way) -
+    (3 * throughWalls) / gains
+  );
 }
 
 // -> { source, target } indices
 export async function defaultPair(model, signal) {
-  const [low, high] = await Promise.all([sample(model, false, 0.05, EACH.low, signal), sample(model, true, 0, EACH.high, signal)]);
+  const [low, high] = await Promise.all([
+    sample(model, false, 0.05, EACH.low, signal),
+    sample(model, true, 0, EACH.high, signal),
+  ]);
   const pace = paces([...low, ...high]);
   const entered = high.map((target) => states(target, pace, target.trajectory.observations.length));
-  let best = { worth: -Infinity, source: low[0].row.index, target: (high.find(({ row }) => row.index !== low[0].row.index) ?? high[0]).row.index };
+  let best = {
+    worth: -Infinity,
+    source: low[0].row.index,
+    target: (high.find(({ row }) => row.index !== low[0].row.index) ?? high[0]).row.index,
+  };
   for (const source of low) {
     const { observations, terminated } = source.trajectory;
     const left = states(source, pace, observations.length - (terminated ? MARGIN : 1));
     for (const [at, target] of high.entries()) {
       if (target.row.index === source.row.index) continue;
       const value = worth(model, left, entered[at]);
-      if (value !== null && value > best.worth) best = { worth: value, source: source.row.index, target: target.row.index };
+      if (value !== null && value > best.worth)
+        best = { worth: value, source: source.row.index, target: target.row.index };
     }
   }
   return { source: best.source, target: best.target };

@@ -20,7 +20,9 @@ export const TITLES = { source: "Source", target: "Target" };
 const HINTS = { source: "the run to leave", target: "the run to join" };
 
 function picture(view, trajectory, side) {
-  const points = thumbnail(view, trajectory.observations, ...THUMB).map((point) => point.map((value) => value.toFixed(1)));
+  const points = thumbnail(view, trajectory.observations, ...THUMB).map((point) =>
+    point.map((value) => value.toFixed(1)),
+  );
   const [x, y] = points[side === "source" ? 0 : points.length - 1];
   return svg(
     "svg",
@@ -33,7 +35,15 @@ function picture(view, trajectory, side) {
 // `on.pick(side, {index})` for a run of the dataset, `on.own(found)` with own data, `on.problem(error)` otherwise.
 export class Picker {
   constructor(root, side, on) {
-    Object.assign(this, { root, side, on, model: null, chosen: null, order: side === "source" ? "return-false" : "return-true" });
+    Object.assign(this, {
+      root,
+      side,
+      on,
+      model: null,
+      chosen: null,
+      run: null,
+      order: side === "source" ? "return-false" : "return-true",
+    });
     this.summary = h("span", { class: "chosen" }, h("span", { class: "dim", text: "…" }));
     this.error = h("p", { class: "error", role: "alert", id: `${side}-error` });
     this.list = h("div", { class: "runs", role: "radiogroup", "aria-label": `${TITLES[side]}: runs of the dataset` });
@@ -42,30 +52,48 @@ export class Picker {
       { id: `${side}-order`, onchange: () => this.reorder(this.select.value) },
       ORDERS.map(([value, text]) => h("option", { value, text, selected: value === this.order })),
     );
-    this.dataset = h(
-      "div",
-      { class: "dataset" },
-      this.list,
-    );
+    this.dataset = h("div", { class: "dataset" }, this.list);
     this.own = this.#ownForm();
-    this.sorting = h("span", { class: "sorting" }, h("label", { for: `${side}-order`, class: "visually-hidden", text: `${TITLES[side]}: order` }), this.select);
-    this.modes = h("div", { class: "segments small", role: "radiogroup", "aria-label": `${TITLES[side]}: where from` },
-      this.#mode("dataset", "Dataset", true), this.#mode("own", "Your own", false));
+    this.sorting = h(
+      "span",
+      { class: "sorting" },
+      h("label", { for: `${side}-order`, class: "visually-hidden", text: `${TITLES[side]}: order` }),
+      this.select,
+    );
+    this.modes = h(
+      "div",
+      { class: "segments small", role: "radiogroup", "aria-label": `${TITLES[side]}: where from` },
+      this.#mode("dataset", "Dataset", true),
+      this.#mode("own", "Your own", false),
+    );
     this.details = h(
       "details",
       { class: `panel pick ${side}`, open: !matchMedia("(max-width: 760px)").matches },
-      h("summary", {}, h("span", { class: "key", "aria-hidden": "true" }), h("b", { text: TITLES[side] }), h("span", { class: "dim hint-inline", text: HINTS[side] }), this.summary),
+      h(
+        "summary",
+        {},
+        h("span", { class: "key", "aria-hidden": "true" }),
+        h("b", { text: TITLES[side] }),
+        h("span", { class: "dim hint-inline", text: HINTS[side] }),
+        this.summary,
+      ),
       h("div", { class: "row pick-bar" }, this.modes, this.sorting),
       this.dataset,
       this.own,
     );
     root.replaceChildren(this.details, this.error);
     this.observer = new IntersectionObserver((entries) => this.#seen(entries), { root: this.list, rootMargin: "60px" });
-    for (const type of ["dragover", "drop"]) root.addEventListener(type, (event) => this.#drop(event));
+    for (const type of ["dragover", "dragleave", "drop"]) root.addEventListener(type, (event) => this.#drop(event));
   }
 
   #mode(value, text, checked) {
-    const input = h("input", { type: "radio", name: `${this.side}-mode`, value, checked, onchange: () => this.show(value) });
+    const input = h("input", {
+      type: "radio",
+      name: `${this.side}-mode`,
+      value,
+      checked,
+      onchange: () => this.show(value),
+    });
     return h("label", {}, input, h("span", { text }));
   }
 
@@ -76,23 +104,43 @@ export class Picker {
       rows: 7,
       spellcheck: "false",
       "aria-describedby": `${this.side}-error ${id}-hint`,
-      placeholder: '{"observations": [[..], [..], ..],\n "actions": [[..], ..],\n "rewards": [.., ..],\n "terminated": false}',
+      placeholder:
+        '{"observations": [[..], [..], ..],\n "actions": [[..], ..],\n "rewards": [.., ..],\n "terminated": false}',
       oninput: () => {
         clearTimeout(this.timer);
         this.timer = setTimeout(() => this.readText(), 250);
       },
     });
-    const file = h("input", { type: "file", id: `${id}-file`, accept: ".json,application/json", class: "visually-hidden", onchange: () => this.#file(file.files[0]) });
+    this.fill = h("button", {
+      type: "button",
+      class: "small",
+      text: "Fill in the run chosen before",
+      onclick: () => this.#example(),
+    });
+    const file = h("input", {
+      type: "file",
+      id: `${id}-file`,
+      accept: ".json,application/json",
+      class: "visually-hidden",
+      onchange: () => this.#file(file.files[0]),
+    });
     return h(
       "div",
       { class: "own", hidden: true },
       h("label", { for: id, text: "Trajectory as JSON" }),
       this.text,
-      h("div", { class: "row" },
+      h(
+        "div",
+        { class: "row" },
         file,
         h("label", { for: `${id}-file`, class: "button small", text: "Open a file" }),
-        h("button", { type: "button", class: "small", text: "Fill in the run chosen before", onclick: () => this.#example() })),
-      h("p", { class: "hint", id: `${id}-hint`, text: "Only observations are needed; a file may also be dropped here." }),
+        this.fill,
+      ),
+      h("p", {
+        class: "hint",
+        id: `${id}-hint`,
+        text: "Only observations are needed; a file may also be dropped here.",
+      }),
     );
   }
 
@@ -102,20 +150,21 @@ export class Picker {
     this.own.hidden = mode !== "own";
     this.fail("");
     if (mode === "own" && this.text.value.trim()) this.readText();
-    const kept = this.list.querySelector("input:checked");
-    if (mode === "dataset" && kept) this.on.pick(this.side, Number(kept.value));
+    if (mode === "dataset" && this.run !== null) this.on.pick(this.side, this.run);
   }
 
   // The served dataset of another model; without one only own data is offered.
   async setModel(model) {
     this.model = model;
-    this.modes.hidden = !model.dataset;
+    this.run = null; // the run of the dataset that was chosen last
+    this.modes.hidden = this.fill.hidden = !model.dataset;
     this.total = model.dataset?.num_episodes ?? 0;
     this.show(model.dataset ? "dataset" : "own");
     this.setChosen(null);
     if (!model.dataset) return;
-    const ends = await Promise.all([true, false].map((descending) =>
-      api.episodes(model.name, { order: "return", descending, offset: 0, limit: 1 })));
+    const ends = await Promise.all(
+      [true, false].map((descending) => api.episodes(model.name, { order: "return", descending, offset: 0, limit: 1 })),
+    );
     this.returns = [ends[1].episodes[0].return, ends[0].episodes[0].return];
     await this.reorder(this.order);
   }
@@ -143,7 +192,14 @@ export class Picker {
     this.list.append(...page.episodes.map((row) => this.#row(row)));
     if (this.offset < page.total) {
       const left = page.total - this.offset;
-      this.list.append(h("button", { type: "button", class: "more", text: `Show ${Math.min(PAGE, left)} more of ${left}`, onclick: () => this.#more() }));
+      this.list.append(
+        h("button", {
+          type: "button",
+          class: "more",
+          text: `Show ${Math.min(PAGE, left)} more of ${left}`,
+          onclick: () => this.#more(),
+        }),
+      );
     }
   }
 
@@ -158,13 +214,21 @@ export class Picker {
       "aria-label": `Run ${row.index}, return ${formatReturn(row.return)}, ${row.steps} steps${row.terminated ? ", ended by itself" : ""}`,
       onchange: () => this.on.pick(this.side, row.index),
     });
-    const bar = svg("svg", { class: "return-bar", viewBox: "0 0 100 4", preserveAspectRatio: "none", "aria-hidden": "true" },
+    const bar = svg(
+      "svg",
+      { class: "return-bar", viewBox: "0 0 100 4", preserveAspectRatio: "none", "aria-hidden": "true" },
       svg("rect", { class: "track", width: 100, height: 4 }),
-      svg("rect", { class: "value", width: Math.max(2, 100 * share), height: 4 }));
-    const label = h("label", { class: "run" }, input, h("span", { class: "thumb-place" }),
+      svg("rect", { class: "value", width: Math.max(2, 100 * share), height: 4 }),
+    );
+    const label = h(
+      "label",
+      { class: "run" },
+      input,
+      h("span", { class: "thumb-place" }),
       h("span", { class: "run-id", text: `#${row.index}` }),
       h("span", { class: "run-return" }, h("b", { text: formatReturn(row.return) }), bar),
-      h("span", { class: "run-steps dim", text: `${row.steps} steps` }));
+      h("span", { class: "run-steps dim", text: `${row.steps} steps` }),
+    );
     label.dataset.index = row.index;
     this.observer.observe(label);
     return label;
@@ -176,7 +240,8 @@ export class Picker {
       this.observer.unobserve(target);
       const { model } = this;
       api.episode(model.name, Number(target.dataset.index)).then(
-        (trajectory) => target.querySelector(".thumb-place")?.replaceChildren(picture(model.view, trajectory, this.side)),
+        (trajectory) =>
+          target.querySelector(".thumb-place")?.replaceChildren(picture(model.view, trajectory, this.side)),
         () => {}, // a list without a thumbnail still works; choosing the run reports what is wrong
       );
     }
@@ -185,6 +250,7 @@ export class Picker {
   // What is chosen now: {index, trajectory} or {index: null, trajectory} for own data, null while there is nothing.
   setChosen(chosen) {
     this.chosen = chosen?.index ?? null;
+    this.run = this.chosen ?? this.run;
     for (const input of this.list.querySelectorAll("input")) input.checked = Number(input.value) === this.chosen;
     if (!chosen) {
       this.summary.replaceChildren(h("span", { class: "dim", text: "nothing chosen" }));
@@ -194,9 +260,12 @@ export class Picker {
     const total = trajectory.rewards ? trajectory.rewards.reduce((sum, reward) => sum + reward, 0) : null;
     this.summary.replaceChildren(
       picture(this.model.view, trajectory, this.side),
-      h("span", { class: "facts" },
+      h(
+        "span",
+        { class: "facts" },
         h("b", { text: index === null ? "your own" : `#${index}` }),
-        ` · return ${total === null ? "not given" : formatReturn(total)} · ${trajectory.observations.length - 1} steps`),
+        ` · return ${total === null ? "not given" : formatReturn(total)} · ${trajectory.observations.length - 1} steps`,
+      ),
     );
   }
 
@@ -235,6 +304,7 @@ export class Picker {
   #drop(event) {
     if (!event.dataTransfer?.types.includes("Files")) return;
     event.preventDefault();
+    this.details.classList.toggle("dropping", event.type === "dragover");
     if (event.type === "drop") this.#file(event.dataTransfer.files[0]);
   }
 

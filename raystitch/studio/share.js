@@ -25,13 +25,16 @@ async function showCurl(button, text) {
 
 export function shareButtons(state, request) {
   const { result, selected, judged, source, target } = state;
-  const answer = () => answerFor(result, selected, judged.verdicts, judged.numAccepted, source.trajectory, target.trajectory);
+  const answer = () =>
+    answerFor(result, selected, judged.verdicts, judged.numAccepted, source.trajectory, target.trajectory);
   const name = `stitched-${source.index ?? "own"}-${target.index ?? "own"}-seed${result.seed}`;
   const button = (text, onclick) => h("button", { type: "button", class: "small", text, onclick });
   return [
     button("Download JSON", () => download(`${name}.json`, "application/json", JSON.stringify(answer(), null, 1))),
     button("Download CSV", () => download(`${name}.csv`, "text/csv", csv(answer().trajectory))),
-    button("Copy as curl", (event) => showCurl(event.target, curl(location.origin, request(), Boolean(api.token.get())))),
+    button("Copy as curl", (event) =>
+      showCurl(event.target, curl(location.origin, request(), Boolean(api.token.get()))),
+    ),
     button("Copy link", (event) => copy(event.target, location.href)),
   ];
 }

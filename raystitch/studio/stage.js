@@ -29,11 +29,34 @@ export class Stage {
     this.kind = "map";
     this.dims = Array.from({ length: Math.min(MAX_DIMS, model.obs_dim) }, (_, dimension) => dimension);
     const view = (value, text) =>
-      h("label", {}, h("input", { type: "radio", name: "view", value, checked: value === this.kind, onchange: () => this.#view(value) }), h("span", { text }));
+      h(
+        "label",
+        {},
+        h("input", {
+          type: "radio",
+          name: "view",
+          value,
+          checked: value === this.kind,
+          onchange: () => this.#view(value),
+        }),
+        h("span", { text }),
+      );
     $("views").replaceChildren(view("map", isMaze ? "Maze" : "Two components"), view("time", "Over time"));
     const chip = (dimension) =>
-      h("label", {}, h("input", { type: "checkbox", checked: this.dims.includes(dimension), onchange: (event) => this.#dimension(dimension, event.target) }), h("span", { text: dimensionName(model.view, dimension) }));
-    $("dims").replaceChildren(h("legend", { class: "visually-hidden", text: "Dimensions" }), ...Array.from({ length: model.obs_dim }, (_, dimension) => chip(dimension)));
+      h(
+        "label",
+        {},
+        h("input", {
+          type: "checkbox",
+          checked: this.dims.includes(dimension),
+          onchange: (event) => this.#dimension(dimension, event.target),
+        }),
+        h("span", { text: dimensionName(model.view, dimension) }),
+      );
+    $("dims").replaceChildren(
+      h("legend", { class: "visually-hidden", text: "Dimensions" }),
+      ...Array.from({ length: model.obs_dim }, (_, dimension) => chip(dimension)),
+    );
     $("dims").hidden = true;
     $("closeup").checked = false;
   }
@@ -107,10 +130,16 @@ export class Stage {
     if (this.scene?.candidate) motion.play(this.#lengths(), (done) => this.#advance(done));
   }
 
+  // One step in numbers; without one, the largest.
   readout(candidate, step) {
     const { threshold } = this.scene;
-    const residual = candidate.residuals[step];
-    const ratio = Number.isFinite(threshold) && residual !== null ? ` = ${format(residual / threshold)} δ` : "";
-    return `step ${step + 1}: ${format(residual)}${ratio}`;
+    const { residuals } = candidate;
+    const largest = residuals.indexOf(
+      residuals.reduce((one, other) => (other === null || other > one ? other : one), -1),
+    );
+    const at = step ?? largest;
+    const ratio =
+      Number.isFinite(threshold) && residuals[at] !== null ? ` = ${format(residuals[at] / threshold)} δ` : "";
+    return `${step === null ? "largest, " : ""}step ${at + 1}: ${format(residuals[at])}${ratio}`;
   }
 }

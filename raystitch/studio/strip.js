@@ -15,7 +15,13 @@ export class Strip {
   // `on.delta(value)` while sliding, `on.select(index)` for a candidate.
   constructor(root, on) {
     this.on = on;
-    this.dots = h("div", { class: "dots", role: "listbox", tabindex: 0, "aria-label": "Candidates by largest residual", hidden: true });
+    this.dots = h("div", {
+      class: "dots",
+      role: "listbox",
+      tabindex: 0,
+      "aria-label": "Candidates by largest residual",
+      hidden: true,
+    });
     this.plot = svg("svg", { class: "strip-plot", "aria-hidden": "true" });
     this.slider = h("input", { type: "range", id: "delta", min: 0, max: OFF, step: 1, oninput: () => this.#slid() });
     this.marks = h("div", { class: "marks", role: "group", "aria-label": "Quantiles of real steps" });
@@ -46,7 +52,8 @@ export class Strip {
 
   #value = (at) => this.low * (this.high / this.low) ** (at / STEPS);
 
-  #position = (value) => Math.min(STEPS, Math.max(0, Math.round((STEPS * Math.log(value / this.low)) / Math.log(this.high / this.low))));
+  #position = (value) =>
+    Math.min(STEPS, Math.max(0, Math.round((STEPS * Math.log(value / this.low)) / Math.log(this.high / this.low))));
 
   #key(event) {
     const move = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
@@ -76,9 +83,17 @@ export class Strip {
     this.#drawDots(state);
     const threshold = thresholdFor(delta, gap, model);
     this.slider.value = delta === "off" ? OFF : this.#position(Math.max(threshold, this.low));
-    const words = delta === "off" ? "off: every residual is accepted" : `${format(threshold)}${typeof delta === "string" ? `, ${delta} of real steps at gap ${gap}` : ""}`;
+    const words =
+      delta === "off"
+        ? "off: every residual is accepted"
+        : `${format(threshold)}${typeof delta === "string" ? `, ${delta} of real steps at gap ${gap}` : ""}`;
     this.slider.setAttribute("aria-valuetext", words);
-    $("delta-value").textContent = delta === "off" ? "off" : typeof delta === "string" ? `${format(threshold)} = ${delta} at gap ${gap}` : format(threshold);
+    $("delta-value").textContent =
+      delta === "off"
+        ? "off"
+        : typeof delta === "string"
+          ? `${format(threshold)} = ${delta} at gap ${gap}`
+          : format(threshold);
   }
 
   #drawPlot({ delta, gap, model }) {
@@ -91,9 +106,22 @@ export class Strip {
     const threshold = thresholdFor(delta, gap, model);
     const cut = Number.isFinite(threshold) ? Math.min(x(threshold), width) : width;
     const nodes = [svg("rect", { class: "zone", x: 0, y: 0, width: Math.max(0, cut), height: HEIGHT, rx: 6 })];
-    for (const [, value] of this.known) nodes.push(svg("line", { class: "quantile", x1: x(value), x2: x(value), y1: 0, y2: HEIGHT }));
-    if (Number.isFinite(threshold)) nodes.push(svg("line", { class: "delta-line", x1: cut, x2: cut, y1: 0, y2: HEIGHT + 12 }));
-    if (!this.state.candidates) nodes.push(svg("text", { class: "promise", x: 12, y: HEIGHT / 2 + 4, text: width < 430 ? "Each candidate becomes a dot" : "Each candidate becomes a dot: left of the line it is accepted" }));
+    for (const [, value] of this.known)
+      nodes.push(svg("line", { class: "quantile", x1: x(value), x2: x(value), y1: 0, y2: HEIGHT }));
+    if (Number.isFinite(threshold))
+      nodes.push(svg("line", { class: "delta-line", x1: cut, x2: cut, y1: 0, y2: HEIGHT + 12 }));
+    if (!this.state.candidates)
+      nodes.push(
+        svg("text", {
+          class: "promise",
+          x: 12,
+          y: HEIGHT / 2 + 4,
+          text:
+            width < 640
+              ? "Each candidate becomes a dot"
+              : "Each candidate becomes a dot: left of the line it is accepted",
+        }),
+      );
     this.plot.setAttribute("viewBox", `0 0 ${width} ${HEIGHT + 12}`);
     this.plot.setAttribute("height", HEIGHT + 12);
     this.plot.setAttribute("width", width);
@@ -108,12 +136,25 @@ export class Strip {
       const row = free.findIndex((end) => at - 18 > end);
       if (row < 0 && value !== delta) return null; // no room; the slider reaches it
       free = free.map((end, index) => (index === Math.max(row, 0) ? at + 18 : end));
-      const button = h("button", { type: "button", class: `mark row${Math.max(row, 0)}`, "aria-pressed": String(delta === value), title, text, onclick: () => this.on.delta(value) });
+      const button = h("button", {
+        type: "button",
+        class: `mark row${Math.max(row, 0)}`,
+        "aria-pressed": String(delta === value),
+        title,
+        text,
+        onclick: () => this.on.delta(value),
+      });
       button.style.left = `${at}px`;
       return button;
     };
     const buttons = this.known.map(([quantile, value]) =>
-      place(`q${quantile}`, `q${quantile}`, x(value), `${quantile} % of real stretches of this length have a largest residual below ${format(value)}`));
+      place(
+        `q${quantile}`,
+        `q${quantile}`,
+        x(value),
+        `${quantile} % of real stretches of this length have a largest residual below ${format(value)}`,
+      ),
+    );
     buttons.push(place("off", "off", width - THUMB / 2 - 4, "No threshold: residuals reject nothing"));
     return buttons.filter(Boolean);
   }
@@ -121,7 +162,8 @@ export class Strip {
   #drawDots({ candidates, verdicts, selected }) {
     this.dots.hidden = !candidates;
     if (!candidates) return;
-    const at = (index) => (candidates[index].residual_max > 0 ? this.x(candidates[index].residual_max) : this.x(this.high));
+    const at = (index) =>
+      candidates[index].residual_max > 0 ? this.x(candidates[index].residual_max) : this.x(this.high);
     this.sorted = candidates.map((_, index) => index).sort((a, b) => at(a) - at(b) || a - b);
     const ends = Array(ROWS).fill(-Infinity);
     const nodes = [];

@@ -10,7 +10,8 @@ export function projection(view) {
   }
   const { mean, std, axes } = view;
   const scaled = axes.map((axis) => axis.map((weight, index) => weight / (std[index] || 1)));
-  return (state) => scaled.map((axis) => axis.reduce((sum, weight, index) => sum + weight * (state[index] - mean[index]), 0));
+  return (state) =>
+    scaled.map((axis) => axis.reduce((sum, weight, index) => sum + weight * (state[index] - mean[index]), 0));
 }
 
 export function dimensionName(view, dimension) {
@@ -31,7 +32,13 @@ export function boundsOf(points, margin) {
 
 // Of the walls around everything only the inner half: the way between them is what matters.
 export function wallBounds(walls) {
-  const [xs, ys] = boundsOf(walls.flatMap(([x, y, width, height]) => [[x, y], [x + width, y + height]]), 0);
+  const [xs, ys] = boundsOf(
+    walls.flatMap(([x, y, width, height]) => [
+      [x, y],
+      [x + width, y + height],
+    ]),
+    0,
+  );
   const crop = Math.min(...walls.map(([, , width, height]) => Math.min(width, height))) * 0.55;
   return [
     [xs[0] + crop, xs[1] - crop],
@@ -54,7 +61,9 @@ export function fit([xs, ys], width, height, pad = 0) {
 export function thumbnail(view, observations, width, height) {
   const project = projection(view);
   const stride = Math.ceil(observations.length / 80);
-  const points = observations.filter((_, index) => index % stride === 0 || index === observations.length - 1).map(project);
+  const points = observations
+    .filter((_, index) => index % stride === 0 || index === observations.length - 1)
+    .map(project);
   if (view.kind === "maze") {
     const frame = fit(wallBounds(view.walls), width, height);
     return points.map(([x, y]) => [frame.x(x), frame.y(y)]);
