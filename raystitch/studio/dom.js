@@ -1,4 +1,5 @@
-// Elements in one call each. The page's policy forbids style attributes: what is measured goes through el.style or SVG attributes.
+// Elements in one call each. The page's policy forbids style attributes: what is measured goes through `element.style`
+// or attributes of SVG.
 
 export const $ = (id) => document.getElementById(id);
 

@@ -1,18 +1,13 @@
 // The page: what is chosen, what was answered, and which parts show it.
 
-import { judgeAll, thresholdFor } from "./accept.js";
+import { judgeAll } from "./accept.js";
 import * as api from "./api.js";
-import { returnOf, stitched, totalReturn } from "./compose.js";
 import { $, h, onWidth } from "./dom.js";
 import { readHash, writeHash } from "./link.js";
 import { Options } from "./options.js";
+import { Panels } from "./panels.js";
 import { defaultPair } from "./pick.js";
 import { Picker } from "./picker.js";
-import { announcement, emptyVerdict, tallyView, verdictView } from "./results.js";
-import { shareButtons } from "./share.js";
-import { Stage } from "./stage.js";
-import { drawSteps } from "./steps.js";
-import { Strip } from "./strip.js";
 
 const state = {
   models: [],
@@ -29,9 +24,8 @@ const state = {
 const SIDES = ["source", "target"];
 let busy = null;
 
-const strip = new Strip($("strip"), { delta: setDelta, select });
-const stage = new Stage({ select, hover, progress });
 const options = new Options({ change: () => save() });
+const panels = new Panels(state, { setDelta, select, request, gap: () => options.values().gap });
 const pickers = Object.fromEntries(
   SIDES.map((side) => [
     side,
@@ -100,10 +94,11 @@ async function pick(side, index) {
   }
 }
 
-// {side: trajectory | null}
-function own(found) {
+// found: {side: trajectory | null}; a whole request fills the other side as well.
+function own(found, from) {
   for (const [side, trajectory] of Object.entries(found)) {
     lastRun[`${side}-asked`] = null;
+    if (side !== from) pickers[side].adopt(trajectory);
     choose(side, trajectory && { index: null, trajectory });
   }
 }
@@ -120,7 +115,7 @@ function forget() {
   Object.assign(state, { result: null, judged: null, selected: 0, follows: true });
   $("live").textContent = "";
   save();
-  render();
+  panels.render();
 }
 
 function save() {
@@ -147,8 +142,8 @@ async function useModel(model, wanted = {}) {
   for (const side of SIDES) delete lastRun[side];
   $("model").value = model.name;
   options.setModel(model, wanted);
-  stage.setModel(model);
-  render();
+  panels.setModel(model);
+  panels.render();
   try {
     await Promise.all(SIDES.map((side) => pickers[side].setModel(model)));
     if (!model.dataset) return;
@@ -197,16 +192,9 @@ async function stitch() {
     Object.assign(state, { result, requested: body.options.delta, follows: true });
     rejudge();
     save();
-    render();
-    const { verdict, totals, candidate } = facts();
-    $("live").textContent = announcement({
-      verdict,
-      candidate,
-      totals,
-      numAccepted: state.judged.numAccepted,
-      count: result.candidates.length,
-    });
-    stage.play();
+    panels.render();
+    panels.announce();
+    panels.play();
     if ($("stage").getBoundingClientRect().top > innerHeight * 0.6) $("stage").scrollIntoView({ block: "start" });
   } catch (error) {
     report(error);
@@ -245,81 +233,14 @@ function setDelta(delta) {
   state.delta = delta;
   if (state.result) rejudge();
   save();
-  render();
+  panels.render();
 }
 
 function select(index) {
   state.selected = index;
   state.follows = index === state.judged.best;
-  render();
-  const { verdict, totals, candidate } = facts();
-  $("live").textContent =
-    `Candidate ${index + 1}. ${announcement({ verdict, candidate, totals, numAccepted: state.judged.numAccepted, count: state.result.candidates.length })}`;
-}
-
-function facts() {
-  const { result, judged, selected } = state;
-  const [source, target] = SIDES.map((side) => state[side].trajectory);
-  const whole = stitched(result, selected, source, target);
-  const before = returnOf(source);
-  return {
-    verdict: judged.verdicts[selected],
-    candidate: result.candidates[selected],
-    source,
-    target,
-    totals: [before, totalReturn(whole)],
-    inferred: result.inferred ?? [],
-    isBest: selected === judged.best,
-    attempts: result.candidates.some(({ attempt }) => attempt > 0),
-  };
-}
-
-function render() {
-  const { model, result, judged, selected, delta } = state;
-  if (!model) return;
-  const candidate = result?.candidates[selected] ?? null;
-  const gap = candidate?.gap ?? options.values().gap ?? Math.round((model.gap_min + model.gap_max) / 2);
-  const threshold = candidate ? judged.verdicts[selected].threshold : thresholdFor(delta, gap, model);
-  stage.show({
-    model,
-    source: state.source?.trajectory.observations,
-    target: state.target?.trajectory.observations,
-    candidates: result?.candidates ?? null,
-    verdicts: judged?.verdicts ?? null,
-    selected,
-    candidate,
-    threshold,
-  });
-  strip.draw({ model, delta, gap, candidates: result?.candidates ?? null, verdicts: judged?.verdicts, selected });
-  drawSteps($("steps"), candidate, threshold, hover);
-  hover(null);
-  $("accepted-count").replaceChildren(
-    ...(result ? [h("b", { text: judged.numAccepted }), ` of ${result.candidates.length} candidates accepted`] : []),
-  );
-  $("tally").replaceChildren(
-    result
-      ? tallyView(judged.tally, result.candidates.length)
-      : h("p", {
-          class: "empty",
-          text: "How large a residual may be. The marks are quantiles of real, recorded steps: at q99, one real stretch in a hundred would be refused.",
-        }),
-  );
-  $("verdict").replaceChildren(
-    ...(result ? verdictView(facts(), shareButtons(state, request)) : emptyVerdict()).filter(Boolean),
-  );
-}
-
-// One step of the bridge, in the drawing, among the bars and in words.
-function hover(step) {
-  for (const node of document.querySelectorAll("[data-step]"))
-    node.classList.toggle("hot", node.dataset.step === String(step));
-  const candidate = state.result?.candidates[state.selected];
-  $("steps-readout").textContent = candidate ? stage.readout(candidate, step) : "";
-}
-
-function progress(onBridge) {
-  for (const bar of document.querySelectorAll(".bar-step"))
-    bar.classList.toggle("ahead", onBridge < Number(bar.dataset.step) + 1);
+  panels.render();
+  panels.announce(`Candidate ${index + 1}. `);
 }
 
 // ---- start
@@ -332,23 +253,25 @@ function askToken() {
   $("token-field").focus();
 }
 
+function retry() {
+  notice("The server is loading its models. This page goes on by itself.");
+  setTimeout(boot, 2000);
+}
+
 async function boot() {
   notice("");
   try {
     state.models = await api.models();
   } catch (error) {
     if (error.status === 401) askToken();
-    else if (error.status === 503) {
-      notice("The server is starting. This page goes on by itself.");
-      setTimeout(boot, 2000);
-    } else notice(error.message, boot);
+    else if (error.status === 503) retry();
+    else notice(error.message, boot);
     return;
   }
   $("token").hidden = true;
-  $("main").hidden = false;
+  $("main").hidden = !state.models.length;
   if (!state.models.length) {
-    $("main").hidden = true;
-    notice("This server has no model. Start it with --stitcher DIR.", boot);
+    retry();
     return;
   }
   $("model").replaceChildren(
@@ -375,5 +298,5 @@ $("token").addEventListener("submit", (event) => {
   boot();
 });
 addEventListener("hashchange", () => boot());
-for (const id of ["canvas", "strip"]) onWidth($(id), render);
+for (const id of ["canvas", "strip"]) onWidth($(id), () => panels.render());
 boot();

@@ -1,4 +1,5 @@
-// How far the stitched trajectory is shown: quickly along the source, step by step over the bridge, on along the target.
+// How far the stitched trajectory is shown: quickly along the source, step by step over the bridge, on along the
+// target.
 
 import { reducedMotion } from "./dom.js";
 

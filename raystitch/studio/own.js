@@ -78,8 +78,9 @@ export function readOwn(text, side, model) {
   return { [side]: trajectory(value, model) };
 }
 
+// A trajectory as the text that somebody might have pasted.
 export function example(trajectory) {
-  const row = (numbers) => `    ${JSON.stringify(numbers.map((number) => Number(number.toPrecision(6))))}`;
+  const row = (numbers) => `    ${JSON.stringify(numbers)}`;
   const rows = (matrix) => `[\n${matrix.map(row).join(",\n")}\n  ]`;
   const parts = [`  "observations": ${rows(trajectory.observations)}`];
   if (trajectory.actions) parts.push(`  "actions": ${rows(trajectory.actions)}`);

@@ -32,7 +32,8 @@ function picture(view, trajectory, side) {
   );
 }
 
-// `on.pick(side, {index})` for a run of the dataset, `on.own(found)` with own data, `on.problem(error)` otherwise.
+// `on.pick(side, index)` for a run of the dataset, `on.own({side: trajectory | null}, from)` with own data,
+// `on.problem(error, side)` otherwise; `on.last(side)` is the trajectory chosen last.
 export class Picker {
   constructor(root, side, on) {
     Object.assign(this, {
@@ -144,10 +145,14 @@ export class Picker {
     );
   }
 
-  show(mode) {
+  #toggle(mode) {
     for (const input of this.modes.querySelectorAll("input")) input.checked = input.value === mode;
     this.dataset.hidden = this.sorting.hidden = mode !== "dataset";
     this.own.hidden = mode !== "own";
+  }
+
+  show(mode) {
+    this.#toggle(mode);
     this.fail("");
     if (mode === "own" && this.text.value.trim()) this.readText();
     if (mode === "dataset" && this.run !== null) this.on.pick(this.side, this.run);
@@ -187,9 +192,13 @@ export class Picker {
       return;
     }
     if (asked.model !== this.model || asked.order !== this.order) return;
-    this.list.querySelector(".more")?.remove();
+    const more = this.list.querySelector(".more");
+    const hadFocus = more !== null && more === document.activeElement;
+    more?.remove();
     this.offset += page.episodes.length;
-    this.list.append(...page.episodes.map((row) => this.#row(row)));
+    const rows = page.episodes.map((row) => this.#row(row));
+    this.list.append(...rows);
+    if (hadFocus) rows[0]?.querySelector("input").focus();
     if (this.offset < page.total) {
       const left = page.total - this.offset;
       this.list.append(
@@ -279,12 +288,19 @@ export class Picker {
     try {
       const found = readOwn(this.text.value, this.side, this.model);
       this.fail("");
-      this.on.own(found);
+      this.on.own(found, this.side);
     } catch (error) {
       if (!(error instanceof OwnDataError)) throw error;
       this.fail(error.message);
-      this.on.own({ [this.side]: null });
+      this.on.own({ [this.side]: null }, this.side);
     }
+  }
+
+  // Own data that came with the other side's.
+  adopt(trajectory) {
+    this.#toggle("own");
+    this.fail("");
+    this.text.value = example(trajectory);
   }
 
   // Why there is nothing to stitch on this side.

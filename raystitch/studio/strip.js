@@ -83,11 +83,11 @@ export class Strip {
     this.#drawDots(state);
     const threshold = thresholdFor(delta, gap, model);
     this.slider.value = delta === "off" ? OFF : this.#position(Math.max(threshold, this.low));
-    const words =
-      delta === "off"
-        ? "off: every residual is accepted"
-        : `${format(threshold)}${typeof delta === "string" ? `, ${delta} of real steps at gap ${gap}` : ""}`;
-    this.slider.setAttribute("aria-valuetext", words);
+    const isQuantile = typeof delta === "string";
+    const meaning = isQuantile ? `${format(threshold)}, ${delta} of real steps at gap ${gap}` : format(threshold);
+    const words = delta === "off" ? "off: every residual is accepted" : meaning;
+    const effect = candidates ? `; ${state.numAccepted} of ${candidates.length} accepted` : "";
+    this.slider.setAttribute("aria-valuetext", words + effect);
     $("delta-value").textContent =
       delta === "off"
         ? "off"
@@ -126,7 +126,9 @@ export class Strip {
     this.plot.setAttribute("height", HEIGHT + 12);
     this.plot.setAttribute("width", width);
     this.plot.replaceChildren(...nodes);
+    const focused = this.marks.contains(document.activeElement) ? document.activeElement.textContent : null;
     this.marks.replaceChildren(...this.#markButtons(width, x));
+    if (focused) [...this.marks.children].find(({ textContent }) => textContent === focused)?.focus();
   }
 
   #markButtons(width, x) {

@@ -170,14 +170,23 @@ def test_own_data_is_pasted_checked_and_stitched(open_page, stitch, server):
     assert "source=" not in page.url  # own data is not in the address
 
 
-def test_a_file_with_a_whole_request_fills_both_sides(open_page, stitch, server, tmp_path):
+def test_a_dropped_file_with_a_whole_request_fills_both_sides(open_page, stitch, server):
     page = open_page()
     sides = {name: server.get(f"/v1/models/default/episodes/{at}") for name, at in (("source", 2), ("target", 5))}
     fields = ("observations", "actions", "rewards", "terminated")
-    path = tmp_path / "request.json"
-    path.write_text(json.dumps({name: {field: side[field] for field in fields} for name, side in sides.items()}))
-    page.set_input_files("#target-own-file", path)
-    expect(page.locator("#source .chosen")).to_contain_text("your own")
+    text = json.dumps({name: {field: side[field] for field in fields} for name, side in sides.items()})
+    page.evaluate(
+        """(text) => {
+          const dataTransfer = new DataTransfer();
+          dataTransfer.items.add(new File([text], "request.json", { type: "application/json" }));
+          const drop = new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer });
+          document.querySelector("#target summary").dispatchEvent(drop);
+        }""",
+        text,
+    )
+    for name in ("#source", "#target"):
+        expect(page.locator(f"{name} .chosen")).to_contain_text("your own")
+        expect(page.locator(f"{name} input[value=own]")).to_be_checked()
     with page.expect_request("**/v1/stitch") as sent:
         stitch(page)
     body = sent.value.post_data_json
