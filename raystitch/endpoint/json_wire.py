@@ -79,8 +79,8 @@ def refuse_floods(body: bytes, limits: LimitsConfig, numbers_per_step: int) -> N
         return
     role = ""
     names = list(islice(_LONG.finditer(body), _MAX_KEYS))
-    for name, after in zip(names, [*names[1:], None], strict=True):
-        key, end = name[1].decode(), len(body) if after is None else after.start()
+    for name, end in zip(names, [*(name.start() for name in names[1:]), len(body)], strict=False):
+        key = name[1].decode()
         if key in ROLES:
             role = key
         elif body.count(b"[" if key != "rewards" else b",", name.end(), end) > limits.max_steps + 1:
