@@ -5,8 +5,9 @@ With ``raystitch serve`` running::
     from raystitch.client import Client
 
     with Client("http://127.0.0.1:8000") as client:
-        lowest, *_, highest = client.episodes(order="return", limit=500)["episodes"]
-        source, target = client.episode(lowest["index"]), client.episode(highest["index"])
+        worst = client.episodes(descending=False, limit=1)["episodes"][0]["index"]
+        best = client.episodes(descending=True, limit=1)["episodes"][0]["index"]
+        source, target = client.episode(worst), client.episode(best)
         result = client.stitch(source, target, seed=1)
         print(result.accepted, result.reason, result.trajectory.observations.shape)
 

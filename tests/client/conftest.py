@@ -74,6 +74,11 @@ def good(handler: BaseHTTPRequestHandler, received: Received) -> None:
     send(handler, 200, encoded(content) if kind == JSON else as_arrow(content), kind)
 
 
+def models(handler: BaseHTTPRequestHandler, received: Received) -> None:
+    """The answer to ``Client.models``."""
+    send(handler, 200, b'{"models": [{"name": "default"}]}')
+
+
 def hang_up(handler: BaseHTTPRequestHandler, received: Received) -> None:
     """Closes the connection without an answer."""
     handler.close_connection = True

@@ -1,14 +1,11 @@
 """Retries, pauses and time-outs against a server that misbehaves as told."""
 
 import asyncio
-import base64
 import email.utils
 import gzip
-import pickle
 import socket
 import threading
 import time
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
@@ -29,10 +26,23 @@ from raystitch.client import (
     Unauthorized,
 )
 from raystitch.client.exchange import pause_seconds, preferred_wait, retry_after_seconds
-from tests.client.conftest import JSON, Ask, Received, Server, answer, as_arrow, encoded, good, hang_up, problem, send
+from tests.client.conftest import (
+    JSON,
+    Ask,
+    Received,
+    Server,
+    answer,
+    as_arrow,
+    encoded,
+    good,
+    hang_up,
+    models,
+    problem,
+    send,
+)
 
 Pair = tuple[Trajectory, Trajectory]
-LATE_SECONDS = 0.5
+LATE_SECONDS = 1.0
 """How much later than asked an answer may come on a busy machine."""
 
 
@@ -149,7 +159,7 @@ def test_retries_end_with_the_timeout(server: Server, ask: Ask, pair: Pair) -> N
 
 
 def slow(handler: BaseHTTPRequestHandler, received: Received) -> None:
-    time.sleep(2)
+    time.sleep(4)
     good(handler, received)
 
 
@@ -165,11 +175,11 @@ def dribble(handler: BaseHTTPRequestHandler, received: Received) -> None:
 
 
 def stall(handler: BaseHTTPRequestHandler, received: Received) -> None:
-    """Half of the timeout for the head, a part of the body, then nothing."""
-    time.sleep(0.5)
+    """Most of the timeout for the head, a part of the body, then nothing."""
+    time.sleep(1.2)
     _begin(handler)
     handler.wfile.write(b" ")
-    time.sleep(2)
+    time.sleep(3)
 
 
 def half_an_answer(handler: BaseHTTPRequestHandler, received: Received) -> None:
@@ -184,17 +194,13 @@ def _begin(handler: BaseHTTPRequestHandler) -> None:
     handler.end_headers()
 
 
-def models(handler: BaseHTTPRequestHandler, received: Received) -> None:
-    send(handler, 200, b'{"models": [{"name": "default"}]}')
-
-
 @pytest.mark.parametrize("misbehaviour", [slow, dribble, stall])
 def test_no_answer_takes_longer_than_the_timeout(server: Server, ask: Ask, pair: Pair, misbehaviour: Any) -> None:
     server.script = [misbehaviour]
     begun = time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"no answer from http://127\.0\.0\.1:.* in time") as caught:
-        ask(server.url, "stitch", *pair, client={"timeout": 1}, request_id="mine")
-    assert 0.9 < time.monotonic() - begun < 1 + LATE_SECONDS
+        ask(server.url, "stitch", *pair, client={"timeout": 1.5}, request_id="mine")
+    assert 1.4 < time.monotonic() - begun < 1.5 + LATE_SECONDS
     assert (caught.value.status, caught.value.request_id) == (None, "mine")
     assert len(server.received) == 1
 
@@ -345,72 +351,3 @@ def test_a_task_can_be_cancelled(server: Server, pair: Pair) -> None:
     with pytest.raises(TimeoutError) as caught:
         asyncio.run(run())
     assert not isinstance(caught.value, StitchError)
-
-
-SECRET = "s3cret-t0ken"
-
-
-@pytest.mark.usefixtures("quick")
-def test_the_token_is_sent_and_never_shown(
-    server: Server, ask: Ask, pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.script = [problem(401), hang_up]
-    shown = []
-    for _ in range(2):
-        with pytest.raises(StitchError) as caught:
-            ask(server.url, "stitch", *pair, client={"token": SECRET})
-        shown += traceback.format_exception(caught.value)
-        shown += [repr(caught.value), repr(vars(caught.value)), repr(vars(caught.value.__cause__ or caught.value))]
-    client = Client(server.url, token=SECRET)
-    shown += [repr(client), str(client), repr(vars(client)), repr(client._settings)]
-    client.close()
-    assert not any(SECRET in text or base64.b64encode(SECRET.encode()).decode() in text for text in shown)
-    assert {each.headers["authorization"] for each in server.received} == {f"Bearer {SECRET}"}
-
-    server.script = [models]
-    monkeypatch.setenv("RAYSTITCH_TOKEN", f"{SECRET}-of-the-environment\n")
-    ask(server.url, "models")
-    ask(server.url, "models", client={"token": ""})
-    assert server.received[-2].headers["authorization"] == f"Bearer {SECRET}-of-the-environment"
-    assert "authorization" not in server.received[-1].headers
-
-
-@pytest.mark.parametrize("token", [f"{SECRET}\r\nX: y", f"{SECRET} b", f"{SECRET}é"])
-def test_a_token_that_no_header_can_carry_is_not_quoted(token: str) -> None:
-    with pytest.raises(ValueError, match=r"^token must be printable ASCII without spaces$"):
-        Client("http://h", token=token)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"url": "127.0.0.1:8000"}, "url must be http://HOST:PORT"),
-        ({"url": "ftp://h"}, "url must be http://HOST:PORT"),
-        ({"url": "http://h:99999"}, "url must be http://HOST:PORT"),
-        ({"url": "http://"}, "url must be http://HOST:PORT"),
-        ({"url": f"http://user:{SECRET}@h"}, "^url must be http://HOST:PORT or https://HOST:PORT, without a name or"),
-        ({"timeout": 0}, "timeout must be a number of seconds > 0, got timeout=0"),
-        ({"timeout": float("nan")}, "timeout must be a number of seconds > 0, got timeout=nan"),
-        ({"max_retries": -1}, "max_retries must be >= 0, got max_retries=-1"),
-        ({"wire": "xml"}, "wire must be 'arrow' or 'json', got wire='xml'"),
-        ({"compression": "lz4"}, "compression must be 'gzip', 'zstd' or None, got compression='lz4'"),
-    ],
-)
-def test_a_wrong_setting_is_refused(settings: dict[str, Any], message: str) -> None:
-    kind: Any
-    for kind in (Client, AsyncClient):
-        with pytest.raises(ValueError, match=message):
-            kind(**({"url": "http://h"} | settings))
-
-
-@pytest.mark.parametrize("name", ["", "a b", "é", "a\r\nb", "a" * 129])
-def test_a_wrong_request_id_is_refused(server: Server, ask: Ask, pair: Pair, name: str) -> None:
-    with pytest.raises(ValueError, match="request_id must be 1 to 128 printable ASCII characters"):
-        ask(server.url, "stitch", *pair, request_id=name)
-    assert server.received == []
-
-
-def test_errors_survive_pickling() -> None:
-    error = InvalidRequest("why", 422, ({"field": "a", "message": "b"},), "id", 2.0)
-    again = pickle.loads(pickle.dumps(error))  # noqa: S301
-    assert (type(again), str(again), vars(again)) == (InvalidRequest, str(error), vars(error))
