@@ -142,7 +142,7 @@ def build(
                 downscale_delay_s=120,
             )
         }
-    # serve.deployment is typed as if it were always used as a decorator without arguments.
+    # serve.deployment is typed as if it were always a decorator without arguments.
     deployment: Any = serve.deployment(StitchService, name=DEPLOYMENT)  # type: ignore[call-overload]
     deployment = deployment.options(
         user_config=plain(asdict(config)),

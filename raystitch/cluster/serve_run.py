@@ -8,17 +8,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
-from ray.serve.handle import DeploymentHandle
 
 from raystitch.cluster.runtime import ensure_ray
 from raystitch.cluster.serve import NAME, build
+from raystitch.config_file import plain
 from raystitch.console import say
 from raystitch.endpoint.config import EndpointConfig
 from raystitch.endpoint.models import load_model
@@ -27,6 +27,7 @@ from raystitch.errors import RunError, UserError
 
 _POLL_SECONDS = 0.2
 _ANSWER_SECONDS = 10.0
+_LOAD_SECONDS = 300.0
 
 
 def run_endpoint(
@@ -56,13 +57,11 @@ def run_endpoint(
         say(f"warning: {host} can be reached from elsewhere, and there is no token: anybody may use this endpoint")
     with _signals() as asked, serving(config, host, port, address=address, **resources) as service:
         ready(service.url)
-        generation = 0
         while "stop" not in asked:
             if "reload" in asked:
                 asked.discard("reload")
-                generation += 1
                 say("reading the bundles again")
-                service.deploy(replace(config, reload=f"{config.reload}-{generation}"))
+                service.configure(config)
                 say("done; /v1/models says whether all of them could be read")
             time.sleep(_POLL_SECONDS)
         say("stopping; requests that were taken on are finished")
@@ -70,28 +69,27 @@ def run_endpoint(
 
 
 class Service:
-    """The application on a connected Ray."""
+    """The application on a connected Ray.
+
+    Raises:
+        RunError: it does not start.
+    """
 
     def __init__(self, config: EndpointConfig, url: str, resources: Mapping[str, Any]) -> None:
         self.config = config
         self.url = url
-        self._resources = resources
-        self.handle = self.deploy(config)
-
-    def deploy(self, config: EndpointConfig) -> DeploymentHandle:
-        """Starts the application, or gives the running one another configuration without a pause.
-
-        Raises:
-            RunError: it does not start.
-        """
         try:
-            return serve.run(build(config, **self._resources), name=NAME, route_prefix="/")
+            self._handle = serve.run(build(config, **resources), name=NAME, route_prefix="/")
         except (RayError, RuntimeError) as error:
-            raise RunError(f"the endpoint did not start: {str(error).strip().splitlines()[-1]}") from error
+            raise _not_started(error) from error
+
+    def configure(self, config: EndpointConfig) -> None:
+        """Gives the running replicas a configuration; they read its bundles while requests go on with the old ones."""
+        self._handle.broadcast("reconfigure", plain(asdict(config))).results(timeout_s=_LOAD_SECONDS)
 
     def ask(self, method: str) -> list[Any]:
         """What a method of ``StitchService`` returns, of every replica."""
-        return self.handle.broadcast(method).results(timeout_s=_ANSWER_SECONDS)
+        return self._handle.broadcast(method).results(timeout_s=_ANSWER_SECONDS)
 
     def drain(self) -> None:
         """Nothing new is taken on; waits until what was is answered."""
@@ -124,11 +122,19 @@ def serving(
     options = HTTPOptions(host=host, port=port, request_timeout_s=_longest(config))
     with ensure_ray(address):
         try:
-            serve.start(proxy_location="HeadOnly" if is_local else "EveryNode", http_options=options)
+            try:
+                serve.start(proxy_location="HeadOnly" if is_local else "EveryNode", http_options=options)
+            except (RayError, RuntimeError, TimeoutError) as error:
+                raise _not_started(error) from error
             yield Service(config, f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}", resources)
         finally:
             serve.delete(NAME)
             serve.shutdown()
+
+
+def _not_started(error: Exception) -> RunError:
+    last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return RunError(f"the endpoint did not start: {last}; Ray's log says more: /tmp/ray/session_latest/logs/serve")
 
 
 def _longest(config: EndpointConfig) -> float:

@@ -114,6 +114,8 @@ class Batcher:
             raise Problem(
                 504, "the deadline passed before the bridges were made; ask for fewer candidates, or later"
             ) from None
+        finally:
+            self._forget(job)
 
     def close(self) -> None:
         """Ends the thread after the call at hand; what waits is refused with 503."""
@@ -135,6 +137,13 @@ class Batcher:
             self._num_queued += job.count
             self._waiting.append(job)
             self._changed.notify()
+
+    def _forget(self, job: Job) -> None:
+        """Makes room at once when nobody waits for the job any more: the deadline passed, or the client went away."""
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+                self._num_queued -= job.count
 
     def _work(self) -> None:
         while (jobs := self._next()) is not None:
@@ -169,18 +178,18 @@ class Batcher:
         return self._receiving() > 0 or len(self._waiting) < self._last_requests
 
     def _take(self) -> list[Job]:
-        """Removes the oldest job and those of its kind that fit in; drops those that nobody waits for any more."""
+        """Removes the oldest job and those of its kind that fit in."""
         jobs: list[Job] = []
         left: deque[Job] = deque()
         count = 0
         for job in self._waiting:
             fits = not jobs or (job.kind == jobs[0].kind and count + job.count <= self.config.max_candidates)
-            if not fits and not job.result.cancelled():
+            if not fits:
                 left.append(job)
             elif job.result.set_running_or_notify_cancel():
                 jobs.append(job)
                 count += job.count
-            else:  # cancelled: the deadline passed, or the client went away
+            else:
                 self._num_queued -= job.count
         self._waiting = left
         self._last_requests = len(jobs)
