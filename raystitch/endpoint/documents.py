@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from raystitch.endpoint import arrow_wire, json_wire, problems
 from raystitch.endpoint.config import LimitsConfig
 from raystitch.endpoint.json_wire import StitchBody
+from raystitch.endpoint.security import PROTECTED
 
 _DESCRIPTION = """Two trajectories in, the bridge between them out. See `docs/endpoint.md` of the repository."""
 
@@ -201,7 +202,7 @@ def document(base: dict[str, Any], *, protected: bool) -> dict[str, Any]:
     if protected:
         base["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, methods in base["paths"].items():
-            if path.startswith("/v1/"):
+            if path.startswith(PROTECTED):
                 for method in methods.values():
                     method["security"] = [{"token": []}]
     return base

@@ -17,7 +17,7 @@ from raystitch.errors import UserError
 logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "RAYSTITCH_TOKEN", "RAYSTITCH_TOKEN_FILE"
-_PROTECTED = ("/v1/", "/metrics")
+PROTECTED = ("/v1/", "/metrics")
 _FAULT = "the request failed unexpectedly; it was logged under this id"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _HEADERS = {
@@ -119,7 +119,7 @@ class Guard:
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         # A browser asks with OPTIONS, and without a token, whether it may ask.
-        if self._token is None or scope["method"] == "OPTIONS" or not _is_below(scope, *_PROTECTED):
+        if self._token is None or scope["method"] == "OPTIONS" or not _is_below(scope, *PROTECTED):
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         # Compared in constant time, also when there is none.
