@@ -1,5 +1,6 @@
 """The real endpoint application in this process, and a real browser that looks at it."""
 
+import itertools
 import json
 import shutil
 import threading
@@ -27,6 +28,7 @@ from raystitch.stitching.config import QualifyConfig, StitchConfig
 
 TOKEN = "open-sesame"
 CHOSEN = "#source=38&target=6"  # a low and a high return; without them the page itself chooses
+COUNT = itertools.count()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = (
     "--disable-gpu",
@@ -151,10 +153,10 @@ def open_page(tab: Page, server: Server) -> Iterator[Callable[..., Page]]:
         motion: Literal["reduce", "no-preference"] = "reduce",
     ) -> Page:
         known.extend(errors)
-        tab.goto("about:blank")
         tab.set_viewport_size({"width": viewport[0], "height": viewport[1]})
         tab.emulate_media(color_scheme="light", reduced_motion=motion)
-        tab.goto((url or server.url) + "/" + fragment)
+        # An address of its own: with another fragment alone the page would stay.
+        tab.goto(f"{url or server.url}/?{next(COUNT)}{fragment}")
         if url is None:
             tab.wait_for_selector("#drawing .run.source")
             tab.wait_for_selector("#drawing .run.target")
