@@ -12,11 +12,13 @@ from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 
-from raystitch.cluster.runtime import ensure_ray
+from raystitch.cluster.resources import Need, check_resources
+from raystitch.cluster.runtime import cluster_address, ensure_ray
 from raystitch.cluster.serve import NAME, build
 from raystitch.config_file import plain
 from raystitch.console import say
@@ -55,7 +57,7 @@ def run_endpoint(
         load_model(name, model, config.stitch, "cpu")  # what is wrong with it is said here, in one line
     if token is None and host not in ("127.0.0.1", "localhost", "::1"):
         say(f"warning: {host} can be reached from elsewhere, and there is no token: anybody may use this endpoint")
-    with _signals() as asked, serving(config, host, port, address=address, **resources) as service:
+    with _signals() as asked, serving(config, host, port, address=address, announce=say, **resources) as service:
         ready(service.url)
         while "stop" not in asked:
             if "reload" in asked:
@@ -103,24 +105,32 @@ class Service:
 
 @contextmanager
 def serving(
-    config: EndpointConfig, host: str, port: int, *, address: str | None = None, **resources: Any
+    config: EndpointConfig,
+    host: str,
+    port: int,
+    *,
+    address: str | None = None,
+    announce: Callable[[str], None] | None = None,
+    **resources: Any,
 ) -> Iterator[Service]:
     """The endpoint is up inside the block, on a Ray that is there already, at ``address``, or started here.
 
     Args:
-        resources: ``replicas``, ``num_cpus``, ``num_gpus`` of ``build``.
+        announce: is told which Ray it is. resources: ``replicas``, ``num_cpus``, ``num_gpus`` of ``build``.
 
     Raises:
-        UserError: a port that is taken, no cluster at ``address``. RunError: the application does not start.
+        UserError: a port that is taken, no cluster at ``address``, or one without a node for a replica.
+        RunError: the application does not start.
     """
-    is_local = address is None and "RAY_ADDRESS" not in os.environ
+    is_local = cluster_address(address) is None and not ray.is_initialized()
     if is_local:
         _check_port(host, port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # Ray gives a proxy five seconds to start, and then starts another; a busy machine needs longer.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
     options = HTTPOptions(host=host, port=port, request_timeout_s=_longest(config))
-    with ensure_ray(address):
+    with ensure_ray(address, announce=announce):
+        check_resources([_replica_need(**resources)])
         try:
             try:
                 serve.start(proxy_location="HeadOnly" if is_local else "EveryNode", http_options=options)
@@ -130,6 +140,12 @@ def serving(
         finally:
             serve.delete(NAME)
             serve.shutdown()
+
+
+def _replica_need(num_cpus: float = 1, num_gpus: float = 0, **_: Any) -> Need:
+    asked = {"CPU": num_cpus, "GPU": num_gpus}
+    resources = {name: amount for name, amount in asked.items() if amount}
+    return Need(who="a replica", resources=resources, advice="lower --num-cpus or --num-gpus")
 
 
 def _not_started(error: Exception) -> RunError:

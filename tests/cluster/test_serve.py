@@ -151,7 +151,7 @@ def test_a_bundle_that_cannot_be_read_leaves_the_one_before(
 def test_metrics_of_the_application(service: Service, walks: Walks) -> None:
     assert call(f"{service.url}/v1/stitch", request_body(walks))[0] == 200
     assert call(f"{service.url}/v1/stitch", {})[0] == 422
-    until = time.monotonic() + 60
+    until, text = time.monotonic() + 60, ""
     wanted = ('outcome="accepted"', 'outcome="422"', "sampler_seconds_bucket", "batch_candidates_sum", 'reason="ok"')
     while time.monotonic() < until:
         text = str(call(f"{service.url}/metrics")[1])
