@@ -160,7 +160,8 @@ def _autoscaler_acts() -> bool:
     report = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
     if not report:
         return False
-    types = (json.loads(report).get("autoscaler_report") or {}).get("active_nodes", {})
+    said = json.loads(report).get("autoscaler_report") or {}
+    types = {*said.get("active_nodes", {}), *(said.get("node_type_mapping") or {}).values()}
     return any(not UNMANAGED_NODE.fullmatch(name) for name in types)
 
 

@@ -157,3 +157,31 @@ def wait_for(cluster: Cluster, job: str) -> str:
             return state
         time.sleep(0.5)
     raise subprocess.TimeoutExpired(job, 90)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_nodes_with_network_stacks_of_their_own(prepared: Prepared, tmp_path: Path) -> None:
+    """Two network namespaces: what binds to, or talks to, this machine's own address is not found from the other."""
+    run = prepared.copy(tmp_path / "run")
+    folder = Path("/tmp") / f"rs{os.getpid()}n"
+    script = Path(__file__).with_name("netns_two_nodes.sh")
+    command = sweep(sys.executable, run, *prepared.settings, *TWO_TRIALS)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY": str(RAY)}
+    try:
+        done = subprocess.run(
+            ["sh", str(script), str(folder), str(RAY), "job", "submit", "--", *command],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if done.returncode == 77:
+        pytest.skip(done.stdout.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stdout
+    assert "cluster at 10.77.0.1:6379, 2 nodes, 2 CPUs, 0 GPUs" in done.stdout
+    assert [row["status"] for row in pq.read_table(run / "results.parquet").to_pylist()] == ["ok", "ok"]
