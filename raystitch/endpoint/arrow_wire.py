@@ -26,8 +26,8 @@ from raystitch.endpoint.request import (
     Sizes,
     StitchRequest,
     check_length,
-    check_options,
     check_rows,
+    checked_options,
     finite_float32,
     validation_problem,
 )
@@ -64,7 +64,9 @@ def read_arrow_request(body: bytes, sizes_of: Callable[[str], Sizes], limits: Li
     except ValidationError as error:
         raise validation_problem(error, "options") from None
     sizes = sizes_of(options.model)
-    check_options(options, sizes, limits)
+    plain = checked_options(
+        Options(**options.model_dump(include=set(Options.model_fields), exclude_unset=True)), sizes, limits
+    )
     role = table["role"]
     if role.null_count:
         raise invalid("role", "has nulls; every row is of the source or the target")
@@ -76,7 +78,6 @@ def read_arrow_request(body: bytes, sizes_of: Callable[[str], Sizes], limits: Li
     parts = {name: table.filter(rows[name]) for name in ROLES}
     terminated = {"source": options.source_terminated, "target": options.target_terminated}
     given = {name: _trajectory(name, parts[name], sizes, limits, terminated[name]) for name in ROLES}
-    plain = Options(**{name: getattr(options, name) for name in Options.model_fields})
     return StitchRequest(source=given["source"], target=given["target"], options=plain)
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from raystitch.endpoint import arrow_wire, json_wire, problems
 from raystitch.endpoint.config import LimitsConfig
 from raystitch.endpoint.json_wire import StitchBody
+from raystitch.endpoint.request import DEFAULT_CANDIDATES
 from raystitch.endpoint.security import PROTECTED
 
 _DESCRIPTION = """Two trajectories in, the bridge between them out. See `docs/endpoint.md` of the repository."""
@@ -155,7 +156,10 @@ def stitch_extra(limits: LimitsConfig) -> dict[str, Any]:
     binary = {"schema": {"type": "string", "format": "binary"}}
     body = StitchBody.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = body.pop("$defs")
-    definitions["Options"]["properties"]["num_candidates"]["maximum"] = limits.max_candidates
+    definitions["Options"]["properties"]["num_candidates"] |= {
+        "maximum": limits.max_candidates,
+        "default": min(DEFAULT_CANDIDATES, limits.max_candidates),
+    }
     return {
         "requestBody": {
             "required": True,
@@ -199,6 +203,11 @@ def document(base: dict[str, Any], *, protected: bool) -> dict[str, Any]:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {})
         schemas[model.__name__] = schema
+    for methods in base["paths"].values():
+        for method in methods.values():
+            # FastAPI announces a 422 wherever there is a parameter, and with a form of its own.
+            if "HTTPValidationError" in str(method["responses"].get("422")):
+                del method["responses"]["422"]
     if protected:
         base["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, methods in base["paths"].items():

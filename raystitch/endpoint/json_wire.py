@@ -22,8 +22,8 @@ from raystitch.endpoint.request import (
     Sizes,
     StitchRequest,
     check_length,
-    check_options,
     check_rows,
+    checked_options,
     finite_float32,
     validation_problem,
 )
@@ -102,11 +102,11 @@ def read_json_request(body: bytes, sizes_of: Callable[[str], Sizes], limits: Lim
     except ValidationError as error:
         raise validation_problem(error) from None
     sizes = sizes_of(read.options.model)
-    check_options(read.options, sizes, limits)
+    options = checked_options(read.options, sizes, limits)
     return StitchRequest(
         source=_trajectory("source", read.source, sizes, limits),
         target=_trajectory("target", read.target, sizes, limits),
-        options=read.options,
+        options=options,
     )
 
 

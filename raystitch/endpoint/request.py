@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from raystitch.data.episodes import Floats
@@ -17,11 +25,21 @@ from raystitch.endpoint.problems import FieldError, Problem, invalid
 
 MAX_SEED = 2**53 - 1
 """The largest whole number that JSON readers everywhere keep exact."""
+DEFAULT_CANDIDATES = 16
+"""Where a request does not say, and the endpoint's limit is not lower."""
 MAX_NUMBER = 1e15
 """Larger numbers are refused: their squares, and sums of these, would not be finite float32."""
 Role = Literal["source", "target"]
 ROLES: tuple[Role, Role] = ("source", "target")
 _MAX_FIELD = 200
+
+
+def _whole(value: Any) -> Any:
+    """JSON does not tell 8.0 from 8."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Whole = BeforeValidator(_whole)
 
 
 class Options(BaseModel):
@@ -38,13 +56,15 @@ class Options(BaseModel):
         description="Largest residual of an accepted bridge (squared L2, standardised units): a number, a quantile of "
         "real data such as `q99`, or `off`. null takes what the model is configured with.",
     )
-    gap: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+    gap: Annotated[int, Field(ge=1, le=100_000), _Whole] | None = Field(
         None,
         description="States to generate; null lets the models choose. The model's `gap_min` and `gap_max` bound it.",
     )
-    num_candidates: int = Field(16, ge=1, description="Bridges to try; the best is returned.")
+    num_candidates: Annotated[int, Field(ge=1), _Whole] = Field(
+        DEFAULT_CANDIDATES, description="Bridges to try; the best is returned."
+    )
     return_all: bool = Field(False, description="Return all candidates, the best first.")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="Same request and seed, same answer.")
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED), _Whole] = Field(0, description="Same request and seed, same answer.")
     cut: Literal["best", "ends"] = Field(
         "best",
         description="`best` finds where to leave the source and enter the target; `ends` joins the source's end to the "
@@ -91,12 +111,14 @@ class Sizes:
     gap_max: int
 
 
-def check_options(options: Options, sizes: Sizes, limits: LimitsConfig, prefix: str = "options") -> None:
-    """What depends on the model and on this endpoint's limits.
+def checked_options(options: Options, sizes: Sizes, limits: LimitsConfig, prefix: str = "options") -> Options:
+    """The options for this model and this endpoint's limits.
 
     Raises:
         Problem: 422.
     """
+    if "num_candidates" not in options.model_fields_set and options.num_candidates > limits.max_candidates:
+        options = options.model_copy(update={"num_candidates": limits.max_candidates})
     if options.num_candidates > limits.max_candidates:
         raise invalid(
             f"{prefix}.num_candidates", f"{options.num_candidates} is more than {limits.max_candidates}, the limit here"
@@ -107,6 +129,7 @@ def check_options(options: Options, sizes: Sizes, limits: LimitsConfig, prefix: 
             f"{options.gap} is outside {sizes.gap_min}..{sizes.gap_max}, which the model {options.model!r} was "
             "fitted on",
         )
+    return options
 
 
 def check_length(role: Role, num_states: int, limits: LimitsConfig) -> None:

@@ -53,15 +53,15 @@ def test_an_answer_is_what_the_bare_stitcher_makes(served: Served, models: Model
     request["options"]["seed"] = 11
     said = answer(served, request)
     model = models.get("default")
-    given = [
+    source, target = (
         given_trajectory(
             model.bundle,
             role,
             *(np.array(request[role][name], np.float32) for name in ("observations", "actions", "rewards")),
         )
         for role in ("source", "target")
-    ]
-    pairs = cut_trajectories(model.bundle, *given, 5, cut=cut, gap=gap, config=model.stitcher.config.pairs)
+    )
+    pairs = cut_trajectories(model.bundle, source, target, 5, cut=cut, gap=gap, config=model.stitcher.config.pairs)
     seeds = child_seeds(np.array([11]), 5, 40)[0]
     bare = model.stitcher.stitch(pairs, seeds)
     assert len(said["candidates"]) == len(bare)
