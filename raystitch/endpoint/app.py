@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from raystitch.endpoint import documents, json_wire
 from raystitch.endpoint.problems import FieldError, Problem
@@ -209,4 +209,15 @@ def _add_pages(app: FastAPI) -> None:
         return FileResponse(STUDIO / "docs.html", headers={"Content-Security-Policy": policy})
 
     app.mount("/docs/viewer", StaticFiles(directory=_VIEWER))
-    app.mount("/studio", StaticFiles(directory=STUDIO))
+    app.mount("/studio", _StudioFiles(directory=STUDIO))
+
+
+class _StudioFiles(StaticFiles):
+    """The studio's files; a browser asks each time whether they changed, so that an upgrade is seen at once."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        if path.endswith(".py"):
+            raise HTTPException(404)
+        response = await super().get_response(path, scope)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
