@@ -38,8 +38,6 @@ from raystitch.pipeline.suitable import check_suitable
 from raystitch.pipeline.sweep_plan import Inputs, Trial, finished, plan, result_rows, write_results
 from raystitch.pipeline.trial import LOCK_FILE, sweep_job
 from raystitch.pipeline.validate import validate
-from raystitch.report.page import build_report
-from raystitch.report.terminal import print_summary
 from raystitch.trainers.evaluate import check_env
 
 PACKAGES = ("raystitch", "ray", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "pyarrow")
@@ -94,6 +92,9 @@ def _run(config: RunConfig, folder: Path, address: str | None) -> Path:
     write_json(
         folder / "environment.json", environment() | {"finished_at": _now(), "seconds": time.monotonic() - began}
     )
+    from raystitch.report.page import build_report  # these import Matplotlib: not before the first trial
+    from raystitch.report.terminal import print_summary
+
     page = build_report(folder)
     print_summary(folder)
     print(f"\n{page}  ({duration(time.monotonic() - began)})")

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from raystitch.data.episodes import EpisodeDataset, Ints
@@ -109,6 +108,8 @@ def embedding_quality(
     phi, phi_later, phi_others = (
         embed(embedding, dataset.observations[index]) for index in (start, start + steps, others)
     )
+    from scipy.stats import rankdata  # takes half a second, in every process that loads a bundle
+
     near = np.linalg.norm(phi - phi_later, axis=-1)
     far = np.linalg.norm(phi - phi_others, axis=-1)
     ranks = rankdata(np.concatenate([near, far]))[len(near) :]

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from raystitch.data.episodes import Ints
 
@@ -20,6 +19,8 @@ Floats64 = NDArray[np.float64]
 
 def _spearman(first_KW: Floats64, second_KW: Floats64) -> Floats64:
     """Spearman's correlation of each row, float64 [K]; NaN where a row is constant."""
+    from scipy.stats import rankdata  # takes half a second, in every process of a run
+
     ranks = [rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (first_KW, second_KW)]
     scale = np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
     return np.where(scale > 0, (ranks[0] * ranks[1]).sum(1) / np.where(scale > 0, scale, 1.0), np.nan)
