@@ -35,6 +35,8 @@ from raystitch.endpoint.request import (
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 _COLUMNS = ("role", "step", "observation", "action", "reward")
 _RECORD_BATCH = 3  # MessageHeader in Arrow's Message.fbs
+# What is decoded for a batch or an option takes a hundred times its bytes.
+_MAX_BATCHES, _MAX_OPTIONS = 1000, 10_000
 _EXTENSION = b"ARROW:extension:"
 _HEADER_TYPE, _HEADER, _COMPRESSION = 1, 2, 3  # fields of Message and of RecordBatch
 
@@ -59,6 +61,8 @@ def read_arrow_request(body: bytes, sizes_of: Callable[[str], Sizes], limits: Li
     """
     table = _read_table(body)
     text = (table.schema.metadata or {}).get(b"options", b"{}")
+    if len(text) > _MAX_OPTIONS:
+        raise invalid("options", f"takes {len(text)} bytes, more than {_MAX_OPTIONS}")
     try:
         options = ArrowOptions.model_validate_json(text)
     except ValidationError as error:
@@ -220,7 +224,7 @@ def _check_messages(body: bytes) -> None:
     types are decoded by whoever registered them in this process, Ray's among others.
     """
     reader = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
-    while True:
+    for _ in range(_MAX_BATCHES + 1):
         try:
             message = reader.read_next_message()
         except StopIteration:
@@ -233,6 +237,7 @@ def _check_messages(body: bytes) -> None:
             raise invalid(
                 "body", "its Arrow buffers are compressed; send them plain, or the body with Content-Encoding: gzip"
             )
+    raise invalid("body", f"has more than {_MAX_BATCHES} record batches; write longer ones")
 
 
 def _is_compressed(metadata: bytes) -> bool:
