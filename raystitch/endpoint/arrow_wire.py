@@ -188,7 +188,7 @@ def _trajectory(role: Role, table: pa.Table, sizes: Sizes, limits: LimitsConfig,
         if name not in table.column_names or table[name].null_count == num_states:
             continue
         column = _single(table[name])
-        # The row of the last state has no transition; whatever is there is left out.
+        # The row of the last state has no transition; a value there is one too many.
         present = num_states - 1 if not column[num_states - 1].is_valid else num_states
         check_rows(f"{role}.{name}s", present, num_states)
         columns[name] = _numbers(f"{role}.{name}s", column.slice(0, num_states - 1), width)

@@ -153,20 +153,14 @@ def test_what_means_the_same_is_read_the_same(served: Served) -> None:
             metadata=one.schema.metadata,
         )
     )
-    empty = (
-        pa.Table.from_batches([one.slice(0, 0).to_batches(max_chunksize=1)[0]]) if one.slice(0, 0).to_batches() else one
-    )
-    last = replaced("reward", [*one["reward"].to_pylist()[:5], 7.0, *one["reward"].to_pylist()[6:]], pa.float32())
     alternating = one.take([0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5]).replace_schema_metadata(one.schema.metadata)
     streams = [
         stream(one, 1),
         stream(wide),
         stream(wide, 3),
-        stream(last),
         stream(alternating, 2),
         stream(one) + b"after",
     ]
-    streams.append(stream(pa.concat_tables([empty.slice(0, 0), one, empty.slice(0, 0)]), 4))
     for sent in streams:
         response = served.post(sent, headers={"Accept": JSON})
         assert response.status_code == 200, response.text
@@ -184,7 +178,7 @@ def test_compressed_buffers_are_refused_before_they_are_decompressed(served: Ser
         }
     )
     sent = stream(zeros, options=pa.ipc.IpcWriteOptions(compression=codec))
-    assert len(sent) < 100_000
+    assert 5 * len(sent) < len(stream(zeros))
     before = pa.total_allocated_bytes()
     problem = refused(served.post(sent), 422)
     assert "compressed" in problem["detail"] and "Content-Encoding" in problem["detail"]
