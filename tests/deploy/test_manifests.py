@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 def clusters(overlay: Overlay) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "cluster", overlay["RayCluster/raystitch"]["spec"]
     yield "sweep", overlay["RayJob/raystitch-sweep"]["spec"]["rayClusterSpec"]
-    yield "endpoint", overlay["RayService/raystitch"]["spec"]["rayClusterConfig"]
+    yield "endpoint", overlay["RayService/raystitch-endpoint"]["spec"]["rayClusterConfig"]
 
 
 def pods(overlay: Overlay) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -61,7 +61,7 @@ def test_a_misspelt_field_is_found_in_every_object(check: ModuleType, crds: Any,
         ("containerPort", "ports"),
         ("secretName: raystitch-ray-token", "authOptions"),
     ):
-        for kind in ("RayCluster/raystitch", "RayJob/raystitch-sweep", "RayService/raystitch"):
+        for kind in ("RayCluster/raystitch", "RayJob/raystitch-sweep", "RayService/raystitch-endpoint"):
             checker = check.Checker(crds, check.KUBERNETES)
             checker.text(yaml.safe_dump(overlay[kind]).replace(text, f"x{text}"), "f")
             assert any(place in line for line in checker.report.problems), (kind, text)
@@ -78,7 +78,7 @@ def test_the_clusters_are_one(overlay: Overlay, storage: str) -> None:
 
 
 def test_the_service_runs_the_serve_config(overlay: Overlay, deploy: Path) -> None:
-    assert overlay["RayService/raystitch"]["spec"]["serveConfigV2"] == (deploy / "serve.yaml").read_text()
+    assert overlay["RayService/raystitch-endpoint"]["spec"]["serveConfigV2"] == (deploy / "serve.yaml").read_text()
 
 
 def test_the_head_computes_nothing_and_gpus_start_from_zero(overlay: Overlay) -> None:
