@@ -4,7 +4,9 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,10 +71,25 @@ def ensure_ray(
     try:
         if announce is not None:
             announce(describe_cluster())
-        yield
+        with _interrupted_by_sigterm():
+            yield
     finally:
         _started_here = False
         ray.shutdown()
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """``ray job stop``, and a container that ends, are as Ctrl-C is; Ray itself would dump a stack."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        # None: it was one of Ray's, set outside Python.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _start(num_cpus: int | None, object_store_gib: float) -> None:

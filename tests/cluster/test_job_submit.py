@@ -129,6 +129,8 @@ def test_a_job_that_ends_early_is_submitted_again(cluster: Cluster, prepared: Pr
         until(lambda enough=enough: len(results(run)) >= enough, f"{enough} trials are done", 120)
         if how == "stop":
             cluster.call(str(RAY), "job", "stop", job)
+            said = cluster.call(str(RAY), "job", "logs", job).stdout
+            assert "interrupted; run the same command again to continue" in said and "SIGTERM" not in said, said
         else:
             for process in descendants(os.getpid()):
                 if "raystitch.sweep" in process.title and str(run) in process.title and "ray::" not in process.title:
