@@ -160,6 +160,8 @@ def test_another_encoding_is_415(served: Served, encoding: str) -> None:
     assert response.headers["accept-encoding"] == "gzip, zstd"
 
 
+# Fixtures that are reset after each test, not after each example, are meant.
+UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 _finite = st.floats(-1e15, 1e15, allow_nan=False)
 _anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -198,7 +200,7 @@ def _numbers_are_finite_or_null(content: str) -> bool:
     return True
 
 
-@settings(max_examples=120, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, derandomize=True, deadline=None, database=None, suppress_health_check=UNCHECKED)
 @given(source=_trajectory | _ragged, target=_trajectory | _trajectory | _ragged, options=_options)
 def test_any_trajectories_are_stitched_or_refused(served: Served, source: Any, target: Any, options: Any) -> None:
     response = send(served, json.dumps({"source": source, "target": target, "options": options}))
@@ -210,7 +212,7 @@ def test_any_trajectories_are_stitched_or_refused(served: Served, source: Any, t
         assert refused(response, 422)["errors"][0]["field"].split(".")[0] in ("source", "target")
 
 
-@settings(max_examples=150, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, derandomize=True, deadline=None, database=None, suppress_health_check=UNCHECKED)
 @given(content=st.dictionaries(st.sampled_from(["source", "target", "options", "x"]), _anything) | _anything)
 def test_any_json_is_answered(served: Served, content: Any) -> None:
     sent = json.dumps(content)
@@ -218,7 +220,7 @@ def test_any_json_is_answered(served: Served, content: Any) -> None:
     assert response.status_code in ((400, 422) if "\\ud" in sent.lower() else (422,)), response.text
 
 
-@settings(max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=UNCHECKED)
 @given(data=st.data())
 def test_mutated_text_is_answered(served: Served, data: st.DataObject) -> None:
     sent = bytearray(text(options='{"num_candidates":1,"seed":3}').encode())
