@@ -2,11 +2,29 @@
 
 
 class UserError(ValueError):
-    """The input is wrong: says what, where and what to do about it. The command line exits with 2."""
+    """The input is wrong: says what, where and what to do about it. The command line exits with 2.
+
+    Example:
+        >>> try:
+        ...     rs.load_dataset("nowhere.hdf5")
+        ... except rs.UserError as error:
+        ...     print(error)
+        nowhere.hdf5 does not exist
+    """
 
 
 class RunError(RuntimeError):
-    """The input is right but the run could not finish (full disk, nothing to stitch, ...). Exits with 1."""
+    """The input is right but the run could not finish (full disk, nothing to stitch, ...). Exits with 1.
+
+    Example:
+        >>> impossible = rs.StitchConfig(qualify=QualifyConfig(delta=0))
+        >>> few = AugmentConfig(num_bridges=5, pairs_per_shard=4, patience=1)
+        >>> try:
+        ...     augment_local(dataset, bundle, impossible, few, out="empty")
+        ... except rs.RunError as error:
+        ...     print("smallest" in str(error))
+        True
+    """
 
 
 class StorageError(RunError):

@@ -46,6 +46,17 @@ class EpisodeDataset:
         env: how to make the environment again, None when unknown.
         final_observed: bool [E], False where a file lacks the observation after the last action; the row then
             repeats the last known observation and must not be used as a next state.
+
+    All in raw units, as recorded. ``load_dataset`` reads one, ``from_episodes`` puts one together.
+
+    Raises:
+        UserError: when a column does not have the rows that ``offsets`` asks for.
+
+    Example:
+        >>> dataset.lengths[:3].tolist(), dataset.returns.shape, dataset.observations.shape
+        ([30, 30, 30], (40,), (1240, 4))
+        >>> [episode.rewards.shape for episode in dataset.subset(np.array([5, 2]))]
+        [(30,), (30,)]
     """
 
     name: str

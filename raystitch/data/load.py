@@ -36,8 +36,15 @@ def load_dataset(ref: str, env_id: str | None = None, allow_nan: bool = False) -
         env_id: the environment a D4RL file was recorded in, where the file does not say.
         allow_nan: keep NaN and infinities, for ``data inspect``.
 
+    Returns:
+        All episodes in memory, in raw units, in the order of the file; observations flattened to float32 [.., O].
+
     Raises:
         UserError: when there is no such dataset, it cannot be read, or (without ``allow_nan``) holds a NaN.
+
+    Example:
+        >>> rs.load_dataset("mine.hdf5")  # of docs/data.md; the same as d4rl:mine.hdf5
+        EpisodeDataset(d4rl:mine.hdf5: 20 episodes, 1,000 transitions, observation 4, action 2)
     """
     kind, name = parse_ref(ref)
     if env_id is not None and kind != "d4rl":

@@ -73,6 +73,15 @@ class Bundle:
         action_low, action_high: float32 [A], finite; reward_low, reward_high: the data's range.
         diffusion: U-Net (averaged weights); ``denoiser`` wraps it for the samplers; schedule: its diffusion schedule.
         return_quantiles: float32 [101], percentiles of the data's standardised discounted returns.
+        dynamics, inverse, reward, termination, value, embedding: see ``models.heads`` and ``models.embedding``.
+        calibration: quantiles of every criterion's number on real windows, per gap.
+
+    Example:
+        >>> loaded = rs.Bundle.load("stitcher", device="cpu")
+        >>> loaded.hash == bundle.hash, loaded.obs_dim, loaded.act_dim, loaded.horizon
+        (True, 4, 2, 16)
+        >>> loaded.calibration.threshold("q99", np.array([2, 8])).shape  # what q99 is as delta, at two gaps
+        (2,)
     """
 
     config: FitConfig

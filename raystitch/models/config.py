@@ -125,7 +125,21 @@ class FitConfig:
         holdout_fraction: share of whole episodes that no model is fitted on; delta is calibrated on them.
         num_judges: dynamics members kept for qualification; the others serve gap selection and guidance only.
         reward_inputs: ``sas`` for r(s, a, s'), ``sa`` for the paper's r(s, a).
+        diffusion, dynamics, inverse, reward, termination, value, embedding: size and training of each part.
+        calibration_windows: real held-out windows that the quantiles of delta are measured on.
         precision: of the forward passes in training; ``auto`` takes bf16 where the machine multiplies it faster.
+
+    Raises:
+        ValueError: for a value out of range, quoting it.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> longer = replace(rs.FitConfig(), dynamics=replace(rs.FitConfig().dynamics, train_steps=80000))
+        >>> longer.dynamics.num_members, longer.dynamics.train_steps
+        (4, 80000)
+        >>> rs.FitConfig(gamma=2)
+        Traceback (most recent call last):
+        ValueError: gamma must be in (0, 1], got gamma=2
     """
 
     seed: int = 0

@@ -41,9 +41,19 @@ def fit_bundle(
     A run that was interrupted continues from its last checkpoint and ends exactly as an uninterrupted one; a
     finished ``out`` of the same dataset and config is only loaded.
 
+    Args:
+        config: ``rs.FitConfig()`` for the defaults, ``raystitch.presets.PRESETS[name].fit`` for a preset.
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``.
+        progress: called now and then with the part, the step, the loss and the seconds left of the part.
+        checkpoint_every: steps between checkpoints in ``out``.
+
     Raises:
         UserError: the dataset does not suit the config, or ``out`` belongs to another dataset or config.
         RunError: a loss that is not finite, or a folder that cannot be written.
+
+    Example:
+        >>> rs.fit(dataset, config, "stitcher", device="cpu").hash == bundle.hash  # finished: only loaded
+        True
     """
     _check(dataset, config)
     resolved = resolve_device(device)

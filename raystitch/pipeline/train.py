@@ -78,12 +78,29 @@ def train(
     """Trains a policy on a dataset, alone or mixed with the bridges of a buffer; writes nothing.
 
     Args:
+        algo: ``td3bc``, ``iql``, ``dt`` or ``bc``; config: its settings, None for the published ones.
+        buffer: an open one or its URI; needed where the ratio asks for augmented rows.
         ratio: original : augmented in every batch.
         delta: a number, a quantile such as ``q99``, or ``off``; None for what the buffer was made with.
+        seed: of the networks, the batches and all noise.
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda[:N]``.
         memory_gib: training data above this size are mapped from files in the cache folder instead of held in memory.
+        log: gets a dict with ``step`` and the losses now and then.
+
+    Returns:
+        The policy after the last step; ``act`` takes raw observations [B, O] and gives actions [B, A] within bounds.
 
     Raises:
         UserError: for an unknown algorithm, a ratio without bridges to serve it, a buffer of another dataset.
+        RunError: when the loss is not finite.
+
+    Example:
+        >>> policy = rs.train(dataset, "td3bc", buffer="buffer", ratio="3:1", delta="off", config=small, device="cpu")
+        >>> policy.act(dataset.observations[:5]).shape
+        (5, 2)
+        >>> rs.train(dataset, "td3bc", ratio="1:1", config=small)
+        Traceback (most recent call last):
+        raystitch.errors.UserError: ...
     """
     config = config or default_config(algo)
     ratio = parse_ratio(ratio)

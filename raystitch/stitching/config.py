@@ -211,7 +211,18 @@ class QualifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StitchConfig:
-    """One Stitcher."""
+    """One Stitcher.
+
+    Attributes:
+        pairs: which states to leave and to enter. gap: how many states to generate. sampler: how they are denoised.
+        guidance: the dynamics inside the sampler. repair: what is tried again. qualify: what is accepted.
+
+    Example:
+        >>> from raystitch.stitching.config import GuidanceConfig, QualifyConfig
+        >>> config = rs.StitchConfig(guidance=GuidanceConfig(moves=2), qualify=QualifyConfig(delta="q95"))
+        >>> config.pairs.mode, config.sampler.name, config.qualify.delta
+        ('successor', 'ddim', 'q95')
+    """
 
     pairs: PairConfig = field(default_factory=PairConfig)
     gap: GapConfig = field(default_factory=GapConfig)

@@ -20,9 +20,22 @@ from raystitch.stitching.wrapup import infer_actions, infer_rewards, stitched_re
 class Stitcher:
     """Proposes and qualifies bridges. A row's result depends on its pair and its seed, not on its batch-mates.
 
+    Args:
+        bundle: the fitted models; the work is done on their device.
+        config: None for the defaults.
+
     Raises:
         UserError: when the judges' disagreement is a criterion and there is only one judge, or a return is asked of a
             network that takes none.
+
+    Example:
+        >>> stitcher = rs.Stitcher(bundle, stitching)
+        >>> pairs = select_pairs(dataset, bundle, stitching, np.arange(4))  # N = 4
+        >>> found = stitcher.stitch(pairs, np.arange(4))  # at least N rows: repairs have rows of their own
+        >>> found.observations.shape[1:], found.actions.shape[1:], found.residuals.shape[1:]  # G = 8
+        ((10, 4), (9, 2), (9,))
+        >>> len(found) >= 4 and bool((found.residual_max >= 0).all())
+        True
     """
 
     def __init__(self, bundle: Bundle, config: StitchConfig | None = None) -> None:

@@ -148,7 +148,7 @@ def settings(args: argparse.Namespace) -> None:
         load_config(None, ALGORITHM_CONFIGS[args.algo], overrides)
 
 
-SETTING = re.compile(r"`((?:[a-z_]+\.)+[a-z_]+)(?:[:=][^`]*)?`")
+SETTING = re.compile(r"`(?:--set )?((?:[a-z_]+\.)+[a-z_]+)(?:[:=][^`]*)?`")
 STARTS = (
     *("fit", "stitch", "augment", "algorithms", "resources", "evaluation", "validation", "search"),
     *("diffusion", "dynamics", "inverse", "embedding", "pairs", "gap", "sampler", "guidance", "repair", "qualify"),

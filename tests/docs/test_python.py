@@ -1,5 +1,6 @@
 """The Python of the documentation runs and prints what it says; what it adds passes the contract tests."""
 
+import doctest
 import re
 import tomllib
 from pathlib import Path
@@ -80,3 +81,17 @@ def test_the_version_is_in_one_place() -> None:
         files += [path for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES or path.name == "Dockerfile"]
     assert len(files) > 150
     assert [str(path) for path in files if word.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_the_examples_of_the_public_names(folder: Path) -> None:
+    """They go on with the session of docs/api.md."""
+    session: dict[str, Any] = {}
+    run_python(ROOT / "docs/data.md", {})
+    run_python(ROOT / "docs/api.md", session)
+    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for name in rs.__all__:
+        if name != "__version__":
+            (test,) = finder.find(getattr(rs, name), name, globs=dict(session))
+            assert test.examples, f"{name} has no example"
+            runner.run(test)
+    assert runner.summarize(verbose=False).failed == 0
