@@ -149,6 +149,8 @@ def build(
         max_ongoing_requests=MAX_ONGOING,
         max_queued_requests=2 * MAX_ONGOING,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        # A bundle that cannot be read does not get better; a machine that is short of memory may.
+        max_constructor_retry_count=3,
         health_check_period_s=2,
         health_check_timeout_s=10,
         # As long as the last request that was taken on may need.

@@ -22,6 +22,7 @@ from raystitch.cluster.runtime import cluster_address, ensure_ray
 from raystitch.cluster.serve import NAME, build
 from raystitch.config_file import plain
 from raystitch.console import say
+from raystitch.device import resolve_device
 from raystitch.endpoint.config import EndpointConfig
 from raystitch.endpoint.models import load_model
 from raystitch.endpoint.security import read_token
@@ -119,11 +120,12 @@ def serving(
         announce: is told which Ray it is. resources: ``replicas``, ``num_cpus``, ``num_gpus`` of ``build``.
 
     Raises:
-        UserError: a port that is taken, no cluster at ``address``, or one without a node for a replica.
+        UserError: a device that is not there, a port that is taken, no cluster at ``address``, or one without a node for a replica.
         RunError: the application does not start.
     """
     is_local = cluster_address(address) is None and not ray.is_initialized()
     if is_local:
+        resolve_device(config.device)
         _check_port(host, port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # Ray gives a proxy five seconds to start, and then starts another; a busy machine needs longer.
