@@ -1,8 +1,10 @@
 """JSON bodies as nobody should send them: 400 or 422, the field named with its first bad index, at a bounded cost."""
 
+import gzip
 import json
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -271,6 +273,23 @@ def test_a_flood_is_refused_at_the_cost_of_counting_it(served: Served, kind: str
     assert refused(response, 422)["errors"][0]["field"] == field
     assert time.process_time() - begun < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
+
+
+def test_nothing_of_bad_requests_is_kept(served: Served) -> None:
+    """Resident memory stays where it was after the first rounds."""
+    floods = [_flood(kind, 2**20)[0] for kind in ("numbers", "rows", "keys", "junk", "digits")]
+    others = [text(source).encode() for source in ("null", f'{{"observations":{STATES},"x":1}}')] + [*NO_JSON.values()]
+
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+    sizes = []
+    for _ in range(12):
+        for content in floods + others:
+            assert send(served, content).status_code in (400, 422)
+            assert send(served, gzip.compress(content, 1), **{"Content-Encoding": "gzip"}).status_code in (400, 422)
+        sizes.append(resident())
+    assert sizes[-1] - min(sizes[3:6]) < 10, sizes
 
 
 def test_no_honest_request_is_taken_for_a_flood(models: Models) -> None:
