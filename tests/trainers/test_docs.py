@@ -1,7 +1,6 @@
 """The algorithm that docs/trainers.md shows is complete."""
 
 import importlib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from raystitch.trainers import ALGORITHMS
 from raystitch.trainers.data import build_data
 from raystitch.trainers.loop import train_policies
 from raystitch.trainers.policy import Policy, load_policy
+from tests.docs.pages import blocks
 
 DOCS = Path(__file__).parents[2] / "docs" / "trainers.md"
 
@@ -20,7 +20,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "trainers.md"
 def test_the_algorithm_of_the_docs_trains(
     drift: EpisodeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = (block.text for block in blocks(DOCS) if block.language == "python")
     (tmp_path / "algorithm_of_the_docs.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     module: Any = importlib.import_module("algorithm_of_the_docs")
