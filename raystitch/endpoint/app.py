@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Scope
 
 from raystitch.endpoint import documents, json_wire
 from raystitch.endpoint.problems import FieldError, Problem
-from raystitch.endpoint.security import Guard, fault_problem
+from raystitch.endpoint.security import Guard, TokenCheck, fault_problem
 from raystitch.endpoint.service import Endpoint
 
 STUDIO = Path(__file__).parent.parent / "studio"
@@ -51,6 +51,8 @@ def create_app(endpoint: Endpoint, token: str | None = None, *, behind_serve: bo
         redoc_url=None,
         redirect_slashes=False,  # it would send callers to whatever host they named
     )
+    if token is not None:
+        app.add_middleware(TokenCheck, token=token)
     app.add_middleware(GZipMiddleware, minimum_size=_COMPRESS_FROM, compresslevel=1)
     if config.cors_origins:
         app.add_middleware(
@@ -73,7 +75,7 @@ def create_app(endpoint: Endpoint, token: str | None = None, *, behind_serve: bo
         return app.openapi_schema
 
     app.openapi = openapi
-    return Guard(app, token, sends_id=not behind_serve)
+    return Guard(app, sends_id=not behind_serve)
 
 
 def _add_errors(app: FastAPI) -> None:

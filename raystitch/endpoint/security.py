@@ -1,4 +1,4 @@
-"""The token, request ids and headers: one ASGI layer around everything else."""
+"""The token, request ids and headers: ASGI layers around everything else."""
 
 import hmac
 import logging
@@ -64,25 +64,50 @@ def _is_below(scope: Scope, *prefixes: str) -> bool:
     return path.startswith(prefixes) or path.removeprefix(scope.get("root_path", "")).startswith(prefixes)
 
 
+class TokenCheck:
+    """Asks for the token. Below ``Guard``, whose id its refusal carries, and below CORS, so that pages may read it."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._token = token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._lets_in(scope):
+            await self._app(scope, receive, send)
+            return
+        refusal = Problem(
+            401,
+            "this endpoint needs a token: send the header `Authorization: Bearer TOKEN`",
+            headers={"WWW-Authenticate": 'Bearer realm="raystitch"'},
+        )
+        await refusal.response(scope["state"]["request_id"])(scope, receive, send)
+
+    def _lets_in(self, scope: Scope) -> bool:
+        # A browser asks with OPTIONS, and without a token, whether it may ask.
+        if scope["method"] == "OPTIONS" or not _is_below(scope, *PROTECTED):
+            return True
+        scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+        # Compared in constant time, also when there is none.
+        right = hmac.compare_digest(token.strip().encode("utf-8", "surrogateescape"), self._token)
+        return right and scheme.lower() == "bearer"
+
+
 class Guard:
-    """Asks for the token where there is one, gives every request an id, and every answer its id and headers.
+    """Gives every request an id, and every answer its id and headers; answers faults.
 
     Args:
-        token: None lets everybody in.
         sends_id: False where a proxy before this writes the id into the answer, as Serve's does.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None, *, sends_id: bool = True) -> None:
+    def __init__(self, app: ASGIApp, *, sends_id: bool = True) -> None:
         self._app = app
         self._sends_id = sends_id
-        self._token = None if token is None else token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
+        given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         started = ended = False
@@ -106,27 +131,10 @@ class Guard:
             await send(message)
 
         try:
-            self._check(scope, headers)
             await self._app(scope, receive, finish)
-        except Problem as problem:
-            await problem.response(request_id)(scope, receive, finish)
         except Exception:
             logger.exception("request %s failed", request_id)
             if not started:
                 await fault_problem().response(request_id)(scope, receive, finish)
             elif not ended:
                 raise
-
-    def _check(self, scope: Scope, headers: Headers) -> None:
-        # A browser asks with OPTIONS, and without a token, whether it may ask.
-        if self._token is None or scope["method"] == "OPTIONS" or not _is_below(scope, *PROTECTED):
-            return
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        # Compared in constant time, also when there is none.
-        right = hmac.compare_digest(token.strip().encode("utf-8", "surrogateescape"), self._token)
-        if scheme.lower() != "bearer" or not right:
-            raise Problem(
-                401,
-                "this endpoint needs a token: send the header `Authorization: Bearer TOKEN`",
-                headers={"WWW-Authenticate": 'Bearer realm="raystitch"'},
-            )

@@ -195,6 +195,8 @@ def test_cross_origin_calls_are_for_configured_origins_only(served: Served, mode
         )
         assert said.status_code == 200 and said.headers["access-control-allow-origin"] == "https://a.example"
         assert "x-request-id" in said.headers["access-control-expose-headers"].lower()
+        stranger = configured.get("/v1/models", headers={"Origin": "https://a.example"})
+        assert refused(stranger, 401) and stranger.headers["access-control-allow-origin"] == "https://a.example"
         assert configured.is_idle()
 
 
