@@ -58,7 +58,8 @@ def run_endpoint(
         load_model(name, model, config.stitch, "cpu")  # what is wrong with it is said here, in one line
     if token is None and host not in ("127.0.0.1", "localhost", "::1"):
         say(f"warning: {host} can be reached from elsewhere, and there is no token: anybody may use this endpoint")
-    with _signals() as asked, serving(config, host, port, address=address, announce=say, **resources) as service:
+    # In this order: connecting to Ray has signal handlers of its own.
+    with serving(config, host, port, address=address, announce=say, **resources) as service, _signals() as asked:
         ready(service.url)
         while "stop" not in asked:
             if "reload" in asked:
@@ -120,7 +121,8 @@ def serving(
         announce: is told which Ray it is. resources: ``replicas``, ``num_cpus``, ``num_gpus`` of ``build``.
 
     Raises:
-        UserError: a device that is not there, a port that is taken, no cluster at ``address``, or one without a node for a replica.
+        UserError: a device that is not there, a port that is taken, no cluster at ``address``, or one without a node
+            for a replica.
         RunError: the application does not start.
     """
     is_local = cluster_address(address) is None and not ray.is_initialized()
@@ -133,6 +135,9 @@ def serving(
     options = HTTPOptions(host=host, port=port, request_timeout_s=_longest(config))
     with ensure_ray(address, announce=announce):
         check_resources([_replica_need(**resources)])
+        was_running = bool(serve.status().proxies)
+        if was_running:
+            say("note: Ray Serve runs on this cluster already and keeps the host and port that it was started with")
         try:
             try:
                 serve.start(proxy_location="HeadOnly" if is_local else "EveryNode", http_options=options)
@@ -141,7 +146,8 @@ def serving(
             yield Service(config, f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}", resources)
         finally:
             serve.delete(NAME)
-            serve.shutdown()
+            if not was_running:
+                serve.shutdown()
 
 
 def _replica_need(num_cpus: float = 1, num_gpus: float = 0, **_: Any) -> Need:
