@@ -166,7 +166,7 @@ def residuals(buffer: "Buffer") -> str:
         return 40 + (at - low) / (high - low) * 550
 
     for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
-        height = 140 * count / counts.max()
+        height = 125 * count / counts.max()
         kind = MADE if right <= -1 + 1e-9 else BAD
         picture.box((x(left) + 0.5, 220 - height), x(right) - x(left) - 1, height, f"fill {kind}")
     picture.line(((40, 220), (590, 220)), "ink", 1)
