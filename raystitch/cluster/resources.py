@@ -23,6 +23,9 @@ from raystitch.errors import UserError
 GRACE_SECONDS = 2.0
 """Nodes of a cluster that has just been started, and the first word of its autoscaler, may come a little later."""
 NOTE_SECONDS = 10.0
+ASK_SECONDS = 6.0
+"""An autoscaler looks at what is asked for every five seconds."""
+NO_SUCH_NODE = "and the cluster's autoscaler can add none that has it"
 UNMANAGED_NODE = re.compile(r"node_[0-9a-f]{20,}")
 """What Ray calls the type of a node that somebody started by hand."""
 
@@ -100,6 +103,28 @@ def check_resources(needs: Sequence[Need], augment: AugmentConfig | None = None)
         if time.monotonic() >= deadline:
             raise UserError(lacking)
         time.sleep(0.5)
+    missing = [need for need in needs if not any(need.fits(node) for node in live_nodes())]
+    if missing and node_groups() is None and _cluster_status().HasField("autoscaling_state"):
+        _ask_autoscaler(missing)
+
+
+def _ask_autoscaler(needs: Sequence[Need]) -> None:
+    """Asks the second version of Ray's autoscaler, which says when no node that it can start would do.
+
+    Raises:
+        UserError: when it has said so before ``ASK_SECONDS`` are over.
+    """
+    placed = [_place(need) for need in needs]
+    deadline = time.monotonic() + ASK_SECONDS
+    try:
+        while time.monotonic() < deadline:
+            for need in needs:
+                if _infeasible(need):
+                    raise UserError(_refusal(need, NO_SUCH_NODE))
+            time.sleep(0.5)
+    finally:
+        for reference in placed:
+            ray.cancel(reference, force=True)
 
 
 def await_node(need: Need, note: Callable[[str], None] = say, seconds: float = float("inf")) -> None:
@@ -111,15 +136,13 @@ def await_node(need: Need, note: Callable[[str], None] = say, seconds: float = f
     if any(need.fits(node) for node in live_nodes()):
         return
     check_resources([need])
-    # Something has to ask for the node, or none is added.
-    remote: Any = ray.remote(_nothing)
-    placed = remote.options(**_options(need)).remote()
+    placed = _place(need)  # something has to ask for the node, or none is added
     began = time.monotonic()
     try:
         while not any(need.fits(node) for node in live_nodes()):
             waited = time.monotonic() - began
             if _infeasible(need) or waited > seconds:
-                raise UserError(_refusal(need, "and the cluster's autoscaler adds none"))
+                raise UserError(_refusal(need, NO_SUCH_NODE))
             note(
                 f"waiting for a node with {need} for {need.who}, which the cluster adds on demand: "
                 f"{duration(waited)} so far (Ctrl-C or `ray job stop` ends it)"
@@ -153,7 +176,7 @@ def _autoscaler_acts() -> bool:
     """Whether nodes are started and stopped by an autoscaler, and not by hand."""
     status = _cluster_status()
     if status.HasField("autoscaling_state"):  # the second version of the autoscaler
-        return any(node.ray_node_type_name for node in status.cluster_resource_state.node_states)
+        return True
     from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
     from ray.experimental.internal_kv import _internal_kv_get
 
@@ -226,13 +249,13 @@ def _or_add() -> str:
     return "" if is_local() else ", or add a node that has it"
 
 
-def _options(need: Need) -> dict[str, Any]:
+def _place(need: Need) -> Any:
+    """A task that does nothing, where the need fits."""
+    remote: Any = ray.remote(_nothing)
     more = {name: amount for name, amount in need.resources.items() if name not in ("CPU", "GPU")}
-    return {
-        "num_cpus": need.resources.get("CPU", 0),
-        "num_gpus": need.resources.get("GPU", 0),
-        "resources": more,
-    }
+    return remote.options(
+        num_cpus=need.resources.get("CPU", 0), num_gpus=need.resources.get("GPU", 0), resources=more
+    ).remote()
 
 
 def _nothing() -> None:
