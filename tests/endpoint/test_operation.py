@@ -20,6 +20,7 @@ from raystitch.endpoint.config import BatchingConfig, EndpointConfig, LimitsConf
 from raystitch.endpoint.models import Models
 from raystitch.endpoint.service import Endpoint
 from raystitch.errors import UserError
+from raystitch.stitching.config import QualifyConfig, StitchConfig
 from raystitch.stitching.stitcher import Stitcher
 from tests.endpoint.conftest import JSON, STITCH, Counts, Served, assert_same, body, refused, serving
 
@@ -306,6 +307,24 @@ def test_models_come_and_go_by_name(two: dict[str, ModelConfig]) -> None:
         ]
         assert "there is: default" in refused(served.get("/v1/models/other"), 404)["detail"]
         assert served.post(body(num_candidates=1)).status_code == 200
+
+
+def test_a_request_keeps_the_model_that_it_began_with(files: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = EndpointConfig(models={"default": files}, device="cpu")
+    after_ = replace(before, stitch=StitchConfig(qualify=QualifyConfig(delta="off")))
+    models = Models()
+    models.load(before)
+    with serving(models) as served:
+        with held(monkeypatch) as release:
+
+            async def reload(client: httpx.AsyncClient) -> None:
+                await asyncio.to_thread(models.load, after_)
+                release.set()
+
+            begun, _ = served.together([post(2), after(0.2, reload)])
+        assert begun.status_code == 200 and begun.json()["delta"] is not None
+        assert served.post(body(num_candidates=2)).json()["delta"] is None
+        assert served.get("/v1/models/default").json()["delta"]["default"] == "off"
 
 
 def test_settings_change_from_the_next_request_on(models: Models) -> None:
