@@ -1,8 +1,10 @@
 """Which Ray a command works on, what it says about it, and what it refuses at once."""
 
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +21,7 @@ from raystitch.cluster.pools import Node
 from raystitch.cluster.resources import actor_needs, fit_need, run_needs, trial_need
 from raystitch.cluster.runtime import cluster_address, ensure_ray
 from raystitch.config import ResourceConfig, load_run_config
+from tests.cluster.conftest import Prepared
 from tests.cluster.two_nodes import Cluster, free_port, two_nodes
 
 CPU_NODE: Node = {"CPU": 8.0, "memory": 1e9}
@@ -212,3 +215,60 @@ key = b"CLUSTER_METADATA"
 metadata = json.loads(_internal_kv_get(key, namespace=KV_NAMESPACE_CLUSTER))
 _internal_kv_put(key, json.dumps(metadata | {"python_version": "3.1.4"}), True, namespace=KV_NAMESPACE_CLUSTER)
 """
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_an_autoscaler_is_asked_for_the_first_node(prepared: Prepared, tmp_path: Path) -> None:
+    with socket.socket() as taken:  # Ray's provider of nodes on one machine knows no other port
+        if not taken.connect_ex(("127.0.0.1", 6379)):
+            pytest.skip("port 6379 is taken")
+    folder = Path("/tmp") / f"rg{os.getpid()}"
+    folder.mkdir()
+    cluster = Cluster(folder)
+    cluster.port, cluster.address = 6379, "127.0.0.1:6379"
+    (folder / "autoscaling.json").write_text(json.dumps(AUTOSCALING))
+    head = cluster.head(
+        0,
+        f"--autoscaling-config={folder / 'autoscaling.json'}",
+        AUTOSCALER_UPDATE_INTERVAL_S="1",
+        RAY_FAKE_CLUSTER="1",
+    )
+    try:
+        with head:
+            cluster.wait_for_nodes(1)
+            run = prepared.copy(tmp_path / "run")
+            settings = (*prepared.settings, "grid=[{algo: bc, data: original}]", "headline=null", "seeds=[0]")
+            command = [*SWEEP, "--out", str(run), "--address", cluster.address]
+            done = cluster.call(*command, *(f"--set={text}" for text in settings), seconds=200)
+            assert done.returncode == 0, done.stdout
+            assert "1 node, 0 CPUs, 0 GPUs" in done.stdout
+            assert "waiting for a node with CPU 1 for fit, which the cluster adds on demand: 0 s so far" in done.stdout
+            assert len(cluster.listed("nodes")) == 2
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+AUTOSCALING = {
+    "cluster_name": "here",
+    "max_workers": 1,
+    "provider": {"type": "fake_multinode", "disable_node_updaters": True, "disable_launch_config_check": True},
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "worker": {
+            "resources": {"CPU": 2, "object_store_memory": 100_000_000},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": 1,
+        },
+    },
+    "head_node_type": "ray.head.default",
+    "upscaling_speed": 1.0,
+    "idle_timeout_minutes": 3.0,
+    "auth": {},
+    **{name: {} for name in ("head_node", "worker_nodes", "file_mounts")},
+    "file_mounts_sync_continuously": False,
+    **{name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands")},
+    **{f"{kind}setup_commands": [] for kind in ("", "head_", "worker_")},
+    **{f"{kind}_start_ray_commands": [] for kind in ("head", "worker")},
+}

@@ -63,6 +63,14 @@ class Cluster:
                 process.wait(30)
             process.kill()
             process.wait()
+            self._kill_left(self.folder / name)
+
+    def _kill_left(self, folder: Path) -> None:
+        """Nodes that an autoscaler has started are not this process's children; their folder tells whose they are."""
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError):
+                if entry.name.isdigit() and f"{folder}/".encode() in (entry / "cmdline").read_bytes():
+                    os.kill(int(entry.name), signal.SIGKILL)
 
     def head(self, num_cpus: int = 0, *options: str, **env: str) -> Any:
         """Its head; KubeRay's has no CPUs either."""
