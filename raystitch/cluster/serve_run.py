@@ -132,6 +132,9 @@ def serving(
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # Ray gives a proxy five seconds to start, and then starts another; a busy machine needs longer.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
+    # Nothing here blocks a replica's event loop, so it needs no second one, nor does the proxy (read by the processes
+    # that Ray starts; a cluster's are told when it is started).
+    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     options = HTTPOptions(host=host, port=port, request_timeout_s=_longest(config))
     with ensure_ray(address, announce=announce):
         check_resources([_replica_need(**resources)])

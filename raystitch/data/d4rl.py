@@ -200,6 +200,8 @@ def read_d4rl(path: str | os.PathLike[str], env_id: str | None = None, allow_nan
     _check_shapes(arrays, path)
     if not allow_nan:
         check_finite(arrays, str(path))
+    if env_id == _text(attributes.get("env_id", "")):
+        env_id = None  # as the file says itself: then it need not be installed
     env = _environment(attributes, env_id, path)
     action_low, action_high = _bounds(arrays, attributes, env, env_id is not None, path)
     ends = _episode_ends(arrays, env.max_episode_steps if env else None, path)

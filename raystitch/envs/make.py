@@ -40,10 +40,13 @@ def registered_spec(env_id: str) -> RegistryEntry:
     Raises:
         UserError: when no installed package registers it.
     """
-    if env_id not in gym.registry:
+    module, separator, name = env_id.rpartition(":")
+    if env_id not in gym.registry and not separator:
         register_environments()
     try:
-        return gym.spec(env_id)
+        if separator:  # package:NAME; gym.make imports the package, gym.spec does not
+            import_module(module)
+        return gym.spec(name)
     except (gym.error.Error, ImportError) as error:
         hint = str(error).strip().split("\n")[0].strip("`").rstrip(".")
         raise UserError(

@@ -32,7 +32,7 @@ def best_cuts(pools: Pools, count: int, gap: int | None = None) -> Selection:
     steps_LM = _distances(pools.phi[source_rows], pools.phi[target_rows])
 
     diffusion, gamma = pools.bundle.config.diffusion, pools.bundle.gamma
-    gap_LM = np.clip(np.rint(steps_LM - 1), diffusion.gap_min, diffusion.gap_max).astype(np.int64)
+    gap_LM = np.rint(np.clip(steps_LM - 1, diffusion.gap_min, diffusion.gap_max)).astype(np.int64)
     if gap is None:
         too_far = np.maximum(steps_LM - (diffusion.gap_max + 1) - TIME_SLACK, 0)
     else:
@@ -66,9 +66,10 @@ def _spread(steps: Ints) -> Ints:
 
 
 def _distances(phi_LZ: Floats, phi_MZ: Floats) -> Floats:
-    """L2 distances of all pairs, float32 [L, M]."""
-    squares = (phi_LZ**2).sum(1)[:, None] + (phi_MZ**2).sum(1)[None, :] - 2 * phi_LZ @ phi_MZ.T
-    return np.sqrt(np.maximum(squares, 0))
+    """L2 distances of all pairs, float32 [L, M]; infinite where they cannot be told."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = (phi_LZ**2).sum(1)[:, None] + (phi_MZ**2).sum(1)[None, :] - 2 * phi_LZ @ phi_MZ.T
+    return np.sqrt(np.maximum(np.nan_to_num(squares, nan=np.inf), 0))
 
 
 def _before(pools: Pools, episode: int, steps: Ints) -> tuple[Floats, Floats]:

@@ -122,6 +122,10 @@ def test_env_id_in_the_file_is_used_and_need_not_be_installed(drift: EpisodeData
     dataset = read_d4rl(path)
     assert dataset.env is not None
     assert dataset.env.env_id == "Elsewhere-v0"
+    asked = read_d4rl(path, env_id="Elsewhere-v0").env  # as a buffer does, to read its dataset again
+    assert asked == dataset.env
+    with pytest.raises(UserError, match="Nowhere-v0"):
+        read_d4rl(path, env_id="Nowhere-v0")
     path = write(tmp_path / "b.hdf5", flat_arrays(drift), {"env_id": "raystitch/PointMaze-v0"})
     env = read_d4rl(path).env
     assert env is not None

@@ -1,5 +1,6 @@
 """Environments from plain data."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,20 @@ def test_observations_are_flat_float32(env_id: str, obs_dim: int, limit: int, ke
         assert value.shape == (obs_dim,)
         assert value.dtype == np.float32
     env.close()
+
+
+def test_a_package_registers_its_environment_when_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = "gymnasium.envs.classic_control:PendulumEnv"
+    code = f"import gymnasium\ngymnasium.register(id='Swing-v0', entry_point={entry!r}, max_episode_steps=77)\n"
+    (tmp_path / "own_envs.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = spec_from_id("own_envs:Swing-v0")
+    assert (spec.env_id, spec.max_episode_steps) == ("own_envs:Swing-v0", 77)
+    make_env(spec).close()
+    with pytest.raises(UserError, match="no_such_package"):
+        spec_from_id("no_such_package:Swing-v0")
+    with pytest.raises(UserError, match="Spin"):
+        spec_from_id("own_envs:Spin-v0")
 
 
 def test_dict_observation_is_concatenated_in_the_order_of_the_keys() -> None:
