@@ -215,8 +215,9 @@ def _ray_data(no_progress_timeout: float, bytes_in_flight: float) -> Generator[N
 
 def describe(samplers: Pool, qualifiers: Pool) -> str:
     """One line about the cluster, the actors and where the metrics are."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    scrape = [f"http://{n['NodeManagerAddress']}:{n['MetricsExportPort']}/metrics" for n in nodes[:1]]
+    here = ray.get_runtime_context().get_node_id()  # the driver counts, and its node's agent exports
+    nodes = [node for node in ray.nodes() if node["NodeID"] == here]
+    scrape = [f"http://{n['NodeManagerAddress']}:{n['MetricsExportPort']}/metrics" for n in nodes]
     return (
         f"{describe_cluster()}; samplers: {samplers.sizes} ({samplers} each), qualifiers: {qualifiers.sizes} "
         f"({qualifiers} each); Prometheus metrics at {scrape[0]}"

@@ -125,8 +125,9 @@ def _connect(address: str, named: str) -> None:
         if "Version mismatch" in str(error) and len(versions) == 4:
             raise UserError(_versions(named, *versions)) from error
         if address == "auto":
+            known = "Could not find any running Ray instance" in str(error)
             raise UserError(
-                f"{named}: no Ray cluster runs on this machine ({_first_line(error)}); start one with `ray start "
+                f"{named}: no Ray cluster runs on this machine{'' if known else f' ({_first_line(error)})'}; start one with `ray start "
                 "--head`, name one as HOST:PORT, or leave it out to start a Ray for this command alone"
             ) from error
         raise UserError(f"no Ray cluster at {named}: {_first_line(error)}; start one or drop it") from error
