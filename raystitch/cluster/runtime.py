@@ -127,8 +127,8 @@ def _connect(address: str, named: str) -> None:
         if address == "auto":
             known = "Could not find any running Ray instance" in str(error)
             raise UserError(
-                f"{named}: no Ray cluster runs on this machine{'' if known else f' ({_first_line(error)})'}; start one with `ray start "
-                "--head`, name one as HOST:PORT, or leave it out to start a Ray for this command alone"
+                f"{named}: no Ray cluster runs on this machine{'' if known else f' ({_first_line(error)})'}; start one "
+                "with `ray start --head`, name one as HOST:PORT, or leave it out to start a Ray for this command alone"
             ) from error
         raise UserError(f"no Ray cluster at {named}: {_first_line(error)}; start one or drop it") from error
 
