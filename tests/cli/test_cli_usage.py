@@ -34,7 +34,8 @@ LEAVES = {parser.prog: parser for parser in leaf_parsers(cli.build_parser())}
 @pytest.mark.parametrize("prog", LEAVES)
 def test_every_command_has_help_with_an_example_that_parses(prog: str) -> None:
     text = LEAVES[prog].format_help()
-    example = text.split("example: ")[1].strip()
+    example = text.split("example: ")[1].strip().splitlines()[0]
+    example = example.removeprefix('eval "$(').removesuffix(')"')
     assert example.startswith(prog)
     args = cli.build_parser().parse_args(example.split()[1:])
     assert callable(args.run)
@@ -45,7 +46,7 @@ def test_the_contract_commands_are_there() -> None:
     assert commands >= {
         *(f"data {action}" for action in ("make", "import", "inspect")),
         *(f"buffer {action}" for action in ("info", "show", "verify", "compact")),
-        *("fit", "augment", "validate", "export", "train", "evaluate", "sweep", "report", "bench"),
+        *("fit", "augment", "validate", "export", "train", "evaluate", "sweep", "report", "serve", "bench"),
     }
 
 

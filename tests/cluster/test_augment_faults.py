@@ -161,10 +161,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def test_a_gpu_that_comes_late_is_waited_for_and_shared(
+def test_a_gpu_that_is_missing_is_refused_and_shared_once_it_is_there(
     walks: Walks, undisturbed: Path, tmp_path: Path, cluster: Cluster
 ) -> None:
-    """A custom resource stands for the GPU: two samplers share one that is not there at first."""
+    """A custom resource stands for the GPU: two samplers share one."""
     more = (
         "--set",
         "augment.sampler.resources.accelerator=0.5",
@@ -173,19 +173,21 @@ def test_a_gpu_that_comes_late_is_waited_for_and_shared(
         "--address",
         str(cluster.address),
     )
+    refused = subprocess.run(command(walks, tmp_path, *more), capture_output=True, text=True, timeout=100, check=False)
+    assert refused.returncode == 2
+    assert "no machine here has what augment.sampler asks for: CPU" in refused.stderr.splitlines()[-1]
+    assert "or add a node that has it" in refused.stderr.splitlines()[-1]
+    assert not list(tmp_path.glob("buffer/shards/part-*"))
+    cluster.add_node(num_cpus=1, resources={"accelerator": 1})
     process = subprocess.Popen(command(walks, tmp_path, *more), stdout=-1, stderr=-1, text=True)
     assert process.stderr is not None
     lines = list[dict[str, Any]]()
     # Ray's C++ side may print lines of its own when it joins a cluster.
     for line in process.stderr:
-        if not line.startswith("{"):
-            continue
-        lines.append(json.loads(line))
-        if "waiting up to" in lines[-1].get("message", ""):
-            break
-    assert "augment.sampler asks for: CPU" in lines[-1]["message"]
-    assert not list(tmp_path.glob("buffer/shards/part-*"))
-    cluster.add_node(num_cpus=1, resources={"accelerator": 1})
+        if line.startswith("{"):
+            lines.append(json.loads(line))
+            if "http" in lines[-1].get("message", ""):
+                break
     url = next(word for line in lines for word in line.get("message", "").split() if word.startswith("http"))
     metrics = ""
     while process.poll() is None:
