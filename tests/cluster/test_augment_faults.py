@@ -55,6 +55,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, by_value: None) -> None:
     monkeypatch.setattr(augment_module, "Sampler", Poisoned)
 
 
+@pytest.mark.slow
 def test_a_poisoned_shard_is_tried_again_and_named_while_the_others_go_on(
     walks: Walks, undisturbed: Path, tmp_path: Path, ray_session: None, poisoned: None
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_poisoned_shard_is_tried_again_and_named_while_the_others_go_on(
     walks.assert_same(out, undisturbed)
 
 
+@pytest.mark.slow
 def test_the_user_may_do_without_a_poisoned_shard_and_try_it_again_later(
     walks: Walks, undisturbed: Path, tmp_path: Path, ray_session: None, poisoned: None
 ) -> None:
@@ -111,6 +113,7 @@ class Noting(Sampler):
         return super().propose(shard)
 
 
+@pytest.mark.slow
 def test_samplers_pause_when_too_much_waits_for_a_qualifier(
     walks: Walks, tmp_path: Path, ray_session: None, by_value: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

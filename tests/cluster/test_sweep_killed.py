@@ -37,6 +37,7 @@ def results(run: Path) -> dict[str, tuple[int, int]]:
     return {trial: (stat.st_ino, stat.st_mtime_ns) for trial, stat in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_driver_killed_again_and_again_repeats_no_finished_trial(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
