@@ -124,16 +124,23 @@ class Batcher:
             self._changed.notify()
         self._thread.join()
 
+    def check_room(self, count: int = 1) -> None:
+        """Whether so many more candidates may wait; a request larger than the whole queue may when nothing else does.
+
+        Raises:
+            Problem: 429.
+        """
+        if self._num_queued and self._num_queued + count > self.config.max_queued_candidates:
+            raise busy(
+                f"{self._num_queued} candidates are waiting already; try again later",
+                self._num_queued * self._seconds_per_candidate,
+            )
+
     def _submit(self, job: Job) -> None:
         with self._changed:
             if self._closed:
                 raise unavailable("the endpoint is stopping")
-            # A request larger than the whole queue is let in when there is nothing else.
-            if self._num_queued and self._num_queued + job.count > self.config.max_queued_candidates:
-                raise busy(
-                    f"{self._num_queued} candidates are waiting already; try again later",
-                    self._num_queued * self._seconds_per_candidate,
-                )
+            self.check_room(job.count)
             self._num_queued += job.count
             self._waiting.append(job)
             self._changed.notify()

@@ -118,6 +118,7 @@ class Endpoint:
     async def _receive(self, request: Request, kind: str) -> StitchRequest:
         if self.receiving >= self.config.batching.max_receiving:
             raise busy(f"{self.receiving} requests are being received already; try again", 1)
+        self.batcher.check_room()  # before the body is read: refusing must cost little
         limits, encoding = self.config.limits, check_encoding(request.headers.get("content-encoding", ""))
         self.receiving += 1
         try:
