@@ -36,12 +36,12 @@ def plain_options(
     Raises:
         ValueError: for an option of the wrong kind.
     """
-    whole: dict[str, int | None] = {"num_candidates": num_candidates, "seed": seed, "gap": gap}
+    whole: dict[str, Any] = {"num_candidates": num_candidates, "seed": seed, "gap": gap}
     for name, value in whole.items():
         if name == "gap" and value is None:
             continue
         try:
-            whole[name] = operator.index(value)  # type: ignore[arg-type]
+            whole[name] = operator.index(value)
         except TypeError:
             raise ValueError(f"{name} must be a whole number, got {name}={value!r}") from None
     if delta is not None and not isinstance(delta, str):
@@ -143,7 +143,8 @@ def decoded(body: bytes, decode: Callable[[bytes], T]) -> T:
 
 def _typed(kind: type[T], raw: Mapping[str, Any]) -> T:
     """A dataclass from what the server calls its fields; what a newer server adds is left out."""
-    return kind(**{each.name: _READ.get(each.type, _same)(raw[each.name]) for each in fields(kind)})  # type: ignore[arg-type]
+    known: Any = kind  # a dataclass, which its type does not say
+    return kind(**{each.name: _READ.get(each.type, _same)(raw[each.name]) for each in fields(known)})
 
 
 def _same(value: Any) -> Any:

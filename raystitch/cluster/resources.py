@@ -127,6 +127,27 @@ def _ask_autoscaler(needs: Sequence[Need]) -> None:
             ray.cancel(reference, force=True)
 
 
+def check_copies(need: Need, count: int) -> None:
+    """The connected cluster, where its size is fixed, has room for so many of a need at once.
+
+    Raises:
+        UserError: saying how many fit.
+    """
+    check_resources([need])
+    if node_groups() != []:
+        return
+    asked = {name: amount for name, amount in need.resources.items() if amount}
+    if not asked:
+        return
+    nodes = live_nodes()
+    room = sum(min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in asked.items()) for node in nodes)
+    if room < count:
+        raise UserError(
+            f"{count} times {need.who} with {need} do not fit: there is room for {room}; ask for fewer or {need.advice}"
+            f"{_or_add()}"
+        )
+
+
 def await_node(need: Need, note: Callable[[str], None] = say, seconds: float = float("inf")) -> None:
     """Returns once a node fits the need; says what is waited for where the cluster adds nodes on demand.
 

@@ -142,9 +142,9 @@ def build(
                 downscale_delay_s=120,
             )
         }
-    # serve.deployment is typed as if it were always a decorator without arguments.
-    deployment: Any = serve.deployment(StitchService, name=DEPLOYMENT)  # type: ignore[call-overload]
-    deployment = deployment.options(
+    # Typed as if it were always a decorator without arguments.
+    make_deployment: Any = serve.deployment
+    deployment = make_deployment(StitchService, name=DEPLOYMENT).options(
         user_config=plain(asdict(config)),
         max_ongoing_requests=MAX_ONGOING,
         max_queued_requests=2 * MAX_ONGOING,

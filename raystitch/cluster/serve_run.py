@@ -17,7 +17,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 
-from raystitch.cluster.resources import Need, check_resources
+from raystitch.cluster.resources import Need, check_copies
 from raystitch.cluster.runtime import cluster_address, ensure_ray
 from raystitch.cluster.serve import NAME, build
 from raystitch.config_file import plain
@@ -121,8 +121,8 @@ def serving(
         announce: is told which Ray it is. resources: ``replicas``, ``num_cpus``, ``num_gpus`` of ``build``.
 
     Raises:
-        UserError: a device that is not there, a port that is taken, no cluster at ``address``, or one without a node
-            for a replica.
+        UserError: a device that is not there, a port that is taken, no cluster at ``address``, or one without room for
+            the replicas or with an endpoint already.
         RunError: the application does not start.
     """
     is_local = cluster_address(address) is None and not ray.is_initialized()
@@ -137,8 +137,13 @@ def serving(
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     options = HTTPOptions(host=host, port=port, request_timeout_s=_longest(config))
     with ensure_ray(address, announce=announce):
-        check_resources([_replica_need(**resources)])
-        was_running = bool(serve.status().proxies)
+        check_copies(_replica_need(**resources), resources.get("replicas", (1, 1))[0])
+        status = serve.status()
+        if NAME in status.applications:
+            raise UserError(
+                "an endpoint of raystitch runs on this cluster already; stop it first, or configure it with `serve deploy`"
+            )
+        was_running = bool(status.proxies)
         if was_running:
             say("note: Ray Serve runs on this cluster already and keeps the host and port that it was started with")
         try:

@@ -42,3 +42,10 @@ def discounted_returns(
             backwards, _ = lfilter(*coefficients, wide[start:stop][::-1], zi=[gamma * value])
             result[start:stop] = backwards[::-1]
     return result
+
+
+def discounted_before(rewards: Floats, gamma: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What a trajectory of T rewards has collected before each of its T + 1 states, discounted from its start, and the
+    discount there; float64 [T + 1] each."""
+    discounts = gamma ** np.arange(len(rewards) + 1, dtype=np.float64)
+    return np.concatenate([[0.0], np.cumsum(rewards * discounts[:-1])]), discounts

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from raystitch.data.episodes import Bools, Episode, Floats, Ints
+from raystitch.data.returns import discounted_before
 from raystitch.models.bundle import Bundle
 from raystitch.models.delta import Delta
 from raystitch.stitching.acceptance import failed_criteria
@@ -20,7 +21,8 @@ from raystitch.stitching.config import QualifyConfig
 class Answer:
     """observations: float32 [M, O]; actions: float32 [M - 1, A]; rewards: float32 [M - 1]; is_synthetic: bool [M - 1].
 
-    ``summary`` is everything else, as JSON with numpy arrays for lists.
+    ``summary`` is everything else, as JSON with numpy arrays for lists; ``reasons`` says of every candidate why it was
+    rejected, or ``ok``.
     """
 
     observations: Floats
@@ -28,6 +30,7 @@ class Answer:
     rewards: Floats
     is_synthetic: Bools
     summary: dict[str, Any]
+    reasons: list[str]
 
     def to_json(self) -> dict[str, Any]:
         trajectory = {
@@ -75,6 +78,7 @@ def make_answer(
         actions=np.concatenate([source.actions[:leave], candidates.actions[row, : gap + 1], target.actions[enter:]]),
         rewards=np.concatenate([source.rewards[:leave], candidates.rewards[row, : gap + 1], target.rewards[enter:]]),
         is_synthetic=synthetic,
+        reasons=_reasons(failed),
         summary={
             **about,
             **{name: best[name] for name in shown},
@@ -85,11 +89,17 @@ def make_answer(
     )
 
 
+def _reasons(failed: dict[str, Bools]) -> list[str]:
+    """The first criterion that each candidate fails, or ``ok``."""
+    names, columns = [*failed, "ok"], list(failed.values())
+    first = np.argmax([*columns, np.ones_like(columns[0])], axis=0)
+    return [names[index] for index in first]
+
+
 def rank(candidates: Candidates, accepted: Bools, source: Episode, gamma: float) -> Ints:
     """The rows, best first: accepted ones by the discounted return of the whole stitched trajectory (pessimistic, as
     the candidates have it) and, where that is the same, by their largest residual; then the others by that alone."""
-    discounts = gamma ** np.arange(len(source.rewards) + 1, dtype=np.float64)
-    collected = np.concatenate([[0.0], np.cumsum(source.rewards * discounts[:-1])])
+    collected, discounts = discounted_before(source.rewards, gamma)
     steps = candidates.source_step
     total = collected[steps] + discounts[steps] * candidates.return_stitched
     residual = np.nan_to_num(candidates.residual_max, nan=np.inf)

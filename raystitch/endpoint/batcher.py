@@ -22,7 +22,7 @@ from raystitch.endpoint.models import ServedModel
 from raystitch.endpoint.problems import Problem, busy, invalid, unavailable
 from raystitch.endpoint.request import ROLES, GivenTrajectory, Role, StitchRequest
 from raystitch.errors import UserError
-from raystitch.stitching.candidates import REASONS, Candidates, Pairs
+from raystitch.stitching.candidates import Candidates, Pairs
 from raystitch.stitching.draws import child_seeds
 from raystitch.stitching.pairs import cut_trajectories, given_trajectory
 
@@ -37,20 +37,14 @@ class Stitched:
     target: Episode
     candidates: Candidates
 
-    @property
-    def reasons(self) -> list[str]:
-        """Why each candidate was rejected at the configured delta, or ``ok``."""
-        return [REASONS[index] for index in self.candidates.reason]
-
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way. ``deadline`` in ``time.monotonic`` seconds."""
+    """A request on its way."""
 
     model: ServedModel
     request: StitchRequest
     request_id: str
-    deadline: float
     entered: float = field(default_factory=time.monotonic)
     result: "Future[Stitched]" = field(default_factory=Future)
 
@@ -99,13 +93,13 @@ class Batcher:
         return self._closed or self._thread.is_alive()
 
     async def stitch(self, model: ServedModel, request: StitchRequest, request_id: str, deadline: float) -> Stitched:
-        """Waits for the request's turn.
+        """Waits for the request's turn, until ``deadline`` in ``time.monotonic`` seconds.
 
         Raises:
             Problem: 429 when the queue is full, 504 at the deadline, 422 for trajectories that cannot be stitched, 503
                 when the endpoint stops.
         """
-        job = Job(model, request, request_id, deadline)
+        job = Job(model, request, request_id)
         self._submit(job)
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):

@@ -112,7 +112,7 @@ class Endpoint:
         model = self.models.get(checked.options.model, field="options.model")
         stitched = await self.batcher.stitch(model, checked, request_id, deadline)
         answer = _describe(model, checked, stitched, request_id)
-        self.recorder.judged(stitched.reasons, stitched.candidates.residual_max)
+        self.recorder.judged(answer.reasons, stitched.candidates.residual_max)
         return answer, _WRITERS[answer_kind], answer_kind
 
     async def _receive(self, request: Request, kind: str) -> StitchRequest:

@@ -7,6 +7,7 @@ Legend: L states that may be left, M states that may be entered, N rows.
 import numpy as np
 
 from raystitch.data.episodes import Floats, Ints
+from raystitch.data.returns import discounted_before
 from raystitch.stitching.pools import Pools, States
 from raystitch.stitching.selectors import TIME_SLACK, Selection
 
@@ -45,7 +46,8 @@ def best_cuts(pools: Pools, count: int, gap: int | None = None) -> Selection:
     reward_LM = (pools.rewards_of(sources)[:, None] + pools.rewards_of(targets)[None, :]) / 2
     stitched_LM = annuity[gap_LM + 1] * reward_LM + powers[gap_LM + 1] * pools.returns[target_rows][None, :]
     gain_LM = stitched_LM - pools.returns[source_rows][:, None]
-    until_L, discount_L = _before(pools, source_episode, leave)
+    collected, discounts = discounted_before(pools.dataset.episode(int(source_episode)).rewards, gamma)
+    until_L, discount_L = (column[leave].astype(np.float32) for column in (collected, discounts))
     total_LM = until_L[:, None] + discount_L[:, None] * stitched_LM
 
     # Three classes, best first; within each its own score.
@@ -70,11 +72,3 @@ def _distances(phi_LZ: Floats, phi_MZ: Floats) -> Floats:
     with np.errstate(over="ignore", invalid="ignore"):
         squares = (phi_LZ**2).sum(1)[:, None] + (phi_MZ**2).sum(1)[None, :] - 2 * phi_LZ @ phi_MZ.T
     return np.sqrt(np.maximum(np.nan_to_num(squares, nan=np.inf), 0))
-
-
-def _before(pools: Pools, episode: int, steps: Ints) -> tuple[Floats, Floats]:
-    """Discounted rewards before each step, and the discount there, float32 [L] each."""
-    rewards = pools.dataset.episode(episode).rewards.astype(np.float64)
-    discounts = pools.bundle.gamma ** np.arange(len(rewards) + 1, dtype=np.float64)
-    collected = np.concatenate([[0.0], np.cumsum(rewards * discounts[:-1])])
-    return collected[steps].astype(np.float32), discounts[steps].astype(np.float32)

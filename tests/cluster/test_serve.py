@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raystitch.cluster.serve import app
@@ -69,6 +70,37 @@ def config(walks: Walks) -> EndpointConfig:
     )
 
 
+def test_more_replicas_than_fit_are_refused_at_once(ray_session: None, config: EndpointConfig) -> None:
+    with (
+        pytest.raises(
+            UserError, match=r"5 times a replica with CPU 1 do not fit: there is room for [0-4]; ask for fewer"
+        ),
+        serving(config, "127.0.0.1", free_port(), replicas=(5, 5)),
+    ):
+        pass
+
+
+def test_any_replica_gives_the_same_answer(ray_session: None, walks: Walks, config: EndpointConfig) -> None:
+    with serving(config, "127.0.0.1", free_port(), replicas=(2, 2), num_cpus=0.5) as two:
+        answers = list[Any]()
+
+        def ask() -> None:
+            answers.append(call(f"{two.url}/v1/stitch", request_body(walks))[1])
+
+        threads = [threading.Thread(target=ask) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        worked = [seconds > 0 for _, seconds in two.ask("usage")]
+    assert worked == [True, True], answers[0]
+    first = answers[0]
+    for answer in answers:
+        for name in ("accepted", "reason", "gap", "source_step", "target_step", "num_accepted"):
+            assert answer[name] == first[name]
+        np.testing.assert_allclose(answer["trajectory"]["observations"], first["trajectory"]["observations"], atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def service(ray_session: None, config: EndpointConfig) -> Iterator[Service]:
     with serving(config, "127.0.0.1", free_port(), num_cpus=0.5) as up:
@@ -106,6 +138,15 @@ def test_overload_is_answered_with_429_and_nothing_is_stuck(service: Service, wa
     assert seen.keys() == {200, 429}, seen
     assert call(f"{service.url}/v1/stitch", request_body(walks))[0] == 200
     assert service.ask("ongoing") == [0]
+
+
+def test_a_second_one_on_the_same_cluster_is_refused(service: Service, config: EndpointConfig) -> None:
+    with (
+        pytest.raises(UserError, match="an endpoint of raystitch runs on this cluster already"),
+        serving(config, "127.0.0.1", free_port(), num_cpus=0.5),
+    ):
+        pass
+    assert call(f"{service.url}/readyz")[0] == 200
 
 
 def test_a_deadline_is_504(service: Service, walks: Walks) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raystitch.data.returns import discounted_returns, returns_to_go
+from raystitch.data.returns import discounted_before, discounted_returns, returns_to_go
 
 OFFSETS = np.array([0, 4, 4, 5, 12], np.int64)
 REWARDS = np.random.default_rng(0).normal(size=12).astype(np.float32)
@@ -38,3 +38,9 @@ def test_returns_to_go() -> None:
 def test_one_bootstrap_value_per_episode() -> None:
     with pytest.raises(ValueError, match="got 3 for 4 episodes"):
         discounted_returns(REWARDS, OFFSETS, 0.9, BOOTSTRAP[:3])
+
+
+def test_discounted_before_is_what_was_collected() -> None:
+    collected, discounts = discounted_before(np.array([1.0, 2.0, 4.0], np.float32), 0.5)
+    np.testing.assert_allclose(collected, [0, 1, 2, 3])
+    np.testing.assert_allclose(discounts, [1, 0.5, 0.25, 0.125])
