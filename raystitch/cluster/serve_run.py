@@ -141,7 +141,7 @@ def serving(
         status = serve.status()
         if NAME in status.applications:
             raise UserError(
-                "an endpoint of raystitch runs on this cluster already; stop it first, or configure it with `serve deploy`"
+                "an endpoint of raystitch runs on this cluster already; stop it, or configure it with `serve deploy`"
             )
         was_running = bool(status.proxies)
         if was_running:
