@@ -155,7 +155,7 @@ def test_retries_end_with_the_timeout(server: Server, ask: Ask, pair: Pair) -> N
     with pytest.raises(Overloaded):
         ask(server.url, "stitch", *pair, client={"timeout": 1, "max_retries": 1000})
     assert time.monotonic() - begun < 1 + LATE_SECONDS
-    assert 2 <= len(server.received) < 100
+    assert 2 <= len(server.received) < 1000  # the timeout ended it, not the number of retries
 
 
 def slow(handler: BaseHTTPRequestHandler, received: Received) -> None:
