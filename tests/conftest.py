@@ -36,6 +36,8 @@ from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig,
 
 torch.set_num_threads(1)
 
+_FOLDERS_WITH_RAY = {"cli", "cluster"}
+
 
 @pytest.fixture(scope="session", autouse=True)
 def minari_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -144,3 +146,18 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield "s3://raystitch-tests"
     server.stop()
     del os.environ["RAYSTITCH_CACHE"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests of a file in one process (``pytest -n``), and all that start a Ray in the same one, first.
+
+    The tests of a file share expensive fixtures; Rays side by side would take each other's ports.
+    """
+    with_ray = {
+        item.path
+        for item in items
+        if item.path.parent.name in _FOLDERS_WITH_RAY or "ray_session" in getattr(item, "fixturenames", ())
+    }
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else item.path.as_posix()))
+    items.sort(key=lambda item: item.path not in with_ray)
