@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import threading
 import time
@@ -114,6 +115,20 @@ def sync_tree(folder: str | os.PathLike[str]) -> None:
         for name in names:
             sync(Path(parent, name))
         sync(parent)
+
+
+def set_aside(path: Path) -> str:
+    """Renames a file or folder that is in the way and gives its new name: nothing is deleted that was not read.
+
+    Raises:
+        StorageError: when it cannot be renamed.
+    """
+    aside = path.with_name(f"{path.name}.unusable-{secrets.token_hex(4)}")
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return aside.name
 
 
 class _Keeper:
