@@ -4,6 +4,7 @@ A checkpoint is one line, ``raystitch-checkpoint SCHEMA DIGEST``, and what ``tor
 settings that it belongs to. The digest is over the schema and all that follows the line.
 """
 
+import contextlib
 import io
 import os
 import pickle
@@ -17,7 +18,7 @@ import torch
 from raystitch.console import say
 from raystitch.digest import digest
 from raystitch.errors import DamagedError
-from raystitch.files import atomic_path, set_aside
+from raystitch.files import atomic_path, set_aside, sync
 
 SCHEMA_VERSION = 1
 _MAGIC = b"raystitch-checkpoint"
@@ -53,7 +54,8 @@ class CheckpointFile:
             with temporary.open("wb") as file:
                 file.write(b" ".join([_MAGIC, schema, digest(schema, payload).encode()]) + b"\n")
                 file.write(payload)
-            if self.path.exists():
+            sync(temporary)  # a full disk may show only now, and then the last one stays where it is
+            with contextlib.suppress(FileNotFoundError):
                 self.path.replace(self.before)
 
     def load(

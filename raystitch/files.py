@@ -188,7 +188,7 @@ def is_leftover(path: Path) -> bool:
     cannot (another machine, another container) an hour must have passed since the last write or touch, by the clock of
     the storage.
     """
-    if is_held(path):
+    if not path.name.endswith(".tmp") or is_held(path):
         return False
     alive = writer_alive(path.name)
     if alive is not None:

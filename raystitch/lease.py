@@ -98,7 +98,7 @@ class Lease:
 def leased(
     path: str | os.PathLike[str],
     *,
-    seconds: float = LEASE_SECONDS,
+    seconds: float | None = None,
     busy: str | None = None,
     patience: float = 0.0,
     on_wait: Callable[[str], None] | None = None,
@@ -110,7 +110,7 @@ def leased(
 
     Args:
         path: of the lock file; lease files ``STEM.NUMBER.lock`` lie beside it.
-        seconds: how long the lease outlives its holder.
+        seconds: how long the lease outlives its holder, 30 by default.
         busy: do not wait for a holder that is seen to be alive (a heartbeat came), but fail with this message; a lost
             one is waited for all the same.
         patience: with ``busy``, seconds that a living holder is waited for before.
@@ -120,7 +120,7 @@ def leased(
         UserError: ``busy``, when another process has the lock.
         StorageError: when the files cannot be made.
     """
-    path = Path(path)
+    path, seconds = Path(path), LEASE_SECONDS if seconds is None else seconds
     watch = _Watch(path, seconds, busy, patience, on_wait)
     try:
         make_folder(path.parent)
