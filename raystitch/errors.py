@@ -1,4 +1,4 @@
-"""The two errors the command line turns into one line and an exit status."""
+"""The two kinds of errors the command line turns into one line and an exit status."""
 
 
 class UserError(ValueError):
@@ -11,6 +11,10 @@ class UserError(ValueError):
         ...     print(error)
         nowhere.hdf5 does not exist
     """
+
+
+class DamagedError(UserError):
+    """A file is not what was written: cut short, or a byte of it changed."""
 
 
 class RunError(RuntimeError):

@@ -66,7 +66,7 @@ def fetch(key: str, size: int, open_source: Callable[[], pa.NativeFile]) -> Path
             return copy
     except FileNotFoundError:
         pass
-    with open_source() as source, atomic_path(copy) as temporary:
+    with open_source() as source, atomic_path(copy, durable=False) as temporary:
         with temporary.open("wb") as file:
             while chunk := source.read(CHUNK):
                 file.write(chunk)

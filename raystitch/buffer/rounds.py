@@ -80,12 +80,13 @@ def close_round(path: Path, rounds: Sequence[ClosedRound], num_bridges: int) -> 
             hash=manifest_hash(stats, range(first, end), before),
         )
         meta = read_meta(storage)
+        files = list_shards(path)
+        storage.settle(dict.fromkeys(f"{SHARDS}/{files[shard]}" for shard in range(end)))
         # Rounds that were closed on top of this very one stay: a damaged shard may have come back as it was.
         later = meta.rounds[len(rounds) + 1 :] if closed in meta.rounds else ()
         write_meta(storage, replace(meta, rounds=(*rounds, closed, *later)))
         known = {closed.hash, *(other.hash for other in later)}
         stale = [shard for shard, s in everything.items() if shard >= end and s.manifest not in known]
-        files = list_shards(path)
         for shard in stale:
             if files[shard] == part_name(shard):
                 storage.delete(f"{SHARDS}/{files[shard]}")
@@ -122,6 +123,8 @@ def finish(path: Path, num_bridges: int) -> Complete | None:
                 num_accepted=sum(everything[shard].accepted for shard in range(end)),
                 num_candidates=sum(everything[shard].rows for shard in range(end)),
             )
+            files = list_shards(path)
+            storage.settle(dict.fromkeys(f"{SHARDS}/{files[shard]}" for shard in range(end)))
             write_meta(storage, replace(meta, complete=complete))
         remove_leftovers(storage, complete.num_shards)
     return complete

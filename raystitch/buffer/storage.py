@@ -7,7 +7,7 @@ see and remove).
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from raystitch.buffer.cache import fetch, forget
 from raystitch.errors import StorageError, UserError
-from raystitch.files import atomic_path, is_leftover, locked
+from raystitch.files import atomic_path, cannot_write, is_leftover, locked, sync
 
 LOCK_FILE = ".buffer.lock"
 ATTEMPTS = 4
@@ -166,6 +166,21 @@ class Storage:
             raise StorageError(f"cannot write {self.where(name)}: there is no such bucket or folder") from error
         # Times on S3 are whole seconds: what was written within one would be taken for the same file.
         self.forget_copy(name)
+
+    def settle(self, names: Iterable[str]) -> None:
+        """Waits until files that were written without ``durable``, and their names, are on the disk.
+
+        Raises:
+            StorageError: when one cannot be reached any more.
+        """
+        if self.local is None:
+            return  # an upload that was answered is there
+        paths = [self.local / name for name in names]
+        try:
+            for path in [*paths, *{path.parent for path in paths}]:
+                sync(path)
+        except OSError as error:
+            raise cannot_write(error.filename or self.where(), error) from error
 
     def delete(self, name: str) -> None:
         """Removes a file; one that is gone already is fine.

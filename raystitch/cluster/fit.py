@@ -11,6 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from raystitch.cluster.resources import await_node, fit_need, live_nodes
 from raystitch.config_file import plain
+from raystitch.console import say
 from raystitch.data.load import load_dataset
 from raystitch.errors import RunError, UserError
 from raystitch.models.config import FitConfig
@@ -43,7 +44,9 @@ def fit(
     try:
         for reference in remote.remote(dataset_ref, d4rl_env, config, str(Path(out).absolute()), device):
             report: Any = ray.get(reference)
-            if progress is not None:
+            if isinstance(report, str):
+                say(report)
+            elif progress is not None:
                 progress(FitProgress(**report))
     except RayTaskError as error:
         cause = error.cause
@@ -56,14 +59,15 @@ def fit(
 
 def _fit(
     dataset_ref: str, d4rl_env: str | None, config: FitConfig, out: str, device: str
-) -> Generator[dict[str, Any], None, None]:
-    """Streams progress while a thread fits."""
-    reports: queue.Queue[FitProgress | None] = queue.Queue()
+) -> Generator[dict[str, Any] | str, None, None]:
+    """Streams progress and notes while a thread fits."""
+    reports: queue.Queue[FitProgress | str | None] = queue.Queue()
     failures: list[BaseException] = []
 
     def work() -> None:
         try:
-            fit_bundle(load_dataset(dataset_ref, env_id=d4rl_env), config, Path(out), device, progress=reports.put)
+            dataset = load_dataset(dataset_ref, env_id=d4rl_env)
+            fit_bundle(dataset, config, Path(out), device, progress=reports.put, note=reports.put)
         except BaseException as error:
             failures.append(error)
         finally:
@@ -72,6 +76,6 @@ def _fit(
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     while (report := reports.get()) is not None:
-        yield plain(report.__dict__)
+        yield report if isinstance(report, str) else plain(report.__dict__)
     if failures:
         raise failures[0]

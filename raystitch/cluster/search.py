@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 
 from raystitch.cluster.trials import Progress, failure, num_slots, quiet_tune, tune_folder
 from raystitch.config import RunConfig
+from raystitch.console import say
 from raystitch.errors import RunError
 from raystitch.pipeline.search import Cell, SearchLog, cell_trials, draw_cells, make_cell, value_of
 from raystitch.pipeline.sweep_plan import Inputs, Trial, finished
@@ -96,12 +97,13 @@ def _try(suggested: Mapping[str, Any], run: RunConfig, folder: str, inputs: Inpu
             tune.report({"value": value_of(result.to_json() for result in results.values()), "step": step})
 
     returns: list[dict[str, Any]] = []
-    for result in run_planned(trials, sweep_job(run, folder, inputs), on_eval=report):
+    notes: list[str] = []
+    for result in run_planned(trials, sweep_job(run, folder, inputs), on_eval=report, note=notes.append):
         if isinstance(result, RunError):
             raise result
         returns.append(result)
     value = value_of(result["evaluations"][0] for result in returns)
-    tune.report({"value": value, "step": _train_steps(run)})
+    tune.report({"value": value, "step": _train_steps(run), "notes": notes})
 
 
 def _cell(suggested: Mapping[str, Any]) -> Cell:
@@ -174,6 +176,8 @@ class _Watch(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         last = trial.last_result or {}
+        for line in last.get("notes", ()):
+            say(line)
         value, step = last.get("value"), int(last.get("step", 0))
         folders = [self.folder / "trials" / mine.trial_id for mine in self._trials(trial)]
         done = all(finished(path) is not None for path in folders)

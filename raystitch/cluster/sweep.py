@@ -28,7 +28,7 @@ from raystitch.console import Progress, duration, say
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset, parse_ref
 from raystitch.errors import RunError, UserError
-from raystitch.files import atomic_path, locked, write_json
+from raystitch.files import atomic_path, locked, make_folder, write_json
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.cost import estimate, plan_groups
 from raystitch.pipeline.figures import write_figures
@@ -157,7 +157,7 @@ def _folder(out: str | os.PathLike[str]) -> Path:
         )
     folder = folder.absolute()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise UserError(f"--out {out} cannot be made: {error.strerror}; choose another folder") from error
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -16,6 +16,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from raystitch.cluster.resources import await_node, trial_need
 from raystitch.config import ResourceConfig
+from raystitch.console import say
 from raystitch.errors import RunError, UserError
 from raystitch.pipeline.groups import Group
 from raystitch.pipeline.sweep_plan import Trial, finished
@@ -103,13 +104,14 @@ def run_groups(
 
 
 def _train(config: Mapping[str, Any], groups: Sequence[Group], job: SweepJob) -> None:
-    """What runs in the worker: everything comes from the job's paths."""
+    """What runs in the worker: everything comes from the job's paths. The driver prints the notes."""
+    notes: list[str] = []
     try:
-        results = run_planned(groups[config["group"]], job)
-    except UserError:
-        tune.report({"failed": len(groups[config["group"]])})  # the reason is in their folders; trying again is no use
+        results = run_planned(groups[config["group"]], job, note=notes.append)
+    except UserError:  # the reason is in their folders; trying again is no use
+        tune.report({"failed": len(groups[config["group"]]), "notes": notes})
         return
-    tune.report({"failed": sum(isinstance(result, RunError) for result in results)})
+    tune.report({"failed": sum(isinstance(result, RunError) for result in results), "notes": notes})
 
 
 def _folder(job: SweepJob, trial: Trial) -> Path:
@@ -133,6 +135,8 @@ class _Watch(tune.Callback):
         self.attempts: dict[Group, int] = {}
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        for line in (trial.last_result or {}).get("notes", ()):
+            say(line)
         self._tell(trial, attempts=trial.num_failures + 1)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:

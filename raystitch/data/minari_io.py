@@ -35,7 +35,7 @@ from raystitch.data.minari_root import (
 from raystitch.data.stream import EpisodeStream, stream_of
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import RunError, UserError
-from raystitch.files import require_space
+from raystitch.files import make_folder, require_space, sync, sync_tree, write_json
 
 OWN_METADATA = "raystitch"
 EPISODE_OVERHEAD = 16_000
@@ -245,7 +245,7 @@ def _write_data(dataset: EpisodeStream, data_path: Path, dataset_id: str, descri
 @contextmanager
 def _hidden_folder(parent: Path) -> Iterator[Path]:
     """A folder that Minari's listings skip; removed at the end with whatever is still in it."""
-    parent.mkdir(parents=True, exist_ok=True)
+    make_folder(parent)
     folder = Path(tempfile.mkdtemp(prefix=".raystitch-", dir=parent))
     try:
         yield folder
@@ -276,13 +276,14 @@ def write_minari(
             (folder / "new").mkdir()
             _write_data(dataset, folder / "new" / "data", dataset_id, description or f"made from {dataset.name}")
             for namespace in list(final.relative_to(minari_root()).parents)[:-1]:
-                (minari_root() / namespace).mkdir(parents=True, exist_ok=True)
                 marker = minari_root() / namespace / "namespace_metadata.json"
                 if not marker.exists():
-                    marker.write_text("{}", encoding="utf-8")
+                    write_json(marker, {})
+            sync_tree(folder / "new")
             if final.exists():
                 os.rename(final, folder / "old")
             os.rename(folder / "new", final)
+            sync(final.parent)  # before the old one is removed
     except (OSError, RuntimeError) as error:
         raise RunError(f"minari:{dataset_id} cannot be written to {minari_root()}: {error}") from error
     return dataset_id

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from raystitch.errors import UserError
+from raystitch.files import make_folder, sync, sync_tree
 
 DATASET_ID = re.compile(r"([-_\w]+/)*[-_\w]+")
 VERSION = re.compile(r"-v\d+$")
@@ -98,14 +99,16 @@ def download(dataset_id: str) -> str | None:
     folder: Path | None = None
     logging.getLogger("minari").setLevel(logging.ERROR)
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         folder = Path(tempfile.mkdtemp(prefix=".raystitch-", dir=root))
         os.environ["MINARI_DATASETS_PATH"] = str(folder)
         with contextlib.redirect_stdout(io.StringIO()):
             minari.download_dataset(dataset_id)
         final = root / dataset_id
-        final.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(final.parent)
+        sync_tree(folder / dataset_id)
         os.rename(folder / dataset_id, final)
+        sync(final.parent)
     except Exception as error:  # the storage backends raise errors of their own libraries
         what = (str(error) or repr(error)).splitlines()[0]
         return f"not found in {root}, and downloading it failed: {what}"

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats
 from raystitch.data.normalise import Normalizer
 from raystitch.device import Precision, resolve_device, uses_bf16
+from raystitch.digest import read_sealed
 from raystitch.envs.spec import EnvSpec
-from raystitch.errors import UserError
-from raystitch.files import atomic_path, read_json, write_json
+from raystitch.errors import DamagedError, UserError
+from raystitch.files import atomic_path, write_json
 from raystitch.models.calibration import Calibration
 from raystitch.models.config import FitConfig
 from raystitch.models.denoise import Denoiser
@@ -240,7 +241,7 @@ class Bundle:
         return _description_hash(self._description)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the folder; ``stitcher.json`` last, so a folder that has it is complete.
+        """Writes the folder; ``stitcher.json`` last, so a folder that has it is complete. All is on the disk then.
 
         Raises:
             RunError: when the disk is full or the folder cannot be written.
@@ -256,21 +257,11 @@ class Bundle:
         """Reads a folder that ``save`` wrote and checks its hashes.
 
         Raises:
-            UserError: not a bundle, damaged, incomplete or of another version.
+            DamagedError: damaged or incomplete.
+            UserError: not a bundle, or of another version.
         """
         folder = Path(path)
-        source = folder / STITCHER_FILE
-        if not source.is_file():
-            raise UserError(f"{folder} is not a stitcher bundle (no {STITCHER_FILE}); make one with `raystitch fit`")
-        description = read_json(source)
-        version = description.get("schema_version") if isinstance(description, dict) else None
-        if version != SCHEMA_VERSION:
-            raise UserError(
-                f"{source}: schema_version is {version!r}, this raystitch reads {SCHEMA_VERSION}; fit again"
-            )
-        stored_hash = description.pop("hash", None)
-        if _description_hash(description) != stored_hash:
-            raise UserError(f"{source} was changed after it was written (its hash differs); fit again")
+        source, description = folder / STITCHER_FILE, _read_description(folder)
         config = config_from_json(description["config"], where=source)
         weights = {part: _read_part(folder, part, description["files"]) for part in PARTS}
         resolved = resolve_device(device)
@@ -345,6 +336,27 @@ class Bundle:
             )
 
 
+def bundle_plan(folder: Path) -> dict[str, Any]:
+    """The dataset and the settings that a bundle was fitted with, from ``stitcher.json`` alone. Raises as ``load``."""
+    description = _read_description(folder)
+    return {"dataset": description["dataset"]["fingerprint"], **description["config"]}
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    """``stitcher.json`` without its hash, which is checked."""
+    source = folder / STITCHER_FILE
+    if not source.is_file():
+        raise UserError(f"{folder} is not a stitcher bundle (no {STITCHER_FILE}); make one with `raystitch fit`")
+    description = read_sealed(source)
+    version = description.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{source}: schema_version is {version!r}, this raystitch reads {SCHEMA_VERSION}; fit again")
+    stored_hash = description.pop("hash", None)
+    if _description_hash(description) != stored_hash:
+        raise DamagedError(f"{source} was changed after it was written (its hash differs); fit again")
+    return description
+
+
 def config_from_json(value: Any, *, where: str | os.PathLike[str]) -> FitConfig:
     """A FitConfig from the JSON that ``dataclasses.asdict`` gave.
 
@@ -364,9 +376,9 @@ def _read_part(folder: Path, part: str, hashes: dict[str, str]) -> dict[str, Ten
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}): the bundle is incomplete; fit again") from error
+        raise DamagedError(f"{file} cannot be read ({error.strerror}): the bundle is incomplete; fit again") from error
     if _sha256(content) != hashes.get(file.name):
-        raise UserError(f"{file} is damaged (its hash differs from {STITCHER_FILE}); fit again")
+        raise DamagedError(f"{file} is damaged (its hash differs from {STITCHER_FILE}); fit again")
     try:
         return load_tensors(content)
     except SafetensorError as error:

@@ -11,13 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raystitch.checkpoints import CheckpointFile
+from raystitch.console import say
 from raystitch.data.episodes import EpisodeDataset, Ints
 from raystitch.data.select import holdout_split
 from raystitch.device import resolve_device, uses_bf16
-from raystitch.errors import UserError
-from raystitch.files import differences, read_json, write_json
+from raystitch.digest import KEY as DIGEST
+from raystitch.digest import json_digest, read_sealed, sealed
+from raystitch.errors import DamagedError, UserError
+from raystitch.files import differences, write_json
 from raystitch.models.batches import Windows, recorded_stops
-from raystitch.models.bundle import STITCHER_FILE, Bundle
+from raystitch.models.bundle import STITCHER_FILE, Bundle, bundle_plan
 from raystitch.models.calibration import Calibration
 from raystitch.models.config import FitConfig
 from raystitch.models.heads import Heads
@@ -35,17 +39,19 @@ def fit_bundle(
     device: str = "auto",
     progress: Callable[[FitProgress], None] | None = None,
     checkpoint_every: int = 500,
+    note: Callable[[str], None] = say,
 ) -> Bundle:
     """Fits all models on ``dataset`` and saves them in ``out`` (None: in memory only).
 
-    A run that was interrupted continues from its last checkpoint and ends exactly as an uninterrupted one; a
-    finished ``out`` of the same dataset and config is only loaded.
+    A run that was interrupted continues from its last checkpoint and ends exactly as an uninterrupted one; of a
+    damaged checkpoint the one before it counts. A finished ``out`` of the same dataset and config is only loaded.
 
     Args:
         config: ``rs.FitConfig()`` for the defaults, ``raystitch.presets.PRESETS[name].fit`` for a preset.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``.
         progress: called now and then with the part, the step, the loss and the seconds left of the part.
         checkpoint_every: steps between checkpoints in ``out``.
+        note: gets a line for every damaged file that the fit does without.
 
     Raises:
         UserError: the dataset does not suit the config, or ``out`` belongs to another dataset or config.
@@ -59,7 +65,7 @@ def fit_bundle(
     resolved = resolve_device(device)
     folder = None if out is None else Path(out)
     if folder is not None:
-        finished = _claim(folder, dataset, config, device)
+        finished = _claim(folder, _plan(dataset, config), device, note)
         if finished is not None:
             return finished
     train, holdout = holdout_split(dataset.num_episodes, config.holdout_fraction, derive_seed(config.seed, "holdout"))
@@ -69,7 +75,7 @@ def fit_bundle(
         train_part(
             part,
             seed=config.seed,
-            checkpoint=None if folder is None else folder / RESUME_FOLDER / f"{part.name}.pt",
+            checkpoint=None if folder is None else _checkpoint(folder, part.name, _plan(dataset, config), note),
             checkpoint_every=checkpoint_every,
             progress=progress,
             bf16=uses_bf16(config.precision, resolved),
@@ -162,24 +168,37 @@ def _check(dataset: EpisodeDataset, config: FitConfig) -> None:
             raise UserError(f"{dataset.name}: {column} holds NaN or infinite values; see `raystitch data inspect`")
 
 
-def _claim(folder: Path, dataset: EpisodeDataset, config: FitConfig, device: str) -> Bundle | None:
-    """The finished bundle when ``folder`` holds it; otherwise marks the folder as this fit's."""
-    plan = {"dataset": dataset.fingerprint, **asdict(config)}
+def _plan(dataset: EpisodeDataset, config: FitConfig) -> dict[str, Any]:
+    return {"dataset": dataset.fingerprint, **asdict(config)}
+
+
+def _checkpoint(folder: Path, part: str, plan: dict[str, Any], note: Callable[[str], None]) -> CheckpointFile:
+    return CheckpointFile(path=folder / RESUME_FOLDER / f"{part}.pt", settings=f"{part} {json_digest(plan)}", note=note)
+
+
+def _claim(folder: Path, plan: dict[str, Any], device: str, note: Callable[[str], None]) -> Bundle | None:
+    """The finished bundle when ``folder`` holds a sound one; otherwise marks the folder as this fit's."""
     if (folder / STITCHER_FILE).exists():
-        bundle = Bundle.load(folder, device)
-        _refuse_other(folder, {"dataset": bundle.dataset_fingerprint, **asdict(bundle.config)}, plan)
-        shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)
-        return bundle
-    note = folder / RESUME_FOLDER / "plan.json"
-    if note.exists():
-        _refuse_other(folder, read_json(note), plan)
-    else:
-        write_json(note, plan)
+        try:
+            _refuse_other(folder, bundle_plan(folder), plan)
+            bundle = Bundle.load(folder, device)
+            shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)
+            return bundle
+        except DamagedError as error:
+            note(f"{error}: it is fitted again now")
+    path = folder / RESUME_FOLDER / "plan.json"
+    if path.exists():
+        try:
+            _refuse_other(folder, read_sealed(path), plan)
+            return None
+        except DamagedError as error:
+            note(f"{error}; each checkpoint says itself what it belongs to")
+    write_json(path, sealed(plan))
     return None
 
 
 def _refuse_other(folder: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
-    different = differences(stored, asked)
+    different = differences({name: value for name, value in stored.items() if name != DIGEST}, asked)
     if different:
         raise UserError(
             f"{folder} holds a fit with other settings: {', '.join(different)}; choose another folder or delete it"

@@ -1,19 +1,16 @@
 """One resumable training loop for every part of a bundle."""
 
-import io
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from raystitch.checkpoints import CheckpointFile
 from raystitch.errors import RunError
-from raystitch.files import atomic_path
 from raystitch.seeding import derive_seed
 
 WARMUP_STEPS = 100
@@ -63,13 +60,13 @@ def train_part(
     part: Part,
     *,
     seed: int,
-    checkpoint: Path | None,
+    checkpoint: CheckpointFile | None,
     checkpoint_every: int,
     progress: Callable[[FitProgress], None] | None,
     bf16: bool = False,
 ) -> None:
-    """Trains ``part.module`` in place with Adam, warm-up and cosine decay; continues from ``checkpoint``, which is
-    written every ``checkpoint_every`` steps and at least every 20 seconds.
+    """Trains ``part.module`` in place with Adam, warm-up and cosine decay; continues from ``checkpoint`` where it is
+    sound, else from the one before. It is written every ``checkpoint_every`` steps and at least every 20 seconds.
 
     Args:
         bf16: run the forward pass under autocast; weights, gradients and optimiser stay float32.
@@ -136,30 +133,25 @@ def _average(average: dict[str, Tensor], module: nn.Module, decay: float) -> Non
 
 
 def _write(
-    part: Part, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, checkpoint: Path, step: int
+    part: Part, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, checkpoint: CheckpointFile, step: int
 ) -> None:
-    buffer = io.BytesIO()
-    torch.save(
+    checkpoint.save(
         {
             "step": step,
             "module": part.module.state_dict(),
             "average": average if part.ema_decay is not None else {},
             "optimizer": optimizer.state_dict(),
             "state": part.state,
-        },
-        buffer,
+        }
     )
-    with atomic_path(checkpoint) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
 
 
 def _restore(
-    part: Part, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, checkpoint: str | os.PathLike[str]
+    part: Part, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, checkpoint: CheckpointFile
 ) -> int:
-    if not Path(checkpoint).exists():
+    saved = checkpoint.load(next(part.module.parameters()).device)
+    if saved is None:
         return 0
-    device = next(part.module.parameters()).device
-    saved = torch.load(checkpoint, map_location=device, weights_only=True)
     part.module.load_state_dict(saved["module"])
     average.update(saved["average"])
     optimizer.load_state_dict(saved["optimizer"])

@@ -11,8 +11,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from raystitch.config import GridCell, HeadlineConfig, RunConfig
-from raystitch.errors import RunError, UserError
-from raystitch.files import read_json, write_json
+from raystitch.console import say
+from raystitch.digest import read_sealed, sealed
+from raystitch.errors import DamagedError, RunError, UserError
+from raystitch.files import set_aside, write_json
+from raystitch.journal import Journal
 from raystitch.models.delta import check_delta
 from raystitch.pipeline.sweep_plan import RESULTS_SCHEMA, Inputs, Trial, finished, make_trial, result_rows
 from raystitch.pipeline.trial import error_of
@@ -120,8 +123,13 @@ class SearchLog:
             )
         )
         self.rows: list[dict[str, Any]] = []
-        if self.path.is_file():
-            found = read_json(self.path)
+        if self.path.exists():
+            try:
+                found = read_sealed(self.path)
+            except UserError as error:
+                # Its finished trials lie in folders of their own, so little is done again.
+                say(f"{error}; the search starts again ({set_aside(self.path)} is kept)")
+                return
             if found.get("settings") == self.settings:
                 self.rows = found["trials"]
 
@@ -179,7 +187,7 @@ class SearchLog:
             "chosen": None if chosen is None else chosen._asdict(),
             "settings": self.settings,
         }
-        write_json(self.path, content)
+        write_json(self.path, sealed(content))
 
 
 def search_rows(
@@ -207,8 +215,10 @@ def search_rows(
 
 def _reached(trial_dir: Path) -> dict[str, Any]:
     """Steps and seconds of an unfinished trial, and its last evaluation during training."""
-    lines = (trial_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    try:
+        rows = Journal(trial_dir / "metrics.jsonl").rows()
+    except (OSError, DamagedError):  # how far it came is not known
+        return {}
     trained = [row for row in rows if row["kind"] == "train"]
     evaluated = [row for row in rows if row["kind"] == "eval"]
     reached = {"train_steps": trained[-1]["step"], "train_seconds": trained[-1]["seconds"]} if trained else {}

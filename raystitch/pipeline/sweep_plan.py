@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystitch.config import RunConfig
+from raystitch.digest import read_sealed
 from raystitch.errors import UserError
-from raystitch.files import atomic_path, read_json
+from raystitch.files import atomic_path
 from raystitch.models.delta import Delta
 from raystitch.report.summary import delta_text
 from raystitch.trainers.config import DataMode
@@ -127,15 +128,15 @@ def _identity(config: RunConfig, inputs: Inputs | None, fields: Mapping[str, Any
 
 
 def finished(trial_dir: str | Path) -> dict[str, Any] | None:
-    """The content of ``returns.json``, None while the trial is not finished."""
+    """The content of ``returns.json``, None while the trial is not finished: also where the file is damaged."""
     path = Path(trial_dir) / RETURNS_FILE
     if not path.is_file():
         return None
     try:
-        value = read_json(path)
+        value = read_sealed(path)
     except UserError:
         return None
-    return value if isinstance(value, dict) and value.get("evaluations") else None
+    return value if value.get("evaluations") else None
 
 
 def result_rows(

@@ -9,9 +9,10 @@ from typing import Any, Required, TypedDict, Unpack
 from raystitch.buffer.bridges import Bridges
 from raystitch.buffer.episodes import Joins
 from raystitch.buffer.reader import Buffer, MappedBridges, open_buffer
+from raystitch.console import say
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.envs.spec import EnvSpec
-from raystitch.errors import RunError, UserError
+from raystitch.errors import DamagedError, RunError, UserError
 from raystitch.pipeline.trial_folder import SCHEMA_VERSION, Log, TrialFolder, TrialMetrics
 from raystitch.seeding import derive_seed
 from raystitch.trainers.batches import TrainData
@@ -168,6 +169,7 @@ def run_trials(
     records: Sequence[Mapping[str, Any]] | None = None,
     log: Callable[[int, dict[str, Any]], None] | None = None,
     on_eval: OnEval | None = None,
+    note: Callable[[str], None] = say,
     **settings: Unpack[TrialSettings],
 ) -> list[dict[str, Any] | RunError]:
     """Trials that differ in their seeds alone, trained side by side, each with its own folder as if it were alone.
@@ -179,6 +181,7 @@ def run_trials(
         outs, seeds, records: one per trial.
         log: gets the rows of ``metrics.jsonl`` with the trial's position.
         on_eval: called after every evaluation during training.
+        note: gets a line for every damaged file that a trial does without.
 
     Returns:
         The contents of ``returns.json``, or the error that ended a trial (loss not finite) while others went on.
@@ -189,17 +192,17 @@ def run_trials(
     cell = _Cell.of(dataset, **settings)
     records = records or [{}] * len(seeds)
     trials = [
-        TrialFolder(Path(out), seed, cell.identity(dataset, seed, record))
+        TrialFolder(Path(out), seed, cell.identity(dataset, seed, record), note)
         for out, seed, record in zip(outs, seeds, records, strict=True)
     ]
     results: dict[int, dict[str, Any] | RunError] = {}
     steps: dict[int, list[int]] = {}
     for index, trial in enumerate(trials):
         finished = trial.finished()
-        if finished is not None and (finished["evaluations"] or not cell.enabled):
+        if finished is not None and not finished["evaluations"] and cell.enabled:
+            finished = _evaluate_later(cell, trial, finished)
+        if finished is not None:
             results[index] = finished
-        elif finished is not None:
-            results[index] = _evaluate_later(cell, trial, finished)
         else:
             steps.setdefault(trial.checkpoints.step(), []).append(index)
     if steps:
@@ -221,9 +224,11 @@ def _train_group(
     """Trials whose checkpoints stand at one step (or that have none), by position."""
     where = list(trials)
     metrics = [
-        TrialMetrics(trial.prepare(), None if log is None else partial(log, index), trial.checkpoints.step())
-        for index, trial in trials.items()
+        TrialMetrics(trial.journal, None if log is None else partial(log, index)) for index, trial in trials.items()
     ]
+    for trial in trials.values():
+        trial.prepare()
+        trial.journal.cut(trial.checkpoints.extent())  # the rows after it are about to be made again
 
     def evaluate_now(step: int, policies: Mapping[int, Policy]) -> None:
         found: dict[int, EvalResult] = {}
@@ -259,13 +264,19 @@ def _train_group(
     return finished
 
 
-def _evaluate_later(cell: "_Cell", trial: TrialFolder, finished: Mapping[str, Any]) -> dict[str, Any]:
-    """Evaluates a policy that was trained where its environment was missing."""
-    policy = load_policy(trial.out / "policy", cell.device)
+def _evaluate_later(cell: "_Cell", trial: TrialFolder, finished: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Evaluates a policy that was trained where its environment was missing; None where it has to be trained again."""
+    try:
+        policy = load_policy(trial.out / "policy", cell.device)
+        rows = [row for row in trial.journal.rows() if row["kind"] == "train"]
+    except DamagedError as error:
+        trial.redo(str(error))
+        return None
+    trial.journal.write(rows)  # without what an interrupted call appended
     results = cell.evaluate(policy, cell.evaluation.num_episodes, trial.seed, "evaluation")
-    rows = TrialMetrics(trial.out / "metrics.jsonl", None, cell.config.train_steps)
-    rows.train_seconds = finished["train_seconds"]
-    return trial.finish(results, rows, cell.config.train_steps, finished["num_stacked"])
+    metrics = TrialMetrics(trial.journal, None)
+    metrics.train_seconds = finished["train_seconds"]
+    return trial.finish(results, metrics, cell.config.train_steps, finished["num_stacked"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,14 @@ from typing import Any
 
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.config import AlgorithmConfigs, RunConfig
+from raystitch.console import say
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
 from raystitch.errors import RunError
-from raystitch.files import locked
+from raystitch.lease import leased
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.augment import shard_seeds
-from raystitch.pipeline.sweep_plan import RETURNS_FILE, Inputs, Trial, finished
+from raystitch.pipeline.sweep_plan import Inputs, Trial, finished
 from raystitch.pipeline.train import OnEval, run_trials
 from raystitch.stitching.candidates import Pairs
 from raystitch.stitching.config import StitchConfig
@@ -81,6 +82,7 @@ def run_planned(
     into: str = "trials",
     log: Callable[[int, dict[str, Any]], None] | None = None,
     on_eval: OnEval | None = None,
+    note: Callable[[str], None] = say,
 ) -> list[dict[str, Any] | RunError]:
     """Trains and evaluates trials of one cell together; returns the content of each one's ``returns.json``.
 
@@ -88,12 +90,13 @@ def run_planned(
     all of them is raised and leaves its trace in the ``error.txt`` of the unfinished ones. Data and buffer stay open
     between the calls of a process.
 
-    Every trial's folder is locked meanwhile: a worker of a killed driver that is not dead yet and one of the next
-    driver never write to the same folder.
+    Every trial's folder is leased meanwhile: a worker of a killed driver that is not dead yet and one of the next
+    driver never write to the same folder, and one that was lost with its machine is waited for no longer than a lease.
 
     Args:
         into: folder of the run that holds the trials' folders.
         log: gets (place in ``trials``, row of metrics.jsonl). on_eval: gets (step, result per trial) during training.
+        note: gets a line for every damaged file that a trial does without.
 
     Raises:
         RunError: when the dataset is not the one the run began with.
@@ -103,15 +106,20 @@ def run_planned(
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     outs = [Path(job.folder) / into / trial.trial_id for trial in trials]
-    with ExitStack() as locks:
-        for out in sorted(outs):  # in one order everywhere, so that two processes cannot wait for each other
-            locks.enter_context(locked(out / LOCK_FILE))
+    with ExitStack() as stack:
+        # In one order everywhere, so that two processes cannot wait for each other.
+        leases = [stack.enter_context(leased(out / LOCK_FILE)) for out in sorted(outs)]
+
+        def watched(index: int, row: dict[str, Any]) -> None:
+            for lease in leases:
+                lease.check()
+            if log is not None:
+                log(index, row)
+
         for out in outs:
             (out / ERROR_FILE).unlink(missing_ok=True)
-            if finished(out) is None:
-                (out / RETURNS_FILE).unlink(missing_ok=True)  # damaged from outside: it is written whole or not at all
         try:
-            results = _run(trials, outs, job, log, on_eval)
+            results = _run(trials, outs, job, watched, on_eval, note)
         except Exception:
             for out in outs:
                 if finished(out) is None:
@@ -134,8 +142,9 @@ def _run(
     trials: Sequence[Trial],
     outs: Sequence[Path],
     job: SweepJob,
-    log: Callable[[int, dict[str, Any]], None] | None,
+    log: Callable[[int, dict[str, Any]], None],
     on_eval: OnEval | None,
+    note: Callable[[str], None],
 ) -> list[dict[str, Any] | RunError]:
     dataset = _dataset(job.dataset, job.d4rl_env)
     if dataset.fingerprint != job.inputs.dataset:
@@ -157,6 +166,7 @@ def _run(
         memory_gib=job.memory_gib,
         log=log,
         on_eval=on_eval,
+        note=note,
     )
 
 

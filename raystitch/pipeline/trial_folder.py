@@ -4,61 +4,107 @@
 ``returns.json`` last: a trial is finished when that file is there.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from raystitch.errors import RunError, UserError
-from raystitch.files import atomic_path, differences, read_json, write_json
+from raystitch.console import say
+from raystitch.digest import KEY as DIGEST
+from raystitch.digest import json_digest, read_sealed, sealed
+from raystitch.errors import UserError
+from raystitch.files import differences, set_aside, write_json
+from raystitch.journal import Journal
 from raystitch.trainers.evaluate import EvalResult
 from raystitch.trainers.loop import CHECKPOINT_SECONDS, Checkpoints
 
 SCHEMA_VERSION = 1
 CURVE_COLUMNS = ("target_return", "return_mean", "return_std", "success_rate", "score", "num_eval_episodes")
 
+_INSTEAD = {
+    "config.json": "it is written again where the rest of the folder belongs to these settings",
+    "returns.json": "the trial is not finished, it is done again",
+}
+
 Log = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class TrialFolder:
-    """The folder of one trial."""
+    """The folder of one trial.
+
+    Attributes:
+        note: gets a line for every damaged file that the trial does without.
+    """
 
     out: Path
     seed: int
     settings: Mapping[str, Any]
+    note: Callable[[str], None] = say
+
+    @cached_property
+    def journal(self) -> Journal:
+        return Journal(self.out / "metrics.jsonl")
 
     @property
     def checkpoints(self) -> Checkpoints:
-        return Checkpoints(path=self.out / "checkpoint" / "state.pt", seconds=CHECKPOINT_SECONDS)
+        return Checkpoints(
+            path=self.out / "checkpoint" / "state.pt",
+            seconds=CHECKPOINT_SECONDS,
+            settings=json_digest(self.settings),
+            journal=self.journal,
+            note=self.note,
+        )
 
     def finished(self) -> dict[str, Any] | None:
         """The result of a finished trial with these settings, None when there is work to do.
 
+        A file that is damaged is named and set aside; without its ``returns.json`` the trial is done again.
+
         Raises:
             UserError: when the folder holds a trial with other settings.
         """
-        if not (self.out / "config.json").is_file():
+        config, returns = self._sound("config.json"), self._sound("returns.json")
+        if config is None and returns is not None and returns.get("settings") != json_digest(self.settings):
+            self.redo(
+                f"{self.out / 'returns.json'} does not belong to these settings, and there is no sound config.json"
+            )
             return None
-        differing = differences(read_json(self.out / "config.json"), json.loads(json.dumps(self.settings)))
+        differing = [] if config is None else differences(_unsealed(config), _unsealed(sealed(self.settings)))
         if differing:
             raise UserError(
                 f"{self.out} holds a trial with other settings: {', '.join(differing)}; choose another folder or "
                 "delete this one"
             )
-        return read_json(self.out / "returns.json") if (self.out / "returns.json").is_file() else None
+        if returns is not None:
+            self.prepare()
+            shutil.rmtree(self.checkpoints.path.parent, ignore_errors=True)
+        return returns
 
-    def prepare(self) -> Path:
-        """Writes ``config.json``; returns the path of the metrics."""
-        write_json(self.out / "config.json", self.settings)
-        return self.out / "metrics.jsonl"
+    def redo(self, why: str) -> None:
+        """Takes the result away, so that the trial is done again."""
+        self.note(f"{why}; the trial is done again ({set_aside(self.out / 'returns.json')} is kept)")
+
+    def _sound(self, name: str) -> dict[str, Any] | None:
+        path = self.out / name
+        if not path.exists():
+            return None
+        try:
+            return read_sealed(path)
+        except UserError as error:
+            self.note(f"{error}; {_INSTEAD[name]} ({set_aside(path)} is kept)")
+            return None
+
+    def prepare(self) -> None:
+        """Writes ``config.json``."""
+        write_json(self.out / "config.json", sealed(self.settings))
 
     def finish(
         self, results: Sequence[EvalResult], metrics: "TrialMetrics", train_steps: int, num_stacked: int
     ) -> dict[str, Any]:
-        """Writes ``returns.json``, last of all.
+        """Writes ``returns.json``, last of all; the checkpoints go when everything else is on the disk.
 
         Args:
             results: one per target return, the headline first; none where the policy could not be evaluated.
@@ -73,7 +119,10 @@ class TrialFolder:
             "train_seconds": metrics.train_seconds,
             "num_stacked": num_stacked,
             "evaluations": [{"headline": index == 0, **result.to_json()} for index, result in enumerate(results)],
+            "settings": json_digest(self.settings),
         }
+        returns = sealed(returns)
+        self.journal.extent()
         write_json(self.out / "returns.json", returns)
         shutil.rmtree(self.checkpoints.path.parent, ignore_errors=True)
         return returns
@@ -82,20 +131,11 @@ class TrialFolder:
 class TrialMetrics:
     """Appends rows to ``metrics.jsonl`` and hands them on."""
 
-    def __init__(self, path: Path, log: Log | None, resumed_step: int) -> None:
-        """Rows after ``resumed_step`` are dropped: they are about to be made again."""
-        self.path, self.log, self.train_seconds = path, log, 0.0
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resumed_step]
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    def __init__(self, journal: Journal, log: Log | None) -> None:
+        self.journal, self.log, self.train_seconds = journal, log, 0.0
 
     def __call__(self, row: dict[str, Any]) -> None:
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise RunError(f"cannot write {self.path}: {error.strerror or error}") from error
+        self.journal.append(row)
         if self.log is not None:
             self.log(row)
 
@@ -106,3 +146,7 @@ class TrialMetrics:
     def evaluated(self, step: int, result: EvalResult) -> None:
         row = result.to_json()
         self({"kind": "eval", "step": step, **{name: row[name] for name in CURVE_COLUMNS}})
+
+
+def _unsealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: item for name, item in value.items() if name != DIGEST}

@@ -1,9 +1,7 @@
 """The training loop that all algorithms share: batches, metrics, checkpoints."""
 
 import math
-import pickle
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from raystitch.checkpoints import CheckpointFile
+from raystitch.console import say
 from raystitch.errors import RunError, UserError
-from raystitch.files import atomic_path
+from raystitch.journal import Journal
 from raystitch.seeding import derive_seed
 from raystitch.trainers.batches import RatioSampler, TrainData
 from raystitch.trainers.config import AlgorithmConfig
@@ -32,31 +32,46 @@ Log = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """Where a run saves its state, and how many seconds of work at most an interruption may cost."""
+    """Where a run saves its state, and how many seconds of work at most an interruption may cost.
+
+    Attributes:
+        settings: what the state belongs to; a checkpoint of other settings is not used.
+        journal: grows with the training; a checkpoint is used only where the journal still begins as it did then.
+        note: gets a line for every checkpoint that cannot be used.
+    """
 
     path: Path
     seconds: float = CHECKPOINT_SECONDS
+    settings: str = ""
+    journal: Journal | None = None
+    note: Callable[[str], None] = say
+
+    @property
+    def _file(self) -> CheckpointFile:
+        return CheckpointFile(path=self.path, settings=self.settings, note=self.note)
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Saves a state, and on the disk before it what the journal holds."""
+        extent = None if self.journal is None else self.journal.extent()
+        self._file.save({**state, "journal": extent})
 
     def load(self) -> dict[str, Any] | None:
-        """What was saved, None when nothing was.
-
-        Raises:
-            UserError: when the file is damaged.
-        """
-        if not self.path.is_file():
-            return None
-        damaged = f"{self.path} cannot be resumed from: it is damaged; delete it to start again"
-        if not zipfile.is_zipfile(self.path):
-            raise UserError(damaged)
-        try:
-            return torch.load(self.path, weights_only=True, map_location="cpu")
-        except (RuntimeError, pickle.UnpicklingError) as error:
-            raise UserError(damaged) from error
+        """The newest state that is sound, None where there is none; what cannot be used is named and set aside."""
+        return self._file.load(check=None if self.journal is None else self._problem)
 
     def step(self) -> int:
         """The step to go on from, 0 when nothing was saved."""
         saved = self.load()
         return 0 if saved is None else int(saved["state"]["step"])
+
+    def extent(self) -> dict[str, Any] | None:
+        """How far the journal reached when the state was saved that is gone on from."""
+        saved = self.load()
+        return None if saved is None else saved["journal"]
+
+    def _problem(self, state: Mapping[str, Any]) -> str | None:
+        assert self.journal is not None
+        return self.journal.problem(state["journal"])
 
 
 def find_algorithm(algo: str) -> Algorithm:
@@ -264,8 +279,7 @@ def _save(
     """Saves the seeds that are ``going`` on."""
     for index in going:
         value = {"state": state.state_dict(index), "generator": generators[index].get_state(), "seconds": seconds}
-        with atomic_path(checkpoints[index].path) as temporary:
-            torch.save(value, temporary)
+        checkpoints[index].save(value)
 
 
 def _resume(

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from raystitch.data.episodes import Floats
 from raystitch.device import resolve_device
+from raystitch.digest import read_sealed, sealed
 from raystitch.envs.spec import EnvSpec
-from raystitch.errors import UserError
-from raystitch.files import atomic_path, read_json, write_json
+from raystitch.errors import DamagedError, UserError
+from raystitch.files import atomic_path, write_json
 
 SCHEMA_VERSION = 1
 
@@ -119,13 +120,15 @@ class Policy(ABC):
         """Standardised observations to actions in [-1, 1]."""
 
     def save(self, folder: str | Path) -> None:
-        """Writes ``policy.safetensors``, then ``policy.json`` with its hash: without it there is no policy."""
+        """Writes ``policy.safetensors``, then ``policy.json`` with its hash: without it there is no policy. Both
+        are on the disk when this returns."""
         weights = save({name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()})
         folder = Path(folder)
         with atomic_path(folder / "policy.safetensors") as temporary:
             temporary.write_bytes(weights)
-        digest = "sha256:" + hashlib.sha256(weights).hexdigest()
-        write_json(folder / "policy.json", {"schema_version": SCHEMA_VERSION, "hash": digest, **self.meta.to_json()})
+        hash = "sha256:" + hashlib.sha256(weights).hexdigest()
+        content = {"schema_version": SCHEMA_VERSION, "hash": hash, **self.meta.to_json()}
+        write_json(folder / "policy.json", sealed(content))
 
 
 class MarkovPolicy(Policy):
@@ -148,24 +151,25 @@ def load_policy(folder: str | Path, device: str = "auto") -> Policy:
     """A policy written by ``Policy.save``.
 
     Raises:
-        UserError: when the folder holds none, or its weights are not the ones it was saved with.
+        DamagedError: when its files are not the ones that were saved.
+        UserError: when the folder holds none, or one of another version.
     """
     from raystitch.trainers.registry import ALGORITHMS
 
     folder = Path(folder)
     if not (folder / "policy.json").is_file():
         raise UserError(f"{folder} is not a policy: it has no policy.json (look for the policy/ folder of a trial)")
-    value = read_json(folder / "policy.json")
-    if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
+    value = read_sealed(folder / "policy.json")
+    if value.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{folder}/policy.json is not a policy of schema_version {SCHEMA_VERSION}; train it again")
     try:
         weights = (folder / "policy.safetensors").read_bytes()
         meta = PolicyMeta.from_json(value)
         if "sha256:" + hashlib.sha256(weights).hexdigest() != value["hash"]:
-            raise UserError(f"{folder}/policy.safetensors is damaged: its hash is not the one in policy.json")
+            raise DamagedError(f"{folder}/policy.safetensors is damaged: its hash is not the one in policy.json")
         algorithm = ALGORITHMS[meta.algo]
         network = algorithm.network(**meta.network)
         network.load_state_dict(load(weights))
     except (OSError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{folder} cannot be read as a policy: {error!r}") from error
+        raise DamagedError(f"{folder} cannot be read as a policy: {error!r}") from error
     return algorithm.policy(meta, network.to(resolve_device(device)).eval())

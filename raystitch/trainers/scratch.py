@@ -1,15 +1,13 @@
 """Files that can be made again at any time, named by what they are made from: written once, used by many processes."""
 
 import os
-import secrets
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 from raystitch.buffer.cache import cache_bytes, cache_folder
-from raystitch.errors import RunError
-from raystitch.files import is_leftover, locked
+from raystitch.errors import StorageError
+from raystitch.files import atomic_folder, cannot_write, is_leftover, locked
 
 
 class Scratch:
@@ -37,18 +35,12 @@ class Scratch:
                     os.utime(final)  # the time of the last use
                     return final
                 self._make_room(final)
-                temporary = self.parent / f".{name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-                temporary.mkdir()
-                try:
+                with atomic_folder(final) as temporary:  # durable: nothing looks at what is in it again
                     write(temporary)
-                    _put(temporary, final)
-                finally:
-                    shutil.rmtree(temporary, ignore_errors=True)
                 self._make_room(final)
-            except OSError as error:
-                raise RunError(
-                    f"cannot write {final}: {error.strerror or error}; set RAYSTITCH_CACHE to a folder with room"
-                ) from error
+            except (OSError, StorageError) as error:
+                told = error if isinstance(error, StorageError) else cannot_write(final, error)
+                raise StorageError(f"{told}; set RAYSTITCH_CACHE to a folder with room") from error
         return final
 
     def _make_room(self, kept: Path) -> None:
@@ -71,11 +63,3 @@ class Scratch:
                 shutil.rmtree(path, ignore_errors=True)
                 (path.parent / f".{path.name}.lock").unlink(missing_ok=True)
                 over -= size
-
-
-def _put(temporary: Path, final: Path) -> None:
-    try:
-        temporary.rename(final)
-    except OSError:
-        if not final.is_dir():  # another process was faster; both hold the same
-            raise

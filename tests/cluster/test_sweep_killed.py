@@ -87,6 +87,30 @@ def test_a_folder_that_another_process_trains_in_is_waited_for(prepared: Prepare
     assert finished(folder) is not None
 
 
+def test_a_worker_that_was_lost_with_its_machine_is_waited_for_no_longer_than_a_lease(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raystitch.lease.LEASE_SECONDS", 1.0)
+    run = prepared.copy(tmp_path / "run")
+    config = load_run_config("smoke", [*prepared.settings, *SETTINGS])
+    inputs = Inputs(
+        dataset=load_dataset(config.dataset).fingerprint,
+        bundle=Bundle.load(run / "stitcher", "cpu").hash,
+        buffer=open_buffer(run / "buffer").hash,
+    )
+    trial = next(trial for trial in plan(config, inputs) if trial.algo == "bc")
+    folder = run / "trials" / trial.trial_id
+    folder.mkdir(parents=True)
+    elsewhere = {"holder": "lost, process 7", "seconds": 1.0, "place": {"kernel": "0badcafe", "device": 1}}
+    (folder / ".00000004.lock").write_text(json.dumps({**elsewhere, "state": "held"}))
+    began = time.monotonic()
+    with locked(folder / LOCK_FILE):  # the lock that the file server keeps for the lost machine
+        run_planned([trial], sweep_job(config, run, inputs))
+    assert time.monotonic() - began > 1
+    assert finished(folder) is not None
+    assert (folder / ".00000005.lock").exists()
+
+
 def test_two_drivers_do_not_work_in_one_folder(prepared: Prepared, tmp_path: Path) -> None:
     run = prepared.copy(tmp_path / "run")
     config = load_run_config("smoke", [*prepared.settings, *SETTINGS])

@@ -90,7 +90,9 @@ def test_saved_policy_acts_the_same(algo: str, data: TrainData, tmp_path: Path) 
         load_policy(tmp_path)
 
 
-def test_resumed_equals_uninterrupted(algo: str, data: TrainData, tmp_path: Path) -> None:
+def test_resumed_equals_uninterrupted(
+    algo: str, data: TrainData, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     rows: list[dict[str, Any]] = []
     whole = train_policy(data, algo, CONFIGS[algo], "1:1", log=rows.append)
     checkpoints = Checkpoints(path=tmp_path / "state.pt", seconds=0)
@@ -110,9 +112,13 @@ def test_resumed_equals_uninterrupted(algo: str, data: TrainData, tmp_path: Path
     np.testing.assert_array_equal(_actions(whole), _actions(resumed))
     assert [row["step"] for row in rows] == [100, 200, 250]
     assert [{**row, "seconds": 0} for row in rows[1:]] == [{**row, "seconds": 0} for row in more]
+    assert checkpoints.step() == 200
     (tmp_path / "state.pt").write_bytes(b"half")
-    with pytest.raises(UserError, match="cannot be resumed"):
-        train_policy(data, algo, CONFIGS[algo], checkpoints=checkpoints)
+    again: list[dict[str, Any]] = []
+    stepped_back = train_policy(data, algo, CONFIGS[algo], "1:1", log=again.append, checkpoints=checkpoints)
+    assert "state.pt cannot be resumed from: it is damaged" in capfd.readouterr().err
+    np.testing.assert_array_equal(_actions(whole), _actions(stepped_back))
+    assert [row["step"] for row in again] == [200, 250]
 
 
 def test_loss_that_is_not_finite_is_an_error_with_its_step(algo: str, data: TrainData) -> None:
