@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from raystitch.models.parts import FitJob
 from raystitch.seeding import derive_seed
 
 RESUME_FOLDER = ".fit"
+PLAN_FILE = "plan.json"
 
 
 def fit_bundle(
@@ -59,9 +60,11 @@ def fit_bundle(
     resolved = resolve_device(device)
     folder = None if out is None else Path(out)
     if folder is not None:
-        finished = _claim(folder, dataset, config, device)
+        finished = existing_fit(folder, dataset, config, device)
         if finished is not None:
+            shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)
             return finished
+        write_json(folder / RESUME_FOLDER / PLAN_FILE, _plan(dataset, config))
     train, holdout = holdout_split(dataset.num_episodes, config.holdout_fraction, derive_seed(config.seed, "holdout"))
     _calibration_windows(dataset, config, holdout, resolved)  # before the fit, not after it
     job = FitJob(dataset, config, train, resolved)
@@ -162,20 +165,44 @@ def _check(dataset: EpisodeDataset, config: FitConfig) -> None:
             raise UserError(f"{dataset.name}: {column} holds NaN or infinite values; see `raystitch data inspect`")
 
 
-def _claim(folder: Path, dataset: EpisodeDataset, config: FitConfig, device: str) -> Bundle | None:
-    """The finished bundle when ``folder`` holds it; otherwise marks the folder as this fit's."""
-    plan = {"dataset": dataset.fingerprint, **asdict(config)}
+def existing_fit(
+    folder: str | os.PathLike[str], dataset: EpisodeDataset, config: FitConfig, device: str = "auto"
+) -> Bundle | None:
+    """The finished bundle that ``folder`` holds, None where a fit has to begin or go on; changes nothing.
+
+    Raises:
+        UserError: when the folder belongs to another dataset or config, or holds a damaged bundle.
+    """
+    folder, plan = Path(folder), _plan(dataset, config)
     if (folder / STITCHER_FILE).exists():
         bundle = Bundle.load(folder, device)
         _refuse_other(folder, {"dataset": bundle.dataset_fingerprint, **asdict(bundle.config)}, plan)
-        shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)
         return bundle
-    note = folder / RESUME_FOLDER / "plan.json"
+    note = folder / RESUME_FOLDER / PLAN_FILE
     if note.exists():
         _refuse_other(folder, read_json(note), plan)
-    else:
-        write_json(note, plan)
     return None
+
+
+def rehearse_fit(dataset: EpisodeDataset, config: FitConfig) -> Bundle:
+    """A bundle as ``config`` describes it, but with tiny networks after one step: it knows nothing, and shows in a
+    moment whether the dataset can be fitted.
+
+    Raises:
+        UserError, RunError: as ``fit_bundle``.
+    """
+    diffusion = config.diffusion
+    heads = {
+        name: replace(getattr(config, name), hidden=8, num_layers=1, train_steps=1, batch_size=8)
+        for name in ("dynamics", "inverse", "reward", "termination", "value", "embedding")
+    }
+    tiny = replace(diffusion, width=8, num_blocks=1, train_steps=1, batch_size=8)
+    return fit_bundle(dataset, replace(config, diffusion=tiny, calibration_windows=16, **heads), device="cpu")
+
+
+def _plan(dataset: EpisodeDataset, config: FitConfig) -> dict[str, Any]:
+    """What a folder must be of to go on with it."""
+    return {"dataset": dataset.fingerprint, **asdict(config)}
 
 
 def _refuse_other(folder: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
