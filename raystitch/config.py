@@ -87,8 +87,9 @@ class ResourceConfig:
             ``auto`` estimates it from the sizes of dataset, buffer and networks; 0 reserves none.
         max_concurrent_trials: None for as many as the resources allow.
         num_retries: times a group of trials that fails, or whose process dies, is tried again before its unfinished
-            trials are recorded as failed. A trial whose loss is not finite is not: it would end the same way. What the
-            machine's lack of memory kills is tried again besides, up to as many times more. Fitting has as many retries.
+            trials are recorded as failed. A trial whose loss is not finite is not: it would end the same way. A
+            group killed because its machine lacks memory has one more round, with twice the memory. Fitting is retried
+            as often.
         stacked_seeds: most seeds of a cell of the grid that are trained together in one process. ``auto``: all of them
             on a GPU; on CPUs as many as leave work for every core.
         object_store_gib: Ray's object store, when Ray is started here.

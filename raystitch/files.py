@@ -119,6 +119,22 @@ def locked(path: str | os.PathLike[str], *, busy: str | None = None) -> Iterator
         os.close(handle)
 
 
+def refuse_locked(path: str | os.PathLike[str], *, busy: str) -> None:
+    """Raises: UserError ``busy`` while another process holds the lock of ``locked``; makes no file."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(busy) from None
+    finally:
+        os.close(handle)
+
+
 def require_space(path: str | os.PathLike[str], num_bytes: int) -> None:
     """Refuses before writing what cannot fit; HDF5 crashes the process when the disk fills while it writes.
 

@@ -17,6 +17,7 @@ from raystitch.trainers.ratio import parse_ratio
 
 RETURNS_FILE = "returns.json"
 
+
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """Hashes of what trials are trained on."""
@@ -156,4 +157,3 @@ def ok_rows(trial: Trial, value: Mapping[str, Any], delta_value: float | None) -
 def blank_row(trial: Trial, delta_value: float | None) -> dict[str, Any]:
     """A row without results."""
     return dict.fromkeys(RESULTS_SCHEMA.names) | asdict(trial) | {"delta_value": delta_value, IN_GRID: True}
-
