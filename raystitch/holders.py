@@ -1,0 +1,104 @@
+"""Tells whether the process behind a file can still be alive: here, in another container, on another machine."""
+
+import fcntl
+import os
+import re
+import secrets
+import socket
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+_MARK = re.compile(r"\.[^/]*-(\d+)-([0-9a-f]{8})\.(\d+)\.(\d+)-[0-9a-f]+\.tmp$")
+
+
+@lru_cache(maxsize=1)
+def kernel() -> str:
+    """Eight hex digits for the running kernel: containers of one machine share them, a reboot changes them."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", "")[:8]
+    except OSError:
+        return f"{hash(socket.gethostname()) & 0xFFFFFFFF:08x}"
+
+
+def _namespace() -> int:
+    """Number of the namespace in which process ids mean what they mean here; 0 where there are none."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+def _started(process: int) -> int | None:
+    """When a process of this namespace started, in ticks since boot; None when there is no such process."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    except OSError:
+        return 0
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def temporary_name(name: str) -> str:
+    """A hidden name beside ``name`` that tells the process which writes it:
+    ``.NAME.HOST-PID-KERNEL.NAMESPACE.START-RANDOM.tmp``."""
+    process = os.getpid()
+    mark = f"{kernel()}.{_namespace()}.{_started(process) or 0}"
+    return f".{name}.{socket.gethostname()}-{process}-{mark}-{secrets.token_hex(4)}.tmp"
+
+
+def writer_alive(name: str) -> bool | None:
+    """Whether the process that chose a ``temporary_name`` lives; None where that cannot be told from here: another
+    machine, or another container, whose process ids mean nothing here."""
+    match = _MARK.search(name)
+    if match is None or match[2] != kernel() or int(match[3]) != _namespace() or not _namespace():
+        return None
+    return _started(int(match[1])) == int(match[4])
+
+
+def hold(handle: int) -> bool:
+    """Takes the lock of an open file if it is free; False when another has it.
+
+    Raises:
+        OSError: when the file system knows no locks.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process of this machine, in whatever container, or of another that shares its locks has ``path``."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not hold(handle)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+
+
+def storage_time(folder: Path) -> float:
+    """What time it is where ``folder`` is stored: the clock that stamps its files, which need not be this machine's."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-", suffix=".tmp") as probe:
+        return os.fstat(probe.fileno()).st_mtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The machine and the mount on which a lock was taken: only there does a free lock mean that its holder died."""
+
+    kernel: str
+    device: int
+
+    @classmethod
+    def of(cls, handle: int) -> "Place":
+        return cls(kernel=kernel(), device=os.fstat(handle).st_dev)
