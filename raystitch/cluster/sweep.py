@@ -29,11 +29,12 @@ from raystitch.console import Progress, duration, say
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import parse_ref
 from raystitch.errors import RunError, TrialsFailed, UserError
-from raystitch.files import locked, refuse_locked, write_json
+from raystitch.files import make_folder, write_json
+from raystitch.lease import held_here, leased
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.figures import write_figures
 from raystitch.pipeline.groups import group_trials
-from raystitch.pipeline.preflight import BUFFER, STITCHER, check_out, check_run, check_stages, make_folder, nearest
+from raystitch.pipeline.preflight import BUFFER, STITCHER, check_out, check_run, check_stages, nearest
 from raystitch.pipeline.run_folder import RESULTS_FILE, other_rows, write_config
 from raystitch.pipeline.search import search_rows, with_chosen
 from raystitch.pipeline.sweep_plan import Inputs, Trial, finished, plan, result_rows
@@ -42,6 +43,7 @@ from raystitch.pipeline.validate import validate
 from raystitch.report.table import write_results
 
 PACKAGES = ("raystitch", "ray", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "pyarrow")
+JOB_PATIENCE = 120.0
 ENVIRONMENT_FILE = "environment.json"
 
 
@@ -74,8 +76,7 @@ def run_sweep(
         if dry_run:
             say("nothing stands in the way of this run")
             return folder
-        make_folder(folder)
-        stack.enter_context(locked(folder / LOCK_FILE, busy=_busy(folder)))
+        stack.enter_context(_alone(folder))
         check_stages(config, folder, dataset)  # another run may have been at work until now
         return _run(config, folder, dataset, address, allow_failed, stack)
 
@@ -86,7 +87,8 @@ def _checked(config: RunConfig, folder: Path, address: str | None, stack: ExitSt
     Raises:
         UserError, RunError: for the first thing that refuses it.
     """
-    refuse_locked(folder / LOCK_FILE, busy=_busy(folder))
+    if not _patience() and held_here(folder / LOCK_FILE):
+        raise UserError(_busy(folder))
     if cluster_address(address) is not None:  # what a cluster lacks is told before the data are read
         stack.enter_context(_attached(config, address))
         there = nearest(folder)
@@ -193,6 +195,32 @@ def _folder(out: str | os.PathLike[str]) -> Path:
             "storage that all nodes mount"
         )
     return check_out(out)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The folder is there, and no other sweep works in it.
+
+    One whose machine was lost is waited for until its lease is over: a job's next attempt has to outlast the last.
+
+    Raises:
+        UserError: when another is at work, or the folder cannot be made after all.
+    """
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be made: {error.strerror}; choose another folder") from error
+
+    def waiting(who: str) -> None:
+        say(f"{folder} is held by {who}: waiting until it is certain that it is gone, or at work")
+
+    with leased(folder / LOCK_FILE, busy=_busy(folder), patience=_patience(), on_wait=waiting):
+        yield
+
+
+def _patience() -> float:
+    """Seconds that a living run in the same folder is waited for: inside a job it may be the one before, dying."""
+    return JOB_PATIENCE if job_id() is not None else 0.0
 
 
 def _busy(folder: Path) -> str:

@@ -253,7 +253,7 @@ def write_d4rl(episodes: EpisodeDataset | EpisodeStream, path: str | os.PathLike
         layout["is_synthetic"] = ((count,), np.bool_)
     sizes = [int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in layout.values()]
     require_space(path, sum(sizes))
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
         arrays = {
             name: file.create_dataset(name, shape, kind, compression="gzip", compression_opts=4, shuffle=True)
             for name, (shape, kind) in layout.items()

@@ -144,14 +144,6 @@ def check_out(out: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def make_folder(folder: Path) -> None:
-    """Raises: UserError when the folder cannot be made after all."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder} cannot be made: {error.strerror}; choose another folder") from error
-
-
 def nearest(folder: Path) -> Path:
     """The folder, or the nearest above it that is there."""
     while not os.path.lexists(folder):
