@@ -13,10 +13,8 @@ import yaml
 from raystitch.errors import UserError
 from raystitch.files import read_json
 from raystitch.report.summary import delta_text
-from raystitch.report.table import IN_GRID, read_rows
+from raystitch.report.table import AGAIN, IN_GRID, read_rows
 from raystitch.trainers.ratio import parse_ratio
-
-AGAIN = "the same `raystitch sweep` command writes it again"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from raystitch.errors import UserError
 from raystitch.files import atomic_path
 
+AGAIN = "the same `raystitch sweep` command makes it again"
 IN_GRID = "in_grid"
 """Whether the trial belongs to the grid (or the search) of the run's ``config.yaml``; false for one of an earlier grid.
 Tables of older versions do not have the column: all of their rows do."""
@@ -56,8 +57,9 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+        why = str(error).splitlines()[0].removesuffix(".")
+        raise UserError(f"{path} is damaged: {why}; {AGAIN}") from error
     missing = [name for name in RESULTS_SCHEMA.names if name not in table.column_names and name != IN_GRID]
     if missing:
-        raise UserError(f"{path} is damaged: it has no column {missing[0]}")
+        raise UserError(f"{path} is damaged: it has no column {missing[0]}; {AGAIN}")
     return [{IN_GRID: True, **row} for row in table.to_pylist()]
