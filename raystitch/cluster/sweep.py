@@ -32,6 +32,7 @@ from raystitch.errors import RunError, TrialsFailed, UserError
 from raystitch.files import make_folder, write_json
 from raystitch.lease import held_here, leased
 from raystitch.models.bundle import Bundle
+from raystitch.models.fit import existing_fit
 from raystitch.pipeline.figures import write_figures
 from raystitch.pipeline.groups import group_trials
 from raystitch.pipeline.preflight import BUFFER, STITCHER, check_out, check_run, check_stages, nearest
@@ -229,18 +230,19 @@ def _busy(folder: Path) -> str:
 
 def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple[Bundle, Buffer]:
     resources = config.resources
-    with _stage("fit"), Progress() as progress:
-        fit(
-            config.dataset,
-            config.fit,
-            folder / STITCHER,
-            d4rl_env=config.env,
-            device=resources.device,
-            num_retries=resources.num_retries,
-            progress=lambda at: progress.update(
-                at.part, at.step, at.total_steps, f"loss {at.loss:.4g}, {duration(at.seconds_left)} left"
-            ),
-        )
+    if existing_fit(folder / STITCHER, dataset, config.fit, "cpu") is None:
+        with _stage("fit"), Progress() as progress:
+            fit(
+                config.dataset,
+                config.fit,
+                folder / STITCHER,
+                d4rl_env=config.env,
+                device=resources.device,
+                num_retries=resources.num_retries,
+                progress=lambda at: progress.update(
+                    at.part, at.step, at.total_steps, f"loss {at.loss:.4g}, {duration(at.seconds_left)} left"
+                ),
+            )
     with _stage("augment"), Progress() as progress:
         augment(
             dataset,
