@@ -18,9 +18,9 @@ from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.augment import augment_local
 
 TRAIN_STEPS = 4000
-LONG_STEPS = 2500
+LONG_STEPS = 450
 """Of a trial with networks so large that it lasts until it writes a checkpoint, which it does after 30 s."""
-LONG_HIDDEN = 1024
+LONG_HIDDEN = 512
 
 
 def make_sweep_target(folder: Path, *, train_steps: int = TRAIN_STEPS, long_steps: int = LONG_STEPS) -> SweepTarget:
