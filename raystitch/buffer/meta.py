@@ -73,8 +73,8 @@ def check_buffer(path: str | os.PathLike[str], meta: BufferMeta) -> None:
 
 
 def _started(storage: Storage) -> bool:
-    """Whether a buffer without a description a moment ago has one now: without a lock, on an object store, another run
-    may have started it.
+    """False for an empty folder. True where there is a description after all: object stores have no lock, so another
+    run may have started the buffer a moment ago.
 
     Raises:
         UserError: when the folder holds something else.
