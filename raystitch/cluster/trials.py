@@ -28,6 +28,7 @@ Progress = Callable[[int, str], None]
 """Called with the trials done so far and a note on the last one."""
 
 TUNE_FOLDER = ".tune"
+GROUP = "group-"
 LOW_MEMORY = "running low on memory"
 """What Ray's memory monitor says about a process that it killed."""
 
@@ -131,7 +132,7 @@ def _run_round(
         tune_config=tune.TuneConfig(
             reuse_actors=True,
             max_concurrent_trials=resources.max_concurrent_trials,
-            trial_dirname_creator=lambda trial: f"group-{(trial.config or {})['group']}",
+            trial_dirname_creator=lambda trial: f"{GROUP}{(trial.config or {})['group']}",
         ),
         run_config=tune.RunConfig(
             name="trials",
@@ -146,7 +147,7 @@ def _run_round(
     errors: dict[str, str] = {}
     killed: list[Group] = []
     for result in results:
-        group = groups[(result.config or {})["group"]]
+        group = groups[int(Path(result.path).name.removeprefix(GROUP))]  # its config is lost where it died at once
         attempts = watch.attempts.get(group, 1)
         if result.error is not None and LOW_MEMORY in str(result.error):
             killed.append(group)

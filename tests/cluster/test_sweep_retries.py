@@ -55,12 +55,13 @@ def fit_while_killed(ref: str, config: FitConfig, out: Path, retries: int, times
     return killed
 
 
+@pytest.mark.slow
 def test_a_fit_whose_process_dies_goes_on_and_ends_as_if_nothing_had_been(
     drift: EpisodeDataset, tiny_fit: FitConfig, ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "drift.hdf5"
     write_d4rl(drift, file)
-    config = replace(tiny_fit, diffusion=replace(tiny_fit.diffusion, train_steps=600))  # two checkpoints
+    config = replace(tiny_fit, diffusion=replace(tiny_fit.diffusion, train_steps=2000))  # some checkpoints
     assert len(fit_while_killed(f"d4rl:{file}", config, tmp_path / "stitcher", retries=1, times=1)) == 1
     said = capsys.readouterr().err
     assert "fit: its process died: " in said and "tried again from its last checkpoint (1 of 1)" in said
