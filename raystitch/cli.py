@@ -1,6 +1,6 @@
 """The ``raystitch`` command: parses arguments, runs one command, turns errors into one line and an exit status.
 
-Exit status: 0 done, 2 wrong usage or input, 1 failure at run time, 130 interrupted.
+Exit status: 0 done, 2 wrong usage or input, 1 failure at run time, 3 a sweep with failed trials, 130 interrupted.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from raystitch.commands import COMMANDS
-from raystitch.errors import RunError, UserError
+from raystitch.errors import RunError, TrialsFailed, UserError
 
 PACKAGE = Path(__file__).parent
 
@@ -88,6 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         _report(name, error)
         return 2
+    except TrialsFailed as error:
+        _report(name, error)
+        return 3
     except RunError as error:
         _report(name, error)
         return 1

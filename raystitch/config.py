@@ -83,9 +83,13 @@ class ResourceConfig:
     Attributes:
         device: of fitting and generating; ``auto`` takes a GPU when there is one.
         trial_cpus, trial_gpus: held by each trial; fractions share a GPU. Trials train on the CPU without trial_gpus.
+        trial_memory_gib: reserved for each group of trials, so that no more run on a machine than its memory holds;
+            ``auto`` estimates it from the sizes of dataset, buffer and networks; 0 reserves none.
         max_concurrent_trials: None for as many as the resources allow.
         num_retries: times a group of trials that fails, or whose process dies, is tried again before its unfinished
-            trials are recorded as failed. A trial whose loss is not finite is not: it would end the same way.
+            trials are recorded as failed. A trial whose loss is not finite is not: it would end the same way. A
+            group killed because its machine lacks memory has one more round, with twice the memory. Fitting is retried
+            as often.
         stacked_seeds: most seeds of a cell of the grid that are trained together in one process. ``auto``: all of them
             on a GPU; on CPUs as many as leave work for every core.
         object_store_gib: Ray's object store, when Ray is started here.
@@ -95,6 +99,7 @@ class ResourceConfig:
     device: str = "auto"
     trial_cpus: float = 1.0
     trial_gpus: float = 0.0
+    trial_memory_gib: float | Literal["auto"] = "auto"
     max_concurrent_trials: int | None = None
     num_retries: int = 1
     stacked_seeds: int | Literal["auto"] = "auto"
@@ -107,6 +112,8 @@ class ResourceConfig:
                 f"need trial_cpus > 0 and trial_gpus >= 0, got trial_cpus={self.trial_cpus}, "
                 f"trial_gpus={self.trial_gpus}"
             )
+        if self.trial_memory_gib != "auto" and not self.trial_memory_gib >= 0:
+            raise ValueError(f"trial_memory_gib must be auto or >= 0, got trial_memory_gib={self.trial_memory_gib}")
         if self.num_retries < 0:
             raise ValueError(f"num_retries must be >= 0, got num_retries={self.num_retries}")
         if self.stacked_seeds != "auto" and self.stacked_seeds < 1:

@@ -1,4 +1,4 @@
-"""The two kinds of errors the command line turns into one line and an exit status."""
+"""The errors the command line turns into one line and an exit status."""
 
 
 class UserError(ValueError):
@@ -33,3 +33,7 @@ class RunError(RuntimeError):
 
 class StorageError(RunError):
     """Files cannot be written, read or removed: full disk, no permission, storage that does not answer."""
+
+
+class TrialsFailed(RunError):
+    """A sweep went to its end, but some of its trials failed. The command line exits with 3."""

@@ -24,7 +24,7 @@ from typing import Any
 
 from raystitch.errors import RunError, UserError
 from raystitch.files import cannot_write, make_folder
-from raystitch.holders import Place, hold
+from raystitch.holders import Place, hold, is_held, kernel
 
 LEASE_SECONDS = 30.0
 BEATS = 6
@@ -138,6 +138,17 @@ def leased(
             lease._end()
     finally:
         os.close(handle)
+
+
+def held_here(path: str | os.PathLike[str]) -> bool:
+    """Whether a living process of this machine holds the lock; makes no file. One elsewhere has to be waited for before
+    that can be told."""
+    path = Path(path)
+    if not is_held(path):
+        return False
+    _, note = _read(path, max(_numbers(path), default=0))
+    place = note.get("place")
+    return note.get("state") != "held" or place is None or place.get("kernel") == kernel()
 
 
 def _acquire(path: Path, handle: int, seconds: float, watch: "_Watch") -> Lease:

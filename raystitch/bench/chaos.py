@@ -4,6 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from raystitch.bench.chaos_sweep import sweep_rows
 from raystitch.bench.machine import Limits, Row
 from raystitch.bench.subject import BenchOptions
 from raystitch.bench.synthetic import make_walks, tiny_fit
@@ -74,7 +75,8 @@ def rows(limits: Limits, options: BenchOptions) -> list[Row]:
     bad = {result.fault for result in results if not (result.survived or result.impossible)}
     if bad:
         raise RunError(f"these faults did not leave the undisturbed buffer: {', '.join(sorted(bad))}")
-    return [row for fault in FAULTS for row in _fault_rows(fault, [r for r in results if r.fault == fault])]
+    found = [row for fault in FAULTS for row in _fault_rows(fault, [r for r in results if r.fault == fault])]
+    return found + sweep_rows(ROUNDS)
 
 
 def chaos_table(results: list[FaultResult]) -> str:

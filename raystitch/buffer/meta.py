@@ -57,15 +57,35 @@ def create_buffer(path: str | os.PathLike[str], meta: BufferMeta) -> BufferMeta:
     """
     storage = Storage(path)
     with storage.lock():
-        if not storage.exists(META_FILE):
-            others = [name for name in storage.names() if name != LOCK_FILE and not _temporary(name)]
-            if not others:
-                write_meta(storage, meta)
-                return meta
-            # Without a lock, on an object store, another run may have started the buffer a moment ago.
-            if META_FILE not in others:
-                raise UserError(f"{storage.where()} is not empty and not a buffer (no {META_FILE}); give another --out")
+        if not storage.exists(META_FILE) and not _started(storage):
+            write_meta(storage, meta)
+            return meta
     existing = read_meta(storage)
+    _check_same(storage, existing, meta)
+    return existing
+
+
+def check_buffer(path: str | os.PathLike[str], meta: BufferMeta) -> None:
+    """Raises what ``create_buffer`` would raise, and changes nothing."""
+    storage = Storage(path)
+    if storage.exists(META_FILE) or _started(storage):
+        _check_same(storage, read_meta(storage), meta)
+
+
+def _started(storage: Storage) -> bool:
+    """False for an empty folder. True where there is a description after all: object stores have no lock, so another
+    run may have started the buffer a moment ago.
+
+    Raises:
+        UserError: when the folder holds something else.
+    """
+    others = [name for name in storage.names() if name != LOCK_FILE and not _temporary(name)]
+    if others and META_FILE not in others:
+        raise UserError(f"{storage.where()} is not empty and not a buffer (no {META_FILE}); give another --out")
+    return bool(others)
+
+
+def _check_same(storage: Storage, existing: BufferMeta, meta: BufferMeta) -> None:
     differing = differences(existing.settings(), meta.settings())
     if differing:
         reads_anyway = all(key.startswith("stitch.qualify.delta ") for key in differing)
@@ -78,7 +98,6 @@ def create_buffer(path: str | os.PathLike[str], meta: BufferMeta) -> BufferMeta:
             f"{storage.where()} was generated for {existing.complete.num_bridges} bridges, more than the "
             f"{meta.augment.num_bridges} asked for; ask for at least as many or give another --out"
         )
-    return existing
 
 
 def _temporary(name: str) -> bool:

@@ -175,7 +175,7 @@ def _fill_disk(name: str, folder: Path, target: Target) -> FaultResult:
 def _lose_node(name: str, folder: Path, target: Target) -> FaultResult:
     """One of three machines that compute vanishes with the actors on it."""
     out = folder / "buffer"
-    with _three_nodes() as (address, remove_node_of):
+    with three_nodes() as (address, remove_node_of):
         settings = {"num_actors": "2", "sampler.num_cpus": "0.5", "qualifier.num_cpus": "0.5"}
         with Driver(_arguments(target, out, settings, address=address)) as driver:
             _wait_for_shards(driver, out, 2, target)
@@ -322,7 +322,7 @@ def _compare(
 
 
 @contextmanager
-def _three_nodes() -> Iterator[tuple[str, Callable[[int], str]]]:
+def three_nodes() -> Iterator[tuple[str, Callable[[int], str]]]:
     """A Ray of a head and three nodes of one CPU each, on this machine; its address, and a function that removes the
     node on which a process runs and says what else was there."""
     from ray.cluster_utils import Cluster

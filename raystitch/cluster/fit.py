@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.models.loop import FitProgress
 
+RETRY_SECONDS = 1.0
+"""Before the first retry; every further one waits twice as long."""
+
 
 def fit(
     dataset_ref: str,
@@ -26,14 +30,42 @@ def fit(
     *,
     d4rl_env: str | None = None,
     device: str = "auto",
+    num_retries: int = 0,
     progress: Callable[[FitProgress], None] | None = None,
 ) -> None:
     """Fits a bundle in one Ray task that holds a whole machine's CPUs, and a GPU when the cluster has one; resumes.
+
+    Args:
+        num_retries: times that a fit whose process dies, or that fails in a way that is neither the input's nor the
+            loss's, goes on from its last checkpoint.
 
     Raises:
         UserError: as ``fit_bundle``, and when no machine has what it needs or can be added.
         RunError: as ``fit_bundle``.
     """
+    attempts = 1 + num_retries
+    for attempt in range(1, attempts + 1):
+        try:
+            _fit_once(dataset_ref, config, Path(out), d4rl_env, device, progress)
+            return
+        except RayError as error:
+            why = _reason(error)
+            if attempt == attempts:
+                tried = f"after {attempts} attempts: " if attempts > 1 else ""
+                raise RunError(f"fitting failed: {tried}{why}; run it again to continue") from error
+        say(f"fit: {why}; tried again from its last checkpoint ({attempt} of {num_retries})")
+        time.sleep(RETRY_SECONDS * 2 ** (attempt - 1))
+
+
+def _fit_once(
+    dataset_ref: str,
+    config: FitConfig,
+    out: Path,
+    d4rl_env: str | None,
+    device: str,
+    progress: Callable[[FitProgress], None] | None,
+) -> None:
+    """Raises: RayError when the process died, or failed in a way that may not happen again."""
     await_node(fit_need(device))
     nodes = live_nodes()
     wants_gpu = device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes)
@@ -42,7 +74,7 @@ def fit(
     # Typed for tasks with one result; a streaming one is an iterator of references.
     remote: Any = ray.remote(num_cpus=cpus, num_gpus=int(wants_gpu), num_returns="streaming", max_retries=0)(_fit)
     try:
-        for reference in remote.remote(dataset_ref, d4rl_env, config, str(Path(out).absolute()), device):
+        for reference in remote.remote(dataset_ref, d4rl_env, config, str(out.absolute()), device):
             report: Any = ray.get(reference)
             if isinstance(report, str):
                 say(report)
@@ -52,9 +84,13 @@ def fit(
         cause = error.cause
         if isinstance(cause, UserError | RunError):
             raise type(cause)(str(cause)) from None
-        raise RunError(f"fitting failed: {str(error).strip().splitlines()[-1]}") from error
-    except RayError as error:
-        raise RunError(f"fitting failed: {str(error).strip().splitlines()[0]}; run it again to continue") from error
+        raise
+
+
+def _reason(error: RayError) -> str:
+    """One line: what the task raised, or that its process died."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if isinstance(error, RayTaskError) else f"its process died: {lines[0]}"
 
 
 def _fit(

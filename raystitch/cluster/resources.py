@@ -26,6 +26,8 @@ NOTE_SECONDS = 10.0
 ASK_SECONDS = 6.0
 """An autoscaler looks at what is asked for every five seconds."""
 NO_SUCH_NODE = "and the cluster's autoscaler can add none that has it"
+MEMORY = "memory"
+"""Ray's name of a node's memory, which it counts in bytes."""
 UNMANAGED_NODE = re.compile(r"node_[0-9a-f]{20,}")
 """What Ray calls the type of a node that somebody started by hand."""
 
@@ -50,8 +52,12 @@ class Need:
 
 
 def amounts(resources: Mapping[str, float]) -> str:
-    """``CPU 2, GPU 1``."""
-    return ", ".join(f"{name} {amount:g}" for name, amount in resources.items() if amount) or "nothing"
+    """``CPU 2, GPU 1, memory 0.7 GiB``."""
+    return ", ".join(_amount(name, amount) for name, amount in resources.items() if amount) or "nothing"
+
+
+def _amount(name: str, amount: float) -> str:
+    return f"{name} {amount / 2**30:.3g} GiB" if name == MEMORY else f"{name} {amount:g}"
 
 
 def fit_need(device: str) -> Need:
@@ -79,10 +85,14 @@ def actor_needs(config: AugmentConfig, device: str) -> list[Need]:
 
 def trial_need(resources: ResourceConfig) -> Need:
     asked = {"CPU": resources.trial_cpus, "GPU": resources.trial_gpus}
+    advice = f"lower resources.trial_cpus={resources.trial_cpus:g}, resources.trial_gpus={resources.trial_gpus:g}"
+    if isinstance(resources.trial_memory_gib, float | int):
+        asked[MEMORY] = int(resources.trial_memory_gib * 2**30)
+        advice += f", resources.trial_memory_gib={resources.trial_memory_gib:g}"
     return Need(
         who="a trial",
         resources={name: amount for name, amount in asked.items() if amount},
-        advice=f"lower resources.trial_cpus={resources.trial_cpus:g}, resources.trial_gpus={resources.trial_gpus:g}",
+        advice=advice,
     )
 
 
@@ -177,8 +187,18 @@ def await_node(need: Need, note: Callable[[str], None] = say, seconds: float = f
 
 
 def live_nodes() -> list[Node]:
-    """The resources of every machine that is there."""
+    """The resources of every machine that is there; before Ray is started, of this one."""
+    if not ray.is_initialized():
+        return [_this_machine()]
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _this_machine() -> Node:
+    """What a Ray that is started here will have."""
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+
+    found = ResourceAndLabelSpec(object_store_memory=0).resolve(is_head=False, node_ip_address="127.0.0.1")
+    return {"CPU": float(found.num_cpus or 0), "GPU": float(found.num_gpus or 0), MEMORY: float(found.memory or 0)}
 
 
 def node_groups() -> list[Node] | None:
@@ -259,7 +279,7 @@ def _refusal(need: Need, more: str = "") -> str:
     nodes = live_nodes()
     shown = [*dict.fromkeys(["CPU", "GPU", *need.resources])]
     best = max(nodes, key=lambda node: [node.get(name, 0.0) for name in (*need.resources, *shown)], default={})
-    largest = ", ".join(f"{name} {best.get(name, 0.0):g}" for name in shown)
+    largest = ", ".join(_amount(name, best.get(name, 0.0)) for name in shown)
     return (
         f"no machine here has what {need.who} asks for: {need}{f' {more}' if more else ''}; the largest has {largest}; "
         f"{need.advice}{_or_add()}"
@@ -273,9 +293,12 @@ def _or_add() -> str:
 def _place(need: Need) -> Any:
     """A task that does nothing, where the need fits."""
     remote: Any = ray.remote(_nothing)
-    more = {name: amount for name, amount in need.resources.items() if name not in ("CPU", "GPU")}
+    more = {name: amount for name, amount in need.resources.items() if name not in ("CPU", "GPU", MEMORY)}
     return remote.options(
-        num_cpus=need.resources.get("CPU", 0), num_gpus=need.resources.get("GPU", 0), resources=more
+        num_cpus=need.resources.get("CPU", 0),
+        num_gpus=need.resources.get("GPU", 0),
+        memory=need.resources.get(MEMORY),
+        resources=more,
     ).remote()
 
 

@@ -212,15 +212,17 @@ def describe_cluster() -> str:
 
 
 def is_local() -> bool:
-    """Whether Ray was started by ``ensure_ray`` on this machine: nobody will add a node to it."""
-    return _started_here
+    """Whether Ray was started by ``ensure_ray`` on this machine, or is yet to be: nobody will add a node to it."""
+    import ray
+
+    return _started_here or not ray.is_initialized()
 
 
 def check_shared(folder: str | os.PathLike[str], marker: str) -> None:
     """Several nodes have to see the same folder.
 
     Args:
-        marker: a file that is in it.
+        marker: a file or folder that is in it.
 
     Raises:
         UserError: when a node does not see it.
@@ -231,7 +233,7 @@ def check_shared(folder: str | os.PathLike[str], marker: str) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     here = ray.get_runtime_context().get_node_id()
     others = [node["NodeID"] for node in nodes if node["NodeID"] != here]
-    sees: Callable[[str], bool] = os.path.isfile
+    sees: Callable[[str], bool] = os.path.exists
     asked = [
         ray.remote(num_cpus=0.01)(sees)
         .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))

@@ -15,8 +15,8 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raystitch.cluster.trials import Progress, failure, num_slots, quiet_tune, tune_folder
-from raystitch.config import RunConfig
+from raystitch.cluster.trials import Progress, failure, num_slots, quiet_tune, tune_folder, tune_resources
+from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import say
 from raystitch.errors import RunError
 from raystitch.pipeline.search import Cell, SearchLog, cell_trials, draw_cells, make_cell, value_of
@@ -31,20 +31,32 @@ REDUCTION = 3
 """ASHA lets about one of so many cells go on at every rung."""
 
 
-def run_search(config: RunConfig, folder: Path, inputs: Inputs, progress: Progress | None = None) -> Cell:
+def run_search(
+    config: RunConfig, folder: Path, inputs: Inputs, resources: ResourceConfig, progress: Progress | None = None
+) -> Cell:
     """Tries the cells that are missing and returns the best; its trials use none of the seeds that are reported.
+
+    Args:
+        resources: of the run, with the memory that is reserved for a cell.
 
     Raises:
         RunError: when no cell could be trained to its end.
     """
     log = SearchLog(folder, config, inputs)
     if not log.complete:
-        _try_missing(config, folder, inputs, log, progress)
+        _try_missing(config, folder, inputs, log, resources, progress)
     return log.choose()
 
 
-def _try_missing(config: RunConfig, folder: Path, inputs: Inputs, log: SearchLog, progress: Progress | None) -> None:
-    search, resources = config.search, config.resources
+def _try_missing(
+    config: RunConfig,
+    folder: Path,
+    inputs: Inputs,
+    log: SearchLog,
+    resources: ResourceConfig,
+    progress: Progress | None,
+) -> None:
+    search = config.search
     again = log.resume()
     tried = {cell for cell, _ in log.cells("ok", "stopped")}
     num_missing = search.num_cells - len(log.rows)
@@ -62,7 +74,7 @@ def _try_missing(config: RunConfig, folder: Path, inputs: Inputs, log: SearchLog
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(_try, run=config, folder=str(folder), inputs=inputs),
-            {"cpu": resources.trial_cpus, "gpu": resources.trial_gpus},
+            tune_resources(resources),
         ),
         param_space=space,
         tune_config=tune.TuneConfig(

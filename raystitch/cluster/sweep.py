@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,88 +19,144 @@ import ray
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.cluster.augment import augment
 from raystitch.cluster.fit import fit
+from raystitch.cluster.plan_table import print_plan
 from raystitch.cluster.resources import check_resources, run_needs
 from raystitch.cluster.runtime import check_shared, cluster_address, ensure_ray, job_id
 from raystitch.cluster.search import run_search
-from raystitch.cluster.trials import num_slots, run_groups
-from raystitch.config import RunConfig, default_out
+from raystitch.cluster.trials import num_slots, reserve_memory, run_groups
+from raystitch.config import ResourceConfig, RunConfig, default_out
 from raystitch.console import Progress, duration, say
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.data.load import load_dataset, parse_ref
-from raystitch.errors import RunError, UserError
-from raystitch.files import atomic_path, locked, make_folder, write_json
+from raystitch.data.load import parse_ref
+from raystitch.errors import RunError, TrialsFailed, UserError
+from raystitch.files import make_folder, write_json
+from raystitch.lease import held_here, leased
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.cost import estimate, plan_groups
+from raystitch.models.fit import existing_fit
 from raystitch.pipeline.figures import write_figures
 from raystitch.pipeline.groups import group_trials
-from raystitch.pipeline.search import check_search, search_rows, with_chosen
-from raystitch.pipeline.suitable import check_suitable
-from raystitch.pipeline.sweep_plan import Inputs, Trial, finished, plan, result_rows, write_results
+from raystitch.pipeline.preflight import BUFFER, STITCHER, check_out, check_run, check_stages, nearest
+from raystitch.pipeline.run_folder import RESULTS_FILE, other_rows, write_config
+from raystitch.pipeline.search import search_rows, with_chosen
+from raystitch.pipeline.sweep_plan import Inputs, Trial, finished, plan, result_rows
 from raystitch.pipeline.trial import LOCK_FILE, sweep_job
 from raystitch.pipeline.validate import validate
-from raystitch.trainers.evaluate import check_env
+from raystitch.report.table import write_results
 
 PACKAGES = ("raystitch", "ray", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "pyarrow")
+JOB_PATIENCE = 120.0
+ENVIRONMENT_FILE = "environment.json"
 
 
 def run_sweep(
-    config: RunConfig, out: str | os.PathLike[str] | None = None, address: str | None = None, dry_run: bool = False
+    config: RunConfig,
+    out: str | os.PathLike[str] | None = None,
+    address: str | None = None,
+    dry_run: bool = False,
+    allow_failed: bool = False,
 ) -> Path:
     """Runs what is missing of a run and returns its folder; prints the results, or with ``dry_run`` only the plan.
 
+    Whatever can refuse the run is asked before any file of the folder changes; a dry run asks the same, and writes
+    nothing there.
+
+    Args:
+        allow_failed: a run with failed trials is as good as one without, as long as one trial has a result.
+
     Raises:
         UserError: for input that cannot work, before anything long starts.
+        TrialsFailed: when the run went to its end but some trials failed.
         RunError: when a stage fails, or all trials do.
     """
-    out = default_out(config) if out is None else out
-    check_search(config)
+    folder = _folder(default_out(config) if out is None else out)
+    config = replace(config, dataset=_absolute(config.dataset))
     if dry_run:
-        _print_plan(config, Path(out))
-        return Path(out)
-    folder = _folder(out)
-    busy = f"another `raystitch sweep` is at work in {folder}; wait for it, or choose another --out"
-    with locked(folder / LOCK_FILE, busy=busy):
-        return _run(replace(config, dataset=_absolute(config.dataset)), folder, address)
-
-
-def _run(config: RunConfig, folder: Path, address: str | None) -> Path:
-    began = time.monotonic()
+        print_plan(config, folder)
     with ExitStack() as stack:
-        here = cluster_address(address) is None
-        if not here:  # what a cluster lacks is told before the data are read
-            stack.enter_context(_attached(config, address))
-        dataset = _data(config)
-        _write_config(config, folder)
-        if here:
-            stack.enter_context(_attached(config, address))
-        check_shared(folder, "config.yaml")
-        write_json(folder / "environment.json", environment())
-        bundle, buffer = _generate(config, folder, dataset)
-        with _stage("figures"):
-            write_figures(dataset, buffer, folder / "figures")
-        if config.validation.enabled:
-            with _stage("validate"):
-                found = validate(buffer, dataset, bundle, max_bridges=config.validation.max_bridges)
-                write_json(folder / "validate.json", found)
-        inputs = Inputs(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)
-        config = _search(config, folder, inputs)
-        trials = plan(config, inputs)
-        errors = _train(config, folder, trials, inputs)
+        dataset = _checked(config, folder, address, stack)
+        if dry_run:
+            say("nothing stands in the way of this run")
+            return folder
+        stack.enter_context(_alone(folder))
+        check_stages(config, folder, dataset)  # another run may have been at work until now
+        return _run(config, folder, dataset, address, allow_failed, stack)
+
+
+def _checked(config: RunConfig, folder: Path, address: str | None, stack: ExitStack) -> EpisodeDataset:
+    """The dataset of a run that nothing refuses; the cluster that it names is connected to.
+
+    Raises:
+        UserError, RunError: for the first thing that refuses it.
+    """
+    if not _patience() and held_here(folder / LOCK_FILE):
+        raise UserError(_busy(folder))
+    if cluster_address(address) is not None:  # what a cluster lacks is told before the data are read
+        stack.enter_context(_attached(config, address))
+        there = nearest(folder)
+        check_shared(there, LOCK_FILE if (there / LOCK_FILE).is_file() else ".")
+    else:
+        check_resources(run_needs(config), config.augment)
+    with _stage("data"):
+        checked = check_run(config, folder)
+    for note in checked.notes:
+        say(f"note: {note}")
+    return checked.dataset
+
+
+def _run(
+    asked: RunConfig, folder: Path, dataset: EpisodeDataset, address: str | None, allow_failed: bool, stack: ExitStack
+) -> Path:
+    began = time.monotonic()
+    if cluster_address(address) is None:
+        stack.enter_context(_attached(asked, address))
+    check_shared(folder, LOCK_FILE)
+    write_config(asked, folder)
+    if not (folder / ENVIRONMENT_FILE).is_file():  # that of a finished run stays until this one is
+        write_json(folder / ENVIRONMENT_FILE, environment())
+    bundle, buffer = _generate(asked, folder, dataset)
+    with _stage("figures"):
+        write_figures(dataset, buffer, folder / "figures")
+    if asked.validation.enabled:
+        with _stage("validate"):
+            found = validate(buffer, dataset, bundle, max_bridges=asked.validation.max_bridges)
+            write_json(folder / "validate.json", found)
+    inputs = Inputs(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)
+    resources = reserve_memory(asked, dataset)
+    config = _search(asked, folder, inputs, resources)
+    trials = plan(config, inputs)
+    errors = _train(config, folder, trials, inputs, resources)
     delta_value = partial(_delta_value, buffer)
     rows = result_rows(trials, folder / "trials", errors, delta_value)
-    write_results(rows + search_rows(config, inputs, folder, delta_value), folder / "results.parquet")
-    write_json(
-        folder / "environment.json", environment() | {"finished_at": _now(), "seconds": time.monotonic() - began}
-    )
+    rows += search_rows(config, inputs, folder, delta_value)
+    others, notes = other_rows(folder, {row["trial_id"] for row in rows}, inputs, delta_value)
+    for note in notes:
+        say(f"note: {note}")
+    write_results([*rows, *others], folder / RESULTS_FILE)
+    now = environment() | {"finished_at": _now(), "seconds": time.monotonic() - began}
+    write_json(folder / ENVIRONMENT_FILE, now)
     from raystitch.report.page import build_report  # these import Matplotlib: not before the first trial
     from raystitch.report.terminal import print_summary
 
     page = build_report(folder)
     print_summary(folder)
     print(f"\n{page}  ({duration(time.monotonic() - began)})")
+    _judge(trials, errors, rows, allow_failed)
+    return folder
+
+
+def _judge(
+    trials: Sequence[Trial], errors: Mapping[str, str], rows: Sequence[Mapping[str, Any]], allow_failed: bool
+) -> None:
+    """Raises: RunError when no trial has a result; TrialsFailed when some have none and that is not allowed."""
+    failed = {row["trial_id"]: row["error"] for row in rows if row["status"] == "failed"}
     if errors and len(errors) == len(trials):
         raise RunError(f"all {len(trials)} trials failed, the first with: {next(iter(errors.values()))}")
-    return folder
+    if failed and not allow_failed:
+        total = len({row["trial_id"] for row in rows})
+        raise TrialsFailed(
+            f"{len(failed)} of {total} trials failed, the first with: {next(iter(failed.values()))}; the report has "
+            "the others, and the same command tries these again (--allow-failed: exit status 0)"
+        )
 
 
 @contextmanager
@@ -109,19 +165,6 @@ def _attached(config: RunConfig, address: str | None) -> Iterator[None]:
     with ensure_ray(address, object_store_gib=config.resources.object_store_gib, announce=say):
         check_resources(run_needs(config), config.augment)
         yield
-
-
-def _data(config: RunConfig) -> EpisodeDataset:
-    with _stage("data"):
-        dataset = load_dataset(config.dataset, env_id=config.env)
-        if dataset.env is None:
-            raise UserError(
-                f"{config.dataset} does not say which environment it comes from; set env: to its Gymnasium id"
-            )
-        check_env(dataset.env, dataset.obs_dim, dataset.act_dim)
-        for note in check_suitable(dataset):
-            say(f"note: {note}")
-    return dataset
 
 
 class _stage:
@@ -146,58 +189,75 @@ def _absolute(ref: str) -> str:
 
 
 def _folder(out: str | os.PathLike[str]) -> Path:
-    """The run's folder, checked to be writable before hours of work and not after them."""
-    if "://" in str(out):
-        raise UserError(f"--out {out}: a run needs a folder; on a cluster, one on storage that all nodes mount")
-    folder = Path(out).expanduser()
-    if job_id() is not None and not folder.is_absolute():
+    """The run's folder, checked to be one that can be written before hours of work and not after them."""
+    if job_id() is not None and "://" not in str(out) and not Path(out).expanduser().is_absolute():
         raise UserError(
             f"--out {out}: inside a job this would lie in the job's own folder on one node; give an absolute path, on "
             "storage that all nodes mount"
         )
-    folder = folder.absolute()
+    return check_out(out)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The folder is there, and no other sweep works in it.
+
+    One whose machine was lost is waited for until its lease is over: a job's next attempt has to outlast the last.
+
+    Raises:
+        UserError: when another is at work, or the folder cannot be made after all.
+    """
     try:
         make_folder(folder)
     except OSError as error:
-        raise UserError(f"--out {out} cannot be made: {error.strerror}; choose another folder") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"--out {out} cannot be written; choose another folder")
-    return folder
+        raise UserError(f"--out {folder} cannot be made: {error.strerror}; choose another folder") from error
+
+    def waiting(who: str) -> None:
+        say(f"{folder} is held by {who}: waiting until it is certain that it is gone, or at work")
+
+    with leased(folder / LOCK_FILE, busy=_busy(folder), patience=_patience(), on_wait=waiting):
+        yield
+
+
+def _patience() -> float:
+    """Seconds that a living run in the same folder is waited for: inside a job it may be the one before, dying."""
+    return JOB_PATIENCE if job_id() is not None else 0.0
+
+
+def _busy(folder: Path) -> str:
+    return f"another `raystitch sweep` is at work in {folder}; wait for it, or choose another --out"
 
 
 def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple[Bundle, Buffer]:
     resources = config.resources
-    with _stage("fit"), Progress() as progress:
-        fit(
-            config.dataset,
-            config.fit,
-            folder / "stitcher",
-            d4rl_env=config.env,
-            device=resources.device,
-            progress=lambda at: progress.update(
-                at.part, at.step, at.total_steps, f"loss {at.loss:.4g}, {duration(at.seconds_left)} left"
-            ),
-        )
+    if existing_fit(folder / STITCHER, dataset, config.fit, "cpu") is None:
+        with _stage("fit"), Progress() as progress:
+            fit(
+                config.dataset,
+                config.fit,
+                folder / STITCHER,
+                d4rl_env=config.env,
+                device=resources.device,
+                num_retries=resources.num_retries,
+                progress=lambda at: progress.update(
+                    at.part, at.step, at.total_steps, f"loss {at.loss:.4g}, {duration(at.seconds_left)} left"
+                ),
+            )
     with _stage("augment"), Progress() as progress:
         augment(
             dataset,
-            folder / "stitcher",
-            out=folder / "buffer",
+            folder / STITCHER,
+            out=folder / BUFFER,
             stitch_config=config.stitch,
             config=config.augment,
             seed=config.seed,
             device=resources.device,
             progress=lambda at: progress.update("augment", at.accepted, at.wanted, at.text),
         )
-    return Bundle.load(folder / "stitcher", "cpu"), open_buffer(folder / "buffer")
+    return Bundle.load(folder / STITCHER, "cpu"), open_buffer(folder / BUFFER)
 
 
-def _write_config(config: RunConfig, folder: Path) -> None:
-    with atomic_path(folder / "config.yaml") as temporary:
-        temporary.write_text(config.to_yaml(), encoding="utf-8")
-
-
-def _search(config: RunConfig, folder: Path, inputs: Inputs) -> RunConfig:
+def _search(config: RunConfig, folder: Path, inputs: Inputs, resources: ResourceConfig) -> RunConfig:
     """The run with the cell that the search chose, if it asks for a search."""
     if config.search.algorithm == "none":
         return config
@@ -206,21 +266,23 @@ def _search(config: RunConfig, folder: Path, inputs: Inputs) -> RunConfig:
             config,
             folder,
             inputs,
+            resources,
             lambda done, note: progress.update("search", done, config.search.num_cells, note),
         )
     say(f"search: chose ratio {chosen.ratio}, delta {chosen.delta}")
     config = with_chosen(config, chosen)
-    _write_config(config, folder)
+    write_config(config, folder)
     return config
 
 
-def _train(config: RunConfig, folder: Path, trials: Sequence[Trial], inputs: Inputs) -> dict[str, str]:
+def _train(
+    config: RunConfig, folder: Path, trials: Sequence[Trial], inputs: Inputs, resources: ResourceConfig
+) -> dict[str, str]:
     missing = [trial for trial in trials if finished(folder / "trials" / trial.trial_id) is None]
     if len(missing) < len(trials):
         say(f"{len(trials) - len(missing)} of {len(trials)} trials are finished already")
     if not missing:
         return {}
-    resources = config.resources
     groups = group_trials(missing, resources.stacked_seeds, num_slots(resources), on_gpu=resources.trial_gpus > 0)
     with _stage("trials"), Progress() as progress:
         return run_groups(
@@ -261,40 +323,3 @@ def environment() -> dict[str, Any]:
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _print_plan(config: RunConfig, folder: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    trials = plan(config)
-    cells: dict[tuple[str, str, str, str], int] = {}
-    for trial in trials:
-        key = (trial.algo, trial.data, trial.ratio, trial.delta or "-")
-        cells[key] = cells.get(key, 0) + 1
-    table = Table(title=f"{config.name}: {len(trials)} trials")
-    for head in ("algo", "data", "ratio", "delta", "seeds", "steps each"):
-        table.add_column(head)
-    for key, seeds in cells.items():
-        table.add_row(*key, str(seeds), f"{getattr(config.algorithms, key[0]).train_steps:,}")
-    console = Console()
-    console.print(table)
-    num_cpus = os.cpu_count() or 1
-    costs = estimate(config, trials, num_cpus)
-    groups, _ = plan_groups(config, trials, num_cpus)
-    stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in costs.items())
-    done = sum(1 for path in (folder / "trials").glob("*") if finished(path) is not None)
-    if config.search.algorithm != "none":
-        search = config.search
-        console.print(
-            f"before them a search: {search.num_cells} cells by {search.algorithm} with {search.scheduler}, "
-            f"{search.algo} on {len(search.seeds)} seeds of its own; the best joins the grid",
-            highlight=False,
-        )
-    console.print(f"{len(trials)} trials in {len(groups)} groups of stacked seeds", highlight=False)
-    console.print(f"dataset {config.dataset}; {config.augment.num_bridges:,} bridges; into {folder}", highlight=False)
-    console.print(
-        f"rough estimate on {num_cpus} CPUs: {stages}; {duration(sum(costs.values()))} in all", highlight=False
-    )
-    if done:
-        console.print(f"{done} finished trials are in {folder} and are used where they still fit", highlight=False)

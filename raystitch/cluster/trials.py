@@ -7,18 +7,20 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
-from raystitch.cluster.resources import await_node, trial_need
-from raystitch.config import ResourceConfig
+from raystitch.cluster.resources import MEMORY, await_node, live_nodes, trial_need
+from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import say
+from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import RunError, UserError
 from raystitch.pipeline.groups import Group
+from raystitch.pipeline.memory import group_bytes
 from raystitch.pipeline.sweep_plan import Trial, finished
 from raystitch.pipeline.trial import SweepJob, error_of, run_planned
 
@@ -26,6 +28,9 @@ Progress = Callable[[int, str], None]
 """Called with the trials done so far and a note on the last one."""
 
 TUNE_FOLDER = ".tune"
+GROUP = "group-"
+LOW_MEMORY = "running low on memory"
+"""What Ray's memory monitor says about a process that it killed."""
 
 
 def quiet_tune() -> None:
@@ -49,15 +54,33 @@ def num_slots(resources: ResourceConfig) -> int:
     Raises:
         UserError: when no machine has what one asks for, and none can be added.
     """
-    await_node(trial_need(resources))
-    cpus, gpus = resources.trial_cpus, resources.trial_gpus
+    need = trial_need(resources)
+    await_node(need)
     slots = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            has = node["Resources"]
-            fits = [has.get("CPU", 0) / cpus, *([has.get("GPU", 0) / gpus] if gpus else [])]
-            slots += int(min(fits) + 1e-9)
+    for node in live_nodes():
+        slots += int(min(node.get(name, 0) / amount for name, amount in need.resources.items()) + 1e-9)
     return min(slots, resources.max_concurrent_trials or slots)
+
+
+def reserve_memory(config: RunConfig, dataset: EpisodeDataset) -> ResourceConfig:
+    """The run's resources with the memory of a group as a number where it is ``auto``.
+
+    An estimate never refuses a run: it is at most what the largest node for a trial has, and 0 while there is none.
+    """
+    resources = config.resources
+    if resources.trial_memory_gib != "auto":
+        return resources
+    most = len(config.seeds) if resources.stacked_seeds == "auto" else resources.stacked_seeds
+    need = trial_need(resources)
+    largest = max((node.get(MEMORY, 0.0) for node in live_nodes() if need.fits(node)), default=0.0)
+    wanted = group_bytes(config, dataset, most)
+    return replace(resources, trial_memory_gib=min(wanted, largest) / 2**30)
+
+
+def tune_resources(resources: ResourceConfig) -> dict[str, float]:
+    """What a group holds, as Tune calls it."""
+    held = trial_need(resources).resources
+    return {"cpu": held["CPU"], "gpu": held.get("GPU", 0.0), MEMORY: held.get(MEMORY, 0.0)}
 
 
 def run_groups(
@@ -65,23 +88,51 @@ def run_groups(
 ) -> dict[str, str]:
     """Runs groups of trials on the connected cluster; returns the errors of trials that failed, by trial id.
 
-    A group that fails is tried again ``resources.num_retries`` times; its finished trials are not repeated. What is
-    finished lies in the trials' own folders; Tune's state is thrown away, so an interrupted run just submits what is
-    missing.
+    A group that fails is tried again ``resources.num_retries`` times; its finished trials are not repeated. Groups that
+    Ray's memory monitor killed are then tried once more, with twice the memory reserved, so that fewer run beside them:
+    other trials' memory is not their failure. What is finished lies in the trials' own folders; Tune's state is thrown
+    away, so an interrupted run just submits what is missing.
     """
+    watch = _Watch(groups, job, progress)
+    errors, killed = _run_round(groups, job, resources, watch)
+    if not killed:
+        return errors
+    more = _twice_the_memory(resources)
+    say(
+        f"{len(killed)} group{'s' * (len(killed) > 1)} of trials killed for lack of memory: tried again with "
+        f"{more.trial_memory_gib:.3g} GiB reserved for each"
+    )
+    watch.try_again(killed)
+    again, _ = _run_round(killed, job, more, watch)
+    retried = {trial.trial_id for group in killed for trial in group}
+    return {trial_id: error for trial_id, error in errors.items() if trial_id not in retried} | again
+
+
+def _twice_the_memory(resources: ResourceConfig) -> ResourceConfig:
+    """As far as the largest node has it."""
+    need = trial_need(replace(resources, trial_memory_gib=0))
+    largest = max((node.get(MEMORY, 0.0) for node in live_nodes() if need.fits(node)), default=0.0) / 2**30
+    reserved = resources.trial_memory_gib
+    doubled = 2 * reserved if isinstance(reserved, float | int) and reserved else 1.0
+    return replace(resources, trial_memory_gib=min(doubled, largest))
+
+
+def _run_round(
+    groups: Sequence[Group], job: SweepJob, resources: ResourceConfig, watch: "_Watch"
+) -> tuple[dict[str, str], list[Group]]:
+    """The errors of trials that failed, by trial id, and the groups that were killed for lack of memory."""
     quiet_tune()
     storage = tune_folder(job.folder)
-    watch = _Watch(groups, job, progress)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(_train, groups=groups, job=job),
-            {"cpu": resources.trial_cpus, "gpu": resources.trial_gpus},
+            tune_resources(resources),
         ),
         param_space={"group": tune.grid_search(list(range(len(groups))))},
         tune_config=tune.TuneConfig(
             reuse_actors=True,
             max_concurrent_trials=resources.max_concurrent_trials,
-            trial_dirname_creator=lambda trial: f"group-{(trial.config or {})['group']}",
+            trial_dirname_creator=lambda trial: f"{GROUP}{(trial.config or {})['group']}",
         ),
         run_config=tune.RunConfig(
             name="trials",
@@ -91,16 +142,20 @@ def run_groups(
             verbose=0,
         ),
     )
+    watch.groups = groups
     results = tuner.fit()
     errors: dict[str, str] = {}
+    killed: list[Group] = []
     for result in results:
-        group = groups[(result.config or {})["group"]]
+        group = groups[int(Path(result.path).name.removeprefix(GROUP))]  # its config is lost where it died at once
         attempts = watch.attempts.get(group, 1)
+        if result.error is not None and LOW_MEMORY in str(result.error):
+            killed.append(group)
         for trial in group:
             if finished(_folder(job, trial)) is None:
                 errors[trial.trial_id] = failure(_folder(job, trial), result.error, attempts)
     shutil.rmtree(storage, ignore_errors=True)
-    return errors
+    return errors, killed
 
 
 def _train(config: Mapping[str, Any], groups: Sequence[Group], job: SweepJob) -> None:
@@ -133,6 +188,7 @@ class _Watch(tune.Callback):
     def __init__(self, groups: Sequence[Group], job: SweepJob, progress: Progress | None) -> None:
         self.groups, self.job, self.progress, self.done = groups, job, progress, 0
         self.attempts: dict[Group, int] = {}
+        self.before: dict[Group, int] = {}
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         for line in (trial.last_result or {}).get("notes", ()):
@@ -142,8 +198,14 @@ class _Watch(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._tell(trial, attempts=trial.num_failures)
 
+    def try_again(self, groups: Sequence[Group]) -> None:
+        """These groups are not done, and what is counted from now on comes on top."""
+        self.before = {group: self.attempts.get(group, 0) for group in groups}
+        self.done -= sum(len(group) for group in groups)
+
     def _tell(self, tune_trial: TuneTrial, attempts: int) -> None:
         group = self.groups[(tune_trial.config or {})["group"]]
+        attempts += self.before.get(group, 0)
         self.attempts[group] = attempts
         for trial in group:
             self.done += 1

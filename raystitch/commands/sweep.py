@@ -26,7 +26,16 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--out", metavar="URI", help="run folder (default: runs/NAME, or $RAYSTITCH_RUNS/NAME)")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key; repeatable")
     parser.add_argument("--address", metavar="A", help=ADDRESS)
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and an estimate of its cost, then stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan and an estimate of its cost, run every check that could refuse the sweep, then stop",
+    )
+    parser.add_argument(
+        "--allow-failed",
+        action="store_true",
+        help="exit with 0 although trials failed, instead of with 3 (with 1 all the same when all of them did)",
+    )
     parser.add_argument(
         "--rerun", metavar="TRIAL_ID", help="repeat one trial of the run in --out, alone, and compare the results"
     )
@@ -52,14 +61,17 @@ def _sweep(args: argparse.Namespace) -> None:
     config = load_run_config(args.config or "demo", args.set)
     from raystitch.cluster.sweep import run_sweep
 
-    run_sweep(config, args.out, address=args.address, dry_run=args.dry_run)
+    run_sweep(config, args.out, address=args.address, dry_run=args.dry_run, allow_failed=args.allow_failed)
 
 
 def _rerun(args: argparse.Namespace) -> None:
     if args.out is None:
         raise UserError(f"--rerun {args.rerun}: name the run with --out RUN_DIR")
-    if args.config or args.set or args.address or args.dry_run:
-        raise UserError("--rerun takes everything from the run in --out; leave out CONFIG, --set, --address, --dry-run")
+    if args.config or args.set or args.address or args.dry_run or args.allow_failed:
+        raise UserError(
+            "--rerun takes everything from the run in --out; leave out CONFIG, --set, --address, --dry-run, "
+            "--allow-failed"
+        )
     run = require_folder(args.out, "a run of `raystitch sweep`", "config.yaml")
     from raystitch.pipeline.rerun import rerun
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from raystitch.models.parts import FitJob
 from raystitch.seeding import derive_seed
 
 RESUME_FOLDER = ".fit"
+PLAN_FILE = "plan.json"
 
 
 def fit_bundle(
@@ -65,9 +66,11 @@ def fit_bundle(
     resolved = resolve_device(device)
     folder = None if out is None else Path(out)
     if folder is not None:
-        finished = _claim(folder, _plan(dataset, config), device, note)
+        finished = existing_fit(folder, dataset, config, device, note)
         if finished is not None:
+            shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)
             return finished
+        write_json(folder / RESUME_FOLDER / PLAN_FILE, sealed(_plan(dataset, config)))
     train, holdout = holdout_split(dataset.num_episodes, config.holdout_fraction, derive_seed(config.seed, "holdout"))
     _calibration_windows(dataset, config, holdout, resolved)  # before the fit, not after it
     job = FitJob(dataset, config, train, resolved)
@@ -168,33 +171,59 @@ def _check(dataset: EpisodeDataset, config: FitConfig) -> None:
             raise UserError(f"{dataset.name}: {column} holds NaN or infinite values; see `raystitch data inspect`")
 
 
-def _plan(dataset: EpisodeDataset, config: FitConfig) -> dict[str, Any]:
-    return {"dataset": dataset.fingerprint, **asdict(config)}
-
-
 def _checkpoint(folder: Path, part: str, plan: dict[str, Any], note: Callable[[str], None]) -> CheckpointFile:
     return CheckpointFile(path=folder / RESUME_FOLDER / f"{part}.pt", settings=f"{part} {json_digest(plan)}", note=note)
 
 
-def _claim(folder: Path, plan: dict[str, Any], device: str, note: Callable[[str], None]) -> Bundle | None:
-    """The finished bundle when ``folder`` holds a sound one; otherwise marks the folder as this fit's."""
+def existing_fit(
+    folder: str | os.PathLike[str],
+    dataset: EpisodeDataset,
+    config: FitConfig,
+    device: str = "auto",
+    note: Callable[[str], None] = say,
+) -> Bundle | None:
+    """The finished bundle that ``folder`` holds, None where a fit has to begin or go on; changes nothing.
+
+    A damaged bundle counts as none; ``note`` gets a line that says so.
+
+    Raises:
+        UserError: when the folder belongs to another dataset or config.
+    """
+    folder, plan = Path(folder), _plan(dataset, config)
     if (folder / STITCHER_FILE).exists():
         try:
             _refuse_other(folder, bundle_plan(folder), plan)
-            bundle = Bundle.load(folder, device)
-            shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)
-            return bundle
+            return Bundle.load(folder, device)
         except DamagedError as error:
-            note(f"{error}: it is fitted again now")
-    path = folder / RESUME_FOLDER / "plan.json"
+            note(f"{error}: it is fitted again")
+    path = folder / RESUME_FOLDER / PLAN_FILE
     if path.exists():
         try:
             _refuse_other(folder, read_sealed(path), plan)
-            return None
         except DamagedError as error:
             note(f"{error}; each checkpoint says itself what it belongs to")
-    write_json(path, sealed(plan))
     return None
+
+
+def rehearse_fit(dataset: EpisodeDataset, config: FitConfig) -> Bundle:
+    """A bundle as ``config`` describes it, but with tiny networks after one step: it knows nothing, and shows in a
+    moment whether the dataset can be fitted.
+
+    Raises:
+        UserError, RunError: as ``fit_bundle``.
+    """
+    diffusion = config.diffusion
+    heads = {
+        name: replace(getattr(config, name), hidden=8, num_layers=1, train_steps=1, batch_size=8)
+        for name in ("dynamics", "inverse", "reward", "termination", "value", "embedding")
+    }
+    tiny = replace(diffusion, width=8, num_blocks=1, train_steps=1, batch_size=8)
+    return fit_bundle(dataset, replace(config, diffusion=tiny, calibration_windows=16, **heads), device="cpu")
+
+
+def _plan(dataset: EpisodeDataset, config: FitConfig) -> dict[str, Any]:
+    """What a folder must be of to go on with it."""
+    return {"dataset": dataset.fingerprint, **asdict(config)}
 
 
 def _refuse_other(folder: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:

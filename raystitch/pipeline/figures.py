@@ -4,6 +4,7 @@ Legend: O observation size, D polylines.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +33,24 @@ Project = Callable[[Floats], NDArray[np.float64]]
 
 
 def write_figures(dataset: EpisodeDataset, buffer: Buffer, folder: str | Path) -> None:
-    """Writes ``acceptance``, ``candidates``, ``lines``, ``walls`` and ``marks.parquet`` below ``folder``."""
-    folder = Path(folder)
+    """Writes ``acceptance``, ``candidates``, ``lines``, ``walls`` and ``marks.parquet`` below ``folder``: all of them,
+    or none when one fails."""
     project, labels, walls, marks = _view(dataset)
-    _write(folder / "acceptance.parquet", _acceptance(buffer))
-    _write(folder / "candidates.parquet", _candidates(buffer))
-    _write(folder / "lines.parquet", _lines(dataset, buffer.mapped(), project), labels)
-    _write(
-        folder / "walls.parquet", {name: walls[:, column] for column, name in enumerate(("x", "y", "width", "height"))}
-    )
-    _write(
-        folder / "marks.parquet",
-        {"text": [m[0] for m in marks], "x": [m[1] for m in marks], "y": [m[2] for m in marks]},
-    )
+    tables = {
+        "acceptance": _table(_acceptance(buffer)),
+        "candidates": _table(_candidates(buffer)),
+        "lines": _table(_lines(dataset, buffer.mapped(), project), labels),
+        "walls": _table({name: walls[:, column] for column, name in enumerate(("x", "y", "width", "height"))}),
+        "marks": _table({"text": [m[0] for m in marks], "x": [m[1] for m in marks], "y": [m[2] for m in marks]}),
+    }
+    with ExitStack() as stack:  # they get their names at the end of the block, when all are written
+        for name, table in tables.items():
+            pq.write_table(table, stack.enter_context(atomic_path(Path(folder) / f"{name}.parquet")))
 
 
-def _write(path: Path, columns: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+def _table(columns: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> pa.Table:
     table = pa.table({name: pa.array(values) for name, values in columns.items()})
-    with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(dict(metadata or {})), temporary)
+    return table.replace_schema_metadata(dict(metadata or {}))
 
 
 def _acceptance(buffer: Buffer) -> dict[str, Any]:

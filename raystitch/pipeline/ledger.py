@@ -305,23 +305,17 @@ def _listed(shards: tuple[int, ...], most: int = 8) -> str:
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
-def open_ledger(
-    dataset: EpisodeDataset,
-    bundle: Bundle,
-    stitch_config: StitchConfig,
-    config: AugmentConfig,
-    out: str | os.PathLike[str],
-    seed: int,
-    progress: Progress | None,
-) -> Ledger:
-    """Starts a buffer at ``out`` or takes up the one that is there.
+def planned_meta(
+    dataset: EpisodeDataset, bundle: Bundle, stitch_config: StitchConfig, config: AugmentConfig, seed: int
+) -> BufferMeta:
+    """What ``buffer.json`` of a new buffer says.
 
     Raises:
-        UserError: another dataset than the bundle's, settings that do not suit it, or ``out`` holds something else.
+        UserError: another dataset than the bundle's, or settings that do not suit it.
     """
     bundle.check_dataset(dataset)
     Stitcher(bundle, stitch_config)  # refuses what does not fit before anything is written
-    meta = BufferMeta(
+    return BufferMeta(
         gamma=bundle.gamma,
         bundle_hash=bundle.hash,
         dataset_name=dataset.name,
@@ -336,6 +330,23 @@ def open_ledger(
         augment=config,
         seed=seed,
     )
+
+
+def open_ledger(
+    dataset: EpisodeDataset,
+    bundle: Bundle,
+    stitch_config: StitchConfig,
+    config: AugmentConfig,
+    out: str | os.PathLike[str],
+    seed: int,
+    progress: Progress | None,
+) -> Ledger:
+    """Starts a buffer at ``out`` or takes up the one that is there.
+
+    Raises:
+        UserError: another dataset than the bundle's, settings that do not suit it, or ``out`` holds something else.
+    """
+    meta = planned_meta(dataset, bundle, stitch_config, config, seed)
     storage = Storage(out)
     path = storage.uri if storage.local is None else str(storage.local)
     create_buffer(path, meta)

@@ -2,6 +2,7 @@
 out?"""
 
 import difflib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +16,14 @@ from raystitch.config import RunConfig, load_run_config
 from raystitch.data.load import load_dataset
 from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
+from raystitch.pipeline.run_folder import CONFIG_FILE, config_files
 from raystitch.pipeline.search import SearchLog, cell_trials
 from raystitch.pipeline.sweep_plan import Inputs, Trial, finished, plan
 from raystitch.pipeline.trial import run_planned, sweep_job
 
 RERUNS = "reruns"
+NEW = ".new"
+"""Folder in ``reruns/`` for what is not finished yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,24 +72,39 @@ def rerun(run: str | Path, trial_id: str, log: Callable[[dict[str, Any]], None] 
         RunError: when the trial fails.
     """
     run = Path(run).expanduser().absolute()
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is not a run of `raystitch sweep`: it has no config.yaml")
-    config = load_run_config(run / "config.yaml")
+    if not (run / CONFIG_FILE).is_file():
+        raise UserError(f"{run} is not a run of `raystitch sweep`: it has no {CONFIG_FILE}")
+    config = load_run_config(run / CONFIG_FILE)
     inputs = _inputs(config, run)
-    tried = (cell for cell, _ in SearchLog(run, config, inputs).cells("ok", "stopped", "failed"))
-    searched = [trial for cell in tried for trial in cell_trials(config, inputs, cell)]
-    unique = {trial.trial_id: trial for trial in [*plan(config, inputs), *searched]}
-    trial = find_trial(list(unique.values()), trial_id, str(run))
-    folder = run / RERUNS / trial.trial_id
-    if finished(folder) is not None:
-        shutil.rmtree(folder)
+    grids = _grids(run, config, inputs)
+    trial = find_trial([trial for trial, _ in grids.values()], trial_id, str(run))
+    config = grids[trial.trial_id][1]
+    folder, fresh = run / RERUNS / trial.trial_id, run / RERUNS / NEW / trial.trial_id
     job = sweep_job(config, run, inputs)
     # On a machine without the GPU of the run the trial runs on the CPU; the numbers then differ by rounding.
     job = replace(job, device="cpu" if job.device == "cpu" else "auto")
-    (result,) = run_planned([trial], job, into=RERUNS, log=None if log is None else lambda _, row: log(row))
+    into = os.path.join(RERUNS, NEW)
+    (result,) = run_planned([trial], job, into=into, log=None if log is None else lambda _, row: log(row))
     if isinstance(result, RunError):
         raise result
+    shutil.rmtree(folder, ignore_errors=True)  # the last time's, now that this one is whole
+    fresh.replace(folder)
     return Rerun(trial=trial, folder=folder, stored=finished(run / "trials" / trial.trial_id), repeated=result)
+
+
+def _grids(run: Path, config: RunConfig, inputs: Inputs) -> dict[str, tuple[Trial, RunConfig]]:
+    """Every trial of the run's grid, its search and its earlier grids, by id, with the settings that it belongs to."""
+    tried = (cell for cell, _ in SearchLog(run, config, inputs).cells("ok", "stopped", "failed"))
+    searched = [trial for cell in tried for trial in cell_trials(config, inputs, cell)]
+    found = {trial.trial_id: (trial, config) for trial in [*plan(config, inputs), *searched]}
+    for path in config_files(run)[1:]:
+        try:
+            earlier = load_run_config(path)
+        except UserError:
+            continue  # of another version; what it described cannot be repeated
+        for trial in plan(earlier, inputs):
+            found.setdefault(trial.trial_id, (trial, earlier))
+    return found
 
 
 def find_trial(trials: Sequence[Trial], trial_id: str, where: str) -> Trial:

@@ -15,11 +15,12 @@ from raystitch.console import say
 from raystitch.digest import read_sealed, sealed
 from raystitch.errors import DamagedError, RunError, UserError
 from raystitch.files import set_aside, write_json
-from raystitch.journal import Journal
 from raystitch.models.delta import check_delta
-from raystitch.pipeline.sweep_plan import RESULTS_SCHEMA, Inputs, Trial, finished, make_trial, result_rows
+from raystitch.pipeline.run_folder import keep_earlier
+from raystitch.pipeline.sweep_plan import Inputs, Trial, blank_row, finished, make_trial, result_rows
 from raystitch.pipeline.trial import error_of
 from raystitch.pipeline.trial_folder import CURVE_COLUMNS
+from raystitch.report.files import read_metrics
 from raystitch.report.summary import delta_text
 from raystitch.search_config import RatioRange, SearchConfig
 from raystitch.seeding import derive_seed
@@ -98,6 +99,22 @@ def with_chosen(config: RunConfig, cell: Cell) -> RunConfig:
     return replace(config, grid=grid, headline=HeadlineConfig(*chosen))
 
 
+def read_search(folder: str | Path) -> dict[str, Any]:
+    """``search.json`` of a run, empty where there is none.
+
+    Raises:
+        DamagedError: when it is not what was written.
+        UserError: when it cannot be read.
+    """
+    path = Path(folder) / SEARCH_FILE
+    if not path.exists():
+        return {}
+    found = read_sealed(path)
+    if not isinstance(found.get("trials"), list):
+        raise DamagedError(f"{path} is damaged: it lists no trials")
+    return found
+
+
 Status = Literal["running", "ok", "stopped", "failed"]
 
 
@@ -105,7 +122,7 @@ class SearchLog:
     """``search.json`` of a run: {algorithm, scheduler, algo, seeds, trials, chosen, settings}.
 
     ``trials`` are rows {ratio, delta, value, num_seeds, status, step}. What a search with other settings or on other
-    bridges left is not used.
+    bridges left is not used; before it is written over it is kept in ``earlier/``.
     """
 
     def __init__(self, folder: str | Path, config: RunConfig, inputs: Inputs) -> None:
@@ -122,16 +139,14 @@ class SearchLog:
                 }
             )
         )
-        self.rows: list[dict[str, Any]] = []
-        if self.path.exists():
-            try:
-                found = read_sealed(self.path)
-            except UserError as error:
-                # Its finished trials lie in folders of their own, so little is done again.
-                say(f"{error}; the search starts again ({set_aside(self.path)} is kept)")
-                return
-            if found.get("settings") == self.settings:
-                self.rows = found["trials"]
+        try:
+            found = read_search(folder)
+        except DamagedError as error:
+            # Its finished trials lie in folders of their own, so little is done again.
+            say(f"{error}; the search starts again ({set_aside(self.path)} is kept)")
+            found = {}
+        self.rows: list[dict[str, Any]] = found["trials"] if found.get("settings") == self.settings else []
+        self._other = bool(found) and not self.rows
 
     @property
     def complete(self) -> bool:
@@ -187,6 +202,9 @@ class SearchLog:
             "chosen": None if chosen is None else chosen._asdict(),
             "settings": self.settings,
         }
+        if self._other:
+            keep_earlier(self.path)
+            self._other = False
         write_json(self.path, sealed(content))
 
 
@@ -207,18 +225,15 @@ def search_rows(
         rows += result_rows(trials, folder / "trials", errors, delta_value)
         if found["status"] == "stopped":
             for trial in open_trials:
-                blank = dict.fromkeys(RESULTS_SCHEMA.names)
-                fixed = {"headline": True, "status": "stopped", "delta_value": delta_value(cell.delta)}
-                rows.append(blank | asdict(trial) | fixed | _reached(folder / "trials" / trial.trial_id))
+                fixed = {"headline": True, "status": "stopped"}
+                reached = _reached(folder / "trials" / trial.trial_id)
+                rows.append(blank_row(trial, delta_value(cell.delta)) | fixed | reached)
     return rows
 
 
 def _reached(trial_dir: Path) -> dict[str, Any]:
     """Steps and seconds of an unfinished trial, and its last evaluation during training."""
-    try:
-        rows = Journal(trial_dir / "metrics.jsonl").rows()
-    except (OSError, DamagedError):  # how far it came is not known
-        return {}
+    rows = read_metrics(trial_dir)
     trained = [row for row in rows if row["kind"] == "train"]
     evaluated = [row for row in rows if row["kind"] == "eval"]
     reached = {"train_steps": trained[-1]["step"], "train_seconds": trained[-1]["seconds"]} if trained else {}

@@ -7,43 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from raystitch.config import RunConfig
 from raystitch.digest import read_sealed
-from raystitch.errors import UserError
-from raystitch.files import atomic_path
+from raystitch.errors import DamagedError
 from raystitch.models.delta import Delta
 from raystitch.report.summary import delta_text
+from raystitch.report.table import IN_GRID, RESULTS_SCHEMA
 from raystitch.trainers.config import DataMode
 from raystitch.trainers.ratio import parse_ratio
 
 RETURNS_FILE = "returns.json"
-
-RESULTS_SCHEMA = pa.schema(
-    [
-        ("trial_id", pa.string()),
-        ("algo", pa.string()),
-        ("data", pa.string()),
-        ("ratio", pa.string()),
-        ("delta", pa.string()),
-        ("delta_value", pa.float64()),
-        ("seed", pa.int64()),
-        ("target_return", pa.float64()),
-        ("headline", pa.bool_()),
-        ("status", pa.string()),
-        ("error", pa.string()),
-        ("train_steps", pa.int64()),
-        ("train_seconds", pa.float64()),
-        ("return_mean", pa.float64()),
-        ("return_std", pa.float64()),
-        ("success_rate", pa.float64()),
-        ("score", pa.float64()),
-        ("num_eval_episodes", pa.int64()),
-    ],
-    metadata={"schema_version": "1"},
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,15 +101,20 @@ def _identity(config: RunConfig, inputs: Inputs | None, fields: Mapping[str, Any
 
 
 def finished(trial_dir: str | Path) -> dict[str, Any] | None:
-    """The content of ``returns.json``, None while the trial is not finished: also where the file is damaged."""
+    """The content of ``returns.json``, None while the trial is not finished: also where the file is damaged.
+
+    Raises:
+        UserError: when the file is there but cannot be read, which says nothing about the trial.
+    """
     path = Path(trial_dir) / RETURNS_FILE
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
         value = read_sealed(path)
-    except UserError:
+    except DamagedError:
         return None
-    return value if value.get("evaluations") else None
+    whole = value.keys() >= {"train_steps", "train_seconds", "evaluations"}
+    return value if whole and value["evaluations"] else None
 
 
 def result_rows(
@@ -153,21 +131,26 @@ def result_rows(
     """
     rows: list[dict[str, Any]] = []
     for trial in trials:
-        blank: dict[str, Any] = dict.fromkeys(RESULTS_SCHEMA.names)
-        shared = asdict(trial) | {"delta_value": None if trial.delta is None else delta_value(trial.delta)}
+        at = None if trial.delta is None else delta_value(trial.delta)
         value = finished(Path(folder) / trial.trial_id)
         if value is not None:
-            steps = {name: value[name] for name in ("train_steps", "train_seconds")}
-            for evaluation in value["evaluations"]:
-                measured = {name: item for name, item in evaluation.items() if name in blank}
-                rows.append(blank | shared | steps | measured | {"status": "ok"})
+            rows += ok_rows(trial, value, at)
         elif trial.trial_id in errors:
-            rows.append(blank | shared | {"headline": True, "status": "failed", "error": errors[trial.trial_id]})
+            failed = {"headline": True, "status": "failed", "error": errors[trial.trial_id]}
+            rows.append(blank_row(trial, at) | failed)
     return rows
 
 
-def write_results(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Writes results.parquet, whole or not at all."""
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=RESULTS_SCHEMA)
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
+def ok_rows(trial: Trial, value: Mapping[str, Any], delta_value: float | None) -> list[dict[str, Any]]:
+    """The rows of a finished trial with ``returns.json`` ``value``."""
+    blank = blank_row(trial, delta_value)
+    steps = {name: value[name] for name in ("train_steps", "train_seconds")}
+    return [
+        blank | steps | {name: item for name, item in evaluation.items() if name in blank} | {"status": "ok"}
+        for evaluation in value["evaluations"]
+    ]
+
+
+def blank_row(trial: Trial, delta_value: float | None) -> dict[str, Any]:
+    """A row without results."""
+    return dict.fromkeys(RESULTS_SCHEMA.names) | asdict(trial) | {"delta_value": delta_value, IN_GRID: True}

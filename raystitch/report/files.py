@@ -13,6 +13,7 @@ import yaml
 from raystitch.errors import UserError
 from raystitch.files import read_json
 from raystitch.report.summary import delta_text
+from raystitch.report.table import AGAIN, IN_GRID, read_rows
 from raystitch.trainers.ratio import parse_ratio
 
 
@@ -21,7 +22,9 @@ class RunFiles:
     """What a report is made of.
 
     Attributes:
-        rows: of results.parquet.
+        rows: of results.parquet, those of the run's own grid and search.
+        other_rows: those of trials that an earlier grid left in the folder; no table of scores has them.
+        notes: what could not be read, one line each.
         figures: tables of figures/, by name.
         metrics: lines of metrics.jsonl, by trial.
         search: search.json of a hyper-parameter search.
@@ -32,6 +35,8 @@ class RunFiles:
     config_text: str
     environment: dict[str, Any] | None
     rows: list[dict[str, Any]]
+    other_rows: list[dict[str, Any]]
+    notes: list[str]
     validation: dict[str, Any] | None
     figures: dict[str, pa.Table]
     metrics: dict[str, list[dict[str, Any]]]
@@ -54,50 +59,99 @@ def read_run(folder: str | Path) -> RunFiles:
     """Reads the files of one run.
 
     Raises:
-        UserError: when the folder is not a run, or a file in it is damaged.
+        UserError: when the folder is not a run, or its settings or results are damaged.
     """
     folder = Path(folder)
     for name in ("config.yaml", "results.parquet"):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not a run with results: it has no {name}; finish it with `raystitch sweep`")
-    text = (folder / "config.yaml").read_text(encoding="utf-8")
-    try:
-        config = yaml.safe_load(text)
-        rows = pq.read_table(folder / "results.parquet").to_pylist()
-        figures = {path.stem: pq.read_table(path) for path in sorted((folder / "figures").glob("*.parquet"))}
-    except (yaml.YAMLError, pa.ArrowException) as error:
-        raise UserError(f"{folder} holds a damaged file: {str(error).splitlines()[0]}") from error
+    text, config = _config(folder / "config.yaml")
+    rows = read_rows(folder / "results.parquet")
+    ours = [row for row in rows if row[IN_GRID]]
+    notes: list[str] = []
     return RunFiles(
         folder=folder,
         config=config,
         config_text=text,
-        environment=_optional_json(folder / "environment.json"),
-        rows=rows,
-        validation=_optional_json(folder / "validate.json"),
-        figures=figures,
-        metrics={row["trial_id"]: _json_lines(folder / "trials" / row["trial_id"] / "metrics.jsonl") for row in rows},
-        search=_search(folder, config),
+        environment=_optional_json(folder / "environment.json", notes),
+        rows=ours,
+        other_rows=[row for row in rows if not row[IN_GRID]],
+        notes=notes,
+        validation=_optional_json(folder / "validate.json", notes),
+        figures=_figures(folder / "figures", notes),
+        metrics={row["trial_id"]: _metrics(folder / "trials" / row["trial_id"], notes) for row in ours},
+        search=_search(folder, config, notes),
     )
 
 
-def _optional_json(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.is_file() else None
+def _config(path: Path) -> tuple[str, dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        config = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}; {AGAIN}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is damaged: it holds no settings; {AGAIN}")
+    return text, config
 
 
-def _search(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+def _optional_json(path: Path, notes: list[str]) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        value = read_json(path)
+    except UserError as error:
+        notes.append(str(error))
+        return None
+    if not isinstance(value, dict):
+        notes.append(f"{path} is damaged: it holds no object")
+        return None
+    return value
+
+
+def _figures(folder: Path, notes: list[str]) -> dict[str, pa.Table]:
+    tables: dict[str, pa.Table] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            tables[path.stem] = pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            notes.append(f"{path} is damaged: {str(error).splitlines()[0]}")
+    return tables
+
+
+def _search(folder: Path, config: Mapping[str, Any], notes: list[str]) -> dict[str, Any] | None:
     """None where the run's settings ask for no search: what an earlier one left does not concern its results."""
     asked = (config.get("search") or {}).get("algorithm")
-    return None if asked == "none" else _optional_json(folder / "search.json")
+    return None if asked == "none" else _optional_json(folder / "search.json", notes)
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """Complete lines only: a killed trial may leave half a line at the end."""
+def _metrics(trial_dir: Path, notes: list[str]) -> list[dict[str, Any]]:
+    try:
+        return read_metrics(trial_dir)
+    except UserError as error:
+        notes.append(str(error))
+        return []
+
+
+def read_metrics(trial_dir: Path) -> list[dict[str, Any]]:
+    """The complete lines of a trial's ``metrics.jsonl``: a killed one may leave half a line at the end.
+
+    Raises:
+        UserError: when the file is there but cannot be read.
+    """
+    path = trial_dir / "metrics.jsonl"
     if not path.is_file():
         return []
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     lines: list[dict[str, Any]] = []
-    for line in path.read_bytes().splitlines():
+    for line in text.splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            value = json.loads(line)
+        except json.JSONDecodeError:
             continue
+        if isinstance(value, dict) and "kind" in value:
+            lines.append(value)
     return lines

@@ -17,7 +17,7 @@ from raystitch.report.names import algorithm_name
 from raystitch.report.results import comparisons, heat_maps, results
 from raystitch.report.sections import best_checkpoints, curves, target_returns, verdict
 from raystitch.report.summary import Summary, summarise
-from raystitch.report.trials import every_seed, failures, search, stopped
+from raystitch.report.trials import every_seed, failures, other_trials, search, stopped, unreadable
 from raystitch.report.truth import simulator_truth, truth_tile
 from raystitch.report.verdict import verdicts
 from raystitch.stitching.candidates import REASONS
@@ -37,6 +37,7 @@ def build_report(run_dir: str | Path) -> Path:
         _header(run),
         verdict(verdicts(summary)),
         _tiles(run, summary),
+        unreadable(run),
         failures(run),
         results(summary),
         comparisons(summary, chosen_before=run.search is None),
@@ -47,6 +48,7 @@ def build_report(run_dir: str | Path) -> Path:
         best_checkpoints(summary),
         every_seed(run),
         stopped(run),
+        other_trials(run),
         _picture(run.figures),
         _bridges(run.figures),
         simulator_truth(run.validation),

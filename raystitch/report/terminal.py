@@ -49,6 +49,11 @@ def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
         if not console.is_terminal:
             console = Console(width=WIDTH)
     console.print(table)
+    if run.other_rows:
+        count = len({row["trial_id"] for row in run.other_rows})
+        console.print(f"{count} trial{'s' * (count > 1)} of other grids in the folder: not counted here", style="dim")
+    for note in run.notes:
+        console.print(f"note: {note}", highlight=False)
     for found in verdicts(summary):
         console.print(f"{algorithm_name(found.algo)} (*): {found.answer}.", highlight=False, style="bold")
         for text in [*found.facts, *found.budget]:

@@ -126,6 +126,41 @@ def stopped(run: RunFiles) -> str:
     return section("Stopped trials", body, note)
 
 
+def other_trials(run: RunFiles) -> str:
+    """Trials that an earlier grid left in the folder; empty when there are none."""
+    if not run.other_rows:
+        return ""
+    known = [m for m in (SCORE, SUCCESS, RETURN) if any(row[m.column] is not None for row in run.other_rows)]
+    body = html_table(
+        ["trial", "trained on", "seed", "status", *(m.name for m in known), "steps"],
+        [
+            [
+                row["trial_id"],
+                f"{short_name(row['algo'])}, {cell_label(row)}",
+                str(row["seed"]),
+                str(row["status"]),
+                *("–" if row[m.column] is None else m.show(row[m.column]) for m in known),
+                _text(row["train_steps"]),
+            ]
+            for row in _by_cell(run.other_rows)
+        ],
+    )
+    note = (
+        "They lie in the folder, but the grid of this run does not have them: another grid was run here before, or the "
+        "same one with other settings or on another buffer. No other table and no verdict uses them. "
+        "trials/ID/config.json has the settings of each, earlier/ the configurations of those grids."
+    )
+    return section("Trials of other grids", body, note)
+
+
+def unreadable(run: RunFiles) -> str:
+    """Files of the run that are damaged, so that something is missing on the page; empty when there are none."""
+    if not run.notes:
+        return ""
+    items = "".join(f"<li>{escape(note)}</li>" for note in run.notes)
+    return section("Files that could not be read", f"<ul>{items}</ul>", "What they hold is missing on this page.")
+
+
 def search(run: RunFiles, metric: Metric) -> str:
     """What a hyper-parameter search tried, with its values in units of the metric; empty when the run had none."""
     found = run.search

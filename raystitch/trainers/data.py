@@ -28,6 +28,14 @@ from raystitch.trainers.segments import (
 )
 
 
+def check_trainable(dataset: EpisodeDataset) -> None:
+    """Raises: UserError when no algorithm can be trained on the dataset."""
+    if not (np.isfinite(dataset.action_low).all() and np.isfinite(dataset.action_high).all()):
+        raise UserError(f"{dataset.name}: the action space must be bounded to scale policies to it")
+    if not dataset.num_transitions:
+        raise UserError(f"{dataset.name} has no transitions to train on")
+
+
 def build_data(
     dataset: EpisodeDataset,
     kind: Kind,
@@ -59,10 +67,7 @@ def build_data(
     """
     if data not in DATA_MODES:
         raise UserError(f"data={data!r} is not one of {', '.join(DATA_MODES)}")
-    if not (np.isfinite(dataset.action_low).all() and np.isfinite(dataset.action_high).all()):
-        raise UserError(f"{dataset.name}: the action space must be bounded to scale policies to it")
-    if not dataset.num_transitions:
-        raise UserError(f"{dataset.name} has no transitions to train on")
+    check_trainable(dataset)
     used_bridges = bridges if data == "stitched" else None
     if data == "stitched" and bridges is None:
         raise UserError("data=stitched needs bridges: name a buffer of `raystitch augment`")

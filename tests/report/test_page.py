@@ -180,5 +180,5 @@ def test_not_a_run(tmp_path: Path) -> None:
 
 def test_damaged_results_are_named(run_folder: Path) -> None:
     (run_folder / "results.parquet").write_bytes(b"PAR1 but not really")
-    with pytest.raises(UserError, match="holds a damaged file"):
+    with pytest.raises(UserError, match=r"results\.parquet is damaged: .*`raystitch sweep` command makes it again"):
         build_report(run_folder)

@@ -1,0 +1,113 @@
+"""Faults done to ``sweep``, several times each: what happened, what was repeated or lost, how long it took to go on."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from raystitch.bench.machine import Row
+from raystitch.cluster.chaos_sweep import SWEEP_FAULTS, SweepFault, SweepTarget, run_sweep_fault, undisturbed_run
+from raystitch.config import load_run_config
+from raystitch.console import say, table
+from raystitch.data.d4rl import write_d4rl
+from raystitch.data.demo import make_pointmaze
+from raystitch.data.load import load_dataset
+from raystitch.errors import RunError
+from raystitch.models.fit import fit_bundle
+from raystitch.pipeline.augment import augment_local
+
+TRAIN_STEPS = 4000
+LONG_STEPS = 450
+"""Of a trial with networks so large that it lasts until it writes a checkpoint, which it does after 30 s."""
+LONG_HIDDEN = 512
+
+
+def make_sweep_target(folder: Path, *, train_steps: int = TRAIN_STEPS, long_steps: int = LONG_STEPS) -> SweepTarget:
+    """A small maze, a stitcher and a buffer of it, and the runs that nothing disturbs, under ``folder``.
+
+    Args:
+        long_steps: of the trial that lasts until a checkpoint; 0 leaves its undisturbed run out.
+    """
+    write_d4rl(make_pointmaze(num_steps=2000, seed=0), folder / "maze.hdf5")
+    cells = "{algo: td3bc, data: original}, {algo: td3bc, data: stitched, delta: ['off']}, {algo: bc, data: original}"
+    settings = (
+        f"dataset=d4rl:{folder / 'maze.hdf5'}",
+        f"grid=[{cells}]",
+        "headline=null",
+        "seeds=[0, 1]",
+        f"algorithms.td3bc={{train_steps: {train_steps}, batch_size: 32, hidden: 16}}",
+        f"algorithms.bc={{train_steps: {train_steps}, batch_size: 32, hidden: 16}}",
+        "evaluation={num_episodes: 4, num_envs: 4}",
+        "validation.enabled=false",
+        "resources={stacked_seeds: 1, num_retries: 1}",
+    )
+    large = f"{{train_steps: {long_steps}, batch_size: 256, hidden: {LONG_HIDDEN}}}"
+    target = SweepTarget(
+        prepared=folder / "prepared",
+        undisturbed=folder / "undisturbed",
+        settings=settings,
+        long_settings=("grid=[{algo: td3bc, data: original}]", "seeds=[0]", f"algorithms.td3bc={large}"),
+        long_undisturbed=folder / "long",
+    )
+    config = load_run_config("smoke", list(settings))
+    dataset = load_dataset(config.dataset)
+    bundle = fit_bundle(dataset, config.fit, target.prepared / "stitcher", device="cpu")
+    out = target.prepared / "buffer"
+    augment_local(dataset, bundle, config.stitch, config.augment, out=out, seed=config.seed)
+    undisturbed_run(target, target.undisturbed)
+    if long_steps:
+        undisturbed_run(target, target.long_undisturbed, long=True)
+    return target
+
+
+def sweep_rows(rounds: int) -> list[Row]:
+    """The worst of several rounds of each fault; the table of all of them goes to stderr.
+
+    Raises:
+        RunError: when trials were repeated, lost, doubled or changed, naming the faults.
+    """
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here starves the trials
+    results: list[SweepFault] = []
+    with tempfile.TemporaryDirectory(prefix="raystitch-chaos-") as name:
+        target = make_sweep_target(Path(name))
+        for fault in SWEEP_FAULTS:
+            for number in range(rounds):
+                result = run_sweep_fault(fault, Path(name) / "disturbed", target)
+                result = replace(result, what_happened=result.what_happened.replace(f"{name}/", ""))
+                say(f"{fault} {number + 1}/{rounds}: {result.what_happened}")
+                results.append(result)
+                if result.impossible:
+                    break
+    say(sweep_chaos_table(results))
+    bad = {result.fault for result in results if not (result.survived or result.impossible)}
+    if bad:
+        raise RunError(f"these faults did not leave the undisturbed run: {', '.join(sorted(bad))}")
+    return [row for fault in SWEEP_FAULTS for row in _fault_rows(fault, [r for r in results if r.fault == fault])]
+
+
+def sweep_chaos_table(results: Sequence[SweepFault]) -> str:
+    """One line per fault done."""
+    return table(
+        ["fault", "what happened", "trials", "repeated", "lost", "doubled", "changed", "seconds to recover"],
+        [
+            [
+                *(r.fault, r.what_happened, r.trials, r.repeated, r.lost, r.doubled, r.changed),
+                None if r.seconds_to_recover is None else round(r.seconds_to_recover, 1),
+            ]
+            for r in results
+        ],
+    )
+
+
+def _fault_rows(fault: str, results: Sequence[SweepFault]) -> list[Row]:
+    tried = [result for result in results if not result.impossible]
+    if not tried:
+        return []
+    seconds = [r.seconds_to_recover for r in tried if r.seconds_to_recover is not None]
+    found = [
+        Row(f"{fault}: times done", len(tried), "runs"),
+        Row(f"{fault}: trials lost or changed", sum(r.lost + r.changed for r in tried), "trials"),
+        Row(f"{fault}: trials repeated or doubled", sum(r.repeated + r.doubled for r in tried), "trials"),
+    ]
+    return found + ([Row(f"{fault}: longest recovery", max(seconds), "s")] if seconds else [])

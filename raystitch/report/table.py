@@ -1,0 +1,65 @@
+"""``results.parquet``: its columns, read and written."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raystitch.errors import UserError
+from raystitch.files import atomic_path
+
+AGAIN = "the same `raystitch sweep` command makes it again"
+IN_GRID = "in_grid"
+"""Whether the trial belongs to the grid (or the search) of the run's ``config.yaml``; false for one of an earlier grid.
+Tables of older versions do not have the column: all of their rows do."""
+
+RESULTS_SCHEMA = pa.schema(
+    [
+        ("trial_id", pa.string()),
+        ("algo", pa.string()),
+        ("data", pa.string()),
+        ("ratio", pa.string()),
+        ("delta", pa.string()),
+        ("delta_value", pa.float64()),
+        ("seed", pa.int64()),
+        ("target_return", pa.float64()),
+        ("headline", pa.bool_()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("train_steps", pa.int64()),
+        ("train_seconds", pa.float64()),
+        ("return_mean", pa.float64()),
+        ("return_std", pa.float64()),
+        ("success_rate", pa.float64()),
+        ("score", pa.float64()),
+        ("num_eval_episodes", pa.int64()),
+        (IN_GRID, pa.bool_()),
+    ],
+    metadata={"schema_version": "1"},
+)
+
+
+def write_results(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Writes the table, whole or not at all."""
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=RESULTS_SCHEMA)
+    with atomic_path(path, durable=True) as temporary:
+        pq.write_table(table, temporary)
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of the table.
+
+    Raises:
+        UserError: when it cannot be read or lacks a column.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        why = str(error).splitlines()[0].removesuffix(".")
+        raise UserError(f"{path} is damaged: {why}; {AGAIN}") from error
+    missing = [name for name in RESULTS_SCHEMA.names if name not in table.column_names and name != IN_GRID]
+    if missing:
+        raise UserError(f"{path} is damaged: it has no column {missing[0]}; {AGAIN}")
+    return [{IN_GRID: True, **row} for row in table.to_pylist()]
