@@ -40,10 +40,10 @@ def atomic_path(path: str | os.PathLike[str], *, durable: bool = False) -> Itera
         try:
             yield temporary
             if durable:
-                _flush(temporary)
+                sync(temporary)
             temporary.replace(final)
             if durable:
-                _flush(final.parent)
+                sync(final.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -83,7 +83,8 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _flush(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file's content, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
