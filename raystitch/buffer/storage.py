@@ -232,7 +232,10 @@ class Storage:
         """
         guard = self._guard(name)
         for attempt in range(OVERTAKEN):
-            found = self._patiently("read", name, lambda: guard.read(name))
+            try:
+                found = self._patiently("read", name, lambda: guard.read(name))
+            except OSError as error:
+                raise self._unreadable("read", name, error) from error
             content = change(found.content)
             if content is None or content == found.content:
                 return
