@@ -8,7 +8,8 @@ from raystitch.bench.machine import Limits, Row
 from raystitch.bench.subject import BenchOptions
 from raystitch.bench.synthetic import make_walks, tiny_fit
 from raystitch.buffer.reader import open_buffer
-from raystitch.cluster.chaos import FAULTS, FaultResult, Target, run_fault
+from raystitch.cluster.chaos import FAULTS, run_fault
+from raystitch.cluster.chaos_run import FaultResult, Target
 from raystitch.console import say, table
 from raystitch.data.d4rl import write_d4rl
 from raystitch.errors import RunError
