@@ -1,6 +1,8 @@
 """Two drivers on one buffer: what one has reported as finished stays there, however late the other one writes."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import random
 import socket
@@ -25,7 +27,7 @@ from raystitch.buffer.schema import BufferMeta, Complete, candidates_to_table
 from raystitch.buffer.storage import Storage
 from raystitch.buffer.survey import list_shards, survey
 from raystitch.buffer.writer import write_shard
-from raystitch.errors import UserError
+from raystitch.errors import StorageError, UserError
 from raystitch.stitching.candidates import Candidates
 
 MakeMeta = Callable[..., BufferMeta]
@@ -161,6 +163,17 @@ def test_the_grace_period_where_nobody_says(s3: str, tmp_path: Path, monkeypatch
     monkeypatch.delenv("RAYSTITCH_GRACE_SECONDS", raising=False)
     assert grace_seconds(Storage(f"{s3}/x")) == GRACE_SECONDS
     assert grace_seconds(Storage(tmp_path)) == 0
+
+
+def test_a_file_system_without_locks_is_one_line(
+    tmp_path: Path, make_meta: MakeMeta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(StorageError, match=r"cannot lock .*\.buffer\.lock: No locks available; mount the folder with"):
+        create_buffer(tmp_path / "b", make_meta())
 
 
 def test_one_of_two_that_start_the_same_buffer_takes_up_the_other_s(
