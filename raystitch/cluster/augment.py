@@ -116,7 +116,7 @@ class _Generation:
         """One execution over some missing shards of a round; ends it as soon as there are enough."""
         ledger, unheard, seconds = self.ledger, set(shards), self.ledger.config.no_progress_timeout
         needs = [*(pool_need(*pool) for pool in ((samplers, "sampler"), (qualifiers, "qualifier"))), DATA_TASK]
-        waiting = Waiting(needs, ledger.note, f" of at most {duration(seconds)} (augment.no_progress_timeout)")
+        waiting = Waiting(needs, ledger.note, f"augment.no_progress_timeout is {duration(seconds)}; ")
         retrying = not ledger.failures.keys().isdisjoint(shards)
         try:
             # Closed here also after an error, whose traceback would keep it alive past Ray's own end.

@@ -22,9 +22,9 @@ class Waiting:
         reason: what was waited for when it was last looked at; empty when nothing was.
     """
 
-    def __init__(self, needs: Sequence[Need], note: Callable[[str], None], most: str = "") -> None:
-        """``needs``: of the work that may have to wait. ``most``: how long it waits, for the line."""
-        self._needs, self._note, self._most = needs, note, most
+    def __init__(self, needs: Sequence[Need], note: Callable[[str], None], bound: str = "") -> None:
+        """``needs``: of the work that may have to wait. ``bound``: begins what the line says about the wait's end."""
+        self._needs, self._note, self._bound = needs, note, bound
         self._moved, self._ended = time.monotonic(), threading.Event()
         self.reason = ""
 
@@ -54,7 +54,7 @@ class Waiting:
                 self.reason = missing_room(self._needs)
                 if self.reason:
                     so_far = duration(now - self._moved)
-                    self._note(f"waiting for {self.reason}; {so_far} so far{self._most} (Ctrl-C ends it)")
+                    self._note(f"waiting for {self.reason}; {so_far} so far ({self._bound}Ctrl-C ends it)")
 
 
 def missing_room(needs: Sequence[Need]) -> str:
@@ -84,7 +84,7 @@ def _other_jobs() -> str:
 
     here = ray.get_runtime_context().get_job_id()
     others = [
-        f"{job['JobID']} ({job.get('Entrypoint') or 'a driver'} on {job['DriverIPAddress']})"
+        f"{job['JobID']} (process {job['DriverPid']} on {job['DriverIPAddress']})"
         for job in jobs()
         if not job["IsDead"] and job["JobID"] != here and not _is_ray_s_own(job)
     ]

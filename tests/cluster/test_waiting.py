@@ -71,10 +71,10 @@ def test_a_cluster_that_others_hold_is_said_and_waited_for_in_bounds(
     done = subprocess.run(command(walks, tmp_path, address, 25), capture_output=True, text=True, timeout=200)
     assert done.returncode == 1, done.stderr
     waiting = [line for line in _messages(done.stderr) if line.startswith("waiting for CPU")]
-    assert len(waiting) == 2, done.stderr
+    assert len(waiting) >= 2, done.stderr
     assert re.match(
         r"waiting for CPU [\d.]+ for augment\.sampler.*; free: [\d.]+ has CPU 0 of 1; other jobs on the cluster: "
-        r".*; 1\d s so far of at most 25 s \(augment\.no_progress_timeout\)",
+        r"\d+ \(process \d+ on [\d.]+\); 1\d s so far \(augment\.no_progress_timeout is 25 s; Ctrl-C ends it\)",
         waiting[0],
     ), waiting
     last = done.stderr.splitlines()[-1]
