@@ -67,7 +67,7 @@ def rows(limits: Limits, options: BenchOptions) -> list[Row]:
         for fault in FAULTS:
             for number in range(ROUNDS):
                 result = run_fault(fault, folder / "disturbed", target)
-                say(f"{fault} {number + 1}/{ROUNDS}: {result.what_happened}")
+                say(f"{fault} {number + 1}/{ROUNDS}: {result.what_happened}; {_counts(result)}")
                 results.append(result)
                 if result.impossible:
                     break
@@ -87,6 +87,10 @@ def chaos_table(results: list[FaultResult]) -> str:
             for r in results
         ],
     )
+
+
+def _counts(result: FaultResult) -> str:
+    return f"of {result.ids} ids {result.lost} lost, {result.doubled} doubled, {result.changed} changed"
 
 
 def _rounded(seconds: float | None) -> float | None:
