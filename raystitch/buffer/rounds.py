@@ -13,9 +13,9 @@ from raystitch.buffer.config import bridges_of_round
 from raystitch.buffer.meta import update_meta
 from raystitch.buffer.removal import remove_unnamed
 from raystitch.buffer.schema import BufferMeta, ClosedRound, Complete
-from raystitch.buffer.shard_file import MERGED, PART, SHARDS, ShardStats, part_name
+from raystitch.buffer.shard_file import SHARDS, ShardStats, part_name
 from raystitch.buffer.storage import Storage
-from raystitch.buffer.survey import Path, list_shards, survey
+from raystitch.buffer.survey import Path, list_shards, shards_of, survey
 
 
 def prefix_length(stats: Mapping[int, ShardStats], num_bridges: int, first_shard: int = 0) -> int | None:
@@ -152,16 +152,14 @@ def finish(path: Path, num_bridges: int) -> Complete | None:
 
 
 def _remove_leftovers(storage: Storage, meta: BufferMeta, complete: Complete) -> None:
-    """Removes temporary files of dead processes and files that a merged one has replaced; shards past the complete ones
-    too, unless a run has begun that wants more."""
-    files = list_shards(storage.uri)
-    wanted_by_others = meta.augment.num_bridges > complete.num_bridges
-    used = {name for shard, name in files.items() if wanted_by_others or shard < complete.num_shards}
-    unnamed = list[str]()
+    """Removes temporary files of dead processes and, unless a run has begun that wants more, shards past the complete
+    ones. What a merged file has replaced is left to ``compact``, which reads the merged one first."""
+    over = list[str]()
     for name in storage.names(SHARDS):
-        if PART.fullmatch(name) or MERGED.fullmatch(name):
-            if name not in used:
-                unnamed.append(name)
+        shards = shards_of(name)
+        if shards and shards.start >= complete.num_shards:
+            over.append(name)
         elif name.endswith(".tmp") and storage.is_leftover(f"{SHARDS}/{name}"):
             storage.delete(f"{SHARDS}/{name}")
-    remove_unnamed(storage, meta, unnamed)
+    if meta.augment.num_bridges <= complete.num_bridges:
+        remove_unnamed(storage, meta, over)

@@ -151,6 +151,7 @@ def test_what_is_over_stays_for_the_grace_period(
     assert len(parts) == 5 or time.monotonic() - began > grace - 1
     time.sleep(grace + 0.2)
     assert finish(place, FEW) == complete
+    assert compact(place) == (1, 1)
     assert Storage(place).names("shards") == [f"merged-000000-{complete.num_shards - 1:06d}.arrow"]
     assert verify(place) == []
     monkeypatch.setenv("RAYSTITCH_GRACE_SECONDS", "soon")
