@@ -9,7 +9,8 @@ from raystitch.bench.machine import Limits, Row
 from raystitch.bench.subject import BenchOptions
 from raystitch.bench.synthetic import make_walks, tiny_fit
 from raystitch.buffer.reader import open_buffer
-from raystitch.cluster.chaos import FAULTS, FaultResult, Target, run_fault
+from raystitch.cluster.chaos import FAULTS, run_fault
+from raystitch.cluster.chaos_run import FaultResult, Target
 from raystitch.console import say, table
 from raystitch.data.d4rl import write_d4rl
 from raystitch.errors import RunError
@@ -67,7 +68,7 @@ def rows(limits: Limits, options: BenchOptions) -> list[Row]:
         for fault in FAULTS:
             for number in range(ROUNDS):
                 result = run_fault(fault, folder / "disturbed", target)
-                say(f"{fault} {number + 1}/{ROUNDS}: {result.what_happened}")
+                say(f"{fault} {number + 1}/{ROUNDS}: {result.what_happened}; {_counts(result)}")
                 results.append(result)
                 if result.impossible:
                     break
@@ -88,6 +89,10 @@ def chaos_table(results: list[FaultResult]) -> str:
             for r in results
         ],
     )
+
+
+def _counts(result: FaultResult) -> str:
+    return f"of {result.ids} ids {result.lost} lost, {result.doubled} doubled, {result.changed} changed"
 
 
 def _rounded(seconds: float | None) -> float | None:

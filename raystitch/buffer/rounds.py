@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from raystitch.buffer.config import bridges_of_round
-from raystitch.buffer.meta import read_meta, write_meta
-from raystitch.buffer.schema import ClosedRound, Complete
+from raystitch.buffer.meta import update_meta
+from raystitch.buffer.removal import remove_unnamed
+from raystitch.buffer.schema import BufferMeta, ClosedRound, Complete
 from raystitch.buffer.shard_file import SHARDS, ShardStats, part_name
 from raystitch.buffer.storage import Storage
-from raystitch.buffer.survey import Path, list_shards, remove_leftovers, survey
+from raystitch.buffer.survey import Path, list_shards, shards_of, survey
 
 
 def prefix_length(stats: Mapping[int, ShardStats], num_bridges: int, first_shard: int = 0) -> int | None:
@@ -57,7 +58,7 @@ def current_round(stats: Mapping[int, ShardStats], rounds: Sequence[ClosedRound]
 
 def close_round(path: Path, rounds: Sequence[ClosedRound], num_bridges: int) -> ClosedRound | None:
     """Fixes the smallest prefix of the round after ``rounds`` with ``num_bridges`` accepted, records it in
-    ``buffer.json`` and removes what the next round cannot use.
+    ``buffer.json`` and, on a local disk, removes what the next round cannot use (elsewhere it is written over).
 
     What another run on the same buffer closed on top of this very round stays.
 
@@ -65,10 +66,13 @@ def close_round(path: Path, rounds: Sequence[ClosedRound], num_bridges: int) -> 
         None, and nothing is changed, where the shards do not hold that many (any more).
     """
     storage = Storage(path)
-    with storage.lock():
+    first, before = (rounds[-1].end, rounds[-1].hash) if rounds else (0, "")
+    won = list[tuple[ClosedRound, BufferMeta, dict[int, ShardStats]]]()
+
+    def close(meta: BufferMeta) -> BufferMeta | None:
+        won.clear()
         everything = survey(path, thorough=False).stats
         stats = current_round(everything, rounds)
-        first, before = (rounds[-1].end, rounds[-1].hash) if rounds else (0, "")
         end = prefix_length(stats, num_bridges, first)
         if end is None:
             return None
@@ -79,22 +83,39 @@ def close_round(path: Path, rounds: Sequence[ClosedRound], num_bridges: int) -> 
             num_accepted=sum(stats[shard].accepted for shard in range(first, end)),
             hash=manifest_hash(stats, range(first, end), before),
         )
-        meta = read_meta(storage)
-        files = list_shards(path)
-        storage.settle(dict.fromkeys(f"{SHARDS}/{files[shard]}" for shard in range(end)))
         # Rounds that were closed on top of this very one stay: a damaged shard may have come back as it was.
         later = meta.rounds[len(rounds) + 1 :] if closed in meta.rounds else ()
-        write_meta(storage, replace(meta, rounds=(*rounds, closed, *later)))
-        known = {closed.hash, *(other.hash for other in later)}
-        stale = [shard for shard, s in everything.items() if shard >= end and s.manifest not in known]
-        for shard in stale:
-            if files[shard] == part_name(shard):
-                storage.delete(f"{SHARDS}/{files[shard]}")
+        wanted = replace(meta, rounds=(*rounds, closed, *later))
+        _settle(storage, end)
+        won.append((closed, wanted, everything))
+        return wanted
+
+    with storage.lock():
+        update_meta(storage, close)
+        if not won:
+            return None
+        ((closed, meta, everything),) = won
+        if storage.local is not None:
+            _remove_stale(storage, meta, everything, closed)
     return closed
 
 
+def _settle(storage: Storage, end: int) -> None:
+    """Waits until the shards below ``end`` are on the disk: nothing may name them before."""
+    files = list_shards(storage.uri)
+    storage.settle(dict.fromkeys(f"{SHARDS}/{files[shard]}" for shard in range(end)))
+
+
+def _remove_stale(storage: Storage, meta: BufferMeta, stats: Mapping[int, ShardStats], closed: ClosedRound) -> None:
+    """Removes shards after a closed round that were made on top of something else."""
+    known = {other.hash for other in meta.rounds[closed.chain_round :]}
+    stale = [shard for shard, s in stats.items() if shard >= closed.end and s.manifest not in known]
+    files = list_shards(storage.uri)
+    remove_unnamed(storage, meta, [files[n] for n in stale if files.get(n) == part_name(n)])
+
+
 def finish(path: Path, num_bridges: int) -> Complete | None:
-    """Closes the last round and removes what is over.
+    """Closes the last round and removes what is over, unless a run has begun that wants more bridges.
 
     A buffer that another run finished with more bridges keeps them.
 
@@ -102,13 +123,14 @@ def finish(path: Path, num_bridges: int) -> Complete | None:
         num_bridges: accepted bridges asked for, of all rounds together.
 
     Returns:
-        What the buffer holds now; None, and nothing is changed, where the shards do not hold that many (any more):
-        another run removed what was over for it.
+        What the buffer holds now; None, and nothing is changed, where the shards do not hold that many (any more).
     """
     storage = Storage(path)
-    with storage.lock():
+    won = list[tuple[Complete, BufferMeta]]()
+
+    def close(meta: BufferMeta) -> BufferMeta | None:
+        won.clear()
         everything = survey(path, thorough=False).stats
-        meta = read_meta(storage)
         first = meta.rounds[-1].end if meta.rounds else 0
         stats = current_round(everything, meta.rounds)
         share = bridges_of_round(num_bridges, meta.augment.chain_rounds, len(meta.rounds))
@@ -123,8 +145,29 @@ def finish(path: Path, num_bridges: int) -> Complete | None:
                 num_accepted=sum(everything[shard].accepted for shard in range(end)),
                 num_candidates=sum(everything[shard].rows for shard in range(end)),
             )
-            files = list_shards(path)
-            storage.settle(dict.fromkeys(f"{SHARDS}/{files[shard]}" for shard in range(end)))
-            write_meta(storage, replace(meta, complete=complete))
-        remove_leftovers(storage, complete.num_shards)
+        wanted = replace(meta, complete=complete)
+        _settle(storage, end)
+        won.append((complete, wanted))
+        return wanted
+
+    with storage.lock():
+        update_meta(storage, close)
+        if not won:
+            return None
+        ((complete, meta),) = won
+        _remove_leftovers(storage, meta, complete)
     return complete
+
+
+def _remove_leftovers(storage: Storage, meta: BufferMeta, complete: Complete) -> None:
+    """Removes temporary files of dead processes and, unless a run has begun that wants more, shards past the complete
+    ones. What a merged file has replaced is left to ``compact``, which reads the merged one first."""
+    over = list[str]()
+    for name in storage.names(SHARDS):
+        shards = shards_of(name)
+        if shards and shards.start >= complete.num_shards:
+            over.append(name)
+        elif name.endswith(".tmp") and storage.is_leftover(f"{SHARDS}/{name}"):
+            storage.delete(f"{SHARDS}/{name}")
+    if meta.augment.num_bridges <= complete.num_bridges:
+        remove_unnamed(storage, meta, over)

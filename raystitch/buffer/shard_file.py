@@ -17,7 +17,7 @@ import pyarrow as pa
 from raystitch.buffer.checksum import checksum, checksum_of, checksum_text
 from raystitch.buffer.schema import INTEGERS, PARENTS, SCHEMA_VERSION
 from raystitch.buffer.storage import Storage
-from raystitch.errors import UserError
+from raystitch.errors import StorageError, UserError
 
 SHARDS = "shards"
 PART = re.compile(r"part-(\d{6,})\.arrow")
@@ -149,35 +149,59 @@ def read_shard_file(storage: Storage, name: str) -> ShardFile:
     """Opens one file of shards, memory-mapped; the rows are not looked at.
 
     Raises:
-        UserError: when it is damaged or not a shard.
+        UserError: when it is missing, damaged or not a shard.
+        StorageError: when it cannot be read, and so not be judged.
     """
+    where = f"{SHARDS}/{name}"
     try:
-        with pa.ipc.open_file(storage.read(f"{SHARDS}/{name}")) as reader:
-            stats = _stats(reader)
-            if reader.num_record_batches != 1:
-                raise ValueError(f"{reader.num_record_batches} record batches instead of one")
-            batch = reader.get_batch(0)
-        if batch.num_rows != sum(s.rows for s in stats):
-            raise ValueError("its number of rows is not the one recorded")
-        return ShardFile(name=name, batch=batch, stats=stats)
-    except UserError:
+        try:
+            return parse_shard_file(name, storage.read(where))
+        except OSError as error:  # Arrow's for a file that is cut short, and the storage's
+            if isinstance(error, FileNotFoundError):
+                raise
+            return parse_shard_file(name, storage.read_whole(where))
+    except (UserError, StorageError):
         raise
     except BROKEN as error:
-        raise UserError(f"{storage.where(f'{SHARDS}/{name}')} is damaged: {_line(error)}; {AGAIN}") from error
+        raise UserError(f"{storage.where(where)} is damaged: {_line(error)}; {AGAIN}") from error
+
+
+def parse_shard_file(name: str, content: pa.Buffer) -> ShardFile:
+    """A file of shards from its bytes; the rows are not looked at.
+
+    Raises:
+        One of ``BROKEN``, when it is damaged or not a shard.
+    """
+    with pa.ipc.open_file(content) as reader:
+        stats = _stats(reader)
+        if reader.num_record_batches != 1:
+            raise ValueError(f"{reader.num_record_batches} record batches instead of one")
+        batch = reader.get_batch(0)
+    if batch.num_rows != sum(s.rows for s in stats):
+        raise ValueError("its number of rows is not the one recorded")
+    return ShardFile(name=name, batch=batch, stats=stats)
 
 
 def read_stats(storage: Storage, name: str) -> tuple[ShardStats, ...]:
-    """What a file of shards says it holds, from its footer alone.
+    """What a file of shards says it holds, from its footer alone. One that looks damaged is read whole before that is
+    said: reading may be what went wrong.
 
     Raises:
         FileNotFoundError: when there is no such file.
         ValueError: when it is damaged: cut short, or the statistics changed.
+        StorageError: when it cannot be read, and so not be judged.
     """
+    where = f"{SHARDS}/{name}"
     try:
-        with storage.open(f"{SHARDS}/{name}") as source, pa.ipc.open_file(source) as reader:
+        with storage.open(where) as source, pa.ipc.open_file(source) as reader:
             return _stats(reader)
-    except (FileNotFoundError, UserError):
+    except (FileNotFoundError, UserError, StorageError):
         raise
+    except BROKEN:
+        content = storage.read_whole(where)
+    try:
+        with pa.ipc.open_file(content) as reader:
+            return _stats(reader)
     except BROKEN as error:
         raise ValueError(_line(error)) from error
 

@@ -5,10 +5,13 @@ upload that breaks off, whatever the reason, leaves no object (at most parts tha
 see and remove).
 """
 
+import errno
 import os
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,12 +19,15 @@ import pyarrow as pa
 from pyarrow import fs
 
 from raystitch.buffer.cache import fetch, forget
+from raystitch.buffer.guarded import Found, Guard, LastWins, LocalGuard, ObjectGuard, object_guard
 from raystitch.errors import StorageError, UserError
 from raystitch.files import atomic_path, cannot_write, is_leftover, locked, sync
 
 LOCK_FILE = ".buffer.lock"
 ATTEMPTS = 4
 BACK_OFF_SECONDS = 0.5
+OVERTAKEN = 50
+"""Times that a change is tried while others change the same file."""
 _REFUSALS = {
     "NO_SUCH_BUCKET": "the bucket does not exist; make it or name another",
     "ACCESS_DENIED": "access is denied; check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or a profile)",
@@ -29,6 +35,9 @@ _REFUSALS = {
     "SIGNATURE_DOES_NOT_MATCH": "the secret key is wrong; check AWS_SECRET_ACCESS_KEY",
     "UNRECOGNIZED_CLIENT": "the credentials are not known there; check AWS_ACCESS_KEY_ID",
 }
+"""By Arrow's names for the codes of S3; the server's own are written without the underscores."""
+_UNGUARDED: dict[str, str] = {}
+"""Folder on an object store -> why the store does not compare; it is asked once per process."""
 Result = TypeVar("Result")
 
 
@@ -47,7 +56,8 @@ class Storage:
         text = os.fspath(uri)
         if "://" in text and not text.startswith("file://"):
             try:
-                self._fs, root = fs.FileSystem.from_uri(_with_endpoint(text))
+                self._located = _with_endpoint(text)
+                self._fs, root = fs.FileSystem.from_uri(self._located)
             except (pa.ArrowInvalid, OSError) as error:
                 raise UserError(f"{text} is not a path or URI that can be opened: {error}") from error
             self._root, self.local = root.rstrip("/"), None
@@ -69,13 +79,16 @@ class Storage:
         """Names of what lies directly in ``folder``, sorted; empty where the folder does not exist.
 
         Raises:
-            UserError: when it cannot be listed.
+            UserError: when the store refuses to list it.
+            StorageError: when it cannot be listed: no permission, not a folder, storage that does not answer.
         """
         selector = fs.FileSelector(self._path(folder), allow_not_found=True)
         try:
             found = self._patiently("list", folder, lambda: self._fs.get_file_info(selector))
         except StorageError as error:
             raise UserError(f"{self.where()} cannot be listed: {error}") from error
+        except OSError as error:
+            raise self._unreadable("list", folder, error) from error
         return sorted(info.base_name for info in found)
 
     def exists(self, name: str) -> bool:
@@ -83,6 +96,11 @@ class Storage:
 
     def size(self, name: str) -> int:
         return self._info(name).size or 0
+
+    def age(self, name: str) -> float | None:
+        """Seconds since a file was written, by this machine's clock and the storage's; None where there is none."""
+        info = self._info(name)
+        return None if info.type != fs.FileType.File else time.time() - info.mtime_ns / 1e9
 
     def _info(self, name: str) -> fs.FileInfo:
         return self._patiently("look at", name, lambda: self._fs.get_file_info(self._path(name)))
@@ -100,6 +118,23 @@ class Storage:
         if not name.endswith(".arrow"):
             return self._patiently("read", name, lambda: self._read_whole(name))
         return self._patiently("read", name, lambda: _map(self._fetch(name)))
+
+    def read_whole(self, name: str) -> pa.Buffer:
+        """Every byte of the file as it is there now, in memory: neither mapped nor from the cache.
+
+        Raises:
+            FileNotFoundError: when it is missing.
+            UserError: when the store refuses for good.
+            StorageError: when it cannot be read.
+        """
+        try:
+            if self.local is not None:
+                return pa.py_buffer((self.local / name).read_bytes())
+            return self._patiently("read", name, lambda: self._read_whole(name))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise self._unreadable("read", name, error) from error
 
     def open(self, name: str) -> pa.NativeFile:
         """The file for reading parts of it; the caller closes it. Raises as ``read`` does."""
@@ -199,17 +234,86 @@ class Storage:
         """Whether a temporary file was left by a process that died; object stores have no temporary files."""
         return self.local is not None and is_leftover(self.local / name)
 
-    def lock(self) -> AbstractContextManager[None]:
+    def update(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Reads a small file, changes it and writes it as one step: nothing that another process wrote in between is
+        lost. On a local disk the caller holds ``lock``; it is durable when this returns.
+
+        Args:
+            change: from the content (None: no file) to the new one (None: leave it). It is asked again, with what is
+                there by then, when another process was faster.
+
+        Raises:
+            StorageError: when it cannot be read or written, or changes all the time.
+        """
+        guard = self._guard(name)
+        for attempt in range(OVERTAKEN):
+            try:
+                found = self._patiently("read", name, lambda: guard.read(name))
+            except OSError as error:
+                raise self._unreadable("read", name, error) from error
+            content = change(found.content)
+            if content is None or content == found.content:
+                return
+            if self._replace(guard, name, found, content):
+                return
+            time.sleep(random.uniform(0, min(0.5, 0.01 * 2**attempt)))  # not in step with the other process
+        raise StorageError(f"{self.where(name)} is changed by other runs all the time; run again when they have ended")
+
+    def _replace(self, guard: Guard, name: str, found: Found, content: bytes) -> bool:
+        return self._patiently("write", name, lambda: guard.replace(name, found, content))
+
+    def unguarded(self, name: str) -> str:
+        """Why two runs could undo each other's changes of a file: the store does not compare. Empty where it does."""
+        return self._guard(name).unguarded
+
+    def _guard(self, name: str) -> Guard:
+        """What replaces files only as they were read; ``name`` is for messages."""
+        if self.local is not None:
+            return LocalGuard(self.local)
+        guard = self._object_guard
+        if self._shown not in _UNGUARDED:
+            why = "it is neither s3:// nor gs://" if guard is None else self._patiently("write", name, guard.probe)
+            _UNGUARDED[self._shown] = why
+        if guard is not None and not _UNGUARDED[self._shown]:
+            return guard
+        return LastWins(_UNGUARDED[self._shown], lambda name: self._read_whole(name).to_pybytes(), self.write)
+
+    @cached_property
+    def _object_guard(self) -> ObjectGuard | None:
+        return object_guard(self._located, self._root, getattr(self._fs, "region", None))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
         """Keeps other processes from changing the folder's description meanwhile; not re-entrant.
 
         Local disks only, through a lock on the file ``.buffer.lock`` that ends with the process. On an object store
-        there is no lock: two runs that finish in the same second may both write ``buffer.json``, the last one wins.
+        there is none: ``update`` does without.
+
+        Raises:
+            StorageError: where the file system has no locks.
         """
-        return nullcontext() if self.local is None else locked(self.local / LOCK_FILE)
+        if self.local is None:
+            yield
+            return
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.local / LOCK_FILE))
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise
+                raise StorageError(
+                    f"cannot lock {self.where(LOCK_FILE)}: {os.strerror(error.errno)}; mount the folder with locks "
+                    "(NFS: without nolock), or use another place"
+                ) from error
+            yield
 
     def location(self, name: str) -> tuple[fs.FileSystem, str]:
         """The pyarrow file system and path of a file."""
         return self._fs, self._path(name)
+
+    def _unreadable(self, verb: str, name: str, error: OSError) -> StorageError:
+        why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        return StorageError(f"cannot {verb} {self.where(name)}: {why}; nothing was removed for it")
 
     def _patiently(self, verb: str, name: str, action: Callable[[], Result]) -> Result:
         """Tries a request again where the object store may answer later; local disks are asked once.
@@ -229,7 +333,7 @@ class Storage:
                     raise
                 text = " ".join(str(error).split())
                 for code, advice in _REFUSALS.items():
-                    if code in text:
+                    if code in text or code.replace("_", "") in text.upper():
                         raise UserError(f"cannot {verb} {self.where(name)}: {advice}") from error
                 if attempt == ATTEMPTS:
                     raise StorageError(f"cannot {verb} {self.where(name)} ({attempt} attempts): {text}") from error

@@ -6,10 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from raystitch.buffer.shard_file import (
+    BROKEN,
     MERGED,
     PART,
     SHARDS,
     ShardStats,
+    parse_shard_file,
     part_name,
     read_shard_file,
     read_stats,
@@ -64,7 +66,7 @@ def survey(path: Path, *, thorough: bool = True) -> Survey:
             damage there is found when the shard is read.
 
     Raises:
-        StorageError: when the storage does not answer.
+        StorageError: when a file cannot be read, or the storage does not answer; what cannot be read is not damaged.
     """
     storage = Storage(path)
     look = _check_rows if thorough and storage.local is not None else read_stats_of
@@ -109,7 +111,7 @@ def read_stats_of(storage: Storage, name: str) -> tuple[tuple[ShardStats, ...], 
         if isinstance(error, UserError):
             raise
         return (), str(error)
-    expected = _numbers(name)
+    expected = shards_of(name)
     found = range(stats[0].shard, stats[-1].shard + 1) if stats else range(0)
     if found != expected or len(stats) != len(expected):
         return (), "it holds other shards than its name says"
@@ -122,10 +124,16 @@ def _check_rows(storage: Storage, name: str) -> tuple[tuple[ShardStats, ...], st
     if why:
         return stats, why
     try:
-        wrong = read_shard_file(storage, name).damaged_shards()
-    except UserError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise error.__cause__ from error
+        if not read_shard_file(storage, name).damaged_shards():
+            return stats, ""
+        # Only what is wrong after it was read whole is damaged: the map may have failed, or the file been replaced.
+        wrong = parse_shard_file(name, storage.read_whole(f"{SHARDS}/{name}")).damaged_shards()
+    except StorageError:
+        raise
+    except BROKEN as error:
+        for missing in (error, error.__cause__):
+            if isinstance(missing, FileNotFoundError):
+                raise missing from error
         return (), "its rows cannot be read"
     if not wrong:
         return stats, ""
@@ -133,25 +141,28 @@ def _check_rows(storage: Storage, name: str) -> tuple[tuple[ShardStats, ...], st
     return tuple(s for s in stats if s.shard not in wrong), f"the checksum{which} differs"
 
 
-def _numbers(name: str) -> range:
-    """The shards that a file holds by its name."""
+def shards_of(name: str) -> range:
+    """The shards that a file holds by its name; none, if it is no file of shards."""
     if match := PART.fullmatch(name):
         return range(int(match[1]), int(match[1]) + 1)
-    match = MERGED.fullmatch(name)
-    assert match
-    return range(int(match[1]), int(match[2]) + 1)
+    if match := MERGED.fullmatch(name):
+        return range(int(match[1]), int(match[2]) + 1)
+    return range(0)
 
 
 def remove_damaged(path: Path, found: Survey) -> None:
     """Removes the damaged files, so that they hide nothing that is made anew.
 
-    What is whole in a damaged file of several shards becomes files of their own first.
+    What is whole in a damaged file of several shards becomes files of their own first. On an object store a damaged
+    part stays until it is written over: between looking and removing, another run may have made it again.
 
     Raises:
-        StorageError: when a file cannot be removed.
+        StorageError: when a file cannot be read or removed.
     """
     storage = Storage(path)
     for name in found.damaged:
+        if storage.local is None and PART.fullmatch(name):
+            continue
         with storage.lock():
             look = _check_rows if storage.local is not None else read_stats_of
             try:
@@ -169,13 +180,3 @@ def _salvage(storage: Storage, name: str, whole: set[int]) -> None:
     for stats, rows in read_shard_file(storage, name).shards():
         if stats.shard in whole:
             write_file(storage, part_name(stats.shard), rows.replace_schema_metadata(None), [stats], durable=True)
-
-
-def remove_leftovers(storage: Storage, num_shards: int) -> None:
-    """Removes shards past ``num_shards``, parts that a merged file holds as well, and temporary files of dead processes
-    (not those of another process at work)."""
-    used = {name for shard, name in list_shards(storage.uri).items() if shard < num_shards}
-    for name in storage.names(SHARDS):
-        shard_file = PART.fullmatch(name) or MERGED.fullmatch(name)
-        if name not in used and (shard_file or storage.is_leftover(f"{SHARDS}/{name}")):
-            storage.delete(f"{SHARDS}/{name}")

@@ -221,7 +221,7 @@ def _there_already(job: Job, shard: int) -> ShardStats | None:
         (stats,) = read_stats(storage, name)
     except (ValueError, FileNotFoundError):
         return None
-    return stats if stats.manifest == job.manifest and not stats.error else None
+    return stats if (stats.shard, stats.manifest, stats.error) == (shard, job.manifest, "") else None
 
 
 def _failed(shard: int, error: Exception) -> Outcome:

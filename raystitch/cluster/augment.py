@@ -11,14 +11,17 @@ from dataclasses import dataclass
 import ray
 import ray.data
 from ray.data import DataContext
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from raystitch.buffer.config import AugmentConfig
 from raystitch.cluster.actors import Job, Outcome, Qualifier, Sampler, Shared, SharedRef, bundle_files, start_counter
 from raystitch.cluster.metrics import AugmentMetrics
 from raystitch.cluster.pools import IN_FLIGHT, Pool, plan_pools
-from raystitch.cluster.resources import actor_needs, await_node, check_resources, live_nodes
+from raystitch.cluster.resources import Need, actor_needs, await_node, check_resources, live_nodes
 from raystitch.cluster.runtime import check_shared, describe_cluster, ensure_ray
+from raystitch.cluster.waiting import Waiting
+from raystitch.console import duration
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
 from raystitch.errors import RunError
@@ -35,6 +38,8 @@ SPARE_SHARDS = 8
 """Proposed shards that may wait for a qualifier beside those that samplers work on."""
 SHARDS_PER_BLOCK = 16
 """Of consecutive shards: fewer, so that they are made about in order and shared evenly, as long as blocks suffice."""
+
+DATA_TASK = Need(who="Ray Data's own tasks", resources={"CPU": 1.0}, advice="free a CPU")
 
 
 def augment(
@@ -109,12 +114,18 @@ class _Generation:
 
     def _wave(self, shards: list[int], shared: SharedRef, samplers: Pool, qualifiers: Pool, num_blocks: int) -> None:
         """One execution over some missing shards of a round; ends it as soon as there are enough."""
-        ledger, unheard = self.ledger, set(shards)
+        ledger, unheard, seconds = self.ledger, set(shards), self.ledger.config.no_progress_timeout
+        needs = [*(pool_need(*pool) for pool in ((samplers, "sampler"), (qualifiers, "qualifier"))), DATA_TASK]
+        waiting = Waiting(needs, ledger.note, f"augment.no_progress_timeout is {duration(seconds)}; ")
         retrying = not ledger.failures.keys().isdisjoint(shards)
         try:
             # Closed here also after an error, whose traceback would keep it alive past Ray's own end.
-            with contextlib.closing(self._outcomes(shards, shared, samplers, qualifiers, num_blocks)) as outcomes:
+            with (
+                waiting.said(),
+                contextlib.closing(self._outcomes(shards, shared, samplers, qualifiers, num_blocks)) as outcomes,
+            ):
                 for outcome in outcomes:
+                    waiting.moved()
                     unheard.discard(outcome.shard)
                     self.metrics.count(outcome)
                     if outcome.stats is not None:
@@ -127,6 +138,12 @@ class _Generation:
                         return
         except RayError as error:
             raise _in_our_words(error) from error
+        except ExecutionTimeoutError as error:
+            why = f"waiting for {waiting.reason}" if waiting.reason else "no shard was finished"
+            raise RunError(
+                f"{ledger.path}: nothing moved for {duration(seconds)}: {why}; what was written stays. Run again when "
+                "there is room, or raise augment.no_progress_timeout"
+            ) from error
         for shard in sorted(unheard):
             ledger.fail(shard, "its worker process died: killed, or out of memory")
 
@@ -211,6 +228,12 @@ def _ray_data(no_progress_timeout: float, bytes_in_flight: float) -> Generator[N
         for name, value in before.items():
             setattr(context, name, value)
         logger.setLevel(level)
+
+
+def pool_need(pool: Pool, kind: str) -> Need:
+    """What one actor of a pool reserves."""
+    resources = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}
+    return Need(who=f"augment.{kind}", resources=resources, advice=f"lower what augment.{kind} asks for")
 
 
 def describe(samplers: Pool, qualifiers: Pool) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from raystitch.cluster.resources import await_node, fit_need, live_nodes
+from raystitch.cluster.resources import Need, await_node, fit_need, live_nodes
+from raystitch.cluster.waiting import Waiting
 from raystitch.config_file import plain
 from raystitch.console import say
 from raystitch.data.load import load_dataset
@@ -73,13 +74,17 @@ def _fit_once(
     cpus = max(1.0, *(node.get("CPU", 0.0) for node in able))
     # Typed for tasks with one result; a streaming one is an iterator of references.
     remote: Any = ray.remote(num_cpus=cpus, num_gpus=int(wants_gpu), num_returns="streaming", max_retries=0)(_fit)
+    reserved = Need(who="fit", resources={"CPU": cpus, "GPU": float(wants_gpu)}, advice="")
+    waiting = Waiting([reserved], say)
     try:
-        for reference in remote.remote(dataset_ref, d4rl_env, config, str(out.absolute()), device):
-            report: Any = ray.get(reference)
-            if isinstance(report, str):
-                say(report)
-            elif progress is not None:
-                progress(FitProgress(**report))
+        with waiting.said():
+            for reference in remote.remote(dataset_ref, d4rl_env, config, str(out.absolute()), device):
+                report: Any = ray.get(reference)
+                waiting.moved()
+                if isinstance(report, str):
+                    say(report)
+                elif progress is not None:
+                    progress(FitProgress(**report))
     except RayTaskError as error:
         cause = error.cause
         if isinstance(cause, UserError | RunError):

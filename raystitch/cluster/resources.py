@@ -114,7 +114,7 @@ def check_resources(needs: Sequence[Need], augment: AugmentConfig | None = None)
             raise UserError(lacking)
         time.sleep(0.5)
     missing = [need for need in needs if not any(need.fits(node) for node in live_nodes())]
-    if missing and node_groups() is None and _cluster_status().HasField("autoscaling_state"):
+    if missing and node_groups() is None and cluster_status().HasField("autoscaling_state"):
         _ask_autoscaler(missing)
 
 
@@ -215,7 +215,7 @@ def node_groups() -> list[Node] | None:
 
 def _autoscaler_acts() -> bool:
     """Whether nodes are started and stopped by an autoscaler, and not by hand."""
-    status = _cluster_status()
+    status = cluster_status()
     if status.HasField("autoscaling_state"):  # the second version of the autoscaler
         return True
     from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
@@ -231,11 +231,12 @@ def _autoscaler_acts() -> bool:
 
 def _infeasible(need: Need) -> bool:
     """Whether the second version of the autoscaler has found that no node it can start would do."""
-    requests = _cluster_status().autoscaling_state.infeasible_resource_requests
+    requests = cluster_status().autoscaling_state.infeasible_resource_requests
     return any(all(asked.resources_bundle.get(k) == v for k, v in need.resources.items()) for asked in requests)
 
 
-def _cluster_status() -> Any:
+def cluster_status() -> Any:
+    """What the connected cluster says of its nodes, of what is free and what is asked for: a GetClusterStatusReply."""
     from ray._private import worker
     from ray.core.generated import autoscaler_pb2
 

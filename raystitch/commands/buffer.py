@@ -210,7 +210,9 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _compact(args: argparse.Namespace) -> None:
-    from raystitch.buffer.compaction import compact
+    from raystitch.buffer.compaction import compact, superseded
 
     before, after = compact(args.buffer)
-    print(f"{args.buffer}: {before} files before, {after} now")
+    waiting = len(superseded(args.buffer))
+    later = f"; {_plural(waiting, 'file')} that it replaced may still be in use: run it again after the grace period"
+    print(f"{args.buffer}: {before} files before, {after} now{later if waiting else ''}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from raystitch.buffer.chain import chained_trajectories
 from raystitch.buffer.config import AugmentConfig
-from raystitch.buffer.meta import create_buffer, read_meta
+from raystitch.buffer.meta import META_FILE, create_buffer, read_meta
 from raystitch.buffer.reader import open_buffer
 from raystitch.buffer.rounds import close_round, current_round, finish, sound_rounds
 from raystitch.buffer.schema import BufferMeta, ClosedRound
@@ -25,6 +25,10 @@ from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.stitcher import Stitcher
 
 GONE = "shards that were there are gone, removed by another run on this buffer; what is missing is made again"
+
+LAST_WINS = (
+    "this store does not compare before it writes: let one run at a time work on the buffer; nothing is removed from it"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,6 +355,8 @@ def open_ledger(
     path = storage.uri if storage.local is None else str(storage.local)
     create_buffer(path, meta)
     ledger = Ledger(path=path, config=config, size=(dataset.obs_dim, dataset.act_dim), progress=progress)
+    if why := storage.unguarded(META_FILE):
+        ledger.note(f"{storage.where()}: {LAST_WINS} ({why})")
     ledger.survey()
     ledger.report()
     return ledger

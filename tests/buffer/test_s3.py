@@ -91,8 +91,9 @@ def fill(uri: str, shards: range, make_candidates: MakeCandidates) -> None:
 
 
 def test_a_buffer_on_s3_is_the_one_on_disk(
-    s3: str, tmp_path: Path, make_meta: MakeMeta, make_candidates: MakeCandidates
+    s3: str, tmp_path: Path, make_meta: MakeMeta, make_candidates: MakeCandidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RAYSTITCH_GRACE_SECONDS", "0")
     uri = f"{s3}/same"
     for path in (uri, str(tmp_path / "b")):
         create_buffer(path, make_meta(num_bridges=20))
@@ -139,8 +140,8 @@ def test_a_truncated_object_is_found_named_and_made_again(
     found = survey(uri)
     assert list(found.stats) == [0, 2]
     assert list(found.damaged) == ["part-000001.arrow"]
-    remove_damaged(uri, found)
-    assert list(list_shards(uri)) == [0, 2]
+    remove_damaged(uri, found)  # nothing: it may have been made again by now, and is written over if not
+    assert list(list_shards(uri)) == [0, 1, 2]
     fill(uri, range(1, 2), make_candidates)
     assert survey(uri).damaged == {}
     assert finish(uri, 20) is not None

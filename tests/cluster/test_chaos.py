@@ -9,10 +9,19 @@ from pathlib import Path
 import pytest
 
 from raystitch.bench.chaos import make_target
-from raystitch.cluster.chaos import FAULTS, Target, run_fault
+from raystitch.cluster.chaos import FAULTS, run_fault
+from raystitch.cluster.chaos_run import Target
 
 QUICK = ("sampler",)
-SLOW = ("qualifier", "driver", "node", "full disk", "two drivers (different)")
+SLOW = (
+    "qualifier",
+    "driver",
+    "node",
+    "full disk",
+    "two drivers (different)",
+    "two drivers on S3 (stale read)",
+    "unreadable folder",
+)
 RECOVER = ("sampler", "qualifier", "driver")
 """Where nothing else could have finished the run."""
 

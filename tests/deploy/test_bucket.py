@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pyarrow.fs as fs
 import pytest
@@ -132,3 +133,64 @@ def test_a_run_that_cannot_be_kept_has_failed(
 def test_usage(bucket: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert bucket.main(["run", "folder", "sweep"]) == 2
     assert "COMMAND" in capsys.readouterr().err
+
+
+def filled(bucket: ModuleType, tmp_path: Path) -> tuple[Any, Path]:
+    """A mirror of a run of three files that are in the bucket."""
+    here = tmp_path / "node/runs/demo"
+    (here / "trials/1").mkdir(parents=True)
+    for name in ("config.yaml", "trials/1/metrics.jsonl", "trials/1/returns.json"):
+        (here / name).write_text(name)
+    mirror = bucket.Mirror(here)
+    assert mirror.put() == 3
+    return mirror, here
+
+
+def test_an_unreadable_folder_is_not_an_empty_one(bucket: ModuleType, place: str, tmp_path: Path) -> None:
+    mirror, here = filled(bucket, tmp_path)
+    before = contents(place)
+    (here / "new").write_text("new")
+    (here / "config.yaml").unlink()
+    (here / "trials").chmod(0)
+    was = os.geteuid()
+    if was == 0:  # permissions count for others than root
+        for path in (tmp_path, *tmp_path.parents[:2]):
+            path.chmod(0o711)
+        os.seteuid(65534)
+    try:
+        with pytest.raises(OSError, match=r"Permission denied: .*/trials'; nothing was removed from the bucket"):
+            mirror.put()
+    finally:
+        os.seteuid(was)
+        (here / "trials").chmod(0o755)
+    assert contents(place) == before | {"new": "new"}  # what can be read is kept
+    assert mirror.put() == 0
+    del before["config.yaml"]  # now it is certain that it is gone
+    assert contents(place) == before | {"new": "new"}
+
+
+def test_an_empty_folder_that_was_full_is_refused_unless_it_is_told(
+    bucket: ModuleType, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror, here = filled(bucket, tmp_path)
+    before = contents(place)
+    here.rename(tmp_path / "elsewhere")
+    for make in (lambda: None, here.touch, here.unlink, here.mkdir):  # not there, a file in its place, empty
+        make()
+        with pytest.raises(OSError, match="nothing was removed from the bucket"):
+            mirror.put()
+        assert contents(place) == before
+    with pytest.raises(OSError, match="had 3 files and is empty now; RAYSTITCH_BUCKET_EMPTY=1 if it should be"):
+        mirror.put()
+    monkeypatch.setenv("RAYSTITCH_BUCKET_EMPTY", "1")
+    assert mirror.put() == 0
+    assert contents(place) == {}
+
+
+def test_a_link_that_leads_nowhere_is_not_gone(bucket: ModuleType, place: str, tmp_path: Path) -> None:
+    mirror, here = filled(bucket, tmp_path)
+    before = contents(place)
+    (here / "config.yaml").unlink()
+    (here / "config.yaml").symlink_to(tmp_path / "not-mounted/config.yaml")
+    assert mirror.put() == 0
+    assert contents(place) == before

@@ -5,8 +5,11 @@
                                                 few minutes and when COMMAND has ended; exits as COMMAND does
 
 The copy of $RAYSTITCH_SHARED/NAME (default /mnt/raystitch) is $RAYSTITCH_BUCKET/NAME, such as s3://bucket/prefix/NAME.
+Nothing is removed from the bucket because of a folder that cannot be read, or of one that was full and is empty now: a
+disk that is not mounted looks like that. RAYSTITCH_BUCKET_EMPTY=1 says that it is meant to be empty.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -50,28 +53,53 @@ class Mirror:
         """Copies what is new or changed, removes from the bucket what is gone here; returns the number of copied files.
 
         Oldest first: a file that describes others is written after them.
+
+        Raises:
+            OSError: when something could not be read. What could be was copied, and nothing was removed.
         """
-        here = {str(path.relative_to(self.folder)): _state(path) for path in self._files()}
+        here, problems = self._look()
         changed = sorted((name for name, state in here.items() if self._there.get(name) != state), key=here.__getitem__)
+        copied = 0
         for name in changed:
             remote, path = self.store.location(name)
             try:
                 fs.copy_files(str(self.folder / name), path, source_filesystem=LOCAL, destination_filesystem=remote)
-            except FileNotFoundError:  # gone, or replaced, since we looked: the next time
-                continue
+            except OSError as error:
+                if os.path.lexists(self.folder / name):
+                    problems.append(error)
+                continue  # gone, or replaced, since we looked: the next time
             self._there[name] = here[name]
-        for name in self._there.keys() - here.keys():
+            copied += 1
+        gone = [name for name in self._there.keys() - here.keys() if not os.path.lexists(self.folder / name)]
+        if gone and not here and os.environ.get("RAYSTITCH_BUCKET_EMPTY") != "1":
+            problems.append(
+                OSError(
+                    f"{self.folder} had {len(gone)} files and is empty now; RAYSTITCH_BUCKET_EMPTY=1 if it should be"
+                )
+            )
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise OSError(f"{problems[0]}{more}; nothing was removed from the bucket")
+        for name in gone:
             self.store.delete(name)
             del self._there[name]
-        return len(changed)
+        return copied
 
-    def _files(self) -> list[Path]:
-        """What belongs to a run: no locks, no half-written files, not Tune's own state."""
-        found = []
-        for parent, folders, names in os.walk(self.folder):
+    def _look(self) -> tuple[dict[str, tuple[int, int]], list[OSError]]:
+        """What belongs to a run (no locks, no half-written files, not Tune's own state), and what cannot be read."""
+        found: dict[str, tuple[int, int]] = {}
+        problems: list[OSError] = []
+        if not self.folder.exists() and not self._there:
+            return found, problems  # the command has not made it yet
+        for parent, folders, names in os.walk(self.folder, onerror=problems.append):
             folders[:] = [name for name in folders if name != ".tune"]
-            found += [Path(parent, name) for name in names if not name.endswith((".lock", ".tmp"))]
-        return [path for path in found if path.exists()]
+            for name in names:
+                if name.endswith((".lock", ".tmp")):
+                    continue
+                path = Path(parent, name)
+                with contextlib.suppress(FileNotFoundError):  # gone since it was listed, or a link that leads nowhere
+                    found[str(path.relative_to(self.folder))] = _state(path)
+        return found, problems
 
 
 def _state(path: Path) -> tuple[int, int]:
