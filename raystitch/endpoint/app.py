@@ -185,6 +185,7 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
 def _add_operation(app: FastAPI, endpoint: Endpoint) -> None:
     @app.get("/healthz", response_model=documents.StateBody, responses=documents.refusals(503))
     async def healthz() -> Any:
+        endpoint.check_health()
         return {"status": "ok"}
 
     @app.get("/readyz", response_model=documents.StateBody, responses=documents.refusals(503))

@@ -1,6 +1,6 @@
 """The bundles that an endpoint serves, by name, and what it says about them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -108,13 +108,13 @@ def load_model(name: str, config: ModelConfig, stitch: StitchConfig, device: str
     return ServedModel(name, bundle, Stitcher(bundle, stitch), dataset)
 
 
-class Models:
-    """The models served now. ``load`` replaces them all at once."""
+class ModelSet:
+    """The models that are served at one moment, by name."""
 
-    def __init__(self) -> None:
-        self._served: Mapping[str, ServedModel] = {}
+    def __init__(self, served: Mapping[str, ServedModel]) -> None:
+        self._served = served
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._served.values())
 
     def __len__(self) -> int:
@@ -124,6 +124,51 @@ class Models:
     def numbers_per_step(self) -> int:
         """Of the largest model: observation, action and reward."""
         return max((model.bundle.obs_dim + model.bundle.act_dim + 1 for model in self), default=1)
+
+    def find(self, name: str) -> ServedModel | None:
+        return self._served.get(name)
+
+    def get(self, name: str, *, field: str | None = None) -> ServedModel:
+        """The model of a name.
+
+        Args:
+            field: of the request that names it; None where it is part of the address.
+
+        Raises:
+            Problem: 422 (404 for an address) with the names there are.
+        """
+        model = self.find(name)
+        if model is not None:
+            return model
+        known = ", ".join(sorted(self._served)) or "none"
+        if field is None:
+            raise Problem(404, f"there is no model {name[:64]!r}; there is: {known}")
+        raise invalid(field, f"there is no model {name[:64]!r}; there is: {known}")
+
+
+class Models:
+    """The models served now. ``load`` replaces them all at once."""
+
+    def __init__(self) -> None:
+        self._now = ModelSet({})
+
+    def now(self) -> ModelSet:
+        """What is served at this moment; a request keeps it until its answer."""
+        return self._now
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._now)
+
+    def __len__(self) -> int:
+        return len(self._now)
+
+    def get(self, name: str) -> ServedModel:
+        """The model of a name that is part of an address.
+
+        Raises:
+            Problem: 404 with the names there are.
+        """
+        return self._now.get(name)
 
     def load(self, config: EndpointConfig) -> None:
         """Reads all bundles of the configuration, then serves them. One that cannot be read leaves the one of its name
@@ -137,25 +182,8 @@ class Models:
             try:
                 fresh[name] = load_model(name, model, config.stitch, config.device)
             except UserError as error:
-                before = self._served.get(name)
+                before = self._now.find(name)
                 if before is None:
                     raise
                 fresh[name] = ServedModel(name, before.bundle, before.stitcher, before.dataset, error=str(error))
-        self._served = fresh
-
-    def get(self, name: str, *, field: str | None = None) -> ServedModel:
-        """The model of a name.
-
-        Args:
-            field: of the request that names it; None where it is part of the address.
-
-        Raises:
-            Problem: 422 (404 for an address) with the names there are.
-        """
-        model = self._served.get(name)
-        if model is not None:
-            return model
-        known = ", ".join(sorted(self._served)) or "none"
-        if field is None:
-            raise Problem(404, f"there is no model {name[:64]!r}; there is: {known}")
-        raise invalid(field, f"there is no model {name[:64]!r}; there is: {known}")
+        self._now = ModelSet(fresh)

@@ -6,7 +6,7 @@ The routes of ``app`` call it; it knows HTTP only as headers, a body and an answ
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +16,14 @@ from starlette.responses import Response
 
 from raystitch.endpoint import arrow_wire, json_wire
 from raystitch.endpoint.answer import Answer, make_answer
-from raystitch.endpoint.batcher import Batcher, Stitched
+from raystitch.endpoint.batcher import Batcher
 from raystitch.endpoint.body import check_encoding, decompress, read_body
 from raystitch.endpoint.config import EndpointConfig
+from raystitch.endpoint.intake import Held, Intake
 from raystitch.endpoint.metrics import NoRecorder, Recorder
-from raystitch.endpoint.models import Models, ServedModel
+from raystitch.endpoint.models import Models, ModelSet, ServedModel
 from raystitch.endpoint.problems import Problem, busy, unavailable
+from raystitch.endpoint.queue import Stitched
 from raystitch.endpoint.request import StitchRequest
 
 _READERS = {json_wire.MEDIA_TYPE: json_wire.read_json_request, arrow_wire.MEDIA_TYPE: arrow_wire.read_arrow_request}
@@ -30,6 +32,7 @@ _WRITERS: dict[str, Callable[[Answer], bytes]] = {
     arrow_wire.MEDIA_TYPE: arrow_wire.write_arrow,
 }
 _SMALL_BODY = 32 * 1024
+_REPLACED_SECONDS = 10
 Scrape = Callable[[], Awaitable[str]]
 
 
@@ -41,6 +44,8 @@ class Endpoint:
         receiving: requests that are being read. ongoing: those that are not answered yet.
         stopping: nothing new is taken on.
         scrape: the metrics as Prometheus text; None where there are none.
+        exits: end the process when a call of the sampler hangs.
+        intake: bytes of the requests that are received or wait.
     """
 
     config: EndpointConfig
@@ -50,9 +55,11 @@ class Endpoint:
     receiving: int = 0
     ongoing: int = 0
     stopping: bool = False
+    exits: bool = False
+    intake: Intake = field(default_factory=Intake)
 
     def __post_init__(self) -> None:
-        self.batcher = Batcher(self.config.batching, self.recorder, lambda: self.receiving)
+        self.batcher = Batcher(self.config, self.recorder, lambda: self.receiving, exits=self.exits)
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="wire")
 
     async def run(self, work: Callable[..., Any], *args: Any, inline: bool) -> Any:
@@ -64,7 +71,7 @@ class Endpoint:
     def configure(self, config: EndpointConfig) -> None:
         """Other settings from the next request on."""
         self.config = config
-        self.batcher.config = config.batching
+        self.batcher.config = config
 
     def close(self) -> None:
         """Ends the threads; what is being computed is finished."""
@@ -72,8 +79,15 @@ class Endpoint:
         self.batcher.close()
         self._workers.shutdown(wait=False)
 
+    def check_health(self) -> None:
+        """Raises: Problem 503 when the sampler's thread hangs or is gone; only another process helps."""
+        if self.batcher.hung or not self.batcher.alive:
+            state = "hangs" if self.batcher.hung else "has ended"
+            raise unavailable(f"the sampler {state}; this replica is being replaced", _REPLACED_SECONDS)
+
     def check_ready(self) -> None:
-        """Raises: Problem 503 while starting and stopping."""
+        """Raises: Problem 503 while starting and stopping, and when the sampler hangs."""
+        self.check_health()
         if self.stopping:
             raise unavailable("the endpoint is stopping")
         if not len(self.models):
@@ -89,7 +103,7 @@ class Endpoint:
             content = await self.run(writer, answer, inline=answer.summary["candidates"] is None)
             return Response(content, media_type=media_type)
         except Problem as problem:
-            outcome = str(problem.status)
+            outcome = "disconnected" if isinstance(problem, _Left) else str(problem.status)
             raise
         except asyncio.CancelledError:
             outcome = "disconnected"
@@ -106,36 +120,87 @@ class Endpoint:
             accepted = ", ".join(_READERS)
             raise Problem(415, f"Content-Type {kind[:80]!r} is not one of {accepted}", headers={"Accept": accepted})
         answer_kind = _negotiate(request.headers.get("accept", ""), kind)
-        wait = _preferred_wait(request.headers.get("prefer", ""), self.config.limits.deadline_seconds)
-        checked = await self._receive(request, kind)
-        deadline = time.monotonic() + wait
-        model = self.models.get(checked.options.model, field="options.model")
-        stitched = await self.batcher.stitch(model, checked, request_id, deadline)
+        # A request keeps the settings and the bundles that it began with, whatever is loaded meanwhile.
+        config, models = self.config, self.models.now()
+        wait = _preferred_wait(request.headers.get("prefer", ""), config.limits.deadline_seconds)
+        self._check_room(wait)
+        with self.intake.hold(_client(request), config.batching) as held:
+            checked = await self._receive(request, kind, config, models, held)
+            held.settle(_size(checked))
+            deadline = time.monotonic() + wait
+            model = models.get(checked.options.model, field="options.model")
+            stitched = await _unless_left(request, self.batcher.stitch(model, checked, request_id, deadline))
         answer = _describe(model, checked, stitched, request_id)
         self.recorder.judged(answer.reasons, stitched.candidates.residual_max)
         return answer, _WRITERS[answer_kind], answer_kind
 
-    async def _receive(self, request: Request, kind: str) -> StitchRequest:
-        if self.receiving >= self.config.batching.max_receiving:
+    def _check_room(self, wait: float) -> None:
+        """Refuses before the body is read what is bound to be refused after: it must cost little.
+
+        Raises:
+            Problem: 429, 504.
+        """
+        batching = self.config.batching
+        if self.receiving >= batching.max_receiving:
             raise busy(f"{self.receiving} requests are being received already; try again", 1)
-        self.batcher.check_room()  # before the body is read: refusing must cost little
-        limits, encoding = self.config.limits, check_encoding(request.headers.get("content-encoding", ""))
+        if self.ongoing > batching.max_requests:
+            raise busy(f"{self.ongoing - 1} requests wait for their answers already; try again", 1)
+        self.batcher.check_room(time.monotonic() + wait)
+
+    async def _receive(
+        self, request: Request, kind: str, config: EndpointConfig, models: ModelSet, held: Held
+    ) -> StitchRequest:
+        limits, encoding = config.limits, check_encoding(request.headers.get("content-encoding", ""))
         self.receiving += 1
         try:
-            body = await read_body(request, limits)
+            body = await read_body(request, limits, held)
 
             def read() -> StitchRequest:
                 plain = decompress(body, encoding, limits)
                 if kind == json_wire.MEDIA_TYPE:
-                    json_wire.refuse_floods(plain, limits, self.models.numbers_per_step)
-                return _READERS[kind](plain, self._sizes, limits)
+                    json_wire.refuse_floods(plain, limits, models.numbers_per_step)
+                return _READERS[kind](plain, lambda name: models.get(name, field="options.model").sizes, limits)
 
             return await self.run(read, inline=not encoding and len(body) <= _SMALL_BODY)
         finally:
             self.receiving -= 1
 
-    def _sizes(self, name: str) -> Any:
-        return self.models.get(name, field="options.model").sizes
+
+class _Left(Problem):
+    """The caller went away; nobody reads this answer."""
+
+
+async def _unless_left(request: Request, work: Coroutine[Any, Any, Stitched]) -> Stitched:
+    """What the work returns, unless the caller leaves before.
+
+    A server cancels a request whose caller leaves, or it does not: Serve's proxy leaves it to a header of the caller's.
+    """
+    left = asyncio.ensure_future(request.receive())  # the body was read: only http.disconnect can follow
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((working, left), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise _Left(400, "the caller left before the answer")
+    finally:
+        for task in (working, left):
+            task.cancel()
+
+
+def _client(request: Request) -> str:
+    """Whom a request counts for: the name of its token, else the address that it came from."""
+    name = request.scope["state"].get("token_name")
+    return f"token {name}" if name else str(request.client and request.client.host)
+
+
+def _size(request: StitchRequest) -> int:
+    """Bytes of a request that was read."""
+    return sum(
+        column.nbytes
+        for given in (request.source, request.target)
+        for column in (given.observations, given.actions, given.rewards)
+        if column is not None
+    )
 
 
 def _describe(model: ServedModel, request: StitchRequest, stitched: Stitched, request_id: str) -> Answer:
