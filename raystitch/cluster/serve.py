@@ -21,6 +21,7 @@ from raystitch.config_file import load_config, parse_config, plain
 from raystitch.endpoint.app import create_app
 from raystitch.endpoint.config import DEFAULT_MODEL, EndpointConfig, ModelConfig
 from raystitch.endpoint.models import Models
+from raystitch.endpoint.problems import Problem
 from raystitch.endpoint.security import read_token
 from raystitch.endpoint.service import Endpoint
 from raystitch.errors import UserError
@@ -30,8 +31,9 @@ logger = logging.getLogger(__name__)
 
 NAME = "raystitch"
 DEPLOYMENT = "StitchService"
-MAX_ONGOING = 512
-"""Requests that a replica is given at once. It refuses itself what it cannot take on, saying when to come back."""
+MAX_REFUSED = 128
+"""Requests that a replica is given at once beyond those that it takes on: it refuses them itself, saying when to come
+back. In Serve's queue no deadline would count."""
 
 
 @serve.ingress()
@@ -72,7 +74,8 @@ class StitchService:
         if self._endpoint is None:
             from raystitch.cluster.serve_metrics import ServeMetrics, scrape
 
-            self._endpoint = Endpoint(config, self._models, ServeMetrics(), scrape)
+            self._endpoint = Endpoint(config, self._models, ServeMetrics(), scrape, exits=True)
+            await self._endpoint.warm_up()
         else:
             self._endpoint.configure(config)
         self._asgi = create_app(self._endpoint, self._token, behind_serve=True)
@@ -99,9 +102,12 @@ class StitchService:
         return os.getpid(), 0.0 if self._endpoint is None else self._endpoint.batcher.cpu_seconds
 
     def check_health(self) -> None:
-        """Raises: RuntimeError when the sampler's thread is gone; Serve then replaces the replica."""
-        if self._endpoint is not None and not self._endpoint.batcher.alive:
-            raise RuntimeError("the sampler's thread has ended")
+        """Raises: RuntimeError when the sampler hangs or is gone; Serve then replaces the replica."""
+        try:
+            if self._endpoint is not None:
+                self._endpoint.check_health()
+        except Problem as problem:
+            raise RuntimeError(problem.detail) from None
 
 
 def _reserved_cpus() -> float:
@@ -131,6 +137,7 @@ def build(
         num_cpus, num_gpus: of one replica; fractions share a GPU.
     """
     limits, (least, most) = config.limits, replicas
+    max_ongoing = config.batching.max_requests + MAX_REFUSED
     options: dict[str, Any] = {"num_replicas": least}
     if most > least:
         options = {
@@ -146,8 +153,8 @@ def build(
     make_deployment: Any = serve.deployment
     deployment = make_deployment(StitchService, name=DEPLOYMENT).options(
         user_config=plain(asdict(config)),
-        max_ongoing_requests=MAX_ONGOING,
-        max_queued_requests=2 * MAX_ONGOING,
+        max_ongoing_requests=max_ongoing,
+        max_queued_requests=2 * max_ongoing,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         # A bundle that cannot be read does not get better; a machine that is short of memory may.
         max_constructor_retry_count=3,

@@ -30,7 +30,7 @@ from raystitch.stitching.pairs import cut_trajectories, given_trajectory
 
 _SEED_STREAM = 40
 _LATE = "the deadline passed before the bridges were made; ask for fewer candidates, or later"
-EXIT_SECONDS = 3.0
+EXIT_SECONDS = 1.0
 """Between a call's counting as hung and the end of the process: time to say so."""
 
 

@@ -54,13 +54,18 @@ class Pace:
         begun = self._begun
         return 0.0 if begun is None else abs(time.monotonic() - begun[0] - begun[1])
 
-    def seconds(self, candidates: int) -> float:
-        """What a call should take. Calls far larger than any before are taken to be no slower than twice the largest:
-        many small calls say little about a large one."""
+    def seconds(self, candidates: int, *, beyond: float = 0.25) -> float:
+        """What a call should take.
+
+        Args:
+            beyond: how much of a candidate's time counts for those beyond the largest call so far. A small call is
+                mostly its fixed part, and says little about a large one.
+        """
         with self._lock:
             fixed, each, largest = self._fitted
             idle = 0.0 if self._begun is not None else time.monotonic() - self._ended
-        return (fixed + each * min(candidates, 2 * largest)) * 0.5 ** (idle / HALF_LIFE)
+        known = min(candidates, largest)
+        return (fixed + each * (known + beyond * (candidates - known))) * 0.5 ** (idle / HALF_LIFE)
 
     def backlog(self, candidates: int, call: int) -> float:
         """What so many candidates should take in calls of at most ``call``."""

@@ -156,7 +156,7 @@ class JobQueue:
             fits = not jobs or (
                 job.kind == jobs[0].kind
                 and together <= config.max_candidates
-                and now + SLACK * self._pace.seconds(together) <= end_by
+                and now + SLACK * self._pace.seconds(together, beyond=1.0) <= end_by
             )
             if fits:
                 jobs.append(job)

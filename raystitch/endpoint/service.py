@@ -4,6 +4,7 @@ The routes of ``app`` call it; it knows HTTP only as headers, a body and an answ
 """
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -24,7 +26,9 @@ from raystitch.endpoint.metrics import NoRecorder, Recorder
 from raystitch.endpoint.models import Models, ModelSet, ServedModel
 from raystitch.endpoint.problems import Problem, busy, unavailable
 from raystitch.endpoint.queue import Stitched
-from raystitch.endpoint.request import StitchRequest
+from raystitch.endpoint.request import GivenTrajectory, Options, StitchRequest
+
+logger = logging.getLogger(__name__)
 
 _READERS = {json_wire.MEDIA_TYPE: json_wire.read_json_request, arrow_wire.MEDIA_TYPE: arrow_wire.read_arrow_request}
 _WRITERS: dict[str, Callable[[Answer], bytes]] = {
@@ -33,6 +37,7 @@ _WRITERS: dict[str, Callable[[Answer], bytes]] = {
 }
 _SMALL_BODY = 32 * 1024
 _REPLACED_SECONDS = 10
+_WARM_UP = (1, 8, 8)
 Scrape = Callable[[], Awaitable[str]]
 
 
@@ -78,6 +83,16 @@ class Endpoint:
         self.stopping = True
         self.batcher.close()
         self._workers.shutdown(wait=False)
+
+    async def warm_up(self) -> None:
+        """Stitches made-up trajectories, so that the first call is quick and how long the next ones take is known."""
+        for model in self.models:
+            try:
+                for count in _WARM_UP:
+                    until = time.monotonic() + self.config.limits.longest_call
+                    await self.batcher.stitch(model, _made_up(model, count), "warm-up", until)
+            except Problem as problem:
+                logger.warning("model %s cannot be tried out: %s", model.name, problem.detail)
 
     def check_health(self) -> None:
         """Raises: Problem 503 when the sampler's thread hangs or is gone; only another process helps."""
@@ -185,6 +200,18 @@ async def _unless_left(request: Request, work: Coroutine[Any, Any, Stitched]) ->
     finally:
         for task in (working, left):
             task.cancel()
+
+
+def _made_up(model: ServedModel, count: int) -> StitchRequest:
+    """A request for bridges between two short walks about the mean of the model's data."""
+    rng, bundle = np.random.default_rng(0), model.bundle
+
+    def walk() -> GivenTrajectory:
+        steps = rng.normal(0, 0.1, (model.sizes.gap_max + 2, bundle.obs_dim)).cumsum(0)
+        observations = bundle.normalizer.decode(steps.astype(np.float32))
+        return GivenTrajectory(observations=observations, actions=None, rewards=None, terminated=False)
+
+    return StitchRequest(source=walk(), target=walk(), options=Options.model_validate({"num_candidates": count}))
 
 
 def _client(request: Request) -> str:
