@@ -13,10 +13,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ray import serve
+from ray.exceptions import RayTaskError
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from raystitch.buffer.cache import cache_folder
 from raystitch.config_file import load_config, parse_config, plain
 from raystitch.endpoint.app import create_app
 from raystitch.endpoint.config import DEFAULT_MODEL, EndpointConfig, ModelConfig
@@ -24,6 +26,7 @@ from raystitch.endpoint.models import Models
 from raystitch.endpoint.problems import Problem
 from raystitch.endpoint.security import read_token
 from raystitch.endpoint.service import Endpoint
+from raystitch.endpoint.versions import Versions
 from raystitch.errors import UserError
 from raystitch.pipeline.demo_bundle import demo_bundle
 
@@ -31,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "raystitch"
 DEPLOYMENT = "StitchService"
+_CHOOSE_SECONDS = 60.0
 MAX_REFUSED = 128
 """Requests that a replica is given at once beyond those that it takes on: it refuses them itself, saying when to come
 back. In Serve's queue no deadline would count."""
@@ -43,7 +47,7 @@ class StitchService:
     def __init__(self) -> None:
         _log_like_serve()
         self._token = read_token()
-        self._models = Models()
+        self._models = Models(Versions(cache_folder() / "bundles"))
         self._endpoint: Endpoint | None = None
         self._asgi: ASGIApp | None = None
 
@@ -74,7 +78,7 @@ class StitchService:
         if self._endpoint is None:
             from raystitch.cluster.serve_metrics import ServeMetrics, scrape
 
-            self._endpoint = Endpoint(config, self._models, ServeMetrics(), scrape, exits=True)
+            self._endpoint = Endpoint(config, self._models, ServeMetrics(), scrape, choose=_choose, exits=True)
             await self._endpoint.warm_up()
         else:
             self._endpoint.configure(config)
@@ -87,6 +91,11 @@ class StitchService:
         self._models.load(config)
         for model in self._models:
             logger.info("model %s: %s%s", model.name, model.bundle.hash, f" ({model.error})" if model.error else "")
+
+    async def choose(self, name: str, version: str) -> None:
+        """Serves a version of a model that was served before."""
+        assert self._endpoint is not None
+        await self._endpoint.choose_here(name, version)
 
     def drain(self) -> None:
         """Takes on nothing new; what was taken on is finished."""
@@ -108,6 +117,22 @@ class StitchService:
                 self._endpoint.check_health()
         except Problem as problem:
             raise RuntimeError(problem.detail) from None
+
+
+async def _choose(name: str, version: str) -> None:
+    """Every replica serves this version of a model.
+
+    Raises:
+        UserError: the version is not kept where one of them runs.
+    """
+    application = serve.get_replica_context().app_name
+    handle = serve.get_deployment_handle(DEPLOYMENT, application)
+    try:
+        await asyncio.to_thread(lambda: handle.broadcast("choose", name, version).results(timeout_s=_CHOOSE_SECONDS))
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
 
 
 def _reserved_cpus() -> float:

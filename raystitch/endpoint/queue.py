@@ -148,6 +148,8 @@ class JobQueue:
     def take(self, config: BatchingConfig) -> list[Job]:
         """Removes the first job and those of its kind that fit into its call: up to ``max_candidates``, and so that
         neither a job of the call nor one that is passed over becomes late by the company."""
+        if not self._jobs:
+            return []
         jobs: list[Job] = []
         left: list[Job] = []
         count, now, end_by = 0, time.monotonic(), self._jobs[0].deadline

@@ -9,14 +9,15 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from raystitch.endpoint import arrow_wire, json_wire
+from raystitch.endpoint import arrow_wire, documents, json_wire
 from raystitch.endpoint.answer import Answer, make_answer
 from raystitch.endpoint.batcher import Batcher
 from raystitch.endpoint.body import check_encoding, decompress, read_body
@@ -24,9 +25,10 @@ from raystitch.endpoint.config import EndpointConfig
 from raystitch.endpoint.intake import Held, Intake
 from raystitch.endpoint.metrics import NoRecorder, Recorder
 from raystitch.endpoint.models import Models, ModelSet, ServedModel
-from raystitch.endpoint.problems import Problem, busy, unavailable
+from raystitch.endpoint.problems import Problem, busy, invalid, unavailable
 from raystitch.endpoint.queue import Stitched
-from raystitch.endpoint.request import GivenTrajectory, Options, StitchRequest
+from raystitch.endpoint.request import GivenTrajectory, Options, StitchRequest, validation_problem
+from raystitch.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ _SMALL_BODY = 32 * 1024
 _REPLACED_SECONDS = 10
 _WARM_UP = (1, 8, 8)
 Scrape = Callable[[], Awaitable[str]]
+Choose = Callable[[str, str], Awaitable[None]]
+_VERSION_BYTES = 1000
 
 
 @dataclass(eq=False)
@@ -49,6 +53,7 @@ class Endpoint:
         receiving: requests that are being read. ongoing: those that are not answered yet.
         stopping: nothing new is taken on.
         scrape: the metrics as Prometheus text; None where there are none.
+        choose: brings a version of a model back, here and in the other replicas; None: here alone.
         exits: end the process when a call of the sampler hangs.
         intake: bytes of the requests that are received or wait.
     """
@@ -60,6 +65,7 @@ class Endpoint:
     receiving: int = 0
     ongoing: int = 0
     stopping: bool = False
+    choose: Choose | None = None
     exits: bool = False
     intake: Intake = field(default_factory=Intake)
 
@@ -99,6 +105,36 @@ class Endpoint:
         if self.batcher.hung or not self.batcher.alive:
             state = "hangs" if self.batcher.hung else "has ended"
             raise unavailable(f"the sampler {state}; this replica is being replaced", _REPLACED_SECONDS)
+
+    async def choose_version(self, name: str, request: Request) -> ServedModel:
+        """Serves the version of a model that the request's body names.
+
+        Raises:
+            Problem: 404 for a model that is not served, 422 for a version that is not kept.
+        """
+        model = self.models.get(name)
+        with self.intake.hold(_client(request), self.config.batching) as held:
+            limits = replace(self.config.limits, max_body_bytes=_VERSION_BYTES)
+            body = await read_body(request, limits, held)
+        try:
+            version = documents.VersionBody.model_validate_json(body).hash
+        except ValidationError as error:
+            raise validation_problem(error) from None
+        wanted = model.previous if version == "previous" else version
+        if wanted is None:
+            raise invalid("hash", f"there is no version before {model.bundle.hash} here")
+        try:
+            if self.choose is not None:
+                await self.choose(name, wanted)
+            else:
+                await self.choose_here(name, wanted)
+        except UserError as error:
+            raise invalid("hash", str(error)) from None
+        return self.models.get(name)
+
+    async def choose_here(self, name: str, version: str) -> None:
+        """Raises: UserError when the version is not kept on this machine."""
+        await asyncio.to_thread(self.models.choose, name, version, self.config)
 
     def check_ready(self) -> None:
         """Raises: Problem 503 while starting and stopping, and when the sampler hangs."""

@@ -243,7 +243,7 @@ def test_what_is_late_in_the_queue_costs_no_call(
         assert status == 504 and "deadline passed" in refused(response, 504)["detail"]
         assert taken < 2, "it is told at once, not at its deadline"
         assert [count for count, _ in sampler.calls[calls:]] == [10]
-        assert served.is_idle()
+        assert served.is_idle() and served.endpoint.batcher.alive
 
 
 class TestPace:
