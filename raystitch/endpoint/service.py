@@ -252,7 +252,7 @@ def _made_up(model: ServedModel, count: int) -> StitchRequest:
 
 def _client(request: Request) -> str:
     """Whom a request counts for: the name of its token, else the address that it came from."""
-    name = request.scope["state"].get("token_name")
+    name = request.scope["state"].get("token")
     return f"token {name}" if name else str(request.client and request.client.host)
 
 

@@ -17,7 +17,7 @@ from raystitch.endpoint.config import EndpointConfig, LimitsConfig, ModelConfig
 from .conftest import Walks
 from .test_serve import call, free_port, request_body
 
-DEADLINE = 12.0
+DEADLINE = 15.0
 
 
 class HangingService(StitchService):
