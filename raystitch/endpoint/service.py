@@ -176,9 +176,9 @@ class Endpoint:
         wait = _preferred_wait(request.headers.get("prefer", ""), config.limits.deadline_seconds)
         self._check_room(wait)
         with self.intake.hold(_client(request), config.batching) as held:
-            checked = await self._receive(request, kind, config, models, held)
+            checked, received = await self._receive(request, kind, config, models, held)
             held.settle(_size(checked))
-            deadline = time.monotonic() + wait
+            deadline = received + wait
             model = models.get(checked.options.model, field="options.model")
             stitched = await _unless_left(request, self.batcher.stitch(model, checked, request_id, deadline))
         answer = _describe(model, checked, stitched, request_id)
@@ -200,11 +200,13 @@ class Endpoint:
 
     async def _receive(
         self, request: Request, kind: str, config: EndpointConfig, models: ModelSet, held: Held
-    ) -> StitchRequest:
+    ) -> tuple[StitchRequest, float]:
+        """The request, and when its last byte came."""
         limits, encoding = config.limits, check_encoding(request.headers.get("content-encoding", ""))
         self.receiving += 1
         try:
             body = await read_body(request, limits, held)
+            received = time.monotonic()
 
             def read() -> StitchRequest:
                 plain = decompress(body, encoding, limits)
@@ -212,7 +214,7 @@ class Endpoint:
                     json_wire.refuse_floods(plain, limits, models.numbers_per_step)
                 return _READERS[kind](plain, lambda name: models.get(name, field="options.model").sizes, limits)
 
-            return await self.run(read, inline=not encoding and len(body) <= _SMALL_BODY)
+            return await self.run(read, inline=not encoding and len(body) <= _SMALL_BODY), received
         finally:
             self.receiving -= 1
 
