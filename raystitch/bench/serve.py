@@ -1,4 +1,4 @@
-"""The endpoint against the bare Stitcher: throughput, latency, what it costs besides, and its memory.
+"""The endpoint against the bare Stitcher: throughput, latency, what it costs besides, its memory, overload.
 
 Everything runs on this machine: the clients, the proxy and one replica with one thread. The Stitcher alone (one thread)
 and the endpoint take turns, so that both meet whatever else the machine does.
@@ -11,14 +11,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from raystitch.bench.machine import Limits, Row
-from raystitch.bench.serve_load import Bare, BareStitcher, Load, run_load
+from raystitch.bench.serve_load import Arrivals, Bare, BareStitcher, Load, run_arrivals, run_load
 from raystitch.bench.subject import BenchOptions, find_subject
 from raystitch.client import Trajectory
 from raystitch.client.wire import encode_arrow, encode_json
@@ -40,6 +40,8 @@ class Sizes:
     Attributes:
         seconds: of each load. rounds: times that the endpoint and the Stitcher alone take turns.
         clients: concurrent ones. requests: of the look at memory, the first of which come before the first look.
+        loads: requests that come, as multiples of the capacity, for ``load_seconds`` each, with ``deadline`` seconds
+            to answer one.
     """
 
     seconds: float = 10.0
@@ -47,6 +49,9 @@ class Sizes:
     clients: tuple[int, ...] = (1, 8, 32)
     first_requests: int = 1_000
     requests: int = 10_000
+    loads: tuple[float, ...] = (1.0, 2.5, 10.0)
+    load_seconds: float = 30.0
+    deadline: float = 6.0
 
 
 def rows(limits: Limits, options: BenchOptions) -> list[Row]:
@@ -70,7 +75,7 @@ def examine(dataset: EpisodeDataset, stitcher: Path, sizes: Sizes) -> list[Row]:
         serving(config, "127.0.0.1", port := _free_port()) as service,
     ):
         bench = _Bench(service, bare, clients, port, dataset, pairs, sizes)
-        return [*bench.speed(), *bench.memory()]
+        return [*bench.speed(), *bench.overload(), *bench.memory()]
 
 
 class _Bench:
@@ -110,6 +115,34 @@ class _Bench:
         time.sleep(seconds)
         return (self._cpu() - before) / seconds
 
+    def overload(self) -> list[Row]:
+        """Requests that come more often than they can be answered, each load between two looks at the capacity."""
+        sizes, config = self._sizes, self._service.config
+        limits = replace(config.limits, deadline_seconds=sizes.deadline)
+        self._service.configure(replace(config, limits=limits))
+        capacity = [self._capacity()]
+        found: list[Row] = []
+        for seed, load in enumerate(sizes.loads):
+            bodies, content_type = self._bodies("Arrow", CANDIDATES)
+            asked = self._clients.submit(
+                run_arrivals,
+                self._port,
+                bodies,
+                content_type,
+                rate=load * capacity[-1],
+                seconds=sizes.load_seconds,
+                seed=seed,
+            )
+            came = asked.result()
+            capacity.append(self._capacity())
+            found += _overload_rows(load, came, sizes, float(np.mean(capacity[-2:])))
+        self._service.configure(config)
+        return [Row("capacity, 8 clients", float(np.mean(capacity)) * CANDIDATES, "candidates/s"), *found]
+
+    def _capacity(self) -> float:
+        """Requests per second of eight clients that each wait for their answer."""
+        return self._send("Arrow", 8, CANDIDATES, seconds=self._sizes.seconds).rate
+
     def memory(self) -> list[Row]:
         """Resident memory of replica and proxy between the first and the last of many small requests."""
         sizes = self._sizes
@@ -123,7 +156,7 @@ class _Bench:
             rows.append(Row(what, mib, "MiB", f"after {sizes.first_requests:,} requests", mib / before[name]))
         return rows
 
-    def _send(self, wire: str, clients: int, candidates: int, **until: Any) -> Load:
+    def _bodies(self, wire: str, candidates: int) -> tuple[list[bytes], str]:
         encode, content_type = ENCODERS[wire]
         bodies = [
             encode(
@@ -133,6 +166,10 @@ class _Bench:
             )
             for number, (source, target) in enumerate(self._pairs)
         ]
+        return bodies, content_type
+
+    def _send(self, wire: str, clients: int, candidates: int, **until: Any) -> Load:
+        bodies, content_type = self._bodies(wire, candidates)
         # A keyword argument cannot be left out of what a process is asked.
         return self._clients.submit(run_load, self._port, bodies, content_type, clients, **until).result()
 
@@ -202,6 +239,24 @@ def _speed_rows(loads: dict[tuple[str, int], list[_Measured]], bare: dict[int, l
         wrong = sum(count for load in each for status, count in load.statuses.items() if status != 200)
         found.append(Row(f"{name}, answers other than 200", wrong, "requests"))
     return found
+
+
+def _overload_rows(load: float, came: Arrivals, sizes: Sizes, capacity: float) -> list[Row]:
+    name = f"{load:g} x the capacity"
+    in_time = sum(status == 200 and seconds <= sizes.deadline for status, seconds in came.answers)
+    served = in_time / sizes.load_seconds
+    longest = max((seconds for _, seconds in came.answers), default=0.0)
+    return [
+        Row(f"{name}, asked", len(came.answers), "requests"),
+        Row(f"{name}, answered in time", served * CANDIDATES, "candidates/s", "capacity", served / capacity),
+        Row(f"{name}, 200 but late", came.count(200) - in_time, "requests"),
+        Row(f"{name}, 429", came.count(429), "requests"),
+        Row(f"{name}, 504", came.count(504), "requests"),
+        Row(f"{name}, anything else", len(came.answers) - came.count(200, 429, 504), "requests"),
+        Row(f"{name}, p50 until a 429", 1e3 * came.quantile(429, 0.5), "ms"),
+        Row(f"{name}, p95 until a 429", 1e3 * came.quantile(429, 0.95), "ms"),
+        Row(f"{name}, longest wait beyond the deadline", max(0.0, longest - sizes.deadline), "s"),
+    ]
 
 
 def _pairs(dataset: EpisodeDataset) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from raystitch.stitching.pairs import cut_trajectories
 from raystitch.stitching.stitcher import Stitcher
 
 ANSWER_SECONDS = 120.0
+_MOST_OPEN = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,51 @@ def run_load(
     for thread in threads:
         thread.join()
     return Load(seconds=sorted(times), statuses=statuses, wall=time.perf_counter() - begun)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrivals:
+    """What requests saw that came whatever became of those before: status and seconds of each."""
+
+    answers: list[tuple[int, float]]
+
+    def count(self, *statuses: int) -> int:
+        """Requests that were answered with one of these."""
+        return sum(status in statuses for status, _ in self.answers)
+
+    def quantile(self, status: int, share: float) -> float:
+        """Of the seconds until answers of this status; 0 without any."""
+        found = [seconds for answered, seconds in self.answers if answered == status]
+        return float(np.quantile(found, share)) if found else 0.0
+
+
+def run_arrivals(
+    port: int, bodies: Sequence[bytes], content_type: str, *, rate: float, seconds: float, seed: int
+) -> Arrivals:
+    """Requests at times of a Poisson process of so many per second, each on a connection of its own. A request that
+    gets no answer has status 0."""
+    gaps = np.random.default_rng(seed).exponential(1 / rate, int(2 * rate * seconds) + 100)
+    times = np.cumsum(gaps)
+    begun = time.perf_counter()
+
+    def ask(number: int) -> tuple[int, float]:
+        started = time.perf_counter()
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
+            connection.request("POST", "/v1/stitch", bodies[number % len(bodies)], {"Content-Type": content_type})
+            answer = connection.getresponse()
+            answer.read()
+            connection.close()
+        except OSError:
+            return 0, time.perf_counter() - started
+        return answer.status, time.perf_counter() - started
+
+    with ThreadPoolExecutor(_MOST_OPEN) as pool:
+        asked: list[Future[tuple[int, float]]] = []
+        for number, at in enumerate(times[times < seconds]):
+            time.sleep(max(0.0, begun + at - time.perf_counter()))
+            asked.append(pool.submit(ask, number))
+        return Arrivals(answers=[answer.result() for answer in asked])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,16 +13,20 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ray import serve
+from ray.exceptions import RayTaskError
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from raystitch.buffer.cache import cache_folder
 from raystitch.config_file import load_config, parse_config, plain
 from raystitch.endpoint.app import create_app
 from raystitch.endpoint.config import DEFAULT_MODEL, EndpointConfig, ModelConfig
 from raystitch.endpoint.models import Models
+from raystitch.endpoint.problems import Problem
 from raystitch.endpoint.security import read_token
 from raystitch.endpoint.service import Endpoint
+from raystitch.endpoint.versions import Versions
 from raystitch.errors import UserError
 from raystitch.pipeline.demo_bundle import demo_bundle
 
@@ -30,8 +34,10 @@ logger = logging.getLogger(__name__)
 
 NAME = "raystitch"
 DEPLOYMENT = "StitchService"
-MAX_ONGOING = 512
-"""Requests that a replica is given at once. It refuses itself what it cannot take on, saying when to come back."""
+_CHOOSE_SECONDS = 60.0
+MAX_REFUSED = 128
+"""Requests that a replica is given at once beyond those that it takes on: it refuses them itself, saying when to come
+back. In Serve's queue no deadline would count."""
 
 
 @serve.ingress()
@@ -41,7 +47,7 @@ class StitchService:
     def __init__(self) -> None:
         _log_like_serve()
         self._token = read_token()
-        self._models = Models()
+        self._models = Models(Versions(cache_folder() / "bundles"))
         self._endpoint: Endpoint | None = None
         self._asgi: ASGIApp | None = None
 
@@ -72,7 +78,8 @@ class StitchService:
         if self._endpoint is None:
             from raystitch.cluster.serve_metrics import ServeMetrics, scrape
 
-            self._endpoint = Endpoint(config, self._models, ServeMetrics(), scrape)
+            self._endpoint = Endpoint(config, self._models, ServeMetrics(), scrape, choose=_choose, exits=True)
+            await self._endpoint.warm_up()
         else:
             self._endpoint.configure(config)
         self._asgi = create_app(self._endpoint, self._token, behind_serve=True)
@@ -84,6 +91,11 @@ class StitchService:
         self._models.load(config)
         for model in self._models:
             logger.info("model %s: %s%s", model.name, model.bundle.hash, f" ({model.error})" if model.error else "")
+
+    async def choose(self, name: str, version: str) -> None:
+        """Serves a version of a model that was served before."""
+        assert self._endpoint is not None
+        await self._endpoint.choose_here(name, version)
 
     def drain(self) -> None:
         """Takes on nothing new; what was taken on is finished."""
@@ -99,9 +111,28 @@ class StitchService:
         return os.getpid(), 0.0 if self._endpoint is None else self._endpoint.batcher.cpu_seconds
 
     def check_health(self) -> None:
-        """Raises: RuntimeError when the sampler's thread is gone; Serve then replaces the replica."""
-        if self._endpoint is not None and not self._endpoint.batcher.alive:
-            raise RuntimeError("the sampler's thread has ended")
+        """Raises: RuntimeError when the sampler hangs or is gone; Serve then replaces the replica."""
+        try:
+            if self._endpoint is not None:
+                self._endpoint.check_health()
+        except Problem as problem:
+            raise RuntimeError(problem.detail) from None
+
+
+async def _choose(name: str, version: str) -> None:
+    """Every replica serves this version of a model.
+
+    Raises:
+        UserError: the version is not kept where one of them runs.
+    """
+    application = serve.get_replica_context().app_name
+    handle = serve.get_deployment_handle(DEPLOYMENT, application)
+    try:
+        await asyncio.to_thread(lambda: handle.broadcast("choose", name, version).results(timeout_s=_CHOOSE_SECONDS))
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
 
 
 def _reserved_cpus() -> float:
@@ -131,6 +162,7 @@ def build(
         num_cpus, num_gpus: of one replica; fractions share a GPU.
     """
     limits, (least, most) = config.limits, replicas
+    max_ongoing = config.batching.max_requests + MAX_REFUSED
     options: dict[str, Any] = {"num_replicas": least}
     if most > least:
         options = {
@@ -146,8 +178,8 @@ def build(
     make_deployment: Any = serve.deployment
     deployment = make_deployment(StitchService, name=DEPLOYMENT).options(
         user_config=plain(asdict(config)),
-        max_ongoing_requests=MAX_ONGOING,
-        max_queued_requests=2 * MAX_ONGOING,
+        max_ongoing_requests=max_ongoing,
+        max_queued_requests=2 * max_ongoing,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         # A bundle that cannot be read does not get better; a machine that is short of memory may.
         max_constructor_retry_count=3,

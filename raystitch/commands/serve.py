@@ -39,6 +39,13 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--host", default="127.0.0.1", metavar="H", help="where to listen (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=8000, metavar="P", help="default: %(default)s")
     parser.add_argument(
+        "--rollback",
+        nargs="?",
+        const="default",
+        metavar="NAME",
+        help="let the endpoint that runs at --host and --port serve the version of a model from before; then exit",
+    )
+    parser.add_argument(
         "--replicas", type=_replicas, default=(1, 1), metavar="N", help="or MIN:MAX to add and remove them (default: 1)"
     )
     parser.add_argument("--num-cpus", type=_share, default=1.0, metavar="C", help="of one replica (default: 1)")
@@ -77,6 +84,11 @@ def _replicas(text: str) -> tuple[int, int]:
 
 
 def _serve(args: argparse.Namespace) -> None:
+    if args.rollback is not None:
+        from raystitch.commands.rollback import roll_back
+
+        roll_back(f"http://{args.host}:{args.port}", args.rollback)
+        return
     from raystitch.config_file import load_config
     from raystitch.console import say
     from raystitch.endpoint.config import EndpointConfig

@@ -65,6 +65,7 @@ def create_app(endpoint: Endpoint, token: str | None = None, *, behind_serve: bo
     _add_errors(app)
     _add_stitching(app, endpoint)
     _add_models(app, endpoint)
+    _add_versions(app, endpoint, protected=token is not None)
     _add_operation(app, endpoint)
     _add_pages(app)
     make = app.openapi
@@ -182,9 +183,28 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
         )
 
 
+def _add_versions(app: FastAPI, endpoint: Endpoint, *, protected: bool) -> None:
+    @app.put(
+        "/v1/models/{name}/version",
+        response_model=documents.ModelBody,
+        responses=documents.refusals(400, 401, 403, 404, 408, 413, 422, 429, 503),
+        openapi_extra=documents.version_extra(),
+        summary="Serve another version of a model, such as the one before",
+    )
+    async def choose(name: str, request: Request) -> Response:
+        if not protected:
+            raise Problem(
+                403,
+                "what is served can be changed only where there is a token; start the endpoint with RAYSTITCH_TOKEN",
+            )
+        model = await endpoint.choose_version(name, request)
+        return Response(json_wire.write_json(model.describe(endpoint.config.limits)), media_type=json_wire.MEDIA_TYPE)
+
+
 def _add_operation(app: FastAPI, endpoint: Endpoint) -> None:
     @app.get("/healthz", response_model=documents.StateBody, responses=documents.refusals(503))
     async def healthz() -> Any:
+        endpoint.check_health()
         return {"status": "ok"}
 
     @app.get("/readyz", response_model=documents.StateBody, responses=documents.refusals(503))

@@ -6,56 +6,32 @@ so the answer does not depend on the company.
 """
 
 import asyncio
+import faulthandler
+import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
 from raystitch.data.episodes import Episode
-from raystitch.endpoint.config import BatchingConfig
+from raystitch.endpoint.config import EndpointConfig
 from raystitch.endpoint.metrics import Recorder
 from raystitch.endpoint.models import ServedModel
+from raystitch.endpoint.pace import Pace
 from raystitch.endpoint.problems import Problem, busy, invalid, unavailable
+from raystitch.endpoint.queue import Job, JobQueue, Stitched
 from raystitch.endpoint.request import ROLES, GivenTrajectory, Role, StitchRequest
 from raystitch.errors import UserError
-from raystitch.stitching.candidates import Candidates, Pairs
+from raystitch.stitching.candidates import Pairs
 from raystitch.stitching.draws import child_seeds
 from raystitch.stitching.pairs import cut_trajectories, given_trajectory
 
 _SEED_STREAM = 40
-
-
-@dataclass(frozen=True, eq=False)
-class Stitched:
-    """A request's candidates and its two trajectories with what was inferred."""
-
-    source: Episode
-    target: Episode
-    candidates: Candidates
-
-
-@dataclass(eq=False)
-class Job:
-    """A request on its way."""
-
-    model: ServedModel
-    request: StitchRequest
-    request_id: str
-    entered: float = field(default_factory=time.monotonic)
-    result: "Future[Stitched]" = field(default_factory=Future)
-
-    @property
-    def count(self) -> int:
-        return self.request.options.num_candidates
-
-    @property
-    def kind(self) -> tuple[int, bool]:
-        """Requests of one kind can share a call."""
-        return id(self.model), self.request.options.gap is not None
+_LATE = "the deadline passed before the bridges were made; ask for fewer candidates, or later"
+EXIT_SECONDS = 1.0
+"""Between a call's counting as hung and the end of the process: time to say so."""
 
 
 class Batcher:
@@ -63,19 +39,30 @@ class Batcher:
 
     Args:
         receiving: how many requests are being received at the moment.
+        exits: end the process when a call hangs. A thread cannot be stopped, and one that is stuck in foreign code may
+            even keep all others from running; the process that replaces this one begins afresh.
 
     Attributes:
+        config: settings of batches, and of what a call may take.
         cpu_seconds: of the thread's calls (torch's further threads not counted).
     """
 
-    def __init__(self, config: BatchingConfig, recorder: Recorder, receiving: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        config: EndpointConfig,
+        recorder: Recorder,
+        receiving: Callable[[], int] = lambda: 0,
+        *,
+        exits: bool = False,
+    ) -> None:
         self.config = config
         self._recorder = recorder
         self._receiving = receiving
-        self._waiting: deque[Job] = deque()
+        self._exits = exits
         self._changed = threading.Condition()
-        self._num_queued = 0
-        self._seconds_per_candidate = 0.002
+        self._pace = Pace()
+        self._waiting = JobQueue(self._pace)
+        self._num_running = 0
         self._last_requests = 0
         self.cpu_seconds = 0.0
         self._closed = False
@@ -85,66 +72,70 @@ class Batcher:
     @property
     def num_queued(self) -> int:
         """Candidates that wait or are computed."""
-        return self._num_queued
+        return self._waiting.candidates + self._num_running
 
     @property
     def alive(self) -> bool:
         """Whether the thread works, or was closed."""
         return self._closed or self._thread.is_alive()
 
+    @property
+    def hung(self) -> bool:
+        """Whether the call at hand takes so long that it will hardly end."""
+        return self._pace.running > self.config.limits.longest_call
+
     async def stitch(self, model: ServedModel, request: StitchRequest, request_id: str, deadline: float) -> Stitched:
         """Waits for the request's turn, until ``deadline`` in ``time.monotonic`` seconds.
 
         Raises:
-            Problem: 429 when the queue is full, 504 at the deadline, 422 for trajectories that cannot be stitched, 503
-                when the endpoint stops.
+            Problem: 429 when the queue is full, 504 at the deadline or when it cannot be met, 422 for trajectories
+                that cannot be stitched, 503 when the endpoint stops.
         """
-        job = Job(model, request, request_id)
+        job = Job(model, request, request_id, deadline)
         self._submit(job)
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 return await asyncio.wrap_future(job.result)
         except TimeoutError:
-            raise Problem(
-                504, "the deadline passed before the bridges were made; ask for fewer candidates, or later"
-            ) from None
+            raise Problem(504, _LATE) from None
         finally:
             self._forget(job)
 
     def close(self) -> None:
-        """Ends the thread after the call at hand; what waits is refused with 503."""
+        """Ends the thread after the call at hand, unless that hangs; what waits is refused with 503."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(max(0.0, self.config.limits.longest_call - self._pace.running))
 
-    def check_room(self, count: int = 1) -> None:
-        """Whether so many more candidates may wait; a request larger than the whole queue may when nothing else does.
+    def check_room(self, deadline: float, count: int = 1) -> None:
+        """Whether so many more candidates may wait, and can be computed by ``deadline``; a request larger than the
+        whole queue may wait when nothing else does.
 
         Raises:
-            Problem: 429.
+            Problem: 429, or 504 for a deadline that cannot be met at all.
         """
-        if self._num_queued and self._num_queued + count > self.config.max_queued_candidates:
-            raise busy(
-                f"{self._num_queued} candidates are waiting already; try again later",
-                self._num_queued * self._seconds_per_candidate,
-            )
+        with self._changed:
+            config, queued = self.config.batching, self.num_queued
+            if queued and queued + count > config.max_queued_candidates:
+                excess = max(0, self._waiting.candidates + count - config.max_queued_candidates)
+                seconds = self._pace.remaining + self._pace.backlog(excess, config.max_candidates)
+                raise busy(f"{queued} candidates are waiting already; try again later", math.ceil(seconds))
+            self._waiting.check(count, deadline, config)
 
     def _submit(self, job: Job) -> None:
         with self._changed:
             if self._closed:
                 raise unavailable("the endpoint is stopping")
-            self.check_room(job.count)
-            self._num_queued += job.count
-            self._waiting.append(job)
+            self._waiting.seen(job.count)
+            self.check_room(job.deadline, job.count)
+            self._waiting.add(job)
             self._changed.notify()
 
     def _forget(self, job: Job) -> None:
         """Makes room at once when nobody waits for the job any more: the deadline passed, or the client went away."""
         with self._changed:
-            if job in self._waiting:
-                self._waiting.remove(job)
-                self._num_queued -= job.count
+            self._waiting.discard(job)
 
     def _work(self) -> None:
         while (jobs := self._next()) is not None:
@@ -152,58 +143,74 @@ class Batcher:
                 self._run(jobs)
 
     def _next(self) -> list[Job] | None:
-        """The jobs of the next call, oldest first; None at the end."""
+        """The jobs of the next call; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            until = time.monotonic() + self.config.wait_seconds
+            until = time.monotonic() + self.config.batching.wait_seconds
             while not self._closed and self._expects_more():
-                left = until - time.monotonic()
+                left = min(until, self._waiting.start_by()) - time.monotonic()
                 if left <= 0:
                     break
                 self._changed.wait(left)
             if self._closed:
-                for job in self._waiting:
-                    if job.result.set_running_or_notify_cancel():
-                        self._finish(job, unavailable("the endpoint is stopping"))
-                    else:
-                        self._num_queued -= job.count
-                self._waiting.clear()
+                for job in self._waiting.clear():
+                    _refuse(job, unavailable("the endpoint is stopping"))
                 return None
-            return self._take()
+            for job in self._waiting.drop_late():
+                _refuse(job, Problem(504, _LATE))
+            jobs = [
+                job for job in self._waiting.take(self.config.batching) if job.result.set_running_or_notify_cancel()
+            ]
+            self._last_requests = len(jobs)
+            self._num_running = sum(job.count for job in jobs)
+            return jobs
 
     def _expects_more(self) -> bool:
         """Whether there is room, and requests are being received or fewer are here than the last call had: those who
         got an answer often ask again at once."""
-        if sum(job.count for job in self._waiting) >= self.config.max_candidates:
+        if not self._waiting or self._waiting.candidates >= self.config.batching.max_candidates:
             return False
         return self._receiving() > 0 or len(self._waiting) < self._last_requests
-
-    def _take(self) -> list[Job]:
-        """Removes the oldest job and those of its kind that fit in."""
-        jobs: list[Job] = []
-        left: deque[Job] = deque()
-        count = 0
-        for job in self._waiting:
-            fits = not jobs or (job.kind == jobs[0].kind and count + job.count <= self.config.max_candidates)
-            if not fits:
-                left.append(job)
-            elif job.result.set_running_or_notify_cancel():
-                jobs.append(job)
-                count += job.count
-            else:
-                self._num_queued -= job.count
-        self._waiting = left
-        self._last_requests = len(jobs)
-        return jobs
 
     def _run(self, jobs: Sequence[Job]) -> None:
         begun, cpu = time.monotonic(), time.thread_time()
         for job in jobs:
             self._recorder.queued(begun - job.entered)
-        ready = [(job, pairs) for job in jobs if (pairs := self._prepare(job)) is not None]
-        if ready:
-            self._attempt(ready, begun)
+        self._attempt(jobs)
         self.cpu_seconds += time.thread_time() - cpu
+
+    def _attempt(self, jobs: Sequence[Job]) -> None:
+        """One call; where it fails, one for each request, so that nobody pays for another's request."""
+        ready: list[tuple[Job, _Prepared]] = []
+        computed = 0
+        self._pace.begin(sum(job.count for job in jobs))
+        try:
+            with self._watched():
+                ready += [(job, prepared) for job in jobs if (prepared := self._prepare(job)) is not None]
+                if ready:
+                    self._stitch(ready)
+                computed = sum(job.count for job, _ in ready)
+        except Exception as error:
+            if len(ready) == 1:
+                self._fail(ready[0][0], error)
+                ready = []
+        finally:
+            self._pace.end(computed)
+        if not computed:
+            for job, _ in ready:
+                self._attempt([job])
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """A call after which, should it hang, the process ends with every thread's place in the log. It needs no
+        thread of Python for that, which foreign code may keep from running."""
+        if self._exits:
+            faulthandler.dump_traceback_later(self.config.limits.longest_call + EXIT_SECONDS, exit=True)
+        try:
+            yield
+        finally:
+            if self._exits:
+                faulthandler.cancel_dump_traceback_later()
 
     def _prepare(self, job: Job) -> "_Prepared | None":
         """The request's pairs; None, with its answer, when there are none."""
@@ -217,29 +224,16 @@ class Batcher:
             self._fail(job, error)
         return None
 
-    def _attempt(self, ready: "Sequence[tuple[Job, _Prepared]]", begun: float) -> None:
-        """One call; where it fails, one for each request, so that nobody pays for another's request."""
-        try:
-            self._stitch(ready, begun)
-        except Exception as error:
-            if len(ready) == 1:
-                self._fail(ready[0][0], error)
-                return
-            for one in ready:
-                self._attempt([one], time.monotonic())
-
     def _fail(self, job: Job, error: Exception) -> None:
         """A fault of ours: this request gets a 503, the next one its chance."""
         self._recorder.fault(error, [job.request_id])
         self._finish(job, unavailable("stitching failed unexpectedly; it was logged under this request's id"))
 
-    def _stitch(self, ready: "Sequence[tuple[Job, _Prepared]]", begun: float) -> None:
+    def _stitch(self, ready: "Sequence[tuple[Job, _Prepared]]") -> None:
         pairs = Pairs.concatenate([prepared.pairs for _, prepared in ready])
         seeds = np.concatenate([prepared.seeds for _, prepared in ready])
         candidates = ready[0][0].model.stitcher.stitch(pairs, seeds)
-        seconds = time.monotonic() - begun
-        self._seconds_per_candidate += 0.2 * (seconds / len(pairs) - self._seconds_per_candidate)
-        self._recorder.called(len(ready), len(pairs), seconds)
+        self._recorder.called(len(ready), len(pairs), self._pace.running)
         first = 0
         for job, prepared in ready:
             mine = candidates.take((candidates.first_row >= first) & (candidates.first_row < first + job.count))
@@ -248,14 +242,23 @@ class Batcher:
             first += job.count
 
     def _finish(self, job: Job, result: Stitched | Problem) -> None:
-        with self._changed:  # re-entrant: also called with the lock held
-            if job.result.done():
-                return
-            self._num_queued -= job.count
-        if isinstance(result, Problem):
-            job.result.set_exception(result)
-        else:
-            job.result.set_result(result)
+        if job.result.done():
+            return
+        self._num_running -= job.count
+        _settle(job, result)
+
+
+def _settle(job: Job, result: Stitched | Problem) -> None:
+    if isinstance(result, Problem):
+        job.result.set_exception(result)
+    else:
+        job.result.set_result(result)
+
+
+def _refuse(job: Job, problem: Problem) -> None:
+    """Answers a job that waits, unless nobody wants the answer any more."""
+    if job.result.set_running_or_notify_cancel():
+        _settle(job, problem)
 
 
 class _Prepared:

@@ -7,36 +7,47 @@ import pyarrow as pa
 from starlette.requests import ClientDisconnect, Request
 
 from raystitch.endpoint.config import LimitsConfig
+from raystitch.endpoint.intake import Held
 from raystitch.endpoint.problems import Problem
 
 ENCODINGS = ("gzip", "zstd")
 _CHUNK = 1 << 20
+_GRACE_SECONDS = 2.0
 
 
-async def read_body(request: Request, limits: LimitsConfig) -> bytes:
+async def read_body(request: Request, limits: LimitsConfig, held: Held) -> bytes:
     """The whole body as it was sent; no more than the limit is ever held.
 
     Raises:
-        Problem: 413 too large, 408 not there in time, 400 cut off.
+        Problem: 413 too large, 429 too much is held already, 408 not there in time or too slow, 400 cut off.
     """
     declared = request.headers.get("content-length", "")
     # int() takes other alphabets' digits, and refuses thousands of them.
-    if re.fullmatch(r"[0-9]{1,18}", declared) and int(declared) > limits.max_body_bytes:
-        raise _too_large(limits)
-    body = bytearray()
+    if re.fullmatch(r"[0-9]{1,18}", declared):
+        if int(declared) > limits.max_body_bytes:
+            raise _too_large(limits)
+        held.check(int(declared))
+    body, begun = bytearray(), asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(limits.body_seconds):
+        async with asyncio.timeout_at(begun + _allowed(0, limits)) as timer:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > limits.max_body_bytes:
                     raise _too_large(limits)
+                held.grow(len(chunk))
+                timer.reschedule(begun + _allowed(len(body), limits))
     except TimeoutError:
-        raise Problem(
-            408, f"the body did not arrive within {limits.body_seconds:g} s", headers={"Connection": "close"}
-        ) from None
+        raise _too_slow(limits, len(body)) from None
     except ClientDisconnect:
         raise Problem(400, "the body was cut off") from None
     return bytes(body)
+
+
+def _allowed(received: int, limits: LimitsConfig) -> float:
+    """Seconds after which a body of which so much has come is given up."""
+    if not limits.min_body_rate:
+        return limits.body_seconds
+    return min(limits.body_seconds, _GRACE_SECONDS + received / limits.min_body_rate)
 
 
 def check_encoding(encoding: str) -> str:
@@ -85,3 +96,10 @@ def _too_large(limits: LimitsConfig) -> Problem:
         "trajectories",
         headers={"Connection": "close"},
     )
+
+
+def _too_slow(limits: LimitsConfig, received: int) -> Problem:
+    why = f"did not arrive within {limits.body_seconds:g} s"
+    if _allowed(received, limits) < limits.body_seconds:
+        why = f"came slower than {limits.min_body_rate:,} bytes per second"
+    return Problem(408, f"the body {why}", headers={"Connection": "close"})

@@ -17,6 +17,9 @@ class LimitsConfig:
         max_steps: states of one trajectory. max_candidates: of one request.
         deadline_seconds: from the last byte of the request to the answer; a request may ask for less.
         body_seconds: a body must have arrived by then.
+        min_body_rate: bytes per second that a body must arrive with, after its first two seconds.
+        hung_after: a call of the sampler that takes longer than so many times ``deadline_seconds`` counts as hung: the
+            replica says that it is unhealthy and is replaced.
     """
 
     max_body_bytes: int = 32 * 2**20
@@ -24,6 +27,13 @@ class LimitsConfig:
     max_candidates: int = 256
     deadline_seconds: float = 30.0
     body_seconds: float = 10.0
+    min_body_rate: int = 16 * 1024
+    hung_after: float = 1.5
+
+    @property
+    def longest_call(self) -> float:
+        """Seconds after which a call of the sampler counts as hung."""
+        return self.hung_after * self.deadline_seconds
 
     def __post_init__(self) -> None:
         for name in ("max_body_bytes", "max_candidates"):
@@ -34,6 +44,10 @@ class LimitsConfig:
         for name in ("deadline_seconds", "body_seconds"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive, got {name}={getattr(self, name)}")
+        if self.min_body_rate < 0:
+            raise ValueError(f"min_body_rate must not be negative, got min_body_rate={self.min_body_rate}")
+        if not 1 <= self.hung_after < float("inf"):
+            raise ValueError(f"hung_after must be at least 1, got hung_after={self.hung_after}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +60,23 @@ class BatchingConfig:
             the call before had; a single client is not kept waiting.
         max_queued_candidates: of requests that wait or are computed, per replica; beyond, 429.
         max_receiving: requests whose bodies are read at the same time, per replica; beyond, 429.
+        max_requests: that are not answered yet, per replica; beyond, 429. Lower than what Serve gives a replica at
+            once, or requests would wait in Serve's queue, where no deadline counts.
+        max_held_bytes: of requests that are received or wait, per replica; beyond, 429.
+        max_client_bytes: of those, from one client (by its token's name, else its address); beyond, 429.
     """
 
     max_candidates: int = 256
     wait_seconds: float = 0.01
     max_queued_candidates: int = 4096
     max_receiving: int = 128
+    max_requests: int = 384
+    max_held_bytes: int = 256 * 2**20
+    max_client_bytes: int = 128 * 2**20
 
     def __post_init__(self) -> None:
-        for name in ("max_candidates", "max_queued_candidates", "max_receiving"):
+        sizes = ("max_requests", "max_held_bytes", "max_client_bytes")
+        for name in ("max_candidates", "max_queued_candidates", "max_receiving", *sizes):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")
         if not 0 <= self.wait_seconds <= 1:

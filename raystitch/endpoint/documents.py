@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from raystitch.endpoint import arrow_wire, json_wire, problems
 from raystitch.endpoint.config import LimitsConfig
@@ -15,6 +15,7 @@ _DESCRIPTION = """Two trajectories in, the bridge between them out. See `docs/en
 _STATUS = {
     400: "Malformed: no JSON, no Arrow stream, a damaged encoding, a body that was cut off.",
     401: "The token is missing or wrong.",
+    403: "The endpoint has no token, without which nobody may change what it serves.",
     404: "There is no such model, episode or dataset.",
     406: "None of the formats in `Accept` is offered.",
     408: "The body did not arrive in time.",
@@ -134,6 +135,20 @@ class ModelBody(BaseModel):
     view: dict[str, Any] = Field(description="How the studio draws states.")
     limits: dict[str, float]
     error: str | None = Field(description="Why the latest reload failed; the model before is served on.")
+    versions: list[str] = Field(
+        description="Hashes of what its folder held, the latest last: each can be served again."
+    )
+
+
+class VersionBody(BaseModel):
+    """Which version of a model is served."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    hash: str = Field(
+        pattern=r"^(previous|sha256:[0-9a-f]{64})$",
+        description="One of `versions`, or `previous`: the one before what is served now.",
+    )
 
 
 class ModelsBody(BaseModel):
@@ -177,6 +192,16 @@ def stitch_extra(limits: LimitsConfig) -> dict[str, Any]:
                 },
             }
         },
+    }
+
+
+def version_extra() -> dict[str, Any]:
+    """``openapi_extra`` of the route that chooses a version: its body."""
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {json_wire.MEDIA_TYPE: {"schema": VersionBody.model_json_schema()}},
+        }
     }
 
 

@@ -1,7 +1,7 @@
 """The bundles that an endpoint serves, by name, and what it says about them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ from raystitch.data.load import load_dataset, parse_ref
 from raystitch.endpoint.config import EndpointConfig, LimitsConfig, ModelConfig
 from raystitch.endpoint.problems import Problem, invalid
 from raystitch.endpoint.request import Sizes
+from raystitch.endpoint.versions import Versions
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.figures import maze_cells, principal_axes
@@ -28,6 +29,7 @@ class ServedModel:
 
     Attributes:
         error: why the latest attempt to read it again failed; the one before is served on.
+        versions: hashes of what its folder held, the latest last, as far as they can be brought back.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ServedModel:
     stitcher: Stitcher
     dataset: EpisodeDataset | None
     error: str | None = field(default=None)
+    versions: tuple[str, ...] = ()
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -90,7 +93,14 @@ class ServedModel:
                 "deadline_seconds": limits.deadline_seconds,
             },
             "error": self.error,
+            "versions": self.versions or (self.bundle.hash,),
         }
+
+    @property
+    def previous(self) -> str | None:
+        """The version before the one that is served; None when there is none."""
+        before = self.versions[: self.versions.index(self.bundle.hash)] if self.bundle.hash in self.versions else ()
+        return before[-1] if before else None
 
 
 def load_model(name: str, config: ModelConfig, stitch: StitchConfig, device: str) -> ServedModel:
@@ -108,13 +118,13 @@ def load_model(name: str, config: ModelConfig, stitch: StitchConfig, device: str
     return ServedModel(name, bundle, Stitcher(bundle, stitch), dataset)
 
 
-class Models:
-    """The models served now. ``load`` replaces them all at once."""
+class ModelSet:
+    """The models that are served at one moment, by name."""
 
-    def __init__(self) -> None:
-        self._served: Mapping[str, ServedModel] = {}
+    def __init__(self, served: Mapping[str, ServedModel]) -> None:
+        self._served = served
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._served.values())
 
     def __len__(self) -> int:
@@ -124,6 +134,56 @@ class Models:
     def numbers_per_step(self) -> int:
         """Of the largest model: observation, action and reward."""
         return max((model.bundle.obs_dim + model.bundle.act_dim + 1 for model in self), default=1)
+
+    def find(self, name: str) -> ServedModel | None:
+        return self._served.get(name)
+
+    def get(self, name: str, *, field: str | None = None) -> ServedModel:
+        """The model of a name.
+
+        Args:
+            field: of the request that names it; None where it is part of the address.
+
+        Raises:
+            Problem: 422 (404 for an address) with the names there are.
+        """
+        model = self.find(name)
+        if model is not None:
+            return model
+        known = ", ".join(sorted(self._served)) or "none"
+        if field is None:
+            raise Problem(404, f"there is no model {name[:64]!r}; there is: {known}")
+        raise invalid(field, f"there is no model {name[:64]!r}; there is: {known}")
+
+
+class Models:
+    """The models served now. ``load`` replaces them all at once.
+
+    Args:
+        versions: where copies are kept, so that ``choose`` can bring one back; None keeps none.
+    """
+
+    def __init__(self, versions: Versions | None = None) -> None:
+        self._now = ModelSet({})
+        self._versions = versions
+
+    def now(self) -> ModelSet:
+        """What is served at this moment; a request keeps it until its answer."""
+        return self._now
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._now)
+
+    def __len__(self) -> int:
+        return len(self._now)
+
+    def get(self, name: str) -> ServedModel:
+        """The model of a name that is part of an address.
+
+        Raises:
+            Problem: 404 with the names there are.
+        """
+        return self._now.get(name)
 
     def load(self, config: EndpointConfig) -> None:
         """Reads all bundles of the configuration, then serves them. One that cannot be read leaves the one of its name
@@ -135,27 +195,45 @@ class Models:
         fresh: dict[str, ServedModel] = {}
         for name, model in config.models.items():
             try:
-                fresh[name] = load_model(name, model, config.stitch, config.device)
+                fresh[name] = self._read(name, model, config)
             except UserError as error:
-                before = self._served.get(name)
+                before = self._now.find(name)
                 if before is None:
                     raise
-                fresh[name] = ServedModel(name, before.bundle, before.stitcher, before.dataset, error=str(error))
-        self._served = fresh
+                fresh[name] = replace(before, name=name, error=str(error))
+        self._now = ModelSet(fresh)
 
-    def get(self, name: str, *, field: str | None = None) -> ServedModel:
-        """The model of a name.
-
-        Args:
-            field: of the request that names it; None where it is part of the address.
+    def choose(self, name: str, version: str, config: EndpointConfig) -> None:
+        """Serves this version of a model, now and after a restart on this machine, until its folder holds another.
 
         Raises:
-            Problem: 422 (404 for an address) with the names there are.
+            UserError: the version is not kept here.
         """
-        model = self._served.get(name)
-        if model is not None:
-            return model
-        known = ", ".join(sorted(self._served)) or "none"
-        if field is None:
-            raise Problem(404, f"there is no model {name[:64]!r}; there is: {known}")
-        raise invalid(field, f"there is no model {name[:64]!r}; there is: {known}")
+        model = config.models.get(name)
+        if self._versions is None or model is None:
+            raise UserError(f"no versions of the model {name!r} are kept here")
+        self._versions.choose(model.stitcher, version)
+        self._now = ModelSet({one.name: one for one in self._now} | {name: self._read(name, model, config)})
+
+    def _read(self, name: str, model: ModelConfig, config: EndpointConfig) -> ServedModel:
+        """The folder's bundle, or the version that was chosen instead of it."""
+        served = load_model(name, model, config.stitch, config.device)
+        if self._versions is None:
+            return served
+        latest = served.bundle.hash
+        versions = tuple(self._versions.keep(model.stitcher, served.bundle))
+        chosen = self._versions.chosen(model.stitcher, latest)
+        if chosen is not None and chosen != latest:
+            bundle = Bundle.load(self._versions.path(chosen), config.device)
+            served = ServedModel(name, bundle, Stitcher(bundle, config.stitch), _if_its(bundle, served.dataset))
+        return replace(served, versions=versions)
+
+
+def _if_its(bundle: Bundle, dataset: EpisodeDataset | None) -> EpisodeDataset | None:
+    """The dataset where the bundle was fitted on it: an older version may have had another."""
+    try:
+        if dataset is not None:
+            bundle.check_dataset(dataset)
+    except UserError:
+        return None
+    return dataset

@@ -4,25 +4,33 @@ The routes of ``app`` call it; it knows HTTP only as headers, a body and an answ
 """
 
 import asyncio
+import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from raystitch.endpoint import arrow_wire, json_wire
+from raystitch.endpoint import arrow_wire, documents, json_wire
 from raystitch.endpoint.answer import Answer, make_answer
-from raystitch.endpoint.batcher import Batcher, Stitched
+from raystitch.endpoint.batcher import Batcher
 from raystitch.endpoint.body import check_encoding, decompress, read_body
 from raystitch.endpoint.config import EndpointConfig
+from raystitch.endpoint.intake import Held, Intake
 from raystitch.endpoint.metrics import NoRecorder, Recorder
-from raystitch.endpoint.models import Models, ServedModel
-from raystitch.endpoint.problems import Problem, busy, unavailable
-from raystitch.endpoint.request import StitchRequest
+from raystitch.endpoint.models import Models, ModelSet, ServedModel
+from raystitch.endpoint.problems import Problem, busy, invalid, unavailable
+from raystitch.endpoint.queue import Stitched
+from raystitch.endpoint.request import GivenTrajectory, Options, StitchRequest, validation_problem
+from raystitch.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _READERS = {json_wire.MEDIA_TYPE: json_wire.read_json_request, arrow_wire.MEDIA_TYPE: arrow_wire.read_arrow_request}
 _WRITERS: dict[str, Callable[[Answer], bytes]] = {
@@ -30,7 +38,11 @@ _WRITERS: dict[str, Callable[[Answer], bytes]] = {
     arrow_wire.MEDIA_TYPE: arrow_wire.write_arrow,
 }
 _SMALL_BODY = 32 * 1024
+_REPLACED_SECONDS = 10
+_WARM_UP = (1, 8, 8)
 Scrape = Callable[[], Awaitable[str]]
+Choose = Callable[[str, str], Awaitable[None]]
+_VERSION_BYTES = 1000
 
 
 @dataclass(eq=False)
@@ -41,6 +53,9 @@ class Endpoint:
         receiving: requests that are being read. ongoing: those that are not answered yet.
         stopping: nothing new is taken on.
         scrape: the metrics as Prometheus text; None where there are none.
+        choose: brings a version of a model back, here and in the other replicas; None: here alone.
+        exits: end the process when a call of the sampler hangs.
+        intake: bytes of the requests that are received or wait.
     """
 
     config: EndpointConfig
@@ -50,9 +65,12 @@ class Endpoint:
     receiving: int = 0
     ongoing: int = 0
     stopping: bool = False
+    choose: Choose | None = None
+    exits: bool = False
+    intake: Intake = field(default_factory=Intake)
 
     def __post_init__(self) -> None:
-        self.batcher = Batcher(self.config.batching, self.recorder, lambda: self.receiving)
+        self.batcher = Batcher(self.config, self.recorder, lambda: self.receiving, exits=self.exits)
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="wire")
 
     async def run(self, work: Callable[..., Any], *args: Any, inline: bool) -> Any:
@@ -64,7 +82,7 @@ class Endpoint:
     def configure(self, config: EndpointConfig) -> None:
         """Other settings from the next request on."""
         self.config = config
-        self.batcher.config = config.batching
+        self.batcher.config = config
 
     def close(self) -> None:
         """Ends the threads; what is being computed is finished."""
@@ -72,8 +90,55 @@ class Endpoint:
         self.batcher.close()
         self._workers.shutdown(wait=False)
 
+    async def warm_up(self) -> None:
+        """Stitches made-up trajectories, so that the first call is quick and how long the next ones take is known."""
+        for model in self.models:
+            try:
+                for count in _WARM_UP:
+                    until = time.monotonic() + self.config.limits.longest_call
+                    await self.batcher.stitch(model, _made_up(model, count), "warm-up", until)
+            except Problem as problem:
+                logger.warning("model %s cannot be tried out: %s", model.name, problem.detail)
+
+    def check_health(self) -> None:
+        """Raises: Problem 503 when the sampler's thread hangs or is gone; only another process helps."""
+        if self.batcher.hung or not self.batcher.alive:
+            state = "hangs" if self.batcher.hung else "has ended"
+            raise unavailable(f"the sampler {state}; this replica is being replaced", _REPLACED_SECONDS)
+
+    async def choose_version(self, name: str, request: Request) -> ServedModel:
+        """Serves the version of a model that the request's body names.
+
+        Raises:
+            Problem: 404 for a model that is not served, 422 for a version that is not kept.
+        """
+        model = self.models.get(name)
+        with self.intake.hold(_client(request), self.config.batching) as held:
+            limits = replace(self.config.limits, max_body_bytes=_VERSION_BYTES)
+            body = await read_body(request, limits, held)
+        try:
+            version = documents.VersionBody.model_validate_json(body).hash
+        except ValidationError as error:
+            raise validation_problem(error) from None
+        wanted = model.previous if version == "previous" else version
+        if wanted is None:
+            raise invalid("hash", f"there is no version before {model.bundle.hash} here")
+        try:
+            if self.choose is not None:
+                await self.choose(name, wanted)
+            else:
+                await self.choose_here(name, wanted)
+        except UserError as error:
+            raise invalid("hash", str(error)) from None
+        return self.models.get(name)
+
+    async def choose_here(self, name: str, version: str) -> None:
+        """Raises: UserError when the version is not kept on this machine."""
+        await asyncio.to_thread(self.models.choose, name, version, self.config)
+
     def check_ready(self) -> None:
-        """Raises: Problem 503 while starting and stopping."""
+        """Raises: Problem 503 while starting and stopping, and when the sampler hangs."""
+        self.check_health()
         if self.stopping:
             raise unavailable("the endpoint is stopping")
         if not len(self.models):
@@ -89,7 +154,7 @@ class Endpoint:
             content = await self.run(writer, answer, inline=answer.summary["candidates"] is None)
             return Response(content, media_type=media_type)
         except Problem as problem:
-            outcome = str(problem.status)
+            outcome = "disconnected" if isinstance(problem, _Left) else str(problem.status)
             raise
         except asyncio.CancelledError:
             outcome = "disconnected"
@@ -106,36 +171,101 @@ class Endpoint:
             accepted = ", ".join(_READERS)
             raise Problem(415, f"Content-Type {kind[:80]!r} is not one of {accepted}", headers={"Accept": accepted})
         answer_kind = _negotiate(request.headers.get("accept", ""), kind)
-        wait = _preferred_wait(request.headers.get("prefer", ""), self.config.limits.deadline_seconds)
-        checked = await self._receive(request, kind)
-        deadline = time.monotonic() + wait
-        model = self.models.get(checked.options.model, field="options.model")
-        stitched = await self.batcher.stitch(model, checked, request_id, deadline)
+        # A request keeps the settings and the bundles that it began with, whatever is loaded meanwhile.
+        config, models = self.config, self.models.now()
+        wait = _preferred_wait(request.headers.get("prefer", ""), config.limits.deadline_seconds)
+        self._check_room(wait)
+        with self.intake.hold(_client(request), config.batching) as held:
+            checked, received = await self._receive(request, kind, config, models, held)
+            held.settle(_size(checked))
+            deadline = received + wait
+            model = models.get(checked.options.model, field="options.model")
+            stitched = await _unless_left(request, self.batcher.stitch(model, checked, request_id, deadline))
         answer = _describe(model, checked, stitched, request_id)
         self.recorder.judged(answer.reasons, stitched.candidates.residual_max)
         return answer, _WRITERS[answer_kind], answer_kind
 
-    async def _receive(self, request: Request, kind: str) -> StitchRequest:
-        if self.receiving >= self.config.batching.max_receiving:
+    def _check_room(self, wait: float) -> None:
+        """Refuses before the body is read what is bound to be refused after: it must cost little.
+
+        Raises:
+            Problem: 429, 504.
+        """
+        batching = self.config.batching
+        if self.receiving >= batching.max_receiving:
             raise busy(f"{self.receiving} requests are being received already; try again", 1)
-        self.batcher.check_room()  # before the body is read: refusing must cost little
-        limits, encoding = self.config.limits, check_encoding(request.headers.get("content-encoding", ""))
+        if self.ongoing > batching.max_requests:
+            raise busy(f"{self.ongoing - 1} requests wait for their answers already; try again", 1)
+        self.batcher.check_room(time.monotonic() + wait)
+
+    async def _receive(
+        self, request: Request, kind: str, config: EndpointConfig, models: ModelSet, held: Held
+    ) -> tuple[StitchRequest, float]:
+        """The request, and when its last byte came."""
+        limits, encoding = config.limits, check_encoding(request.headers.get("content-encoding", ""))
         self.receiving += 1
         try:
-            body = await read_body(request, limits)
+            body = await read_body(request, limits, held)
+            received = time.monotonic()
 
             def read() -> StitchRequest:
                 plain = decompress(body, encoding, limits)
                 if kind == json_wire.MEDIA_TYPE:
-                    json_wire.refuse_floods(plain, limits, self.models.numbers_per_step)
-                return _READERS[kind](plain, self._sizes, limits)
+                    json_wire.refuse_floods(plain, limits, models.numbers_per_step)
+                return _READERS[kind](plain, lambda name: models.get(name, field="options.model").sizes, limits)
 
-            return await self.run(read, inline=not encoding and len(body) <= _SMALL_BODY)
+            return await self.run(read, inline=not encoding and len(body) <= _SMALL_BODY), received
         finally:
             self.receiving -= 1
 
-    def _sizes(self, name: str) -> Any:
-        return self.models.get(name, field="options.model").sizes
+
+class _Left(Problem):
+    """The caller went away; nobody reads this answer."""
+
+
+async def _unless_left(request: Request, work: Coroutine[Any, Any, Stitched]) -> Stitched:
+    """What the work returns, unless the caller leaves before.
+
+    A server cancels a request whose caller leaves, or it does not: Serve's proxy leaves it to a header of the caller's.
+    """
+    left = asyncio.ensure_future(request.receive())  # the body was read: only http.disconnect can follow
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((working, left), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise _Left(400, "the caller left before the answer")
+    finally:
+        for task in (working, left):
+            task.cancel()
+
+
+def _made_up(model: ServedModel, count: int) -> StitchRequest:
+    """A request for bridges between two short walks about the mean of the model's data."""
+    rng, bundle = np.random.default_rng(0), model.bundle
+
+    def walk() -> GivenTrajectory:
+        steps = rng.normal(0, 0.1, (model.sizes.gap_max + 2, bundle.obs_dim)).cumsum(0)
+        observations = bundle.normalizer.decode(steps.astype(np.float32))
+        return GivenTrajectory(observations=observations, actions=None, rewards=None, terminated=False)
+
+    return StitchRequest(source=walk(), target=walk(), options=Options.model_validate({"num_candidates": count}))
+
+
+def _client(request: Request) -> str:
+    """Whom a request counts for: the name of its token, else the address that it came from."""
+    name = request.scope["state"].get("token")
+    return f"token {name}" if name else str(request.client and request.client.host)
+
+
+def _size(request: StitchRequest) -> int:
+    """Bytes of a request that was read."""
+    return sum(
+        column.nbytes
+        for given in (request.source, request.target)
+        for column in (given.observations, given.actions, given.rewards)
+        if column is not None
+    )
 
 
 def _describe(model: ServedModel, request: StitchRequest, stitched: Stitched, request_id: str) -> Answer:

@@ -299,11 +299,11 @@ def test_no_honest_request_is_taken_for_a_flood(models: Models) -> None:
     given_ = {"observations": rows, "actions": [[0.0, 0.0]] * 49, "rewards": [0.0] * 49}
     for indent in (None, 1):
         content = json.dumps({"source": given_, "target": given_, "options": {"seed": 1}}, indent=indent).encode()
-        refuse_floods(content, limits, models.numbers_per_step)
+        refuse_floods(content, limits, models.now().numbers_per_step)
         read_json_request(content, lambda name: models.get(name).sizes, limits)
     longer = {"observations": rows * 20, "actions": None, "rewards": None}
     with pytest.raises(Problem, match=r"source.observations: has more than 50 rows"):
-        refuse_floods(json.dumps({"source": longer, "target": longer}).encode(), limits, models.numbers_per_step)
+        refuse_floods(json.dumps({"source": longer, "target": longer}).encode(), limits, models.now().numbers_per_step)
 
 
 def test_a_trajectory_just_too_long_is_named(models: Models) -> None:

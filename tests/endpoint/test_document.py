@@ -72,7 +72,7 @@ def test_nothing_is_answered_that_the_document_does_not_say(metered: Served) -> 
     assert _run(schema, seen) == []
     assert {status for _, status in seen if status >= 500} <= MAY_FAIL
     operations = {label for label, _ in seen}
-    assert len(operations) == 8 and seen.total() > 300
+    assert len(operations) == 9 and seen.total() > 300
     for status in (200, 400, 401, 404, 405, 422):
         assert any(answered == status for _, answered in seen), status
     assert metered.is_idle()

@@ -97,9 +97,11 @@ def test_a_caller_who_leaves_in_the_middle_of_a_body_leaves_nothing(live: Live) 
 
 
 def test_too_many_bodies_at_once_are_429(live: Live) -> None:
-    connections = [live.open(len(REQUEST), REQUEST[:50]) for _ in range(4)]
-    live.until_receiving(4)
-    response = httpx.post(f"http://127.0.0.1:{live.port}{STITCH}", content=REQUEST, headers={"Content-Type": JSON})
+    with httpx.Client() as client:  # made before the bodies begin, which have half a second
+        connections = [live.open(len(REQUEST), REQUEST[:50]) for _ in range(4)]
+        live.until_receiving(4)
+        url = f"http://127.0.0.1:{live.port}{STITCH}"
+        response = client.post(url, content=REQUEST, headers={"Content-Type": JSON})
     assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
     for connection in connections:
         connection.sendall(REQUEST[50:])

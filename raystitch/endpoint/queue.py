@@ -1,0 +1,180 @@
+"""Requests that wait for the sampler: who is let in, and who shares the next call.
+
+The request whose deadline comes first goes first. One is let in only if it, and everybody before whom it would go, can
+be answered in time; one that can no longer be is dropped, so that no call is spent on it.
+"""
+
+import bisect
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from raystitch.data.episodes import Episode
+from raystitch.endpoint.config import BatchingConfig
+from raystitch.endpoint.models import ServedModel
+from raystitch.endpoint.pace import Pace
+from raystitch.endpoint.problems import Problem, busy
+from raystitch.endpoint.request import StitchRequest
+from raystitch.stitching.candidates import Candidates
+
+SLACK = 1.25
+"""How much longer than expected things may take before somebody who was let in is late."""
+_SIZES = 64
+"""Requests whose sizes are remembered."""
+_RESERVE = 0.25
+"""Share of the time left that a request may find kept free for a larger one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stitched:
+    """A request's candidates and its two trajectories with what was inferred."""
+
+    source: Episode
+    target: Episode
+    candidates: Candidates
+
+
+@dataclass(eq=False)
+class Job:
+    """A request on its way; ``deadline`` in ``time.monotonic`` seconds."""
+
+    model: ServedModel
+    request: StitchRequest
+    request_id: str
+    deadline: float
+    entered: float = field(default_factory=time.monotonic)
+    result: "Future[Stitched]" = field(default_factory=Future)
+
+    @property
+    def count(self) -> int:
+        return self.request.options.num_candidates
+
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """Requests of one kind can share a call."""
+        return id(self.model), self.request.options.gap is not None
+
+
+class JobQueue:
+    """The jobs in the order of their deadlines. Whoever calls it holds the batcher's lock.
+
+    Attributes:
+        candidates: of the jobs that wait.
+    """
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._jobs: list[Job] = []
+        self._sizes: deque[int] = deque(maxlen=_SIZES)
+        self.candidates = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self._jobs)
+
+    def check(self, count: int, deadline: float, config: BatchingConfig) -> None:
+        """Whether a request can be answered in time.
+
+        All sizes find the queue full at the same length, as if each were the largest of late: otherwise small requests
+        would take every moment that comes free, and a large one would never find room. It also lets a request be
+        refused before its size is known.
+
+        Raises:
+            Problem: 504 when not even an idle sampler could, else 429 with the time until it could be let in.
+        """
+        now = time.monotonic()
+        left = deadline - now
+        alone = self._pace.seconds(count)
+        if alone and SLACK * alone > left:
+            raise Problem(
+                504,
+                f"the deadline is {max(0.0, left):.1f} s away and {count} candidates take about {SLACK * alone:.1f} s "
+                "here; ask for fewer candidates or a longer wait",
+            )
+        if not self._jobs and not self._pace.running:
+            return
+        reserve = min(self._pace.seconds(max(self._sizes, default=count)), _RESERVE * left)
+        ahead = sum(job.count for job in self._jobs if job.deadline <= deadline)
+        excess = SLACK * (self._wait(ahead, config) + max(alone, reserve)) - left
+        behind = ahead + count
+        for job in self._jobs[bisect.bisect_right(self._jobs, deadline, key=_deadline) :]:
+            behind += job.count
+            excess = max(excess, SLACK * self._wait(behind, config) - (job.deadline - now))
+        if excess > 0:
+            raise busy(
+                f"{self.candidates} candidates are waiting already, more than can be computed before this request's "
+                "deadline; try again later",
+                math.ceil(excess / SLACK),
+            )
+
+    def _wait(self, candidates: int, config: BatchingConfig) -> float:
+        """Seconds until the call at hand and so many candidates are done."""
+        return self._pace.remaining + self._pace.backlog(candidates, config.max_candidates) + config.wait_seconds
+
+    def seen(self, count: int) -> None:
+        """A request of this size came, whether it is let in or not."""
+        self._sizes.append(count)
+
+    def add(self, job: Job) -> None:
+        bisect.insort_right(self._jobs, job, key=_deadline)
+        self.candidates += job.count
+
+    def discard(self, job: Job) -> bool:
+        """Removes a job. Returns whether it was there."""
+        if job not in self._jobs:
+            return False
+        self._jobs.remove(job)
+        self.candidates -= job.count
+        return True
+
+    def clear(self) -> list[Job]:
+        """Removes and returns all."""
+        jobs, self._jobs, self.candidates = self._jobs, [], 0
+        return jobs
+
+    def drop_late(self) -> list[Job]:
+        """Removes and returns those that can no longer be answered in time, even if they were next."""
+        now = time.monotonic()
+        late = [job for job in self._jobs if now + self._pace.seconds(job.count) > job.deadline]
+        for job in late:
+            self.discard(job)
+        return late
+
+    def take(self, config: BatchingConfig) -> list[Job]:
+        """Removes the first job and those of its kind that fit into its call: up to ``max_candidates``, and so that
+        neither a job of the call nor one that is passed over becomes late by the company."""
+        if not self._jobs:
+            return []
+        jobs: list[Job] = []
+        left: list[Job] = []
+        count, now, end_by = 0, time.monotonic(), self._jobs[0].deadline
+        for job in self._jobs:
+            together = count + job.count
+            fits = not jobs or (
+                job.kind == jobs[0].kind
+                and together <= config.max_candidates
+                and now + SLACK * self._pace.seconds(together, beyond=1.0) <= end_by
+            )
+            if fits:
+                jobs.append(job)
+                count = together
+            else:
+                left.append(job)
+                end_by = min(end_by, job.deadline - self._pace.seconds(job.count))
+        self._jobs = left
+        self.candidates -= count
+        return jobs
+
+    def start_by(self) -> float:
+        """When the first job's call must begin, so that it is answered in time."""
+        first = self._jobs[0]
+        return first.deadline - SLACK * self._pace.seconds(first.count)
+
+
+def _deadline(job: Job) -> float:
+    return job.deadline

@@ -1,0 +1,74 @@
+"""A replica whose sampler hangs, on real Serve: it is found out, its process ends, and another answers in time."""
+
+import sys
+import threading
+import time
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from raystitch.cluster import serve as module
+from raystitch.cluster.processes import descendants
+from raystitch.cluster.serve import StitchService
+from raystitch.cluster.serve_run import serving
+from raystitch.endpoint.config import EndpointConfig, LimitsConfig, ModelConfig
+
+from .conftest import Walks
+from .test_serve import call, free_port, request_body
+
+DEADLINE = 15.0
+
+
+class HangingService(StitchService):
+    """A replica whose sampler can be told to hang."""
+
+    def hang(self, *, holds_lock: bool) -> None:
+        """From the next call on: in foreign code, which lets other threads run or does not."""
+        import ctypes
+
+        from raystitch.stitching.stitcher import Stitcher
+
+        library: Any = ctypes.PyDLL(None) if holds_lock else ctypes.CDLL(None)
+        type.__setattr__(Stitcher, "stitch", lambda *_: library.sleep(3600))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("holds_lock", [False, True], ids=["a thread hangs", "the interpreter hangs"])
+def test_a_hung_replica_is_replaced_in_less_than_three_deadlines(
+    ray_session: None, walks: Walks, monkeypatch: pytest.MonkeyPatch, holds_lock: bool
+) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(module, "StitchService", HangingService)
+    config = EndpointConfig(
+        models={"default": ModelConfig(stitcher=str(walks.stitcher))},
+        device="cpu",
+        num_threads=1,
+        limits=LimitsConfig(deadline_seconds=DEADLINE),
+    )
+    with serving(config, "127.0.0.1", free_port(), num_cpus=0.5) as service:
+        url = f"{service.url}/v1/stitch"
+        assert call(url, request_body(walks))[0] == 200
+        ((pid, _),) = service.ask("usage")
+        service._handle.broadcast("hang", holds_lock=holds_lock).results()
+        hung = time.monotonic()
+        first = list[int]()
+        thread = threading.Thread(target=lambda: first.append(call(url, request_body(walks))[0]))
+        thread.start()
+        seen, health = list[int](), set[int]()
+        while True:
+            seen.append(call(url, request_body(walks), Prefer="wait=5")[0])
+            health.add(call(f"{service.url}/healthz")[0])
+            if seen[-1] == 200:
+                break
+            assert time.monotonic() - hung < 3 * DEADLINE, seen
+            time.sleep(0.2)
+        recovered = time.monotonic() - hung
+        thread.join()
+        print(f"recovered after {recovered:.1f} s = {recovered / DEADLINE:.2f} deadlines; seen {seen}; health {health}")
+        assert recovered < 3 * DEADLINE
+        ((now, _),) = service.ask("usage")
+        assert now != pid
+        assert pid not in {process.pid for process in descendants(1)}, "the process that hung is still there"
+        if not holds_lock:
+            assert 503 in health, "it looked healthy"
