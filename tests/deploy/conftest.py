@@ -76,7 +76,7 @@ def rendered() -> Callable[[Path], Overlay]:
     return objects
 
 
-@pytest.fixture(params=["pvc", "s3"])
+@pytest.fixture(params=["pvc", "s3", "production"])
 def storage(request: pytest.FixtureRequest) -> str:
     return request.param
 
