@@ -49,6 +49,12 @@ def bucket() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def lock() -> ModuleType:
+    """deploy/lock.py."""
+    return load("lock.py")
+
+
+@pytest.fixture(scope="session")
 def crds(check: ModuleType) -> Any:
     """KubeRay's definitions, read by the checker."""
     if not any(CRDS.glob("*.yaml")):
