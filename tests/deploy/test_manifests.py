@@ -115,6 +115,8 @@ def test_every_container_is_confined_and_says_what_it_needs(overlay: Overlay) ->
         assert pod["securityContext"]["runAsNonRoot"], name
         assert pod["securityContext"]["runAsUser"] > 0, name
         assert pod["automountServiceAccountToken"] is False, name
+        lives_on = name.startswith(("Deployment/", "StatefulSet/"))
+        assert pod.get("restartPolicy") == (None if lives_on else "Never"), name
         for container in [*pod["containers"], *pod.get("initContainers", [])]:
             confined = container["securityContext"]
             assert confined["allowPrivilegeEscalation"] is False, name
