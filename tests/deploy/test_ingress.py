@@ -310,6 +310,15 @@ def test_refusals_are_the_endpoints_problems(
     assert reached.heads == []
 
 
+def test_a_load_balancer_asks_by_address_whether_it_is_ready(live: Live, reached: Recorder) -> None:
+    with live.ingress.client("127.0.0.10", host="10.0.0.1") as client:
+        ready = client.get("/readyz", headers={"X-Request-Timeout-Seconds": "1"})
+        assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+        assert "x-request-timeout-seconds" not in reached.heads[0]
+        assert refused(client.get("/v1/models"), 421)
+    assert len(reached.heads) == 1
+
+
 def test_pages_of_serves_proxy_are_not_reached_by_another_spelling(live: Live, reached: Recorder) -> None:
     for path in ("/%2d/routes", "//-//routes", "/studio/../-/routes", "/./-/healthz?x"):
         with live.ingress.open(f"GET {path} HTTP/1.1\nHost: {HOST}\nConnection: close\n\n", "127.0.0.8") as connection:
