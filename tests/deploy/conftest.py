@@ -49,6 +49,12 @@ def bucket() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def lock() -> ModuleType:
+    """deploy/lock.py."""
+    return load("lock.py")
+
+
+@pytest.fixture(scope="session")
 def crds(check: ModuleType) -> Any:
     """KubeRay's definitions, read by the checker."""
     if not any(CRDS.glob("*.yaml")):
@@ -76,7 +82,7 @@ def rendered() -> Callable[[Path], Overlay]:
     return objects
 
 
-@pytest.fixture(params=["pvc", "s3"])
+@pytest.fixture(params=["pvc", "s3", "production"])
 def storage(request: pytest.FixtureRequest) -> str:
     return request.param
 

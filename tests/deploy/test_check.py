@@ -1,5 +1,6 @@
 """The checker finds what is wrong and says where; tried on definitions and files small enough to see through."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,27 @@ def test_ray_up_files_are_checked(check: ModuleType, deploy: Path) -> None:
     found = problems(check, text.replace("max_workers: 4", "max_worker: 4"))
     assert any("available_node_types.gpu: Additional properties" in line for line in found), found
     assert any("head_node_type" in line for line in problems(check, text.replace("head_node_type: head", "")))
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx (apt-get install nginx-light)")
+def test_nginx_files_are_checked(check: ModuleType, deploy: Path, tmp_path: Path) -> None:
+    file = tmp_path / "nginx.conf"
+    text = (deploy / "ingress/nginx.conf").read_text()
+    for wrong, said in (("", ""), ("server_tokens", "server_token"), ("limit_conn connections", "limit_conn unknown")):
+        file.write_text(text.replace(wrong, said))
+        checker = check.Checker({}, check.KUBERNETES)
+        checker.path(file)
+        assert bool(checker.report.problems) == bool(wrong), wrong
+        assert all(said.split()[-1] in line for line in checker.report.problems)
+
+
+def test_images_without_a_digest_are_refused_where_asked(check: ModuleType) -> None:
+    pod = "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: b, image: %s}]}}"
+    for image, count in (("c:1", 1), (f"c@sha256:{64 * '0'}", 0), (f"c:1@sha256:{64 * 'f'}", 0)):
+        checker = check.Checker({}, check.KUBERNETES, digests=True)
+        checker.text(pod % image, "f")
+        assert len(checker.report.problems) == count, image
+        assert problems(check, pod % image) == []
 
 
 def test_the_command_exits_with_what_it_found(deploy: Path, tmp_path: Path, definitions: Path) -> None:

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +34,9 @@ def pods(overlay: Overlay) -> Iterator[tuple[str, dict[str, Any]]]:
         for group in cluster["workerGroupSpecs"]:
             yield f"{name} {group['groupName']}", group["template"]["spec"]
     yield "submitter", overlay["RayJob/raystitch-sweep"]["spec"]["submitterPodTemplate"]["spec"]
+    for name, found in overlay.items():
+        if found["kind"] in ("Deployment", "StatefulSet"):
+            yield name, found["spec"]["template"]["spec"]
 
 
 def test_everything_in_deploy_is_valid(check: ModuleType, deploy: Path) -> None:
@@ -68,7 +72,16 @@ def test_a_misspelt_field_is_found_in_every_object(check: ModuleType, crds: Any,
 
 
 def test_the_clusters_are_one(overlay: Overlay, storage: str) -> None:
-    (_, cluster), (_, sweep), (_, endpoint) = clusters(overlay)
+    (_, cluster), (_, sweep), (_, endpoint) = (deepcopy(one) for one in clusters(overlay))
+    assert ("gcsFaultToleranceOptions" in endpoint) == (storage == "production")
+    endpoint.pop("gcsFaultToleranceOptions", None)
+    # The endpoint's token lies where the endpoint runs, and nowhere else.
+    for group in (endpoint["headGroupSpec"], *endpoint["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        container = pod["containers"][0]
+        assert container["env"].pop() == {"name": "RAYSTITCH_TOKEN_FILE", "value": "/etc/raystitch/token"}
+        assert container["volumeMounts"].pop() == {"name": "token", "mountPath": "/etc/raystitch", "readOnly": True}
+        assert pod["volumes"].pop()["secret"]["secretName"] == "raystitch-token"
     assert cluster == endpoint
     if storage == "s3":  # one node, as nodes see no files of each other
         assert [group["maxReplicas"] for group in sweep["workerGroupSpecs"]] == [1, 0]
@@ -100,10 +113,14 @@ def test_the_head_computes_nothing_and_gpus_start_from_zero(overlay: Overlay) ->
 def test_every_container_is_confined_and_says_what_it_needs(overlay: Overlay) -> None:
     for name, pod in pods(overlay):
         assert pod["securityContext"]["runAsNonRoot"], name
-        assert pod["restartPolicy"] == "Never", name
+        assert pod["securityContext"]["runAsUser"] > 0, name
+        assert pod["automountServiceAccountToken"] is False, name
+        lives_on = name.startswith(("Deployment/", "StatefulSet/"))
+        assert pod.get("restartPolicy") == (None if lives_on else "Never"), name
         for container in [*pod["containers"], *pod.get("initContainers", [])]:
             confined = container["securityContext"]
             assert confined["allowPrivilegeEscalation"] is False, name
+            assert confined["readOnlyRootFilesystem"] is True, name
             assert confined["capabilities"] == {"drop": ["ALL"]}, name
             assert confined["seccompProfile"] == {"type": "RuntimeDefault"}, name
             for kind in ("requests", "limits"):
@@ -111,25 +128,167 @@ def test_every_container_is_confined_and_says_what_it_needs(overlay: Overlay) ->
             assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"] or (
                 container["name"] in ("ray-job-submitter", "fetch")
             ), name
-            assert container["image"].startswith("registry.example.com/raystitch:"), name
+            assert re.match(r"registry\.example\.com/(raystitch|nginx|redis)[:@]", container["image"]), name
 
 
 def test_volumes_and_mounts_belong_together(overlay: Overlay, storage: str) -> None:
     for name, pod in pods(overlay):
         there = {volume["name"]: volume for volume in pod.get("volumes", [])}
+        there |= {"data": {}} if name == "StatefulSet/raystitch-redis" else {}
         for container in [*pod["containers"], *pod.get("initContainers", [])]:
             assert {mount["name"] for mount in container.get("volumeMounts", [])} <= there.keys(), name
-        if name == "submitter":
-            continue
-        shared = "persistentVolumeClaim" if storage == "pvc" else "emptyDir"
-        assert shared in there["shared"], name
-        assert there["token"]["secret"]["secretName"] == "raystitch-token"
-    if storage == "pvc":
+        if "shared" in there:
+            assert ("emptyDir" if storage == "s3" else "persistentVolumeClaim") in there["shared"], name
+    if storage != "s3":
         assert overlay["PersistentVolumeClaim/raystitch"]["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
+def test_what_ray_and_raystitch_write_to_can_be_written_to(overlay: Overlay) -> None:
+    for name, pod in pods(overlay):
+        volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
+        writable = {
+            mount["mountPath"]
+            for mount in pod["containers"][0]["volumeMounts"]
+            if not mount.get("readOnly") and "configMap" not in volumes.get(mount["name"], {})
+        }
+        if name.split()[0] in ("cluster", "sweep", "endpoint"):
+            assert writable == {"/mnt/raystitch", "/tmp", "/home/ray", "/home/ray/.cache"}, name
+        else:
+            assert writable == ({"/data"} if "redis" in name else {"/tmp"}), name
+
+
+def test_kubernetes_api_is_for_the_autoscaler_alone(overlay: Overlay) -> None:
+    mounted = "/var/run/secrets/kubernetes.io/serviceaccount"
+    for name, cluster in clusters(overlay):
+        (mount,) = [one for one in cluster["autoscalerOptions"]["volumeMounts"] if one["mountPath"] == mounted]
+        head = cluster["headGroupSpec"]["template"]["spec"]
+        (volume,) = [one for one in head["volumes"] if one["name"] == mount["name"]]
+        files = yaml.safe_dump(volume["projected"])
+        assert all(f"path: {file}" in files for file in ("token", "ca.crt", "namespace")), name
+        # Nothing that a job's driver could write to is read by the autoscaler, such as a home with a usercustomize.py.
+        theirs = {one["name"] for one in head["containers"][0]["volumeMounts"]}
+        assert theirs.isdisjoint(one["name"] for one in cluster["autoscalerOptions"]["volumeMounts"]), name
+    for name, pod in pods(overlay):
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            assert mounted not in {mount["mountPath"] for mount in container.get("volumeMounts", [])}, name
+
+
+def objects(overlay: Overlay, kind: str) -> list[dict[str, Any]]:
+    return [found for found in overlay.values() if found["kind"] == kind]
+
+
+def peers(rule: dict[str, Any], direction: str) -> list[str]:
+    """Values of the labels that a rule of a NetworkPolicy lets in or out to; ["all"] for everybody."""
+    found = [
+        value
+        for peer in rule.get(direction, [])
+        for value in [
+            *peer.get("podSelector", {}).get("matchLabels", {}).values(),
+            *(v for e in peer.get("podSelector", {}).get("matchExpressions", []) for v in e["values"]),
+        ]
+    ]
+    assert len(found) >= len(rule.get(direction, [])), f"a peer without labels is everybody: {rule}"
+    return found or ["all"]
+
+
+def test_nobody_but_the_ingress_reaches_port_8000(overlay: Overlay) -> None:
+    reached: dict[int | None, set[str]] = {}
+    nodes = overlay["NetworkPolicy/raystitch"]["spec"]
+    assert nodes["policyTypes"] == ["Ingress", "Egress"]
+    assert nodes["podSelector"] == {"matchLabels": {"ray.io/is-ray-node": "yes"}}
+    for rule in nodes["ingress"]:
+        for port in rule.get("ports", [{"port": None}]):
+            reached.setdefault(port["port"], set()).update(peers(rule, "from"))
+    assert reached == {
+        None: {"yes"},
+        8265: {"submitter", "kuberay-operator"},
+        8000: {"ingress", "kuberay-operator"},
+        8080: {"prometheus"},
+    }
+    assert "ports" not in overlay["RayCluster/raystitch"]["spec"]["headGroupSpec"].get("headService", {})
+    for _, cluster in clusters(overlay):
+        assert cluster["headGroupSpec"].get("serviceType", "ClusterIP") == "ClusterIP"
+    for service in objects(overlay, "Service"):
+        assert service["spec"].get("type", "ClusterIP") == "ClusterIP"
+    # All pods that are not Ray's have a policy of their own.
+    covered = [one["spec"]["podSelector"] for one in objects(overlay, "NetworkPolicy")]
+    for found in [*objects(overlay, "Deployment"), *objects(overlay, "StatefulSet")]:
+        assert {"matchLabels": found["spec"]["template"]["metadata"]["labels"]} in covered
+    submitter = overlay["RayJob/raystitch-sweep"]["spec"]["submitterPodTemplate"]["metadata"]["labels"]
+    assert {"matchLabels": submitter} in covered
+
+
+def test_what_leaves_the_namespace(overlay: Overlay, storage: str) -> None:
+    leaving: dict[str, set[int]] = {}
+    for policy in objects(overlay, "NetworkPolicy"):
+        assert "Egress" in policy["spec"]["policyTypes"]
+        ports = {
+            port["port"]
+            for rule in policy["spec"].get("egress", [])
+            if peers(rule, "to") == ["all"]
+            for port in rule["ports"]
+        }
+        leaving[policy["metadata"]["name"]] = ports - {53}
+    assert leaving.pop("raystitch-head") == {443, 6443}
+    assert leaving.pop("raystitch-bucket", set()) == ({443} if storage == "s3" else set())
+    assert set().union(*leaving.values()) == set()
+
+
+def test_a_node_can_be_lost(overlay: Overlay, deploy: Path) -> None:
+    (application,) = yaml.safe_load((deploy / "serve.yaml").read_text())["applications"]
+    (deployment,) = application["deployments"]
+    assert deployment["max_replicas_per_node"] < deployment["autoscaling_config"]["min_replicas"]
+    budgets = {one["metadata"]["name"]: one["spec"] for one in objects(overlay, "PodDisruptionBudget")}
+    assert budgets["raystitch-endpoint"]["selector"] == {"matchLabels": {"ray.io/serve": "true"}}
+    # Kubernetes knows no scale of KubeRay's objects, which maxUnavailable and shares are reckoned from.
+    assert budgets["raystitch-endpoint"]["minAvailable"] < deployment["autoscaling_config"]["min_replicas"]
+    ingress = overlay["Deployment/raystitch-ingress"]["spec"]
+    assert budgets["raystitch-ingress"]["maxUnavailable"] < ingress["replicas"]
+    spread = [pod["topologySpreadConstraints"] for name, pod in pods(overlay) if name.split()[-1] in ("cpu", "gpu")]
+    assert len(spread) == 6
+    for constraints in [*spread, ingress["template"]["spec"]["topologySpreadConstraints"]]:
+        assert "kubernetes.io/hostname" in {one["topologyKey"] for one in constraints}
+
+
+def test_the_ingress_runs_the_shipped_configuration(overlay: Overlay, deploy: Path) -> None:
+    pod = overlay["Deployment/raystitch-ingress"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    config = overlay[f"ConfigMap/{volumes['config']['configMap']['name']}"]
+    text = config["data"]["nginx.conf"]
+    assert text == (deploy / "ingress/nginx.conf").read_text()
+    assert container["command"][-4:] == ["-p", "/tmp", "-c", "/etc/raystitch/nginx.conf"]
+    listened = {int(port) for port in re.findall(r"listen (\d+)", text)}
+    assert {port["containerPort"] for port in container["ports"]} == listened
+    service = overlay["RayService/raystitch-endpoint"]["metadata"]["name"]
+    assert f"server {service}-serve-svc:8000;" in text
+    # All bodies that it takes at once have room.
+    bodies, size = re.findall(r"limit_conn stitching (\d+)|client_max_body_size (\d+)m", text)
+    assert volumes["tmp"]["emptyDir"]["sizeLimit"] == "9Gi"
+    assert int(size[1] or bodies[1]) * int(bodies[0] or size[0]) <= 8 * 1024
+
+
+def test_production_names_images_by_digest(check: ModuleType, deploy: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "kuberay"
+    shutil.copytree(deploy / "kuberay", copy)
+    file = copy / "overlays/production/kustomization.yaml"
+
+    def problems() -> list[str]:
+        checker = check.Checker({}, check.KUBERNETES)
+        checker.path(file.parent)
+        return checker.report.problems
+
+    assert problems() == []
+    file.write_text(
+        re.sub(r'newName: (\S+)/nginx, digest: "[^"]*"', r'newName: \1/nginx, newTag: "1.28"', file.read_text())
+    )
+    (problem,) = problems()
+    assert "Deployment/raystitch-ingress" in problem
+    assert "'registry.example.com/nginx:1.28' is not named by digest" in problem
+
+
 def test_objects_can_be_applied_by_what_they_are_for(overlay: Overlay) -> None:
-    parts = {"common", "cluster", "sweep", "endpoint"}
+    parts = {"common", "cluster", "sweep", "endpoint", "ingress"}
     found = [one["metadata"] for one in overlay.values()]
     assert {one["labels"]["app.kubernetes.io/component"] for one in found} == parts
     assert {one["namespace"] for one in found} == {"raystitch"}

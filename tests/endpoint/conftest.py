@@ -154,9 +154,11 @@ def listening(app: ASGIApp) -> Iterator[int]:
     while not server.started:
         thread.join(0.01)
         assert thread.is_alive()
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join(20)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(20)
     assert not thread.is_alive()
 
 
