@@ -21,8 +21,8 @@ from raystitch.config_file import load_config, parse_config, plain
 from raystitch.endpoint.app import create_app
 from raystitch.endpoint.config import DEFAULT_MODEL, EndpointConfig, ModelConfig
 from raystitch.endpoint.models import Models
-from raystitch.endpoint.security import read_token
 from raystitch.endpoint.service import Endpoint
+from raystitch.endpoint.tokens import read_tokens
 from raystitch.errors import UserError
 from raystitch.pipeline.demo_bundle import demo_bundle
 
@@ -40,7 +40,7 @@ class StitchService:
 
     def __init__(self) -> None:
         _log_like_serve()
-        self._token = read_token()
+        self._tokens = read_tokens()
         self._models = Models()
         self._endpoint: Endpoint | None = None
         self._asgi: ASGIApp | None = None
@@ -75,7 +75,7 @@ class StitchService:
             self._endpoint = Endpoint(config, self._models, ServeMetrics(), scrape)
         else:
             self._endpoint.configure(config)
-        self._asgi = create_app(self._endpoint, self._token, behind_serve=True)
+        self._asgi = create_app(self._endpoint, self._tokens, behind_serve=True)
 
     def _load(self, config: EndpointConfig) -> None:
         import torch
@@ -84,6 +84,10 @@ class StitchService:
         self._models.load(config)
         for model in self._models:
             logger.info("model %s: %s%s", model.name, model.bundle.hash, f" ({model.error})" if model.error else "")
+
+    def asks_for_token(self) -> bool:
+        """Whether callers must show one."""
+        return self._tokens is not None
 
     def drain(self) -> None:
         """Takes on nothing new; what was taken on is finished."""

@@ -47,7 +47,7 @@ def test_up_and_down(served: tuple[Path, Path], drift: EpisodeDataset, tmp_path:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    (tmp_path / "token").write_text("a-secret\n")
+    (tmp_path / "token").write_text("a-secret-of-tests\n")
     environment = {**os.environ, "RAYSTITCH_TOKEN_FILE": str(tmp_path / "token")}
     command = [
         *RAYSTITCH,
@@ -69,7 +69,7 @@ def test_up_and_down(served: tuple[Path, Path], drift: EpisodeDataset, tmp_path:
             time.sleep(0.2)
         url = re.findall(r"studio (\S+)/", log.read_text())[0]
         assert url == f"http://127.0.0.1:{port}"
-        assert post(url, drift, "a-secret")["seed"] == 0
+        assert post(url, drift, "a-secret-of-tests")["seed"] == 0
         second = subprocess.run(
             [*command, "--port", port], env=environment, capture_output=True, text=True, timeout=100
         )
@@ -85,7 +85,7 @@ def test_up_and_down(served: tuple[Path, Path], drift: EpisodeDataset, tmp_path:
         process.kill()
     said = log.read_text()
     assert "requests that were taken on are finished" in said
-    assert "a-secret" not in said
+    assert "a-secret-of-tests" not in said
     assert "Traceback" not in said
 
 

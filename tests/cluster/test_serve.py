@@ -265,12 +265,14 @@ class TestBuilder:
             app(args)
 
 
-def test_pages_of_several_nodes_are_one() -> None:
-    page = '# HELP ray_raystitch_serve_x a\n# TYPE ray_raystitch_serve_x counter\nray_raystitch_serve_x{n="%d"} 1\n'
-    text = merge([page % 1 + "# HELP other o\nother 3\n", page % 2])
+def test_pages_of_several_nodes_are_one_and_other_applications_on_none() -> None:
+    page = "# HELP ray_raystitch_serve_x a\n# TYPE ray_raystitch_serve_x counter\n" + "".join(
+        f'ray_raystitch_serve_x{{application="{name}",n="%d"}} 1\n' for name in ("mine", "theirs")
+    )
+    text = merge([page % (1, 1) + "# HELP other o\nother 3\n", page % (2, 2)], "mine")
     assert text.splitlines() == [
         "# HELP ray_raystitch_serve_x a",
         "# TYPE ray_raystitch_serve_x counter",
-        'ray_raystitch_serve_x{n="1"} 1',
-        'ray_raystitch_serve_x{n="2"} 1',
+        'ray_raystitch_serve_x{application="mine",n="1"} 1',
+        'ray_raystitch_serve_x{application="mine",n="2"} 1',
     ]
