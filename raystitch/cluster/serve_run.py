@@ -81,7 +81,13 @@ def run_endpoint(
         load_model(name, model, config.stitch, "cpu")  # what is wrong with it is said here, in one line
     if tokens is None and host not in LOOPBACK:
         say(f"warning: {host} can be reached from elsewhere, and there is no token: anybody may use this endpoint")
-    with serving(config, host, port, announce=say, **more) as service:
+
+    def announce(line: str) -> None:
+        signals.check()
+        say(line)
+
+    signals.check()
+    with serving(config, host, port, announce=announce, **more) as service:
         service.check_tokens(tokens is not None)
         signals.up = True
         ready(service.url)
@@ -119,6 +125,7 @@ def stop_endpoint(name: str, address: str | None) -> None:
     Raises:
         UserError: there is no cluster, no such application, or it is not one of raystitch.
     """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with ensure_ray(cluster_address(address) or "auto"):
         applications = serve.status().applications
         if name not in applications:

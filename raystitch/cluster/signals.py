@@ -25,6 +25,11 @@ class Requests:
         if again or not self.up:
             raise KeyboardInterrupt
 
+    def check(self) -> None:
+        """Interrupts a start that was to be interrupted in a place that swallows exceptions, such as a finaliser."""
+        if self.stop:
+            raise KeyboardInterrupt
+
     def on_reload(self, number: _Number, frame: FrameType | None) -> None:
         self.reload = True
 

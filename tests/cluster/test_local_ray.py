@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ exec "$@"
 """
 
 
-def in_namespace(*command: str, **options: object) -> subprocess.CompletedProcess[str]:
+def in_namespace(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """A process with a mount table and a network of its own; skips where that is not permitted."""
     if subprocess.run(["unshare", "-m", "-n", "true"], capture_output=True).returncode:
         pytest.skip("namespaces are not permitted here")
