@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raystitch.errors import RunError, UserError
+from raystitch.cluster import local_ray
+from raystitch.cluster.signals import kept_through_ray
+from raystitch.errors import UserError
 
 OBJECT_STORE_GIB = 0.4
 PROBE_SECONDS = 4.0
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by ``ray job submit`` for what it runs."""
+_QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 _started_here = False
 
 
@@ -63,49 +66,34 @@ def ensure_ray(
         return
     global _started_here
     found = cluster_address(address)
-    if found is None:
-        _start(num_cpus, object_store_gib)
-    else:
-        _connect(found, f"--address {found}" if address else f"RAY_ADDRESS={found}")
-    _started_here = found is None
-    try:
-        if announce is not None:
-            announce(describe_cluster())
-        with _interrupted_by_sigterm():
+    with _sigterm_as_before():
+        try:
+            with kept_through_ray():
+                if found is None:
+                    local_ray.start(num_cpus=num_cpus, object_store_memory=int(object_store_gib * 2**30), **_QUIET)
+                else:
+                    _connect(found, f"--address {found}" if address else f"RAY_ADDRESS={found}")
+            _started_here = found is None
+            if announce is not None:
+                announce(describe_cluster())
             yield
-    finally:
-        _started_here = False
-        ray.shutdown()
+        finally:
+            _started_here = False
+            ray.shutdown()
 
 
 @contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """``ray job stop``, and a container that ends, are as Ctrl-C is; Ray itself would dump a stack."""
+def _sigterm_as_before() -> Iterator[None]:
+    """The handler of SIGTERM is at the end what it was at the beginning."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
         # None: it was one of Ray's, set outside Python.
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
-
-
-def _start(num_cpus: int | None, object_store_gib: float) -> None:
-    import ray
-
-    try:
-        ray.init(
-            address="local",  # without it, Ray joins any cluster that happens to run on this machine
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            object_store_memory=int(object_store_gib * 2**30),
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-    except Exception as error:  # Ray raises bare ones too, when the machine is too busy for its start-up
-        raise RunError(f"a local Ray could not be started: {_first_line(error)}") from error
 
 
 def _connect(address: str, named: str) -> None:
@@ -119,7 +107,7 @@ def _connect(address: str, named: str) -> None:
     if address != "auto":
         _probe(address, named)
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(address=address, **_QUIET)
     except Exception as error:
         versions = re.findall(r"(?:Ray|Python): (\S+)", str(error))
         if "Version mismatch" in str(error) and len(versions) == 4:

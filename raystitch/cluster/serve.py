@@ -24,8 +24,8 @@ from raystitch.endpoint.app import create_app
 from raystitch.endpoint.config import DEFAULT_MODEL, EndpointConfig, ModelConfig
 from raystitch.endpoint.models import Models
 from raystitch.endpoint.problems import Problem
-from raystitch.endpoint.security import read_token
 from raystitch.endpoint.service import Endpoint
+from raystitch.endpoint.tokens import read_tokens
 from raystitch.endpoint.versions import Versions
 from raystitch.errors import UserError
 from raystitch.pipeline.demo_bundle import demo_bundle
@@ -46,7 +46,7 @@ class StitchService:
 
     def __init__(self) -> None:
         _log_like_serve()
-        self._token = read_token()
+        self._tokens = read_tokens()
         self._models = Models(Versions(cache_folder() / "bundles"))
         self._endpoint: Endpoint | None = None
         self._asgi: ASGIApp | None = None
@@ -82,7 +82,7 @@ class StitchService:
             await self._endpoint.warm_up()
         else:
             self._endpoint.configure(config)
-        self._asgi = create_app(self._endpoint, self._token, behind_serve=True)
+        self._asgi = create_app(self._endpoint, self._tokens, behind_serve=True)
 
     def _load(self, config: EndpointConfig) -> None:
         import torch
@@ -96,6 +96,10 @@ class StitchService:
         """Serves a version of a model that was served before."""
         assert self._endpoint is not None
         await self._endpoint.choose_here(name, version)
+
+    def asks_for_token(self) -> bool:
+        """Whether callers must show one."""
+        return self._tokens is not None
 
     def drain(self) -> None:
         """Takes on nothing new; what was taken on is finished."""

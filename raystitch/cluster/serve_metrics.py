@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import aiohttp
 import ray
+from ray.serve import get_replica_context
 from ray.serve.metrics import Counter, Histogram
 
 from raystitch.endpoint.problems import Problem
@@ -25,7 +26,8 @@ RESIDUALS = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 10, 100]
 
 class ServeMetrics:
     """``raystitch_serve_requests_total`` (``outcome``: accepted, rejected, or the status of an error),
-    ``.._candidates_total`` (``reason``), ``.._faults_total``; histograms ``.._request_seconds``, ``.._queue_seconds``,
+    ``.._candidates_total`` (``reason``), ``.._refused_total`` (``reason``), ``.._let_in_total`` (``token``: its name),
+    ``.._faults_total``; histograms ``.._request_seconds``, ``.._queue_seconds``,
     ``.._sampler_seconds``, ``.._batch_candidates``, ``.._batch_requests``, ``.._residual_max``."""
 
     def __init__(self) -> None:
@@ -33,6 +35,8 @@ class ServeMetrics:
         self._requests = Counter(f"{PREFIX}requests", "requests by how they ended", tag_keys=("outcome",))
         self._candidates = Counter(f"{PREFIX}candidates", "candidates by why they were rejected", tag_keys=("reason",))
         self._faults = Counter(f"{PREFIX}faults", "requests that failed for a reason of ours")
+        self._refused = Counter(f"{PREFIX}refused", "requests turned away at the door, by why", tag_keys=("reason",))
+        self._let_in = Counter(f"{PREFIX}let_in", "requests with a valid token, by its name", tag_keys=("token",))
         self._request_seconds = Histogram(f"{PREFIX}request_seconds", "from headers to answer", boundaries=SECONDS)
         self._queue_seconds = Histogram(
             f"{PREFIX}queue_seconds", "a request's wait for the sampler", boundaries=SECONDS
@@ -62,6 +66,12 @@ class ServeMetrics:
         for index in {0, len(ordered) // 2}:
             self._residual_max.observe(float(ordered[index]))
 
+    def refused(self, reason: str) -> None:
+        self._refused.inc(1, {"reason": reason})
+
+    def let_in(self, token: str) -> None:
+        self._let_in.inc(1, {"token": token})
+
     def fault(self, error: BaseException, request_ids: Sequence[str]) -> None:
         self._faults.inc(max(1, len(request_ids)))
         logger.error("requests %s failed", ", ".join(request_ids), exc_info=error)
@@ -84,7 +94,7 @@ async def scrape() -> str:
         raise Problem(
             503, "no Ray agent exports metrics here; is ray[default] installed?", headers={"Retry-After": "10"}
         )
-    return merge(found)
+    return merge(found, get_replica_context().app_name)
 
 
 async def _page(session: aiohttp.ClientSession, address: str) -> str | None:
@@ -96,8 +106,9 @@ async def _page(session: aiohttp.ClientSession, address: str) -> str | None:
         return None
 
 
-def merge(pages: Sequence[str]) -> str:
-    """The samples of this application on all pages, each metric with its description once."""
+def merge(pages: Sequence[str], application: str) -> str:
+    """The samples of one application on all pages, each metric with its description once."""
+    label = f'application="{application}"'
     metrics: dict[str, tuple[list[str], list[str]]] = {}
     for page in pages:
         name = ""
@@ -108,8 +119,8 @@ def merge(pages: Sequence[str]) -> str:
                 continue
             described, samples = metrics.setdefault(name, ([], []))
             if not line.startswith("#"):
-                samples.append(line)
+                samples += [line] * (label in line)
             elif line not in described:
                 described.append(line)
-    lines = [line for described, samples in metrics.values() for line in (*described, *samples)]
+    lines = [line for described, samples in metrics.values() if samples for line in (*described, *samples)]
     return "".join(f"{line}\n" for line in lines)

@@ -1,11 +1,9 @@
 """``raystitch serve --rollback``: an endpoint that runs serves the version of a model from before."""
 
-import os
-from pathlib import Path
-
 import httpx
 
 from raystitch.console import say
+from raystitch.endpoint.tokens import read_tokens
 from raystitch.errors import RunError, UserError
 
 _SECONDS = 90.0
@@ -17,10 +15,8 @@ def roll_back(url: str, model: str) -> None:
     Raises:
         UserError: the endpoint refuses. RunError: it does not answer.
     """
-    token = os.environ.get("RAYSTITCH_TOKEN")
-    if token is None and (file := os.environ.get("RAYSTITCH_TOKEN_FILE")):
-        token = Path(file).read_text().strip()
-    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    tokens = read_tokens()
+    headers = {} if tokens is None else {"Authorization": f"Bearer {tokens.first}"}
     try:
         answer = httpx.put(
             f"{url}/v1/models/{model}/version",

@@ -1,6 +1,7 @@
 """``raystitch serve``: the endpoint and the studio."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from raystitch.commands.options import Subparsers, add_command, add_device, coun
 from raystitch.errors import UserError
 
 if TYPE_CHECKING:
+    from raystitch.cluster.signals import Requests
     from raystitch.endpoint.config import EndpointConfig, ModelConfig
 
 
@@ -46,6 +48,27 @@ def register(subparsers: Subparsers) -> None:
         help="let the endpoint that runs at --host and --port serve the version of a model from before; then exit",
     )
     parser.add_argument(
+        "--name",
+        type=_name,
+        default="raystitch",
+        metavar="N",
+        help="of the application on its cluster (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--route-prefix",
+        type=_prefix,
+        default="/",
+        metavar="/P",
+        help="what all its paths begin with, for several endpoints on a cluster (default: /)",
+    )
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="H",
+        help="a name that callers use, besides localhost and addresses; *.H: all below it; *: any; repeatable",
+    )
+    parser.add_argument(
         "--replicas", type=_replicas, default=(1, 1), metavar="N", help="or MIN:MAX to add and remove them (default: 1)"
     )
     parser.add_argument("--num-cpus", type=_share, default=1.0, metavar="C", help="of one replica (default: 1)")
@@ -54,6 +77,24 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a setting; repeatable")
     add_device(parser)
     parser.add_argument("--address", metavar="A", help="Ray cluster to use (default: this machine)")
+    parser.add_argument(
+        "--stop",
+        action="store_true",
+        help="end the endpoint of that --name, such as one left by a killed command (default --address: auto)",
+    )
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", text):
+        raise argparse.ArgumentTypeError(f"must be made of letters, digits, '-', '_' and '.', got {text!r}")
+    return text
+
+
+def _prefix(text: str) -> str:
+    """``/`` or ``/team/stitch``; what begins with ``/-`` is Serve's own."""
+    if text != "/" and not re.fullmatch(r"(/[A-Za-z0-9_.~][A-Za-z0-9_.~-]*)+", text):
+        raise argparse.ArgumentTypeError(f"must be / or a path such as /team, without a slash at its end, got {text!r}")
+    return text
 
 
 def _port(text: str) -> int:
@@ -87,15 +128,32 @@ def _serve(args: argparse.Namespace) -> None:
     if args.rollback is not None:
         from raystitch.commands.rollback import roll_back
 
-        roll_back(f"http://{args.host}:{args.port}", args.rollback)
+        roll_back(f"http://{args.host}:{args.port}{args.route_prefix.rstrip('/')}", args.rollback)
         return
+    from raystitch.cluster import signals
+
+    # Before anything that takes long is imported: a signal at any moment finds its handler.
+    with signals.requests() as asked:
+        if args.stop:
+            _stop(args)
+        else:
+            _run(args, asked)
+
+
+def _stop(args: argparse.Namespace) -> None:
+    from raystitch.cluster.serve_run import stop_endpoint
+
+    stop_endpoint(args.name, args.address)
+
+
+def _run(args: argparse.Namespace, asked: "Requests") -> None:
     from raystitch.config_file import load_config
     from raystitch.console import say
     from raystitch.endpoint.config import EndpointConfig
 
     config = load_config(args.config, EndpointConfig, args.set)
     config = replace(config, device=args.device if args.device != "auto" else config.device)
-    config = replace(config, models=_models(args, config))
+    config = replace(config, allowed_hosts=_hosts(args, config), models=_models(args, config))
     from raystitch.cluster.serve import with_demo
     from raystitch.cluster.serve_run import run_endpoint
 
@@ -107,14 +165,30 @@ def _serve(args: argparse.Namespace) -> None:
 
     run_endpoint(
         config,
+        asked,
         host=args.host,
         port=args.port,
+        name=args.name,
+        prefix=args.route_prefix,
         replicas=args.replicas,
         num_cpus=args.num_cpus,
         num_gpus=args.num_gpus,
         address=args.address,
         ready=ready,
     )
+
+
+def _hosts(args: argparse.Namespace, config: "EndpointConfig") -> tuple[str, ...]:
+    """The names of the configuration and the arguments, and the one that it listens on."""
+    given = list(args.allowed_host)
+    if not re.fullmatch(r"[0-9.]+|.*:.*", args.host):
+        given.append(args.host)
+    for name in args.allowed_host:
+        try:
+            replace(config, allowed_hosts=(name,))
+        except ValueError as error:
+            raise UserError(f"--allowed-host {name}: {error}") from error
+    return tuple(dict.fromkeys((*config.allowed_hosts, *given)))
 
 
 def _models(args: argparse.Namespace, config: "EndpointConfig") -> "dict[str, ModelConfig]":

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import fastapi_offline
 import numpy as np
@@ -16,23 +17,24 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raystitch.endpoint import documents, json_wire
 from raystitch.endpoint.problems import FieldError, Problem
-from raystitch.endpoint.security import Guard, TokenCheck, fault_problem
+from raystitch.endpoint.security import Guard, HostCheck, TokenCheck, fault_problem
 from raystitch.endpoint.service import Endpoint
+from raystitch.endpoint.tokens import Tokens
 
 STUDIO = Path(__file__).parent.parent / "studio"
 _VIEWER = Path(fastapi_offline.__file__).parent / "static"
 _COMPRESS_FROM = 16 * 1024
 
 
-def create_app(endpoint: Endpoint, token: str | None = None, *, behind_serve: bool = False) -> ASGIApp:
+def create_app(endpoint: Endpoint, tokens: Tokens | None = None, *, behind_serve: bool = False) -> ASGIApp:
     """The ASGI application.
 
     Args:
-        token: what callers must show; None lets everybody in.
+        tokens: what callers must show one of; None lets everybody in.
         behind_serve: Ray Serve's proxy writes the request's id into the answer, and its replica ends the endpoint.
     """
     config = endpoint.config
@@ -51,8 +53,8 @@ def create_app(endpoint: Endpoint, token: str | None = None, *, behind_serve: bo
         redoc_url=None,
         redirect_slashes=False,  # it would send callers to whatever host they named
     )
-    if token is not None:
-        app.add_middleware(TokenCheck, token=token)
+    if tokens is not None:
+        app.add_middleware(TokenCheck, tokens=tokens, config=config, recorder=endpoint.recorder)
     app.add_middleware(GZipMiddleware, minimum_size=_COMPRESS_FROM, compresslevel=1)
     if config.cors_origins:
         app.add_middleware(
@@ -62,21 +64,39 @@ def create_app(endpoint: Endpoint, token: str | None = None, *, behind_serve: bo
             allow_headers=["authorization", "content-type", "content-encoding", "prefer", "x-request-id"],
             expose_headers=["retry-after", "x-request-id"],
         )
+    app.add_middleware(PrefixRoot)
+    app.add_middleware(HostCheck, allowed=config.allowed_hosts, recorder=endpoint.recorder)
     _add_errors(app)
     _add_stitching(app, endpoint)
     _add_models(app, endpoint)
-    _add_versions(app, endpoint, protected=token is not None)
+    _add_versions(app, endpoint, protected=tokens is not None)
     _add_operation(app, endpoint)
     _add_pages(app)
     make = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = documents.document(make(), protected=token is not None)
+            app.openapi_schema = documents.document(make(), protected=tokens is not None)
         return app.openapi_schema
 
     app.openapi = openapi
     return Guard(app, sends_id=not behind_serve)
+
+
+class PrefixRoot:
+    """Sends who asks for a prefix without its slash on to the page there, whose own addresses are relative."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        root = scope.get("root_path", "")
+        if scope["type"] == "http" and root and scope["path"] == root:
+            # Relative too: a proxy before this may have a prefix of its own.
+            redirect = Response(status_code=307, headers={"Location": f"{quote(root.rpartition('/')[2])}/"})
+            await redirect(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -109,7 +129,7 @@ def _add_errors(app: FastAPI) -> None:
 def _add_stitching(app: FastAPI, endpoint: Endpoint) -> None:
     @app.post(
         "/v1/stitch",
-        responses=documents.refusals(400, 401, 406, 408, 413, 415, 422, 429, 503, 504),
+        responses=documents.refusals(400, 401, 406, 408, 413, 415, 421, 422, 429, 503, 504),
         openapi_extra=documents.stitch_extra(endpoint.config.limits),
         summary="The bridge between two trajectories",
     )
@@ -127,18 +147,18 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
             raise Problem(404, f"no dataset is served with the model {name!r}; start the endpoint with --dataset REF")
         return model.dataset
 
-    @app.get("/v1/models", response_model=documents.ModelsBody, responses=documents.refusals(401))
+    @app.get("/v1/models", response_model=documents.ModelsBody, responses=documents.refusals(401, 421, 429))
     def models() -> Response:
         return answer({"models": [model.describe(endpoint.config.limits) for model in endpoint.models]})
 
-    @app.get("/v1/models/{name}", response_model=documents.ModelBody, responses=documents.refusals(401, 404))
+    @app.get("/v1/models/{name}", response_model=documents.ModelBody, responses=documents.refusals(401, 404, 421, 429))
     def model(name: str) -> Response:
         return answer(endpoint.models.get(name).describe(endpoint.config.limits))
 
     @app.get(
         "/v1/models/{name}/episodes",
         response_model=documents.EpisodesBody,
-        responses=documents.refusals(401, 404, 422),
+        responses=documents.refusals(401, 404, 421, 422, 429),
     )
     def episodes(
         name: str,
@@ -164,7 +184,7 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
     @app.get(
         "/v1/models/{name}/episodes/{index}",
         response_model=documents.EpisodeBody,
-        responses=documents.refusals(401, 404, 422),
+        responses=documents.refusals(401, 404, 421, 422, 429),
     )
     def episode(name: str, index: int) -> Response:
         dataset = dataset_of(name)
@@ -212,7 +232,7 @@ def _add_operation(app: FastAPI, endpoint: Endpoint) -> None:
         endpoint.check_ready()
         return {"status": "ready"}
 
-    @app.get("/metrics", response_class=PlainTextResponse, responses=documents.refusals(401, 404, 503))
+    @app.get("/metrics", response_class=PlainTextResponse, responses=documents.refusals(401, 404, 421, 429, 503))
     async def metrics() -> Response:
         if endpoint.scrape is None:
             raise Problem(404, "this server has no metrics; `raystitch serve` has")

@@ -1,11 +1,14 @@
 """Settings of the endpoint; torch-free."""
 
+import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from raystitch.stitching.config import StitchConfig
 
 DEFAULT_MODEL = "default"
+_HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,26 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenLimitConfig:
+    """How much the tokens of one name may ask of one replica; None: as much as there is.
+
+    Attributes:
+        requests_per_second: on average, with as many at once. max_ongoing: requests at the same time.
+    """
+
+    requests_per_second: float | None = None
+    max_ongoing: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.requests_per_second is not None and not 0 < self.requests_per_second < float("inf"):
+            raise ValueError(
+                f"requests_per_second must be positive, got requests_per_second={self.requests_per_second}"
+            )
+        if self.max_ongoing is not None and self.max_ongoing < 1:
+            raise ValueError(f"max_ongoing must be at least 1, got max_ongoing={self.max_ongoing}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EndpointConfig:
     """One endpoint.
 
@@ -110,6 +133,11 @@ class EndpointConfig:
         stitch: how bridges are made and judged; a request's ``delta`` replaces ``stitch.qualify.delta``.
         device: ``auto``, ``cpu`` or ``cuda[:N]``. num_threads: of torch, on the CPU; None: the replica's CPUs.
         cors_origins: origins of web pages that may call; none by default.
+        allowed_hosts: names that requests may call this endpoint by, besides ``localhost`` and addresses: ``NAME``,
+            ``*.NAME`` for all below it, ``*`` for any.
+        trusted_proxies: addresses or networks whose ``X-Forwarded-For`` says who the client is.
+        token_limits: by a token's name; those of ``default`` hold for every name without any.
+        wrong_tokens_per_minute: from one client; beyond, 429 whatever it shows. 0: any number.
         reload: any other value than before makes all replicas read the bundles again.
     """
 
@@ -120,7 +148,16 @@ class EndpointConfig:
     device: str = "auto"
     num_threads: int | None = None
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    token_limits: Mapping[str, TokenLimitConfig] = field(default_factory=dict[str, TokenLimitConfig])
+    wrong_tokens_per_minute: float = 10.0
     reload: int | str = 0
+
+    @property
+    def trusted_networks(self) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+        """``trusted_proxies`` as networks."""
+        return [ipaddress.ip_network(network, strict=False) for network in self.trusted_proxies]
 
     def __post_init__(self) -> None:
         for name in self.models:
@@ -128,3 +165,13 @@ class EndpointConfig:
                 raise ValueError(f"a model's name is made of letters, digits, '-', '_' and '.', got {name!r}")
         if self.num_threads is not None and self.num_threads < 1:
             raise ValueError(f"num_threads must be at least 1, got num_threads={self.num_threads}")
+        for host in self.allowed_hosts:
+            if not _HOST.fullmatch(host):
+                raise ValueError(f"allowed_hosts: a name such as stitch.example.org, *.example.org or *, got {host!r}")
+        try:
+            _ = self.trusted_networks
+        except ValueError as error:
+            raise ValueError(f"trusted_proxies: addresses or networks such as 10.0.0.0/8: {error}") from None
+        if not 0 <= self.wrong_tokens_per_minute < float("inf"):
+            number = self.wrong_tokens_per_minute
+            raise ValueError(f"wrong_tokens_per_minute must be at least 0, got wrong_tokens_per_minute={number}")

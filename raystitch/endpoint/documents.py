@@ -21,8 +21,9 @@ _STATUS = {
     408: "The body did not arrive in time.",
     413: "The body is too large, before or after decompression.",
     415: "The body's type or encoding is not read here.",
+    421: "This endpoint does not answer to the name in the Host header.",
     422: "A field is wrong; `errors` names it and the first bad index.",
-    429: "Too much is waiting already; `Retry-After` says when to come back.",
+    429: "Too much is waiting already, or asked for by this token; `Retry-After` says when to come back.",
     503: "Starting, stopping, or failed; `Retry-After` says when to come back.",
     504: "The deadline passed.",
 }

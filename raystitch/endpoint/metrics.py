@@ -26,6 +26,15 @@ class Recorder(Protocol):
         """A request's candidates: why they were rejected (or ``ok``), and their largest residuals."""
         ...
 
+    def refused(self, reason: str) -> None:
+        """A request was turned away at the door: ``host``, ``no_token``, ``wrong_token``, ``wrong_tokens`` (too many
+        of them), ``token_limit``."""
+        ...
+
+    def let_in(self, token: str) -> None:
+        """A request showed a valid token of this name."""
+        ...
+
     def fault(self, error: BaseException, request_ids: Sequence[str]) -> None:
         """Something went wrong that should not have, while these requests were worked on."""
         ...
@@ -41,6 +50,10 @@ class NoRecorder:
     def called(self, requests: int, candidates: int, seconds: float) -> None: ...
 
     def judged(self, reasons: Iterable[str], residuals: Iterable[float]) -> None: ...
+
+    def refused(self, reason: str) -> None: ...
+
+    def let_in(self, token: str) -> None: ...
 
     def fault(self, error: BaseException, request_ids: Sequence[str]) -> None:
         logger.error("requests %s failed", ", ".join(request_ids), exc_info=error)

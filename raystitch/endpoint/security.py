@@ -1,23 +1,28 @@
-"""The token, request ids and headers: ASGI layers around everything else."""
+"""Hosts, tokens, request ids and headers: ASGI layers around everything else."""
 
-import hmac
 import logging
-import os
 import re
 import secrets
-from pathlib import Path
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import TypeAlias
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raystitch.endpoint.problems import Problem, unavailable
-from raystitch.errors import UserError
+from raystitch.endpoint.config import EndpointConfig
+from raystitch.endpoint.metrics import Recorder
+from raystitch.endpoint.problems import Problem, busy, unavailable
+from raystitch.endpoint.tokens import Allowance, Attempts, Tokens
 
 logger = logging.getLogger(__name__)
 
-TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "RAYSTITCH_TOKEN", "RAYSTITCH_TOKEN_FILE"
+Network: TypeAlias = IPv4Network | IPv6Network
 PROTECTED = ("/v1/", "/metrics")
+PROBES = ("/healthz", "/readyz")
+_OWN_NAMES = ("localhost", "*.localhost")
+_HOST_HEADER = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+?))\.?(?::[0-9]{1,5})?")
 _FAULT = "the request failed unexpectedly; it was logged under this id"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _HEADERS = {
@@ -30,66 +35,123 @@ _HEADERS = {
 }
 
 
-def read_token() -> str | None:
-    """The token of the environment: ``RAYSTITCH_TOKEN``, or what the file ``RAYSTITCH_TOKEN_FILE`` holds.
-
-    Raises:
-        UserError: both are set, the file cannot be read, or the token is empty or not printable ASCII.
-    """
-    token, file = os.environ.get(TOKEN_VARIABLE), os.environ.get(TOKEN_FILE_VARIABLE)
-    if token is not None and file is not None:
-        raise UserError(f"{TOKEN_VARIABLE} and {TOKEN_FILE_VARIABLE} are both set; unset one")
-    where = TOKEN_VARIABLE
-    if file is not None:
-        where = f"{TOKEN_FILE_VARIABLE}={file}"
-        try:
-            token = Path(file).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if token is None:
-        return None
-    if not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise UserError(f"{where}: the token must be printable ASCII without spaces, and not empty")
-    return token
-
-
 def fault_problem() -> Problem:
     """503 for a fault of ours, about which a stranger learns nothing more."""
     return unavailable(_FAULT)
 
 
-def _is_below(scope: Scope, *prefixes: str) -> bool:
-    """Whether the address is of one of these, also where the application is mounted at a path of its own."""
-    path: str = scope["path"]
-    return path.startswith(prefixes) or path.removeprefix(scope.get("root_path", "")).startswith(prefixes)
+def route_of(scope: Scope) -> str:
+    """The path below the one that the application is mounted at."""
+    path, root = scope["path"], scope.get("root_path", "")
+    return path[len(root) :] if root and (path == root or path.startswith(f"{root}/")) else path
+
+
+def client_of(scope: Scope, trusted: Sequence[Network] = ()) -> str:
+    """The address of whoever asks; behind trusted proxies, the one that the last of them was called from."""
+    client: str = (scope.get("client") or ("unknown",))[0]
+    if not trusted:
+        return client
+    passed = ",".join(Headers(scope=scope).getlist("x-forwarded-for")).split(",")
+    for address in [client, *(part.strip() for part in reversed(passed))]:
+        known = _address(address)
+        if known is None:
+            break
+        client = str(known)
+        if not any(known in network for network in trusted):
+            break
+    return client
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        found = ip_address(text)
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
+
+
+class HostCheck:
+    """Answers only who calls the endpoint by a name of its own. A page of another site that lets its own name point
+    here (DNS rebinding) is of the same origin to a browser, but it cannot hide that name.
+
+    Addresses are let in, for such a page always comes by a name, and so do probes of a cluster by address.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str], recorder: Recorder) -> None:
+        self._app, self._recorder = app, recorder
+        self._allowed = tuple(name.lower() for name in (*_OWN_NAMES, *allowed))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or route_of(scope) in PROBES or self.lets_in(Headers(scope=scope).getlist("host")):
+            await self._app(scope, receive, send)
+            return
+        self._recorder.refused("host")
+        detail = "this endpoint does not answer to the name in the Host header; `allowed_hosts` names those it does"
+        await Problem(421, detail).response(scope["state"]["request_id"])(scope, receive, send)
+
+    def lets_in(self, hosts: Sequence[str]) -> bool:
+        """Whether a request with these Host headers is for this endpoint."""
+        match = _HOST_HEADER.fullmatch(hosts[0]) if len(hosts) == 1 else None
+        if match is None:
+            return False
+        name = (match[1] or match[2]).lower()
+        if _address(name) is not None:
+            return True
+        return any(
+            allowed in ("*", name) or (allowed.startswith("*.") and name.endswith(allowed[1:]))
+            for allowed in self._allowed
+        )
 
 
 class TokenCheck:
-    """Asks for the token. Below ``Guard``, whose id its refusal carries, and below CORS, so that pages may read it."""
+    """Asks for a token. Below ``Guard``, whose id its refusal carries, and below CORS, so that pages may read it."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app = app
-        self._token = token.encode()
+    def __init__(self, app: ASGIApp, tokens: Tokens, config: EndpointConfig, recorder: Recorder) -> None:
+        self._app, self._tokens, self._recorder = app, tokens, recorder
+        self._allowance = Allowance(config.token_limits)
+        self._attempts = Attempts(config.wrong_tokens_per_minute)
+        self._trusted = config.trusted_networks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._lets_in(scope):
+        # A browser asks with OPTIONS, and without a token, whether it may ask.
+        if scope["type"] != "http" or scope["method"] == "OPTIONS" or not route_of(scope).startswith(PROTECTED):
             await self._app(scope, receive, send)
             return
-        refusal = Problem(
+        try:
+            name = self._name_of(scope)
+            scope["state"]["token"] = name
+            if over := self._allowance.enter(name):
+                self._recorder.refused("token_limit")
+                raise busy(f"the token {name!r} may make {over[0]}; try again later", over[1])
+        except Problem as refusal:
+            await refusal.response(scope["state"]["request_id"])(scope, receive, send)
+            return
+        self._recorder.let_in(name)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._allowance.leave(name)
+
+    def _name_of(self, scope: Scope) -> str:
+        """Raises: Problem 401 without a token that is valid, 429 for a client that has shown too many wrong ones."""
+        scheme, _, shown = Headers(scope=scope).get("authorization", "").partition(" ")
+        secret = shown.strip().encode("utf-8", "surrogateescape")
+        client = client_of(scope, self._trusted)
+        if secret and (wait := self._attempts.wait(client)):
+            self._recorder.refused("wrong_tokens")
+            raise busy("too many wrong tokens came from this address; try again later", wait)
+        # Compared in constant time, also when there is none.
+        name = self._tokens.name_of(secret)
+        if name is not None and scheme.lower() == "bearer":
+            return name
+        if secret:
+            self._attempts.failed(client, secret)
+        self._recorder.refused("wrong_token" if secret else "no_token")
+        raise Problem(
             401,
             "this endpoint needs a token: send the header `Authorization: Bearer TOKEN`",
             headers={"WWW-Authenticate": 'Bearer realm="raystitch"'},
         )
-        await refusal.response(scope["state"]["request_id"])(scope, receive, send)
-
-    def _lets_in(self, scope: Scope) -> bool:
-        # A browser asks with OPTIONS, and without a token, whether it may ask.
-        if scope["method"] == "OPTIONS" or not _is_below(scope, *PROTECTED):
-            return True
-        scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
-        # Compared in constant time, also when there is none.
-        right = hmac.compare_digest(token.strip().encode("utf-8", "surrogateescape"), self._token)
-        return right and scheme.lower() == "bearer"
 
 
 class Guard:
@@ -104,6 +166,10 @@ class Guard:
         self._sends_id = sends_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            # There are none here: refused before the handshake, whoever asks.
+            await send({"type": "websocket.close", "code": 1008, "reason": ""})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -121,11 +187,12 @@ class Guard:
                     out["X-Request-ID"] = request_id
                 for name, value in _HEADERS.items():
                     out.setdefault(name, value)
-                if _is_below(scope, "/v1/"):
+                if route_of(scope).startswith("/v1/"):
                     out.setdefault("Cache-Control", "no-store")
                 # Quoted: a line feed in an address shall not begin a line of the log.
                 path = quote(scope["path"], errors="replace")
-                logger.info("%s %s %s %s", request_id, scope["method"], path, message["status"])
+                whose = f" {name}" if (name := scope["state"].get("token")) else ""
+                logger.info("%s %s %s %s%s", request_id, scope["method"], path, message["status"], whose)
             elif message["type"] == "http.response.body":
                 ended = not message.get("more_body", False)
             await send(message)

@@ -28,6 +28,7 @@ from raystitch.endpoint.models import Models, ModelSet, ServedModel
 from raystitch.endpoint.problems import Problem, busy, invalid, unavailable
 from raystitch.endpoint.queue import Stitched
 from raystitch.endpoint.request import GivenTrajectory, Options, StitchRequest, validation_problem
+from raystitch.endpoint.security import client_of
 from raystitch.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class Endpoint:
             Problem: 404 for a model that is not served, 422 for a version that is not kept.
         """
         model = self.models.get(name)
-        with self.intake.hold(_client(request), self.config.batching) as held:
+        with self.intake.hold(_client(request, self.config), self.config.batching) as held:
             limits = replace(self.config.limits, max_body_bytes=_VERSION_BYTES)
             body = await read_body(request, limits, held)
         try:
@@ -175,7 +176,7 @@ class Endpoint:
         config, models = self.config, self.models.now()
         wait = _preferred_wait(request.headers.get("prefer", ""), config.limits.deadline_seconds)
         self._check_room(wait)
-        with self.intake.hold(_client(request), config.batching) as held:
+        with self.intake.hold(_client(request, config), config.batching) as held:
             checked, received = await self._receive(request, kind, config, models, held)
             held.settle(_size(checked))
             deadline = received + wait
@@ -252,10 +253,10 @@ def _made_up(model: ServedModel, count: int) -> StitchRequest:
     return StitchRequest(source=walk(), target=walk(), options=Options.model_validate({"num_candidates": count}))
 
 
-def _client(request: Request) -> str:
+def _client(request: Request, config: EndpointConfig) -> str:
     """Whom a request counts for: the name of its token, else the address that it came from."""
     name = request.scope["state"].get("token")
-    return f"token {name}" if name else str(request.client and request.client.host)
+    return f"token {name}" if name else client_of(request.scope, config.trusted_networks)
 
 
 def _size(request: StitchRequest) -> int:

@@ -1,6 +1,9 @@
 // The endpoint's v1. Everything that goes wrong becomes a Problem that can be shown in words.
 
-const TOKEN = "raystitch-token";
+// Where the endpoint is: below the page's own address, which may have a prefix; without a slash at its end.
+export const base = new URL(".", document.baseURI).href.replace(/\/$/, "");
+
+const TOKEN = `raystitch-token${new URL(base).pathname.replace(/\/$/, "")}`; // one for each endpoint of a host
 
 export const token = {
   get: () => sessionStorage.getItem(TOKEN),
@@ -46,7 +49,7 @@ async function request(path, { body, signal } = {}) {
   if (body) headers["Content-Type"] = "application/json";
   let response;
   try {
-    response = await fetch(path, {
+    response = await fetch(`${base}/${path}`, {
       method: body ? "POST" : "GET",
       headers,
       body: body && JSON.stringify(body),
@@ -65,7 +68,7 @@ async function request(path, { body, signal } = {}) {
   }
 }
 
-const at = (model) => `/v1/models/${encodeURIComponent(model)}`;
+const at = (model) => `v1/models/${encodeURIComponent(model)}`;
 const cache = new Map();
 const CACHED = 400; // runs
 
@@ -84,7 +87,7 @@ async function inTurn(work, signal) {
   }
 }
 
-export const models = async (signal) => (await request("/v1/models", { signal })).models;
+export const models = async (signal) => (await request("v1/models", { signal })).models;
 
 export function episodes(model, { order, descending, offset, limit }, signal) {
   const query = new URLSearchParams({ order, descending, offset, limit });
@@ -103,4 +106,4 @@ export function episode(model, index) {
   return cache.get(path);
 }
 
-export const stitch = (body, signal) => request("/v1/stitch", { body, signal });
+export const stitch = (body, signal) => request("v1/stitch", { body, signal });

@@ -33,7 +33,7 @@ export function shareButtons(state, request) {
     button("Download JSON", () => download(`${name}.json`, "application/json", JSON.stringify(answer(), null, 1))),
     button("Download CSV", () => download(`${name}.csv`, "text/csv", csv(answer().trajectory))),
     button("Copy as curl", (event) =>
-      showCurl(event.target, curl(location.origin, request(), Boolean(api.token.get()))),
+      showCurl(event.target, curl(api.base, request(), Boolean(api.token.get()))),
     ),
     button("Copy link", (event) => copy(event.target, location.href)),
   ];

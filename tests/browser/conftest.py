@@ -23,10 +23,11 @@ from raystitch.endpoint.app import create_app
 from raystitch.endpoint.config import EndpointConfig, ModelConfig
 from raystitch.endpoint.models import Models
 from raystitch.endpoint.service import Endpoint
+from raystitch.endpoint.tokens import Tokens
 from raystitch.models.config import FitConfig
 from raystitch.stitching.config import QualifyConfig, StitchConfig
 
-TOKEN = "open-sesame"
+TOKEN = "open-sesame-of-tests"
 CHOSEN = "#source=38&target=6"  # a low and a high return; without them the page itself chooses
 COUNT = itertools.count()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -83,7 +84,13 @@ def endpoint(
 
 def _serve(endpoint: Endpoint, token: str | None) -> Iterator[Server]:
     # Without a lifespan: two applications share the endpoint, which its fixture closes.
-    config = uvicorn.Config(create_app(endpoint, token), host="127.0.0.1", port=0, log_level="warning", lifespan="off")
+    config = uvicorn.Config(
+        create_app(endpoint, None if token is None else Tokens.one(token)),
+        host="127.0.0.1",
+        port=0,
+        log_level="warning",
+        lifespan="off",
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -220,15 +220,15 @@ def test_a_token_is_asked_for_and_kept_in_the_tab(open_page, guarded_server):
     page.fill("#token-field", "wrong")
     page.keyboard.press("Enter")
     expect(page.locator("#token-hint")).to_contain_text("did not take that token")
-    page.fill("#token-field", "open-sesame")
+    page.fill("#token-field", "open-sesame-of-tests")
     page.keyboard.press("Enter")
     page.wait_for_selector("#drawing .run.source")
     expect(page.locator("#token")).to_be_hidden()
     page.click("#stitch")
     page.wait_for_selector("#drawing .state")
     kept = page.evaluate("[localStorage.length, document.cookie, Object.values(sessionStorage)]")
-    assert kept == [0, "", ["open-sesame"]]
-    assert "open-sesame" not in page.url
+    assert kept == [0, "", ["open-sesame-of-tests"]]
+    assert "open-sesame-of-tests" not in page.url
     page.reload()
     page.wait_for_selector("#drawing .run.source")
 

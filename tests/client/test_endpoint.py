@@ -19,15 +19,16 @@ from raystitch.client import Client, DeadlineExceeded, InvalidRequest, Result, S
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.endpoint.app import create_app
 from raystitch.endpoint.config import EndpointConfig, LimitsConfig
-from raystitch.endpoint.models import Models, ServedModel
+from raystitch.endpoint.models import Models, ModelSet, ServedModel
 from raystitch.endpoint.service import Endpoint
+from raystitch.endpoint.tokens import Tokens
 from raystitch.models.bundle import Bundle
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.stitching.stitcher import Stitcher
 from tests.client.conftest import Ask
 
-TOKEN = "the-t0ken"
+TOKEN = "the-t0ken-of-tests"
 MAX_STEPS = 500
 
 
@@ -41,9 +42,9 @@ def running(bundle: Bundle, dataset: EpisodeDataset | None, token: str | None = 
     """The address of an endpoint that serves one model."""
     config = EndpointConfig(limits=LimitsConfig(max_steps=MAX_STEPS))
     models = Models()
-    models._served = {"default": ServedModel("default", bundle, Stitcher(bundle, config.stitch), dataset)}
+    models._now = ModelSet({"default": ServedModel("default", bundle, Stitcher(bundle, config.stitch), dataset)})
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        app = create_app(Endpoint(config, models), token)
+        app = create_app(Endpoint(config, models), None if token is None else Tokens.one(token))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -16,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray import serve
 
+from raystitch.client import Client, Trajectory
 from raystitch.cluster.serve import app
 from raystitch.cluster.serve_metrics import merge
-from raystitch.cluster.serve_run import Service, serving
+from raystitch.cluster.serve_run import Service, _reload, serving, stop_endpoint
 from raystitch.config_file import plain
 from raystitch.endpoint.config import BatchingConfig, EndpointConfig, LimitsConfig, ModelConfig
 from raystitch.errors import UserError
@@ -80,6 +83,14 @@ def test_more_replicas_than_fit_are_refused_at_once(ray_session: None, config: E
         pass
 
 
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Theirs:
+    """Another team's application."""
+
+    def __call__(self) -> str:
+        return "theirs"
+
+
 def test_any_replica_gives_the_same_answer(ray_session: None, walks: Walks, config: EndpointConfig) -> None:
     with serving(config, "127.0.0.1", free_port(), replicas=(2, 2), num_cpus=0.5) as two:
         answers = list[Any]()
@@ -93,6 +104,10 @@ def test_any_replica_gives_the_same_answer(ray_session: None, walks: Walks, conf
         for thread in threads:
             thread.join()
         worked = [seconds > 0 for _, seconds in two.ask("usage")]
+        serve.run(Theirs.bind(), name="theirs", route_prefix="/theirs")
+    # The last endpoint to stop has started Serve, and leaves it to what others serve.
+    assert call(f"{two.url}/theirs")[1] == "theirs"
+    serve.shutdown()
     assert worked == [True, True], answers[0]
     first = answers[0]
     for answer in answers:
@@ -142,11 +157,60 @@ def test_overload_is_answered_with_429_and_nothing_is_stuck(service: Service, wa
 
 def test_a_second_one_on_the_same_cluster_is_refused(service: Service, config: EndpointConfig) -> None:
     with (
-        pytest.raises(UserError, match="an endpoint of raystitch runs on this cluster already"),
+        pytest.raises(
+            UserError,
+            match=r"an endpoint named 'raystitch' runs on this cluster already, or was left by .* that was killed: "
+            r"`raystitch serve --stop --name raystitch` stops it; --name and --route-prefix run another one",
+        ),
         serving(config, "127.0.0.1", free_port(), num_cpus=0.5),
     ):
         pass
+    with (
+        pytest.raises(UserError, match="the application 'raystitch' on this cluster answers at / already"),
+        serving(config, "127.0.0.1", free_port(), name="other", num_cpus=0.5),
+    ):
+        pass
     assert call(f"{service.url}/readyz")[0] == 200
+
+
+def test_another_team_s_application_outlives_two_endpoints_that_stop(
+    service: Service, walks: Walks, config: EndpointConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve.run(Theirs.bind(), name="theirs", route_prefix="/theirs")
+    theirs = f"{service.url}/theirs"
+    with serving(config, "127.0.0.1", free_port(), name="second", prefix="/team/two", num_cpus=0.5) as second:
+        assert second.url == f"{service.url}/team/two"  # where Serve listens already
+        assert "note: Ray Serve runs on this cluster already, and listens on 127.0.0.1:" in capsys.readouterr().err
+        with Client(second.url) as client:
+            assert client.ready()
+            source, target = (Trajectory(walks.dataset.episode(number).observations) for number in (1, 35))
+            assert client.stitch(source, target, num_candidates=2).trajectory.observations.shape[1] == 2
+        document = call(f"{second.url}/openapi.json")[1]
+        assert [server["url"] for server in document["servers"]] == ["/team/two"]
+        assert 'src="studio/main.js"' in call(second.url)[1]  # sent on to the page with the slash
+        assert 'src="studio/docs.js"' in call(f"{second.url}/docs")[1]
+        assert call(f"{second.url}/studio/main.js")[0] == 200
+        wait_for_metric(second, 'application="second"')
+        assert 'application="raystitch"' not in call(f"{second.url}/metrics")[1]
+        assert call(theirs)[1] == "theirs"
+    assert call(second.url)[0] == 404
+    assert call(theirs)[1] == "theirs"
+    assert call(f"{service.url}/v1/stitch", request_body(walks))[0] == 200
+    with pytest.raises(UserError, match="the application 'theirs' on this cluster is not an endpoint of raystitch"):
+        stop_endpoint("theirs", None)
+    with pytest.raises(UserError, match="no endpoint named 'second' runs on this cluster; there is: raystitch"):
+        stop_endpoint("second", None)
+    serve.delete("theirs")
+
+
+def wait_for_metric(service: Service, part: str) -> str:
+    """The metrics once they have a part; Ray's agents export within ten seconds."""
+    until, text = time.monotonic() + 60, ""
+    while part not in text and time.monotonic() < until:
+        time.sleep(0.5)
+        text = str(call(f"{service.url}/metrics")[1])
+    assert part in text
+    return text
 
 
 def test_a_deadline_is_504(service: Service, walks: Walks) -> None:
@@ -215,6 +279,32 @@ def test_a_killed_replica_is_back_in_time(service: Service, walks: Walks) -> Non
     assert now != pid
 
 
+def reload_says(service: Service, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    _reload(service)
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_a_reload_that_fails_is_a_line(
+    service: Service, walks: Walks, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = r"the reload failed \(.+\); what was served before is served on, and SIGHUP tries again"
+    url = f"{service.url}/v1/stitch"
+    with monkeypatch.context() as changed:
+        changed.setattr("raystitch.cluster.serve_run._LOAD_SECONDS", 0.001)
+        assert re.fullmatch(failed, reload_says(service, capsys))
+    assert call(url, request_body(walks))[0] == 200
+    ((pid, _),) = service.ask("usage")
+    os.kill(pid, signal.SIGKILL)
+    assert re.fullmatch(failed, reload_says(service, capsys))
+    killed = time.monotonic()
+    while call(url, request_body(walks))[0] != 200:
+        assert time.monotonic() - killed < 60
+        time.sleep(0.1)
+    assert reload_says(service, capsys).startswith("done; ")
+
+
 def test_stopping_finishes_what_was_taken_on(service: Service, walks: Walks, config: EndpointConfig) -> None:
     """The last test: the replica takes on nothing any more."""
     url, answers = f"{service.url}/v1/stitch", list[int]()
@@ -265,12 +355,14 @@ class TestBuilder:
             app(args)
 
 
-def test_pages_of_several_nodes_are_one() -> None:
-    page = '# HELP ray_raystitch_serve_x a\n# TYPE ray_raystitch_serve_x counter\nray_raystitch_serve_x{n="%d"} 1\n'
-    text = merge([page % 1 + "# HELP other o\nother 3\n", page % 2])
+def test_pages_of_several_nodes_are_one_and_other_applications_on_none() -> None:
+    page = "# HELP ray_raystitch_serve_x a\n# TYPE ray_raystitch_serve_x counter\n" + "".join(
+        f'ray_raystitch_serve_x{{application="{name}",n="%d"}} 1\n' for name in ("mine", "theirs")
+    )
+    text = merge([page % (1, 1) + "# HELP other o\nother 3\n", page % (2, 2)], "mine")
     assert text.splitlines() == [
         "# HELP ray_raystitch_serve_x a",
         "# TYPE ray_raystitch_serve_x counter",
-        'ray_raystitch_serve_x{n="1"} 1',
-        'ray_raystitch_serve_x{n="2"} 1',
+        'ray_raystitch_serve_x{application="mine",n="1"} 1',
+        'ray_raystitch_serve_x{application="mine",n="2"} 1',
     ]

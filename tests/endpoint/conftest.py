@@ -25,6 +25,7 @@ from raystitch.endpoint.config import EndpointConfig, ModelConfig
 from raystitch.endpoint.metrics import NoRecorder
 from raystitch.endpoint.models import Models
 from raystitch.endpoint.service import Endpoint
+from raystitch.endpoint.tokens import Tokens
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 
@@ -39,12 +40,20 @@ class Counts(NoRecorder):
         self.outcomes: list[str] = []
         self.calls: list[tuple[int, int]] = []
         self.faults: list[list[str]] = []
+        self.refusals: list[str] = []
+        self.names: list[str] = []
 
     def answered(self, outcome: str, seconds: float) -> None:
         self.outcomes.append(outcome)
 
     def called(self, requests: int, candidates: int, seconds: float) -> None:
         self.calls.append((requests, candidates))
+
+    def refused(self, reason: str) -> None:
+        self.refusals.append(reason)
+
+    def let_in(self, token: str) -> None:
+        self.names.append(token)
 
     def fault(self, error: BaseException, request_ids: Any) -> None:
         self.faults.append(list(request_ids))
@@ -79,7 +88,7 @@ class Served:
         async def run() -> list[Any]:
             transport = httpx.ASGITransport(self.app)
             async with httpx.AsyncClient(
-                transport=transport, base_url="http://test", headers=self.headers, timeout=60
+                transport=transport, base_url="http://localhost", headers=self.headers, timeout=60
             ) as client:
                 return list(await asyncio.gather(*[request(client) for request in requests]))
 
@@ -120,12 +129,12 @@ Serve = Callable[..., Served]
 
 
 @contextmanager
-def serving(models: Models, token: str | None = None, **config: Any) -> Iterator[Served]:
+def serving(models: Models, token: str | None = None, tokens: Tokens | None = None, **config: Any) -> Iterator[Served]:
     """An endpoint of its own over models that are loaded already."""
     counts = Counts()
     endpoint = Endpoint(EndpointConfig(device="cpu", **config), models, counts)
     try:
-        yield Served(endpoint, create_app(endpoint, token), counts)
+        yield Served(endpoint, create_app(endpoint, tokens or (Tokens.one(token) if token else None)), counts)
     finally:
         endpoint.close()
 

@@ -24,9 +24,11 @@ def metered(models: Models) -> Iterator[Served]:
     async def scrape() -> str:
         return "# TYPE up gauge\nup 1\n"
 
-    with serving(models, token="secret", limits=LimitsConfig(max_candidates=8)) as served:
+    with serving(
+        models, token="a-secret-of-tests", limits=LimitsConfig(max_candidates=8), allowed_hosts=("testserver",)
+    ) as served:
         served.endpoint.scrape = scrape
-        served.headers = {"Authorization": "Bearer secret"}
+        served.headers = {"Authorization": "Bearer a-secret-of-tests"}
         yield served
 
 
@@ -56,7 +58,7 @@ def _config(max_examples: int, accepted: list[str], mode: str = "all") -> Schema
     return SchemathesisConfig.from_dict(
         {
             "seed": 1,
-            "headers": {"Authorization": "Bearer secret"},
+            "headers": {"Authorization": "Bearer a-secret-of-tests"},
             "checks": {"positive_data_acceptance": {"expected-statuses": accepted}},
             "generation": {"mode": mode, "deterministic": True, "max-examples": max_examples, "database": "none"},
             "phases": {"stateful": {"enabled": False}},

@@ -167,7 +167,7 @@ def test_every_answer_carries_the_security_headers_and_an_id(
 def test_a_stranger_does_not_choose_where_answers_lead(served: Served) -> None:
     for host in ("evil.example", "[::1", "a:b:c", ""):
         response = served.get("/v1/models/", headers={"Host": host})
-        assert response.status_code == 404 and "location" not in response.headers
+        assert response.status_code == 421 and "location" not in response.headers
 
 
 def test_an_address_cannot_begin_a_line_of_the_log(served: Served, caplog: pytest.LogCaptureFixture) -> None:
@@ -184,14 +184,14 @@ def test_cross_origin_calls_are_for_configured_origins_only(served: Served, mode
         "Access-Control-Request-Headers": "authorization,content-type",
     }
     assert served.request("OPTIONS", STITCH, headers=asks).status_code == 405
-    with serving(models, token="secret", cors_origins=("https://a.example",)) as configured:
+    with serving(models, token="a-secret-of-tests", cors_origins=("https://a.example",)) as configured:
         allowed = configured.request("OPTIONS", STITCH, headers=asks)
         assert allowed.status_code == 200
         assert allowed.headers["access-control-allow-origin"] == "https://a.example"
         other = configured.request("OPTIONS", STITCH, headers=asks | {"Origin": "https://b.example"})
         assert "access-control-allow-origin" not in other.headers
         said = configured.post(
-            body(num_candidates=1), headers={"Origin": "https://a.example", "Authorization": "Bearer secret"}
+            body(num_candidates=1), headers={"Origin": "https://a.example", "Authorization": "Bearer a-secret-of-tests"}
         )
         assert said.status_code == 200 and said.headers["access-control-allow-origin"] == "https://a.example"
         assert "x-request-id" in said.headers["access-control-expose-headers"].lower()

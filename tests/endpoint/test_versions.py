@@ -13,6 +13,7 @@ from raystitch.endpoint.app import create_app
 from raystitch.endpoint.config import EndpointConfig, ModelConfig
 from raystitch.endpoint.models import Models
 from raystitch.endpoint.service import Endpoint
+from raystitch.endpoint.tokens import Tokens
 from raystitch.endpoint.versions import KEPT, Versions
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
@@ -55,7 +56,7 @@ def fitted(files: ModelConfig, tmp_path: Path) -> Fitted:
 @pytest.fixture
 def served(fitted: Fitted) -> Iterator[Served]:
     endpoint = Endpoint(fitted.config, fitted.models, Counts())
-    yield Served(endpoint, create_app(endpoint, TOKEN), Counts(), {"Authorization": f"Bearer {TOKEN}"})
+    yield Served(endpoint, create_app(endpoint, Tokens.one(TOKEN)), Counts(), {"Authorization": f"Bearer {TOKEN}"})
     endpoint.close()
 
 
