@@ -101,7 +101,7 @@ def test_every_replica_goes_back_to_the_version_from_before(
 
         def served() -> set[str]:
             known = {"Authorization": f"Bearer {token}"}
-            return {call(f"{service.url}/v1/models/default", **known)[1]["hash"] for _ in range(20)}
+            return {call(f"{service.url}/v1/models/default", None, **known)[1]["hash"] for _ in range(20)}
 
         assert served() == {Bundle.load(folder, "cpu").hash} != {first.hash}
         monkeypatch.setenv("RAYSTITCH_TOKEN", token)
