@@ -115,8 +115,9 @@ def service_with(token: str, versions: Versions) -> type[StitchService]:
     """The replica, with what it otherwise takes from the environment of a Ray that is started for it."""
 
     class Configured(StitchService):
-        def __init__(self) -> None:
-            super().__init__()
+        async def __init__(self) -> None:  # Serve makes that of an ingress a coroutine
+            made: Any = super().__init__()
+            await made
             self._token = token
             self._models = Models(versions)
 
