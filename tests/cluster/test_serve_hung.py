@@ -1,8 +1,11 @@
-"""A replica whose sampler hangs, on real Serve: it is found out, its process ends, and another answers in time."""
+"""Replicas on real Serve: one whose sampler hangs is replaced in time; all of them go back to a version from before."""
 
+import shutil
 import sys
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -12,7 +15,12 @@ from raystitch.cluster import serve as module
 from raystitch.cluster.processes import descendants
 from raystitch.cluster.serve import StitchService
 from raystitch.cluster.serve_run import serving
+from raystitch.commands.rollback import roll_back
 from raystitch.endpoint.config import EndpointConfig, LimitsConfig, ModelConfig
+from raystitch.endpoint.models import Models
+from raystitch.endpoint.versions import Versions
+from raystitch.errors import UserError
+from raystitch.models.bundle import Bundle
 
 from .conftest import Walks
 from .test_serve import call, free_port, request_body
@@ -72,3 +80,45 @@ def test_a_hung_replica_is_replaced_in_less_than_three_deadlines(
         assert pid not in {process.pid for process in descendants(1)}, "the process that hung is still there"
         if not holds_lock:
             assert 503 in health, "it looked healthy"
+
+
+@pytest.mark.slow
+def test_every_replica_goes_back_to_the_version_from_before(
+    ray_session: None, walks: Walks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "a-token-of-more-than-16"
+    monkeypatch.setenv("RAYSTITCH_CACHE", str(tmp_path / "cache"))
+    versions = Versions(tmp_path / "cache" / "bundles")
+    folder = tmp_path / "stitcher"
+    shutil.copytree(walks.stitcher, folder)
+    config = EndpointConfig(models={"default": ModelConfig(stitcher=str(folder))}, device="cpu", num_threads=1)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(module, "StitchService", service_with(token, versions))
+    with serving(config, "127.0.0.1", free_port(), replicas=(2, 2), num_cpus=0.5) as service:
+        first = Bundle.load(folder, "cpu")
+        replace(first, reward_high=first.reward_high + 1).save(folder)
+        service.configure(replace(config, reload=1))
+
+        def served() -> set[str]:
+            known = {"Authorization": f"Bearer {token}"}
+            return {call(f"{service.url}/v1/models/default", None, **known)[1]["hash"] for _ in range(20)}
+
+        assert served() == {Bundle.load(folder, "cpu").hash} != {first.hash}
+        monkeypatch.setenv("RAYSTITCH_TOKEN", token)
+        roll_back(service.url, "default")
+        assert served() == {first.hash}
+        with pytest.raises(UserError, match="no version before"):
+            roll_back(service.url, "default")
+
+
+def service_with(token: str, versions: Versions) -> type[StitchService]:
+    """The replica, with what it otherwise takes from the environment of a Ray that is started for it."""
+
+    class Configured(StitchService):
+        async def __init__(self) -> None:  # Serve makes that of an ingress a coroutine
+            made: Any = super().__init__()
+            await made
+            self._token = token
+            self._models = Models(versions)
+
+    return Configured
