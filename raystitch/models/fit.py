@@ -185,7 +185,7 @@ def _claim(folder: Path, plan: dict[str, Any], device: str, note: Callable[[str]
             shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)
             return bundle
         except DamagedError as error:
-            note(f"{error}: it is fitted again now")
+            note(f"{str(error).removesuffix('; fit again')}; it is fitted again")
     path = folder / RESUME_FOLDER / "plan.json"
     if path.exists():
         try:
