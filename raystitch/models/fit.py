@@ -195,7 +195,7 @@ def existing_fit(
             _refuse_other(folder, bundle_plan(folder), plan)
             return Bundle.load(folder, device)
         except DamagedError as error:
-            note(f"{error}: it is fitted again")
+            note(f"{str(error).removesuffix('; fit again')}; it is fitted again")
     path = folder / RESUME_FOLDER / PLAN_FILE
     if path.exists():
         try:

@@ -66,21 +66,22 @@ class TrialFolder:
         Raises:
             UserError: when the folder holds a trial with other settings.
         """
-        config, returns = self._sound("config.json"), self._sound("returns.json")
-        if config is None and returns is not None and returns.get("settings") != json_digest(self.settings):
-            self.redo(
-                f"{self.out / 'returns.json'} does not belong to these settings, and there is no sound config.json"
-            )
-            return None
+        config = self._sound("config.json")
         differing = [] if config is None else differences(_unsealed(config), _unsealed(sealed(self.settings)))
         if differing:
             raise UserError(
                 f"{self.out} holds a trial with other settings: {', '.join(differing)}; choose another folder or "
                 "delete this one"
             )
-        if returns is not None:
+        returns = self._sound("returns.json")
+        if returns is None:
+            return None
+        if config is None and returns.get("settings") != json_digest(self.settings):
+            self.redo(f"{self.out / 'returns.json'} may belong to other settings, as there is no sound config.json")
+            return None
+        if config is None:
             self.prepare()
-            shutil.rmtree(self.checkpoints.path.parent, ignore_errors=True)
+        shutil.rmtree(self.checkpoints.path.parent, ignore_errors=True)
         return returns
 
     def redo(self, why: str) -> None:

@@ -1,6 +1,6 @@
 import os
-import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from raystitch.buffer.storage import Storage
 from raystitch.buffer.survey import list_shards, survey
 from raystitch.buffer.writer import write_shard
 from raystitch.errors import RunError, UserError
+from raystitch.holders import temporary_name
 from raystitch.stitching.candidates import Candidates
 
 MakeMeta = Callable[..., BufferMeta]
@@ -69,9 +70,9 @@ def test_finish_keeps_the_smallest_prefix(tmp_path: Path, make_meta: MakeMeta, m
     in_order = [accepted[2], accepted[1], accepted[3], accepted[4], accepted[0]]
     wanted = int(np.searchsorted(np.cumsum(in_order), 20)) + 1
     # What a killed process left goes; what another process is writing stays.
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    leftover = tmp_path / "b" / SHARDS / f".part-000009.arrow.{socket.gethostname()}-{dead.pid}-00ff.tmp"
+    script = "from raystitch.holders import temporary_name; print(temporary_name('part-000009.arrow'))"
+    dead = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    leftover = tmp_path / "b" / SHARDS / dead.stdout.strip()
     leftover.write_text("half a shard")
     foreign = leftover.with_name(".part-000009.arrow.elsewhere-12-00ff.tmp")
     foreign.write_text("half a shard")
@@ -86,7 +87,7 @@ def test_finish_keeps_the_smallest_prefix(tmp_path: Path, make_meta: MakeMeta, m
     assert sorted(p.name for p in (tmp_path / "b" / SHARDS).iterdir()) == [f"part-{n:06d}.arrow" for n in range(wanted)]
     assert verify(tmp_path / "b") == []
     assert finish(tmp_path / "b", 1000) is None
-    at_work = [f".part-000009.arrow.{socket.gethostname()}-{os.getpid()}-00ff.tmp", foreign.name]
+    at_work = [temporary_name("part-000009.arrow"), foreign.name]
     for name in at_work:
         (tmp_path / "b" / SHARDS / name).write_text("half a shard")
     assert finish(tmp_path / "b", 20) == complete
