@@ -31,6 +31,7 @@ from raystitch.errors import RunError, UserError
 from raystitch.files import atomic_path, locked, write_json
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.cost import estimate, plan_groups
+from raystitch.pipeline.evaluation import check_evaluation
 from raystitch.pipeline.figures import write_figures
 from raystitch.pipeline.groups import group_trials
 from raystitch.pipeline.search import check_search, search_rows, with_chosen
@@ -38,7 +39,6 @@ from raystitch.pipeline.suitable import check_suitable
 from raystitch.pipeline.sweep_plan import Inputs, Trial, finished, plan, result_rows, write_results
 from raystitch.pipeline.trial import LOCK_FILE, sweep_job
 from raystitch.pipeline.validate import validate
-from raystitch.trainers.evaluate import check_env
 
 PACKAGES = ("raystitch", "ray", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "pyarrow")
 
@@ -114,11 +114,7 @@ def _attached(config: RunConfig, address: str | None) -> Iterator[None]:
 def _data(config: RunConfig) -> EpisodeDataset:
     with _stage("data"):
         dataset = load_dataset(config.dataset, env_id=config.env)
-        if dataset.env is None:
-            raise UserError(
-                f"{config.dataset} does not say which environment it comes from; set env: to its Gymnasium id"
-            )
-        check_env(dataset.env, dataset.obs_dim, dataset.act_dim)
+        check_evaluation(dataset, config.evaluation)
         for note in check_suitable(dataset):
             say(f"note: {note}")
     return dataset

@@ -12,7 +12,8 @@ import numpy as np
 
 from raystitch.buffer.reader import open_buffer
 from raystitch.config import RunConfig, load_run_config
-from raystitch.data.load import load_dataset
+from raystitch.data.load import load_recorded
+from raystitch.envs.spec import confirmed_id
 from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.search import SearchLog, cell_trials
@@ -56,21 +57,28 @@ class Rerun:
         return self.stored is not None and all(row["apart"] == 0 for row in self.rows())
 
 
-def rerun(run: str | Path, trial_id: str, log: Callable[[dict[str, Any]], None] | None = None) -> Rerun:
+def rerun(
+    run: str | Path,
+    trial_id: str,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    env_id: str | None = None,
+) -> Rerun:
     """Trains and evaluates one trial of a run again, alone, into ``RUN/reruns/ID``; nothing else of the run changes.
 
     Args:
         trial_id: as in results.parquet and the report; a unique beginning of it is enough.
         log: gets the rows of metrics.jsonl.
+        env_id: the run's environment, named again; needed where it is ``module:ID``.
 
     Raises:
-        UserError: when the folder is no run, or the run has no such trial.
+        UserError: when the folder is no run, the run has no such trial, or its environment has to be named.
         RunError: when the trial fails.
     """
     run = Path(run).expanduser().absolute()
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run of `raystitch sweep`: it has no config.yaml")
     config = load_run_config(run / "config.yaml")
+    config = replace(config, env=confirmed_id(config.env, env_id, "--set env="))
     inputs = _inputs(config, run)
     tried = (cell for cell, _ in SearchLog(run, config, inputs).cells("ok", "stopped", "failed"))
     searched = [trial for cell in tried for trial in cell_trials(config, inputs, cell)]
@@ -107,7 +115,7 @@ def find_trial(trials: Sequence[Trial], trial_id: str, where: str) -> Trial:
 
 
 def _inputs(config: RunConfig, run: Path) -> Inputs:
-    dataset = load_dataset(config.dataset, env_id=config.env)
+    dataset = load_recorded(config.dataset, env_id=config.env)
     bundle, buffer = Bundle.load(run / "stitcher", "cpu"), open_buffer(run / "buffer")
     if buffer.meta.dataset_fingerprint != dataset.fingerprint:
         raise UserError(f"{config.dataset} is not what it was when {run} was made: its content changed since")

@@ -112,7 +112,7 @@ def _identity(config: RunConfig, inputs: Inputs | None, fields: Mapping[str, Any
     content: dict[str, Any] = {
         **fields,
         "config": asdict(getattr(config.algorithms, fields["algo"])),
-        "evaluation": asdict(config.evaluation),
+        "evaluation": config.evaluation.to_json(),
         "env": config.env,
         "dataset": inputs.dataset if inputs else config.dataset,
     }
@@ -128,14 +128,25 @@ def _identity(config: RunConfig, inputs: Inputs | None, fields: Mapping[str, Any
 
 def finished(trial_dir: str | Path) -> dict[str, Any] | None:
     """The content of ``returns.json``, None while the trial is not finished."""
+    value = _returns(trial_dir)
+    return value if value.get("evaluations") else None
+
+
+def awaits_evaluation(trial_dir: str | Path) -> bool:
+    """Whether the policy is trained and saved, and only its evaluation is missing."""
+    return _returns(trial_dir).get("evaluations") == [] and (Path(trial_dir) / "policy" / "policy.json").is_file()
+
+
+def _returns(trial_dir: str | Path) -> dict[str, Any]:
+    """The content of ``returns.json``, empty where there is none that can be read."""
     path = Path(trial_dir) / RETURNS_FILE
     if not path.is_file():
-        return None
+        return {}
     try:
         value = read_json(path)
     except UserError:
-        return None
-    return value if isinstance(value, dict) and value.get("evaluations") else None
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def result_rows(

@@ -17,7 +17,7 @@ from raystitch.errors import RunError
 from raystitch.files import locked
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.augment import shard_seeds
-from raystitch.pipeline.sweep_plan import RETURNS_FILE, Inputs, Trial, finished
+from raystitch.pipeline.sweep_plan import RETURNS_FILE, Inputs, Trial, awaits_evaluation, finished
 from raystitch.pipeline.train import OnEval, run_trials
 from raystitch.stitching.candidates import Pairs
 from raystitch.stitching.config import StitchConfig
@@ -108,7 +108,7 @@ def run_planned(
             locks.enter_context(locked(out / LOCK_FILE))
         for out in outs:
             (out / ERROR_FILE).unlink(missing_ok=True)
-            if finished(out) is None:
+            if finished(out) is None and not awaits_evaluation(out):
                 (out / RETURNS_FILE).unlink(missing_ok=True)  # damaged from outside: it is written whole or not at all
         try:
             results = _run(trials, outs, job, log, on_eval)

@@ -1,6 +1,7 @@
 """A run's folder as plain values; missing optional files are None."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +64,8 @@ def read_run(folder: str | Path) -> RunFiles:
     text = (folder / "config.yaml").read_text(encoding="utf-8")
     try:
         config = yaml.safe_load(text)
-        rows = pq.read_table(folder / "results.parquet").to_pylist()
-        figures = {path.stem: pq.read_table(path) for path in sorted((folder / "figures").glob("*.parquet"))}
+        rows = _rows(_table(folder / "results.parquet"))
+        figures = {path.stem: _table(path) for path in sorted((folder / "figures").glob("*.parquet"))}
     except (yaml.YAMLError, pa.ArrowException) as error:
         raise UserError(f"{folder} holds a damaged file: {str(error).splitlines()[0]}") from error
     return RunFiles(
@@ -78,6 +79,28 @@ def read_run(folder: str | Path) -> RunFiles:
         metrics={row["trial_id"]: _json_lines(folder / "trials" / row["trial_id"] / "metrics.jsonl") for row in rows},
         search=_search(folder, config),
     )
+
+
+def _table(path: Path) -> pa.Table:
+    """A table of plain types. What others register with Arrow (Ray's pickled objects) would run code when it is read."""
+
+    def is_plain(kind: pa.DataType) -> bool:
+        inner = (kind.field(index).type for index in range(kind.num_fields))
+        return not isinstance(kind, pa.BaseExtensionType) and all(is_plain(item) for item in inner)
+
+    table = pq.read_table(path)
+    odd = [field.name for field in table.schema if not is_plain(field.type)]
+    if odd:
+        raise UserError(f"{path}: the column {odd[0][:60]} has an extension type; a run holds none")
+    return table
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Rows whose trials' ids are names of folders and lead nowhere else."""
+    rows = table.to_pylist()
+    if not all(re.fullmatch(r"[\w-]+", str(row.get("trial_id"))) for row in rows):
+        raise UserError("results.parquet holds a trial_id that is not one")
+    return rows
 
 
 def _optional_json(path: Path) -> dict[str, Any] | None:
