@@ -61,7 +61,8 @@ def _rerun(args: argparse.Namespace) -> None:
     named = [override.removeprefix("env=") for override in args.set if override.startswith("env=")]
     if args.config or len(args.set) > len(named) or args.address or args.dry_run:
         raise UserError(
-            "--rerun takes everything from the run in --out; leave out CONFIG, --set (but for env=), --address, --dry-run"
+            "--rerun takes everything from the run in --out; leave out CONFIG, --set (all but env=), --address and "
+            "--dry-run"
         )
     run = require_folder(args.out, "a run of `raystitch sweep`", "config.yaml")
     from raystitch.pipeline.rerun import rerun

@@ -82,7 +82,7 @@ def read_run(folder: str | Path) -> RunFiles:
 
 
 def _table(path: Path) -> pa.Table:
-    """A table of plain types. What others register with Arrow (Ray's pickled objects) would run code when it is read."""
+    """A table of plain types: those that others register with Arrow, Ray's pickled objects, run code when read."""
 
     def is_plain(kind: pa.DataType) -> bool:
         inner = (kind.field(index).type for index in range(kind.num_fields))

@@ -55,7 +55,9 @@ def test_folders_and_files_of_other_kinds(tmp_path: Path) -> None:
 def pendulum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EpisodeDataset:
     """Made-up data of Pendulum's sizes that record no environment; as ``local/x-v0`` and as ``x.hdf5``."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    episodes = [Episode(np.zeros((6, 3), np.float32), np.zeros((5, 1), np.float32), np.zeros(5), False, True)] * 3
+    episodes = [
+        Episode(np.zeros((6, 3), np.float32), np.zeros((5, 1), np.float32), np.zeros(5, np.float32), False, True)
+    ] * 3
     bound = np.full(1, 2, np.float32)
     dataset = from_episodes(episodes, name="made", action_low=-bound, action_high=bound)
     write_minari(dataset, "local/x-v0")
