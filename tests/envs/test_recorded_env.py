@@ -2,6 +2,7 @@
 
 import json
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def push(env: gym.Env[Any, Any], seed: int, steps: int = STEPS) -> tuple[list[An
     observation, _ = env.reset(seed=seed)
     observations, actions, rewards = [observation], [], []
     for _ in range(steps):
-        actions.append(np.full(1, 0.5 * _high(env), np.float32))
+        actions.append(np.full(1, 0.5 * min(_high(env), 2.0), np.float32))
         observation, reward, _, truncated, _ = env.step(actions[-1])
         observations.append(observation)
         rewards.append(float(reward))
@@ -146,7 +147,7 @@ def test_the_simulator_acts_through_wrappers_and_not_on_changed_observations() -
 
 
 def test_the_evaluation_environment_is_read_and_its_limit_is_whole(root: Path) -> None:
-    evaluation = gym.spec("Pendulum-v1")
+    evaluation = deepcopy(gym.spec("Pendulum-v1"))
     evaluation.kwargs, evaluation.max_episode_steps = {"g": 9.0}, 50
     dataset = record(gym.make("Pendulum-v1", max_episode_steps=1_000_000), eval_env=evaluation)
     assert dataset.env is not None
