@@ -141,7 +141,7 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canary]:
 def test_the_canaries_fire(canary: Canary, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them, or the other tests would say nothing."""
     os.system(canary.command)
-    import_module(MODULE)
+    __import__(MODULE)  # unlike import_module, seen by the audit hook as well as by the file that it writes
     canary.secret.read_bytes()
     with socket.create_server(("127.0.0.1", 0)) as server:
         socket.create_connection(server.getsockname()).close()
