@@ -129,7 +129,7 @@ class RunConfig:
     Attributes:
         name: of the run's folder; the file's name when left out.
         dataset: a dataset reference (``demo:pointmaze``, ``minari:ID``, ``d4rl:FILE.hdf5``).
-        env: Gymnasium id, for datasets that do not record one.
+        env: Gymnasium id, in place of the one that the dataset records.
         seed: root of fitting and generating; ``seeds``: one trial each.
         search: tunes ratio and delta before the grid is trained; what it chooses becomes the headline.
         headline: None for the first ratio and delta of the first stitched line of the grid.

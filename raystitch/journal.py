@@ -50,9 +50,15 @@ class Journal:
         kept = self.path.read_bytes()[: extent["bytes"]] if extent is not None and self.path.exists() else b""
         self._replace(kept)
 
-    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Makes these rows all that it holds."""
-        self._replace("".join(json.dumps(row) + "\n" for row in rows).encode())
+    def rewind(self, extent: Mapping[str, Any]) -> None:
+        """Cuts it back to an extent.
+
+        Raises:
+            DamagedError: when it does not begin with what it was then.
+        """
+        if why := self.problem(extent):
+            raise DamagedError(f"{self.path.parent}: {why}")
+        self.cut(extent)
 
     def _replace(self, content: bytes) -> None:
         if self.path.is_dir():

@@ -2,10 +2,13 @@
 
 import argparse
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raystitch.commands.options import Subparsers, add_command, add_json, count, print_json, whole
+from raystitch.commands.options import Subparsers, add_command, add_env, add_json, count, print_json, whole
 from raystitch.console import duration, number, say, table
+
+if TYPE_CHECKING:
+    from raystitch.envs.spec import EnvSpec
 
 
 def register(subparsers: Subparsers) -> None:
@@ -50,7 +53,13 @@ def register(subparsers: Subparsers) -> None:
         example="raystitch data inspect d4rl:hopper.hdf5 --json",
     )
     inspect.add_argument("ref", metavar="REF", help="minari:ID, d4rl:FILE.hdf5 or demo:pointmaze")
+    add_env(inspect)
     add_json(inspect)
+
+
+def _described(env: "EnvSpec") -> str:
+    limit = "no time limit" if env.max_episode_steps is None else f"{number(env.max_episode_steps)} steps"
+    return f"{env}, {limit}"
 
 
 def _make(args: argparse.Namespace) -> None:
@@ -85,13 +94,15 @@ def _inspect(args: argparse.Namespace) -> None:
     from raystitch.data.inspect import inspect
     from raystitch.data.load import load_dataset
 
-    found = inspect(load_dataset(args.ref, allow_nan=True))
+    dataset = load_dataset(args.ref, env_id=args.env, allow_nan=True)
+    found = inspect(dataset)
     if args.json:
         print_json(found)
         return
-    env = found["env"]
     print(f"{found['name']}: {number(found['num_episodes'])} episodes, {number(found['num_transitions'])} transitions")
-    print(f"environment: {env['env_id'] if env else 'unknown (evaluate with --env ENV_ID)'}")
+    print(f"environment: {dataset.env or 'unknown (name it with --env ENV_ID)'}")
+    if dataset.env is not None and dataset.env.evaluation is not None:
+        print(f"evaluated in: {_described(dataset.env.evaluation)}")
     print(f"observation {found['obs_dim']}, action {found['act_dim']}, both float32")
     rows = [[what, *(found[what][key] for key in ("min", "mean", "max"))] for what in ("lengths", "returns")]
     print(table(["", "min", "mean", "max"], rows))

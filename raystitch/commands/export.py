@@ -2,7 +2,7 @@
 
 import argparse
 
-from raystitch.commands.options import Subparsers, add_command, add_delta, add_moved_dataset, buffer_dataset
+from raystitch.commands.options import Subparsers, add_command, add_delta, add_env, add_moved_dataset, buffer_dataset
 from raystitch.console import number
 from raystitch.errors import UserError
 
@@ -27,6 +27,7 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--ratio", metavar="A:B", help="original : augmented of `--what mixed` (default: 1:1)")
     add_delta(parser)
     add_moved_dataset(parser)
+    add_env(parser)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -38,7 +39,7 @@ def _export(args: argparse.Namespace) -> None:
         raise UserError(f"--ratio {args.ratio} is for --what mixed; add that or leave the ratio out")
     ratio = parse_ratio(args.ratio or "1:1")
     buffer = open_buffer(args.buffer)
-    dataset = buffer_dataset(buffer, args.dataset)
+    dataset = buffer_dataset(buffer, args.dataset, args.env)
     written = export(buffer, dataset, args.format, args.out, args.delta, args.what, (ratio.original, ratio.augmented))
     print(
         f"{args.out}: {number(written.num_episodes)} episodes, {number(written.num_transitions)} transitions, "

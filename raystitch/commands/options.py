@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +38,26 @@ def add_command(
     parser.epilog = f"example: {example}"
     parser.set_defaults(run=run, **({"on_interrupt": RESUMABLE} if resumes else {}))
     return parser
+
+
+def add_max_episode_steps(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-episode-steps",
+        type=count,
+        metavar="N",
+        help="end every evaluation episode after N steps (default: the environment's own limit)",
+    )
+
+
+def finite(text: str) -> float:
+    """A number that is neither NaN nor infinite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {text}")
+    return value
 
 
 def count(text: str) -> int:
@@ -84,27 +105,33 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_env(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--env", metavar="ENV_ID", help="environment of a D4RL file that does not record it")
+    parser.add_argument(
+        "--env", metavar="ENV_ID", help="environment, in place of the one that the data record; package:ID imports it"
+    )
 
 
 def open_dataset(ref: str, env_id: str | None = None) -> "EpisodeDataset":
-    """The dataset; ``env_id`` is for D4RL files that do not say which environment they come from."""
-    from raystitch.data.load import load_dataset, parse_ref
+    """The dataset that a user names; ``env_id`` is his ``--env``."""
+    from raystitch.data.load import load_dataset
 
-    return load_dataset(ref, env_id=env_id if parse_ref(ref)[0] == "d4rl" else None)
+    return load_dataset(ref, env_id=env_id)
 
 
 def add_moved_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", metavar="REF", help="where the dataset is now (default: where it was)")
 
 
-def buffer_dataset(buffer: "Buffer", ref: str | None) -> "EpisodeDataset":
-    """The dataset that a buffer's bridges refer to."""
+def buffer_dataset(buffer: "Buffer", ref: str | None, env_id: str | None = None) -> "EpisodeDataset":
+    """The dataset that a buffer's bridges refer to; ``ref`` and ``env_id`` are what the user names."""
     from raystitch.buffer.export import check_dataset
+    from raystitch.data.load import load_dataset, load_recorded
 
     meta = buffer.meta
     try:
-        dataset = open_dataset(ref or meta.dataset_name, meta.env.env_id if meta.env is not None else None)
+        if ref is not None:
+            dataset = load_dataset(ref, env_id=env_id, default_env=meta.env)
+        else:
+            dataset = load_recorded(meta.dataset_name, env_id=env_id, default_env=meta.env)
     except UserError as error:
         if ref is not None:
             raise

@@ -37,7 +37,7 @@ def register(subparsers: Subparsers) -> None:
         metavar="[NAME=]REF",
         help="the dataset that the bundle was fitted on, for the studio (default: none; the demo's with the demo)",
     )
-    parser.add_argument("--env", metavar="ENV_ID", help="environment of D4RL files that do not record it")
+    parser.add_argument("--env", metavar="ENV_ID", help="environment, in place of the one that the datasets record")
     parser.add_argument("--host", default="127.0.0.1", metavar="H", help="where to listen (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=8000, metavar="P", help="default: %(default)s")
     parser.add_argument(

@@ -67,10 +67,11 @@ def _sweep(args: argparse.Namespace) -> None:
 def _rerun(args: argparse.Namespace) -> None:
     if args.out is None:
         raise UserError(f"--rerun {args.rerun}: name the run with --out RUN_DIR")
-    if args.config or args.set or args.address or args.dry_run or args.allow_failed:
+    named = [override.removeprefix("env=") for override in args.set if override.startswith("env=")]
+    if args.config or len(args.set) > len(named) or args.address or args.dry_run or args.allow_failed:
         raise UserError(
-            "--rerun takes everything from the run in --out; leave out CONFIG, --set, --address, --dry-run, "
-            "--allow-failed"
+            "--rerun takes everything from the run in --out; leave out CONFIG, --set (all but env=), --address, "
+            "--dry-run and --allow-failed"
         )
     run = require_folder(args.out, "a run of `raystitch sweep`", "config.yaml")
     from raystitch.pipeline.rerun import rerun
@@ -81,7 +82,7 @@ def _rerun(args: argparse.Namespace) -> None:
             if "loss" in row:
                 progress.update("train", row["step"], row["total_steps"], f"loss {row['loss']:.4g}")
 
-        found = rerun(run, args.rerun, show)
+        found = rerun(run, args.rerun, show, named[-1] if named else None)
     columns = ("target_return", "stored", "repeated", "apart")
     print(f"{found.trial.trial_id}: {found.trial.label}")
     print(table(columns, [[row[column] for column in columns] for row in found.rows()]))

@@ -12,9 +12,11 @@ from raystitch.commands.options import (
     add_delta,
     add_device,
     add_json,
+    add_max_episode_steps,
     check_out,
     count,
     environment,
+    finite,
     is_run_config,
     open_dataset,
     print_json,
@@ -48,8 +50,11 @@ def register(subparsers: Subparsers) -> None:
     )
     add_delta(parser)
     parser.add_argument("--seed", type=whole, default=0, metavar="S", help="default: %(default)s")
-    parser.add_argument("--env", metavar="ENV_ID", help="environment to evaluate in (default: the dataset's)")
+    parser.add_argument(
+        "--env", metavar="ENV_ID", help="environment to evaluate in (default: the dataset's); package:ID imports it"
+    )
     parser.add_argument("--num-episodes", type=count, metavar="N", help="evaluation episodes (default: 50)")
+    add_max_episode_steps(parser)
     parser.add_argument(
         "--memory-gib",
         type=_gib,
@@ -71,8 +76,11 @@ def register_evaluate(subparsers: Subparsers) -> None:
         example="raystitch evaluate policy-run/policy --num-episodes 100 --json",
     )
     parser.add_argument("policy", metavar="POLICY_DIR", help="a trial's folder, or the policy/ in it")
-    parser.add_argument("--env", metavar="ENV_ID", help="environment (default: the one of the training data)")
+    parser.add_argument(
+        "--env", metavar="ENV_ID", help="environment (default: the one of the training data); package:ID imports it"
+    )
     parser.add_argument("--num-episodes", type=count, default=50, metavar="N", help="default: %(default)s")
+    add_max_episode_steps(parser)
     parser.add_argument("--seed", type=whole, default=0, metavar="S", help="of the resets (default: %(default)s)")
     _add_target(parser)
     add_device(parser)
@@ -82,7 +90,7 @@ def register_evaluate(subparsers: Subparsers) -> None:
 def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target-return",
-        type=float,
+        type=finite,
         metavar="R",
         help="return asked of a Decision Transformer (default: the largest in the original data)",
     )
@@ -98,6 +106,7 @@ def _gib(text: str) -> float:
 def _train(args: argparse.Namespace) -> None:
     out = check_out(args.out)
     from raystitch.buffer.reader import open_buffer
+    from raystitch.pipeline.suitable import over_limit_notes
     from raystitch.pipeline.train import open_bridges, run_trial
     from raystitch.trainers.ratio import parse_ratio
 
@@ -110,11 +119,14 @@ def _train(args: argparse.Namespace) -> None:
         evaluation = replace(evaluation, num_episodes=args.num_episodes)
     if args.target_return is not None:
         evaluation = replace(evaluation, target_returns=(args.target_return,))
+    if args.max_episode_steps is not None:
+        evaluation = replace(evaluation, max_episode_steps=args.max_episode_steps)
     dataset = open_dataset(args.ref, args.env)
+    for note in over_limit_notes(dataset):
+        say(f"note: {note}")
     buffer = open_buffer(args.buffer) if ratio.augmented else None
     bridges = None if buffer is None else open_bridges(dataset, buffer, args.delta)
-    env = environment(args.env)
-    missing = _missing_env(env or dataset.env)
+    missing = _missing_env(dataset.env, evaluation)
     if missing:
         say(f"{missing}; the policy is trained and saved, and the same command evaluates it once that is mended")
     with Progress() as progress:
@@ -133,7 +145,6 @@ def _train(args: argparse.Namespace) -> None:
             ratio=ratio,
             bridges=bridges,
             seed=args.seed,
-            env=env,
             evaluate=not missing,
             record={} if buffer is None else {"buffer": buffer.hash, "delta": args.delta},
             device=args.device,
@@ -150,14 +161,14 @@ def _train(args: argparse.Namespace) -> None:
     print(f"policy: {out / 'policy'}")
 
 
-def _missing_env(env: "EnvSpec | None") -> str | None:
+def _missing_env(env: "EnvSpec | None", evaluation: EvalConfig) -> str | None:
     """Why the environment cannot be made here, None when it can or none is known."""
     from raystitch.envs.make import make_env
 
     if env is None:
         return None
     try:
-        make_env(env).close()
+        make_env(env.for_evaluation(evaluation.max_episode_steps)).close()
     except UserError as error:
         return str(error)
     return None
@@ -177,6 +188,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UserError(f"{args.policy} does not say which environment it was trained for; name one with --env ENV_ID")
     if args.target_return is not None and not policy.uses_target_return:
         raise UserError(f"--target-return: {policy.meta.algo} does not ask for a return; leave it out")
+    env = env.for_evaluation(args.max_episode_steps)
     result = evaluate(policy, env, args.num_episodes, seed=args.seed, target_return=args.target_return)
     if args.json:
         print_json({"policy": args.policy, "env": env.env_id, "seed": args.seed, **result.to_json()})

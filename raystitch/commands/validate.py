@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from raystitch.commands.options import (
     Subparsers,
     add_command,
+    add_env,
     add_json,
     add_moved_dataset,
     buffer_dataset,
@@ -31,6 +32,7 @@ def register(subparsers: Subparsers) -> None:
     )
     parser.add_argument("buffer", metavar="BUFFER", help="folder of `raystitch augment`")
     add_moved_dataset(parser)
+    add_env(parser)
     parser.add_argument(
         "--stitcher", metavar="DIR", help="bundle, to compare with inverse-dynamics actions on real data"
     )
@@ -44,7 +46,7 @@ def _validate(args: argparse.Namespace) -> None:
     from raystitch.pipeline.validate import validate
 
     buffer = open_buffer(args.buffer)
-    dataset = buffer_dataset(buffer, args.dataset)
+    dataset = buffer_dataset(buffer, args.dataset, args.env)
     folder = _bundle_folder(args, buffer)
     bundle = Bundle.load(folder, "cpu") if folder is not None else None
     found = validate(buffer, dataset, bundle, max_bridges=args.max_bridges)

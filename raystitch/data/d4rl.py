@@ -124,23 +124,37 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _environment(attributes: dict[str, Any], env_id: str | None, path: Path) -> EnvSpec | None:
-    """The environment asked for, else the one the file names, which need not be installed to train offline."""
-    from raystitch.envs.make import spec_from_id
+def _environment(
+    attributes: dict[str, Any], env_id: str | None, default_env: EnvSpec | None, path: Path
+) -> EnvSpec | None:
+    """The environment asked for, else the one the file names, which need not be installed to train offline.
+
+    No module is imported for an id that the file names.
+    """
+    from raystitch.envs.make import recorded_spec, spec_from_id
 
     if env_id is not None:
         return spec_from_id(env_id)
+    if default_env is not None and default_env.env_id != _text(attributes.get("env_id", "")):
+        return default_env
     if "env_spec" in attributes:
         try:
             return EnvSpec.from_json(json.loads(_text(attributes["env_spec"])))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: the attribute env_spec is not an environment: {error!r}") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: the attribute env_spec is not an environment: {error}") from error
     if "env_id" not in attributes:
         return None
+    named = _text(attributes["env_id"])
+    if ":" in named:
+        warnings.warn(
+            f"{path} names the environment {named}; no module is imported because a file names it: if you trust it, "
+            f"name it yourself (--env {named})",
+            stacklevel=2,
+        )
     try:
-        return spec_from_id(_text(attributes["env_id"]))
+        return recorded_spec(named)
     except UserError:
-        return EnvSpec(env_id=_text(attributes["env_id"]))
+        return EnvSpec(env_id=named)
 
 
 def _bounds(
@@ -181,7 +195,12 @@ def _layout(ends: Bools) -> tuple[Ints, Ints]:
     return offsets, np.arange(len(ends)) + np.repeat(np.arange(len(stops)), np.diff(offsets))
 
 
-def read_d4rl(path: str | os.PathLike[str], env_id: str | None = None, allow_nan: bool = False) -> EpisodeDataset:
+def read_d4rl(
+    path: str | os.PathLike[str],
+    env_id: str | None = None,
+    allow_nan: bool = False,
+    default_env: EnvSpec | None = None,
+) -> EpisodeDataset:
     """Reads a file in the D4RL layout.
 
     Without ``next_observations`` the observation after an episode's last action is unknown: ``final_observed`` is
@@ -189,8 +208,11 @@ def read_d4rl(path: str | os.PathLike[str], env_id: str | None = None, allow_nan
 
     Args:
         path: float32 or float64, compressed or not.
-        env_id: the environment it was recorded in; default the file's ``env_spec`` or ``env_id`` attribute.
+        env_id: the environment it was recorded in, named by the user; default the file's ``env_spec`` or ``env_id``
+            attribute.
         allow_nan: keep NaN and infinities, for ``data inspect``.
+        default_env: what a bundle or buffer of this file says; counts as asked for where the file names
+            another or none.
 
     Raises:
         UserError: when the file is missing, not HDF5, lacks an array, or its arrays do not fit together.
@@ -200,10 +222,11 @@ def read_d4rl(path: str | os.PathLike[str], env_id: str | None = None, allow_nan
     _check_shapes(arrays, path)
     if not allow_nan:
         check_finite(arrays, str(path))
-    if env_id == _text(attributes.get("env_id", "")):
+    if env_id is not None and ":" not in env_id and env_id == _text(attributes.get("env_id", "")):
         env_id = None  # as the file says itself: then it need not be installed
-    env = _environment(attributes, env_id, path)
-    action_low, action_high = _bounds(arrays, attributes, env, env_id is not None, path)
+    env = _environment(attributes, env_id, default_env, path)
+    asked = env_id is not None or (env is not None and env is default_env)
+    action_low, action_high = _bounds(arrays, attributes, env, asked, path)
     ends = _episode_ends(arrays, env.max_episode_steps if env else None, path)
     offsets, rows = _layout(ends)
     last = offsets[1:] - 1

@@ -1,8 +1,10 @@
 """One reference, one dataset: ``minari:ID``, ``d4rl:FILE.hdf5``, ``demo:pointmaze``."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from raystitch.data.episodes import EpisodeDataset
+from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
@@ -28,37 +30,85 @@ def parse_ref(ref: str) -> tuple[str, str]:
     return "minari", ref
 
 
-def load_dataset(ref: str, env_id: str | None = None, allow_nan: bool = False) -> EpisodeDataset:
+def load_dataset(
+    ref: str, env_id: str | None = None, allow_nan: bool = False, default_env: EnvSpec | None = None
+) -> EpisodeDataset:
     """Loads the dataset ``ref`` names.
 
     Args:
         ref: ``minari:ID`` or a bare id, ``d4rl:FILE.hdf5`` or a bare path ending in .hdf5, ``demo:pointmaze``.
-        env_id: the environment a D4RL file was recorded in, where the file does not say.
+        env_id: the environment that you name, in place of the recorded one; ``package:ID`` imports the package. Never
+            pass an id that was found in a file.
         allow_nan: keep NaN and infinities, for ``data inspect``.
+        default_env: what a bundle or buffer of this dataset says; counts where the data name another or none.
 
     Returns:
         All episodes in memory, in raw units, in the order of the file; observations flattened to float32 [.., O].
 
     Raises:
-        UserError: when there is no such dataset, it cannot be read, or (without ``allow_nan``) holds a NaN.
+        UserError: when there is no such dataset, it cannot be read, (without ``allow_nan``) it holds a NaN, or the
+            environment of ``env_id`` has other sizes.
 
     Example:
         >>> rs.load_dataset("mine.hdf5")  # of docs/data.md; the same as d4rl:mine.hdf5
         EpisodeDataset(d4rl:mine.hdf5: 20 episodes, 1,000 transitions, observation 4, action 2)
     """
     kind, name = parse_ref(ref)
-    if env_id is not None and kind != "d4rl":
-        raise UserError(f"{ref}: the environment is recorded in the dataset; env_id={env_id!r} is for D4RL files only")
+    if kind == "d4rl":
+        from raystitch.data.d4rl import read_d4rl
+
+        return read_d4rl(name, env_id=env_id, allow_nan=allow_nan, default_env=default_env)
     if kind == "demo":
         if name != "pointmaze":
             raise UserError(f"no demo dataset is called {name!r}; there is: demo:pointmaze")
         from raystitch.data.demo import load_or_make_pointmaze
 
-        return load_or_make_pointmaze()
-    if kind == "d4rl":
-        from raystitch.data.d4rl import read_d4rl
+        dataset, named = load_or_make_pointmaze(), _named(env_id)
+        dataset = dataset if named is None else replace(dataset, env=named)
+    else:
+        from raystitch.data.minari_io import read_minari
 
-        return read_d4rl(name, env_id=env_id, allow_nan=allow_nan)
-    from raystitch.data.minari_io import read_minari
+        dataset = read_minari(name, allow_nan=allow_nan, env=_named(env_id))
+    if env_id is not None:
+        _check_sizes(dataset)
+    elif default_env is not None and (dataset.env is None or dataset.env.env_id != default_env.env_id):
+        dataset = replace(dataset, env=default_env)
+    return dataset
 
-    return read_minari(name, allow_nan=allow_nan)
+
+def load_recorded(ref: str, env_id: str | None = None, default_env: EnvSpec | None = None) -> EpisodeDataset:
+    """Loads the dataset that a buffer or a run names, which a stranger may have written: nothing is downloaded for it.
+
+    Args:
+        env_id, default_env: as for ``load_dataset``.
+
+    Raises:
+        UserError: as ``load_dataset``, and when a Minari dataset is not on this machine.
+    """
+    kind, name = parse_ref(ref)
+    if kind == "minari":
+        from raystitch.data.minari_root import check_dataset_id, dataset_path, minari_root, resolve
+
+        if not dataset_path(resolve(check_dataset_id(name))).is_dir():
+            raise UserError(f"{ref} is not in {minari_root()}, and what a file names is not downloaded")
+    return load_dataset(ref, env_id=env_id, default_env=default_env)
+
+
+def _named(env_id: str | None) -> EnvSpec | None:
+    if env_id is None:
+        return None
+    from raystitch.envs.make import spec_from_id
+
+    return spec_from_id(env_id)
+
+
+def _check_sizes(dataset: EpisodeDataset) -> None:
+    from raystitch.envs.make import action_bounds
+
+    assert dataset.env is not None
+    obs_dim, low, _ = action_bounds(dataset.env)
+    if (obs_dim, len(low)) != (dataset.obs_dim, dataset.act_dim):
+        raise UserError(
+            f"{dataset.name}: observations have {dataset.obs_dim} and actions {dataset.act_dim} dimensions, but "
+            f"{dataset.env.env_id} has {obs_dim} and {len(low)}; name the environment it was recorded in (--env ENV_ID)"
+        )

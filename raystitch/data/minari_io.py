@@ -32,12 +32,19 @@ from raystitch.data.minari_root import (
     resolve,
     versioned,
 )
+from raystitch.data.minari_spec import (
+    OWN_METADATA,
+    dataset_env,
+    evaluation_metadata,
+    open_storage,
+    read_spaces,
+    with_keys,
+)
 from raystitch.data.stream import EpisodeStream, stream_of
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import RunError, UserError
 from raystitch.files import make_folder, require_space, sync, sync_tree, write_json
 
-OWN_METADATA = "raystitch"
 EPISODE_OVERHEAD = 16_000
 """Bytes that HDF5 takes for the groups and headers of one episode, at most."""
 
@@ -54,41 +61,6 @@ def _read_metadata(data_path: Path) -> dict[str, Any]:
     return metadata
 
 
-def _env_of(metadata: Mapping[str, Any], observation_keys: tuple[str, ...] | None) -> EnvSpec | None:
-    own = metadata.get(OWN_METADATA) or {}
-    if own.get("env"):
-        return EnvSpec.from_json(own["env"])
-    if not metadata.get("env_spec"):
-        return None
-    recorded = json.loads(metadata["env_spec"])
-    return EnvSpec(
-        env_id=recorded["id"],
-        kwargs=dict(recorded.get("kwargs") or {}),
-        max_episode_steps=recorded.get("max_episode_steps"),
-        observation_keys=observation_keys,
-    )
-
-
-def _spaces(metadata: Mapping[str, Any], data_path: Path) -> tuple[Any, Any]:
-    """Observation and action space; Minari leaves them out where they are the environment's."""
-    from minari.serialization import deserialize_space
-
-    names = ("observation_space", "action_space")
-    try:
-        found = [deserialize_space(metadata[name]) if name in metadata else None for name in names]
-        if None in found:
-            from raystitch.envs.make import register_environments
-
-            register_environments()
-            from minari.dataset.minari_storage import MinariStorage
-
-            storage = MinariStorage.read(data_path)
-            found = [storage.observation_space, storage.action_space]
-    except Exception as error:
-        raise UserError(f"{data_path}: its spaces cannot be read: {error}") from error
-    return found[0], found[1]
-
-
 def _flat(values: Any, keys: tuple[str, ...] | None) -> NDArray[Any]:
     """Observations or actions of one episode, [rows, size]; ``values`` holds arrays or HDF5 datasets."""
     if keys is None:
@@ -103,12 +75,10 @@ def _hdf5_episodes(data_path: Path, num_episodes: int) -> Iterator[Any]:
             yield file[f"episode_{index}"]
 
 
-def _stored_episodes(data_path: Path, metadata: Mapping[str, Any]) -> Iterable[Any]:
+def _stored_episodes(data_path: Path, metadata: Mapping[str, Any], spaces: tuple[Any, Any]) -> Iterable[Any]:
     if metadata["data_format"] == "hdf5":
         return _hdf5_episodes(data_path, metadata["total_episodes"])
-    from minari.dataset.minari_storage import MinariStorage
-
-    return MinariStorage.read(data_path).get_episodes(range(metadata["total_episodes"]))
+    return open_storage(data_path, metadata, spaces).get_episodes(range(metadata["total_episodes"]))
 
 
 def _check_lengths(parts: Mapping[str, NDArray[Any]], index: int, where: str) -> None:
@@ -120,14 +90,15 @@ def _check_lengths(parts: Mapping[str, NDArray[Any]], index: int, where: str) ->
             )
 
 
-def _read(data_path: Path, dataset_id: str, allow_nan: bool) -> EpisodeDataset:
+def _read(data_path: Path, dataset_id: str, allow_nan: bool, named: EnvSpec | None) -> EpisodeDataset:
     from gymnasium import spaces
 
     from raystitch.envs.make import flat_size, observation_keys_of
 
     where = f"minari:{dataset_id}"
     metadata = _read_metadata(data_path)
-    observation_space, action_space = _spaces(metadata, data_path)
+    env = dataset_env(metadata, named, where)
+    observation_space, action_space = read_spaces(metadata, env, where)
     if not isinstance(action_space, spaces.Box):
         raise UserError(
             f"{where}: the action space must be a Box, got {action_space}; actions have to be continuous: "
@@ -135,12 +106,13 @@ def _read(data_path: Path, dataset_id: str, allow_nan: bool) -> EpisodeDataset:
         )
     keys = observation_keys_of(observation_space)
     flat_size(observation_space, keys, where)
+    env = None if env is None else with_keys(env, keys)
 
     columns: dict[str, list[NDArray[Any]]] = {"observations": [], "actions": [], "rewards": []}
     terminated: list[bool] = []
     truncated: list[bool] = []
     try:
-        for index, stored in enumerate(_stored_episodes(data_path, metadata)):
+        for index, stored in enumerate(_stored_episodes(data_path, metadata, (observation_space, action_space))):
             parts = {
                 "observations": _flat(stored["observations"], keys),
                 "actions": _flat(stored["actions"], None),
@@ -151,7 +123,9 @@ def _read(data_path: Path, dataset_id: str, allow_nan: bool) -> EpisodeDataset:
                 values.append(parts[name].astype(np.float32))
             terminated.append(bool(parts["terminations"][-1:].any()))
             truncated.append(bool(parts["truncations"][-1:].any()))
-    except (OSError, KeyError, RuntimeError) as error:
+    except UserError:
+        raise
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise UserError(f"{where} is damaged and cannot be read from {data_path}: {error}") from error
     if not terminated:
         raise UserError(f"{where} holds no episodes")
@@ -172,15 +146,19 @@ def _read(data_path: Path, dataset_id: str, allow_nan: bool) -> EpisodeDataset:
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         action_low=action_space.low.reshape(-1).astype(np.float32),
         action_high=action_space.high.reshape(-1).astype(np.float32),
-        env=_env_of(metadata, keys),
+        env=env,
         final_observed=final_observed,
     )
 
 
-def read_minari(dataset_id: str, allow_nan: bool = False) -> EpisodeDataset:
+def read_minari(dataset_id: str, allow_nan: bool = False, env: EnvSpec | None = None) -> EpisodeDataset:
     """Reads a local Minari dataset; one with a version that is not there is downloaded first.
 
     An id without a version means the latest one.
+
+    Args:
+        allow_nan: keep NaN and infinities, for ``data inspect``.
+        env: the environment that a user has named, in place of the recorded one.
 
     Raises:
         UserError: when there is no such dataset, it is damaged, has spaces raystitch cannot use, or holds a NaN.
@@ -193,7 +171,7 @@ def read_minari(dataset_id: str, allow_nan: bool = False) -> EpisodeDataset:
             why = download(dataset_id) or ""
         if why:
             raise UserError(f"minari:{dataset_id}: {why}; {nearest(dataset_id, local_ids())}")
-    return _read(data_path, dataset_id, allow_nan)
+    return _read(data_path, dataset_id, allow_nan, env)
 
 
 def _buffer(episode: Episode) -> Any:
@@ -233,6 +211,7 @@ def _write_data(dataset: EpisodeStream, data_path: Path, dataset_id: str, descri
             "author": {"raystitch"},
             "code_permalink": "",
             "description": description,
+            **evaluation_metadata(dataset.env),
             OWN_METADATA: {
                 "env": dataset.env.to_json() if dataset.env is not None else None,
                 "unobserved_final": np.flatnonzero(~dataset.final_observed).tolist(),

@@ -92,7 +92,7 @@ class ModelConfig:
 
     Attributes:
         stitcher: its folder. dataset: reference of the trajectories that the studio offers; None for none.
-        env: environment of a D4RL file that does not record it.
+        env: environment, in place of the one that the dataset records.
     """
 
     stitcher: str

@@ -1,6 +1,7 @@
 """The bundles that an endpoint serves, by name, and what it says about them."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.data.load import load_dataset, parse_ref
+from raystitch.data.load import load_dataset
 from raystitch.endpoint.config import EndpointConfig, LimitsConfig, ModelConfig
 from raystitch.endpoint.problems import Problem, invalid
 from raystitch.endpoint.request import Sizes
@@ -49,9 +50,10 @@ class ServedModel:
         """How the studio draws states."""
         bundle = self.bundle
         if bundle.env is not None and "PointMaze" in bundle.env.env_id:
-            walls, marks = maze_cells(bundle.env)
-            shown = [{"kind": kind, "x": x, "y": y} for kind, x, y in marks]
-            return {"kind": "maze", "dims": [0, 1], "walls": walls, "marks": shown}
+            with suppress(UserError):  # a bundle from elsewhere may name an environment that cannot be made here
+                walls, marks = maze_cells(bundle.env)
+                shown = [{"kind": kind, "x": x, "y": y} for kind, x, y in marks]
+                return {"kind": "maze", "dims": [0, 1], "walls": walls, "marks": shown}
         active, axes = bundle.normalizer.active, np.zeros((2, bundle.obs_dim))
         if self.dataset is None:
             for row, dim in enumerate(np.flatnonzero(active)[:2]):
@@ -112,8 +114,7 @@ def load_model(name: str, config: ModelConfig, stitch: StitchConfig, device: str
     bundle = Bundle.load(config.stitcher, device)
     dataset = None
     if config.dataset is not None:
-        env = config.env or (bundle.env.env_id if bundle.env is not None else None)
-        dataset = load_dataset(config.dataset, env_id=env if parse_ref(config.dataset)[0] == "d4rl" else None)
+        dataset = load_dataset(config.dataset, env_id=config.env, default_env=bundle.env)
         bundle.check_dataset(dataset)
     return ServedModel(name, bundle, Stitcher(bundle, stitch), dataset)
 

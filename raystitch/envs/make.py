@@ -1,10 +1,15 @@
-"""Makes environments from plain data: flat float32 observations, Box actions, every mistake a ``UserError``."""
+"""Makes environments from plain data: flat float32 observations, Box actions, every mistake a ``UserError``.
+
+What a file says is never more than the id of a registered environment, plain arguments and the names of Gymnasium's own
+wrappers. Only an id that a user has named (``spec_from_id``) may import a module.
+"""
 
 import contextlib
 import io
 import logging
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -14,7 +19,10 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec as RegistryEntry
 from numpy.typing import NDArray
 
-from raystitch.envs.spec import EnvSpec
+from raystitch.envs.advice import working_versions
+from raystitch.envs.plain import check_plain
+from raystitch.envs.spec import EnvSpec, step_limit
+from raystitch.envs.wrappers import WITHOUT_EFFECT, check_wrappers, gymnasium_wrappers, wrap
 from raystitch.errors import UserError
 
 FlatEnv = gym.Env[NDArray[np.float32], NDArray[np.float32]]
@@ -34,25 +42,55 @@ def register_environments() -> None:
     pointmaze.register()
 
 
-def registered_spec(env_id: str) -> RegistryEntry:
-    """The Gymnasium registry's entry of ``env_id``.
+def registered_spec(spec: EnvSpec) -> RegistryEntry:
+    """The Gymnasium registry's entry of ``spec.env_id``; the module of ``module:ID`` is imported if a user named it.
 
     Raises:
-        UserError: when no installed package registers it.
+        UserError: when no installed package registers it, or a file names a module.
     """
-    module, separator, name = env_id.rpartition(":")
-    if env_id not in gym.registry and not separator:
-        register_environments()
-    try:
-        if separator:  # package:NAME; gym.make imports the package, gym.spec does not
-            import_module(module)
-        return gym.spec(name)
-    except (gym.error.Error, ImportError) as error:
-        hint = str(error).strip().split("\n")[0].strip("`").rstrip(".")
+    module, separator, name = spec.env_id.rpartition(":")
+    if separator and not spec.named:
         raise UserError(
-            f"unknown environment {env_id!r} ({hint}); check the spelling and the version, or install the package "
-            f"that registers it and write it as package:{env_id.split(':')[-1]}"
-        ) from error
+            f"environment {spec.env_id!r} is recorded in a file, and no module that a file names is imported; if you "
+            f"trust it, name it yourself: --env {spec.env_id} (env: in a configuration)"
+        )
+    if spec.env_id not in gym.registry and not separator:
+        register_environments()
+    if separator:  # package:NAME; gym.make imports the package, gym.spec does not
+        _import(module, spec.env_id)
+    try:
+        return gym.spec(name)
+    except gym.error.Error as error:
+        hint = str(error).strip().split("\n")[0].strip("`").rstrip(".")
+        remedy = _remedy(module, name, spec.module)
+        raise UserError(f"unknown environment {spec.env_id!r} ({hint}); {remedy}") from error
+
+
+def _import(module: str, env_id: str) -> None:
+    try:
+        import_module(module)
+    except Exception as error:  # a package of the user's own may fail in any way
+        raise UserError(f"environment {env_id!r}: importing {module} failed: {error!r}") from error
+
+
+def _remedy(imported: str, name: str, recorded: str | None) -> str:
+    if imported:
+        return (
+            f"{imported} was imported and does not register it: call gymnasium.register(id={name!r}, ..) in it, or "
+            "name the module that does"
+        )
+    if recorded is not None:
+        return (
+            f"it was recorded from the module {recorded}, which is not run because a file names it; if you trust it, "
+            f"name the module that registers it when it is imported: --env {recorded}:{name}, or --env package:{name}"
+        )
+    versions = working_versions(name)
+    if versions:
+        return f"there is {versions}"
+    return (
+        "check the spelling and the version, or name the package that registers it when it is imported: "
+        f"--env package:{name}"
+    )
 
 
 def _log_mujoco_warnings() -> None:
@@ -65,17 +103,27 @@ def _log_mujoco_warnings() -> None:
 
 
 def _make_raw(spec: EnvSpec, **overrides: Any) -> gym.Env[Any, Any]:
-    registered_spec(spec.env_id)
+    registered_spec(spec)
+    wrappers = tuple(wrapper for wrapper in spec.wrappers if wrapper.name not in WITHOUT_EFFECT)
+    kwargs = {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
+    if not spec.named:
+        check_plain(kwargs, f"environment {spec.env_id}")
+        check_wrappers(spec.env_id, wrappers)
     _log_mujoco_warnings()
-    options = {"disable_env_checker": True, **spec.kwargs, **overrides}
+    options = {**kwargs, **overrides, "disable_env_checker": True}
     if spec.max_episode_steps is not None:
-        options.setdefault("max_episode_steps", spec.max_episode_steps)
+        options["max_episode_steps"] = spec.max_episode_steps
     try:
-        return gym.make(spec.env_id, **options)
+        env = gym.make(spec.env_id, **options)
     except (gym.error.DependencyNotInstalled, ImportError) as error:
-        raise UserError(f"environment {spec.env_id} needs a package that is not installed: {error}") from error
-    except (gym.error.Error, TypeError, ValueError) as error:
-        raise UserError(f"environment {spec.env_id} cannot be made with {options}: {error}") from error
+        versions = working_versions(spec.env_id)
+        remedy = f"; there is {versions}" if versions else ""
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        raise UserError(f"environment {spec.env_id} needs a package that is not installed: {reason}{remedy}") from error
+    except Exception as error:  # whatever arguments of a file bring about
+        reason = " ".join(str(error).split()) or repr(error)
+        raise UserError(f"environment {spec.env_id} cannot be made with {options}: {reason}") from error
+    return wrap(env, spec.env_id, wrappers)
 
 
 def observation_keys_of(space: spaces.Space[Any]) -> tuple[str, ...] | None:
@@ -146,21 +194,43 @@ def make_vector_env(spec: EnvSpec, num_envs: int) -> gym.vector.SyncVectorEnv:
 
 
 def spec_from_id(env_id: str, kwargs: Mapping[str, Any] | None = None) -> EnvSpec:
-    """Plain data of a registered environment, its time limit from the registry.
+    """Plain data of an environment that a user has named, its time limit from the registry.
+
+    This is the only way to a spec that may import a module: never call it with an id that was found in a file.
 
     Raises:
         UserError: for an unknown id or a missing simulator package.
     """
-    registered = registered_spec(env_id)
-    env = _make_raw(EnvSpec(env_id=env_id, kwargs=dict(kwargs or {})))
+    return _spec(EnvSpec(env_id=env_id, kwargs=dict(kwargs or {}), named=True))
+
+
+def recorded_spec(env_id: str) -> EnvSpec:
+    """Plain data of a registered environment whose id was found in a file; no module is imported for it.
+
+    Raises:
+        UserError: for an unknown id, one with a module, or a missing simulator package.
+    """
+    return _spec(EnvSpec(env_id=env_id))
+
+
+def _spec(spec: EnvSpec) -> EnvSpec:
+    registered = registered_spec(spec)
+    env = _make_raw(spec)
     keys = observation_keys_of(env.observation_space)
     env.close()
-    return EnvSpec(
-        env_id=env_id,
-        kwargs=dict(kwargs or {}),
-        max_episode_steps=registered.max_episode_steps,
-        observation_keys=keys,
-    )
+    return replace(spec, max_episode_steps=step_limit(registered.max_episode_steps), observation_keys=keys)
+
+
+def raw_spaces(spec: EnvSpec) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    """Observation and action space of an environment in its wrappers, before anything is flattened.
+
+    Raises:
+        UserError: when it cannot be made.
+    """
+    env = _make_raw(spec)
+    found = (env.observation_space, env.action_space)
+    env.close()
+    return found
 
 
 def action_bounds(spec: EnvSpec) -> tuple[int, NDArray[np.float32], NDArray[np.float32]]:
@@ -178,11 +248,12 @@ def action_bounds(spec: EnvSpec) -> tuple[int, NDArray[np.float32], NDArray[np.f
 
 
 def gymnasium_spec(env: EnvSpec) -> RegistryEntry:
-    """The registry's entry with our arguments; only the id and the arguments where no installed package knows it."""
+    """The registry's entry with our arguments and wrappers; only those where no installed package knows the id."""
     try:
-        spec = deepcopy(registered_spec(env.env_id))
+        spec = deepcopy(registered_spec(env))
     except UserError:
         spec = RegistryEntry(id=env.env_id)
     spec.kwargs = {**spec.kwargs, **env.kwargs}
     spec.max_episode_steps = env.max_episode_steps
+    spec.additional_wrappers = (*spec.additional_wrappers, *gymnasium_wrappers(env.wrappers))
     return spec

@@ -18,9 +18,13 @@ def _family(env_id: str) -> str:
     return name.split("_", 1)[0]
 
 
-def normalised_score(env_id: str, raw: float) -> float | None:
-    """100 * (return - random) / (expert - random); None where no reference is known."""
-    reference = REFERENCE_RETURNS.get(_family(env_id))
+def normalised_score(env_id: str, raw: float, recorded: tuple[float, float] | None = None) -> float | None:
+    """100 * (return - random) / (expert - random); None where no reference is known.
+
+    Args:
+        recorded: (lowest, highest) return that the data name; counts where D4RL defines none.
+    """
+    reference = REFERENCE_RETURNS.get(_family(env_id), recorded)
     if reference is None:
         return None
     random, expert = reference

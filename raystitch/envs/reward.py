@@ -19,7 +19,7 @@ def known_reward(spec: EnvSpec | None) -> Reward | None:
     PointMaze with one fixed goal: 1 within 0.45 m of it. Other point mazes draw their goal anew, and the locomotion
     environments pay for a displacement that their observations leave out.
     """
-    if spec is None or spec.env_id != "raystitch/PointMaze-v0" or spec.kwargs:
+    if spec is None or spec.env_id != "raystitch/PointMaze-v0" or spec.kwargs or spec.wrappers:
         return None
     from raystitch.envs.make import register_environments
 

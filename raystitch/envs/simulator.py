@@ -9,10 +9,12 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
 from numpy.typing import NDArray
 
-from raystitch.envs.make import make_env
+from raystitch.envs.make import FlatObservation, make_env
 from raystitch.envs.spec import EnvSpec
+from raystitch.envs.wrappers import changes_observations
 from raystitch.errors import RunError
 
 Floats = NDArray[np.float32]
@@ -131,8 +133,9 @@ class PointMazeSetter:
 
 
 def _steppable(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """The environment without the time limit and the check that it was reset; wrappers that act are kept."""
-    while isinstance(env, gym.Wrapper) and not hasattr(env, "action_repeat"):
+    """The environment as it steps in raw observations; wrappers that act are kept, and have been reset once."""
+    env.reset(seed=0)
+    while isinstance(env, FlatObservation | TimeLimit | OrderEnforcing):
         env = env.env
     return env
 
@@ -215,6 +218,9 @@ def open_simulator(spec: EnvSpec) -> Simulator:
         Unavailable: when its observation does not determine the state, or raystitch does not know how.
         UserError: when the environment cannot be made.
     """
+    wrapper = changes_observations(spec.wrappers)
+    if wrapper is not None:
+        raise Unavailable(f"the state cannot be set from observations that the wrapper {wrapper} has changed")
     flat_env = make_env(spec)
     classes = [base.__name__ for base in type(flat_env.unwrapped).__mro__]
     reason = next((UNAVAILABLE[name] for name in classes if name in UNAVAILABLE), None)

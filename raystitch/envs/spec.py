@@ -1,8 +1,40 @@
-"""What it takes to make an environment again, as plain data."""
+"""What it takes to make an environment again, as plain data.
 
+What comes out of a file is data and no more: ``EnvSpec.from_json`` never gives a spec that may import a module,
+whatever the file says. Only ``envs.make.spec_from_id``, which takes the id that a user has typed, does.
+"""
+
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from raystitch.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrapperRecord:
+    """One of Gymnasium's wrappers around an environment, by name.
+
+    Attributes:
+        name: of the class; ``module:NAME`` where it is not one of Gymnasium's, and cannot be rebuilt then.
+        kwargs: arguments beside the environment; None where they were not recorded.
+    """
+
+    name: str
+    kwargs: Mapping[str, Any] | None = field(default_factory=dict[str, Any])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "kwargs": None if self.kwargs is None else dict(self.kwargs)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "WrapperRecord":
+        """Raises: UserError for anything but a name and plain arguments."""
+        kwargs = _mapping(value, "a wrapper").get("kwargs")
+        return cls(name=_text(value.get("name"), "a wrapper's name"), kwargs=kwargs and _mapping(kwargs, "kwargs"))
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(f'{name}={value}' for name, value in (self.kwargs or {}).items())})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,27 +46,126 @@ class EnvSpec:
         kwargs: keyword arguments of ``gymnasium.make``.
         max_episode_steps: the time limit, None where the environment has none or it is unknown.
         observation_keys: entries of a Dict observation that are concatenated in this order; None for a Box.
+        wrappers: applied to the environment in this order, before its observations are flattened.
+        reference: (lowest, highest) return that normalised scores refer to, where the data say so.
+        evaluation: the environment that the data name for judging policies; None for this one.
+        module: of the entry point that was recorded, where it is not Gymnasium's; for advice, never imported.
+        named: a user has named the id, so the module of ``module:ID`` may be imported. Never read from a file and never
+            written to one.
     """
 
     env_id: str
     kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     max_episode_steps: int | None = None
     observation_keys: tuple[str, ...] | None = None
+    wrappers: tuple[WrapperRecord, ...] = ()
+    reference: tuple[float, float] | None = None
+    evaluation: "EnvSpec | None" = None
+    module: str | None = None
+    named: bool = field(default=False, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        """Plain data. What was added later is left out where it says nothing: hashes over the rest stay as they are."""
+        value: dict[str, Any] = {
             "env_id": self.env_id,
             "kwargs": dict(self.kwargs),
             "max_episode_steps": self.max_episode_steps,
             "observation_keys": list(self.observation_keys) if self.observation_keys is not None else None,
         }
+        if self.wrappers:
+            value["wrappers"] = [wrapper.to_json() for wrapper in self.wrappers]
+        if self.reference is not None:
+            value["reference"] = list(self.reference)
+        if self.evaluation is not None:
+            value["evaluation"] = self.evaluation.to_json()
+        if self.module is not None:
+            value["module"] = self.module
+        return value
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "EnvSpec":
-        keys = value.get("observation_keys")
+    def from_json(cls, value: Any) -> "EnvSpec":
+        """Raises: UserError for anything that ``to_json`` would not have written."""
+        value = _mapping(value, "an environment")
+        keys, wrappers, inner = (value.get(name) for name in ("observation_keys", "wrappers", "evaluation"))
+        if inner is not None and _mapping(inner, "the evaluation environment").get("evaluation") is not None:
+            raise UserError("an evaluation environment names another one; it can name none")
         return cls(
-            env_id=value["env_id"],
-            kwargs=dict(value.get("kwargs") or {}),
-            max_episode_steps=value.get("max_episode_steps"),
-            observation_keys=None if keys is None else tuple(keys),
+            env_id=_text(value.get("env_id"), "env_id"),
+            kwargs=_mapping(value.get("kwargs") or {}, "kwargs"),
+            max_episode_steps=step_limit(value.get("max_episode_steps")),
+            observation_keys=None if keys is None else tuple(_text(key, "an observation key") for key in _list(keys)),
+            wrappers=tuple(WrapperRecord.from_json(wrapper) for wrapper in _list(wrappers or [])),
+            reference=reference_returns(value["reference"]) if value.get("reference") is not None else None,
+            evaluation=None if inner is None else cls.from_json(inner),
+            module=None if value.get("module") is None else _text(value["module"], "module")[:80],
         )
+
+    def for_evaluation(self, max_episode_steps: int | None = None) -> "EnvSpec":
+        """The environment that policies are judged in, with this time limit where one is given."""
+        chosen = self.evaluation or self
+        return chosen if max_episode_steps is None else replace(chosen, max_episode_steps=max_episode_steps)
+
+    def __str__(self) -> str:
+        return " in ".join([self.env_id, *(str(wrapper) for wrapper in self.wrappers)])
+
+
+def confirmed_id(recorded: str | None, named: str | None, how: str) -> str | None:
+    """An environment's id that a run's folder names, for ``load_dataset`` to take as named.
+
+    Args:
+        named: what the user has named, None for nothing. how: to name it, for the message.
+
+    Raises:
+        UserError: when it has a module that the user has not named too, or he named another environment.
+    """
+    if named is not None and named != recorded:
+        raise UserError(f"{how}{named}: the run was made in the environment {recorded or 'that its data record'}")
+    if recorded is not None and ":" in recorded and named is None:
+        raise UserError(
+            f"environment {recorded!r} is recorded in a file, and no module that a file names is imported; if you "
+            f"trust it, name it yourself: {how}{recorded}"
+        )
+    return recorded
+
+
+def step_limit(value: Any) -> int | None:
+    """A time limit as a whole number; None, -1 and infinity are no limit.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if value is None or value in (-1, math.inf):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1 or value != int(value):
+        raise UserError(f"max_episode_steps must be a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
+def reference_returns(value: Any) -> tuple[float, float]:
+    """(lowest, highest) as numbers.
+
+    Raises:
+        UserError: unless they are two finite numbers, the first the smaller one.
+    """
+    numbers = [item for item in _list(value) if isinstance(item, int | float) and math.isfinite(item)]
+    if len(_list(value)) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
+        raise UserError(f"reference returns must be two numbers, the lower one first, got {str(value)[:80]}")
+    return float(numbers[0]), float(numbers[1])
+
+
+def _mapping(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{what} must be names and values, got {str(value)[:80]!r}")
+    return dict(value)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise UserError(f"expected a list, got {str(value)[:80]!r}")
+    return list(value)
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{what} must be a text, got {str(value)[:80]!r}")
+    return value

@@ -18,13 +18,13 @@ from raystitch.errors import DamagedError, UserError
 from raystitch.files import require_space
 from raystitch.models.bundle import Bundle
 from raystitch.models.fit import existing_fit, rehearse_fit
+from raystitch.pipeline.evaluation import check_evaluation
 from raystitch.pipeline.ledger import planned_meta
 from raystitch.pipeline.search import check_search, read_search
 from raystitch.pipeline.suitable import check_suitable
 from raystitch.pipeline.sweep_plan import finished
 from raystitch.stitching.pairs import SourceIndex
 from raystitch.trainers.data import check_trainable
-from raystitch.trainers.evaluate import check_env
 from raystitch.trainers.loop import find_algorithm
 from raystitch.trainers.ratio import parse_ratio
 from raystitch.trainers.segments import original_segments
@@ -54,9 +54,7 @@ def check_run(config: RunConfig, folder: Path) -> Checked:
     """
     check_search(config)
     dataset = load_dataset(config.dataset, env_id=config.env)
-    if dataset.env is None:
-        raise UserError(f"{config.dataset} does not say which environment it comes from; set env: to its Gymnasium id")
-    check_env(dataset.env, dataset.obs_dim, dataset.act_dim)
+    check_evaluation(dataset, config.evaluation)
     notes = check_suitable(dataset)
     _check_algorithms(config, dataset)
     check_stages(config, folder, dataset)

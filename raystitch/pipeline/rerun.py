@@ -13,7 +13,8 @@ import numpy as np
 
 from raystitch.buffer.reader import open_buffer
 from raystitch.config import RunConfig, load_run_config
-from raystitch.data.load import load_dataset
+from raystitch.data.load import load_recorded
+from raystitch.envs.spec import confirmed_id
 from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.run_folder import CONFIG_FILE, config_files
@@ -60,25 +61,31 @@ class Rerun:
         return self.stored is not None and all(row["apart"] == 0 for row in self.rows())
 
 
-def rerun(run: str | Path, trial_id: str, log: Callable[[dict[str, Any]], None] | None = None) -> Rerun:
+def rerun(
+    run: str | Path,
+    trial_id: str,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    env_id: str | None = None,
+) -> Rerun:
     """Trains and evaluates one trial of a run again, alone, into ``RUN/reruns/ID``; nothing else of the run changes.
 
     Args:
         trial_id: as in results.parquet and the report; a unique beginning of it is enough.
         log: gets the rows of metrics.jsonl.
+        env_id: the run's environment, named again; needed where it is ``module:ID``.
 
     Raises:
-        UserError: when the folder is no run, or the run has no such trial.
+        UserError: when the folder is no run, the run has no such trial, or its environment has to be named.
         RunError: when the trial fails.
     """
     run = Path(run).expanduser().absolute()
     if not (run / CONFIG_FILE).is_file():
         raise UserError(f"{run} is not a run of `raystitch sweep`: it has no {CONFIG_FILE}")
-    config = load_run_config(run / CONFIG_FILE)
+    config = _confirmed(load_run_config(run / CONFIG_FILE), env_id)
     inputs = _inputs(config, run)
     grids = _grids(run, config, inputs)
     trial = find_trial([trial for trial, _ in grids.values()], trial_id, str(run))
-    config = grids[trial.trial_id][1]
+    config = _confirmed(grids[trial.trial_id][1], env_id)
     folder, fresh = run / RERUNS / trial.trial_id, run / RERUNS / NEW / trial.trial_id
     job = sweep_job(config, run, inputs)
     # On a machine without the GPU of the run the trial runs on the CPU; the numbers then differ by rounding.
@@ -90,6 +97,10 @@ def rerun(run: str | Path, trial_id: str, log: Callable[[dict[str, Any]], None] 
     shutil.rmtree(folder, ignore_errors=True)  # the last time's, now that this one is whole
     fresh.replace(folder)
     return Rerun(trial=trial, folder=folder, stored=finished(run / "trials" / trial.trial_id), repeated=result)
+
+
+def _confirmed(config: RunConfig, env_id: str | None) -> RunConfig:
+    return replace(config, env=confirmed_id(config.env, env_id, "--set env="))
 
 
 def _grids(run: Path, config: RunConfig, inputs: Inputs) -> dict[str, tuple[Trial, RunConfig]]:
@@ -126,7 +137,7 @@ def find_trial(trials: Sequence[Trial], trial_id: str, where: str) -> Trial:
 
 
 def _inputs(config: RunConfig, run: Path) -> Inputs:
-    dataset = load_dataset(config.dataset, env_id=config.env)
+    dataset = load_recorded(config.dataset, env_id=config.env)
     bundle, buffer = Bundle.load(run / "stitcher", "cpu"), open_buffer(run / "buffer")
     if buffer.meta.dataset_fingerprint != dataset.fingerprint:
         raise UserError(f"{config.dataset} is not what it was when {run} was made: its content changed since")

@@ -133,7 +133,7 @@ class SearchLog:
                 {
                     "search": asdict(config.search),
                     "config": asdict(getattr(config.algorithms, config.search.algo)),
-                    "evaluation": asdict(config.evaluation),
+                    "evaluation": config.evaluation.to_json(),
                     "env": config.env,
                     **asdict(inputs),
                 }

@@ -21,7 +21,19 @@ def check_suitable(dataset: EpisodeDataset) -> list[str]:
             f"{dataset.name}: every reward is 0 ({dataset.num_transitions:,} transitions), so no policy is better than "
             "another; put rewards into the dataset"
         )
-    return [
+    return over_limit_notes(dataset) + [
         f"{dataset.name}: {problem['message']}; they are trained on as recorded, but no policy acts outside the bounds"
         for problem in action_problems(dataset)
+    ]
+
+
+def over_limit_notes(dataset: EpisodeDataset) -> list[str]:
+    """A line where recorded episodes are longer than the environment's time limit, at which training cuts them."""
+    limit = dataset.env.max_episode_steps if dataset.env is not None else None
+    over = 0 if limit is None else int((dataset.lengths > limit).sum())
+    if not over:
+        return []
+    return [
+        f"{dataset.name}: {over:,} episodes are longer than the environment's time limit of {limit:,} steps (the "
+        f"longest has {int(dataset.lengths.max()):,}); original and stitched episodes alike are cut there for training"
     ]

@@ -86,7 +86,7 @@ def _identity(config: RunConfig, inputs: Inputs | None, fields: Mapping[str, Any
     content: dict[str, Any] = {
         **fields,
         "config": asdict(getattr(config.algorithms, fields["algo"])),
-        "evaluation": asdict(config.evaluation),
+        "evaluation": config.evaluation.to_json(),
         "env": config.env,
         "dataset": inputs.dataset if inputs else config.dataset,
     }

@@ -13,12 +13,13 @@ from raystitch.console import say
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import DamagedError, RunError, UserError
+from raystitch.pipeline.evaluation import check_evaluation, environment_of
 from raystitch.pipeline.trial_folder import SCHEMA_VERSION, Log, TrialFolder, TrialMetrics
 from raystitch.seeding import derive_seed
 from raystitch.trainers.batches import TrainData
 from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfig, DataMode, EvalConfig
 from raystitch.trainers.data import build_data
-from raystitch.trainers.evaluate import EvalResult, check_env, evaluate
+from raystitch.trainers.evaluate import EvalResult, evaluate
 from raystitch.trainers.loop import find_algorithm, train_policies, train_policy
 from raystitch.trainers.policy import Policy, load_policy
 from raystitch.trainers.ratio import Ratio, parse_ratio
@@ -207,7 +208,7 @@ def run_trials(
             steps.setdefault(trial.checkpoints.step(), []).append(index)
     if steps:
         if cell.enabled:
-            check_env(cell.env, dataset.obs_dim, dataset.act_dim)
+            check_evaluation(dataset, cell.evaluation, cell.env)
         data = cell.build(dataset)
         for group in steps.values():
             results.update(_train_group(cell, data, {index: trials[index] for index in group}, log, on_eval))
@@ -258,25 +259,44 @@ def _train_group(
         if isinstance(policy, RunError):
             finished[index] = policy
             continue
-        returned = cell.evaluate(policy, cell.evaluation.num_episodes, trial.seed, "evaluation") if cell.enabled else []
+        # Trained is trained, whatever becomes of its evaluation: the same call then only evaluates.
         policy.save(trial.out / "policy")
-        finished[index] = trial.finish(returned, rows, cell.config.train_steps, len(trials))
+        finished[index] = trial.finish([], rows, cell.config.train_steps, len(trials))
+    if cell.enabled:
+        for (index, trial), policy, rows in zip(trials.items(), policies, metrics, strict=True):
+            if isinstance(policy, Policy):
+                finished[index] = _evaluated(cell, trial, policy, rows, len(trials))
     return finished
 
 
 def _evaluate_later(cell: "_Cell", trial: TrialFolder, finished: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Evaluates a policy that was trained where its environment was missing; None where it has to be trained again."""
+    """Evaluates a policy that was trained where its environment was missing, or whose evaluation was cut short; None
+    where it has to be trained again."""
     try:
         policy = load_policy(trial.out / "policy", cell.device)
-        rows = [row for row in trial.journal.rows() if row["kind"] == "train"]
+        if "metrics" in finished:  # not in those of older versions
+            trial.journal.rewind(finished["metrics"])  # without what an interrupted call appended
     except DamagedError as error:
         trial.redo(str(error))
         return None
-    trial.journal.write(rows)  # without what an interrupted call appended
-    results = cell.evaluate(policy, cell.evaluation.num_episodes, trial.seed, "evaluation")
     metrics = TrialMetrics(trial.journal, None)
     metrics.train_seconds = finished["train_seconds"]
-    return trial.finish(results, metrics, cell.config.train_steps, finished["num_stacked"])
+    return _evaluated(cell, trial, policy, metrics, finished["num_stacked"])
+
+
+def _evaluated(
+    cell: "_Cell", trial: TrialFolder, policy: Policy, rows: TrialMetrics, num_stacked: int
+) -> dict[str, Any]:
+    """Completes the folder of a policy that was trained and saved.
+
+    Raises:
+        RunError: when the evaluation fails; says where the policy is.
+    """
+    try:
+        results = cell.evaluate(policy, cell.evaluation.num_episodes, trial.seed, "evaluation")
+    except RunError as error:
+        raise RunError(f"{error}; the policy is saved in {trial.out / 'policy'}") from error
+    return trial.finish(results, rows, cell.config.train_steps, num_stacked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,11 +318,6 @@ class _Cell:
     @classmethod
     def of(cls, dataset: EpisodeDataset, **settings: Unpack[TrialSettings]) -> "_Cell":
         algo = settings["algo"]
-        env = settings.get("env") or dataset.env
-        if env is None:
-            raise UserError(
-                f"{dataset.name} does not say which environment it comes from; name one to evaluate in (--env)"
-            )
         return cls(
             algo=algo,
             config=settings.get("config") or default_config(algo),
@@ -311,7 +326,7 @@ class _Cell:
             ratio=parse_ratio(settings.get("ratio", "1:0")),
             bridges=settings.get("bridges"),
             joined=settings.get("joined"),
-            env=env,
+            env=environment_of(dataset, settings.get("env")),
             device=settings.get("device", "auto"),
             memory_gib=settings.get("memory_gib", MEMORY_GIB),
             enabled=settings.get("evaluate", True),
@@ -326,7 +341,7 @@ class _Cell:
             "ratio": str(self.ratio),
             "seed": seed,
             "config": asdict(self.config),
-            "evaluation": asdict(self.evaluation),
+            "evaluation": self.evaluation.to_json(),
             "env": self.env.to_json(),
             "dataset": dataset.name,
             "dataset_fingerprint": dataset.fingerprint,
@@ -352,9 +367,8 @@ class _Cell:
             None,
         )
         episodes = derive_seed(seed, *purpose)
-        return [
-            evaluate(policy, self.env, num_episodes, self.evaluation.num_envs, episodes, target) for target in targets
-        ]
+        env = self.env.for_evaluation(self.evaluation.max_episode_steps)
+        return [evaluate(policy, env, num_episodes, self.evaluation.num_envs, episodes, target) for target in targets]
 
 
 def _build(

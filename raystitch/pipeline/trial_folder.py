@@ -108,12 +108,12 @@ class TrialFolder:
         """Writes ``returns.json``, last of all; the checkpoints go when everything else is on the disk.
 
         Args:
-            results: one per target return, the headline first; none where the policy could not be evaluated.
+            results: one per target return, the headline first; none where the policy is yet to be evaluated.
             num_stacked: seeds that were trained together.
         """
         for result in results:
             metrics.evaluated(train_steps, result)
-        returns = {
+        returns: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "status": "ok" if results else "not evaluated",
             "train_steps": train_steps,
@@ -122,8 +122,8 @@ class TrialFolder:
             "evaluations": [{"headline": index == 0, **result.to_json()} for index, result in enumerate(results)],
             "settings": json_digest(self.settings),
         }
-        returns = sealed(returns)
-        self.journal.extent()
+        extent = self.journal.extent()
+        returns = sealed(returns if results else {**returns, "metrics": extent})
         write_json(self.out / "returns.json", returns)
         shutil.rmtree(self.checkpoints.path.parent, ignore_errors=True)
         return returns

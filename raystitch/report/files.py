@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from raystitch.errors import UserError
 from raystitch.files import read_json
 from raystitch.report.summary import delta_text
-from raystitch.report.table import AGAIN, IN_GRID, read_rows
+from raystitch.report.table import AGAIN, IN_GRID, read_rows, read_table
 from raystitch.trainers.ratio import parse_ratio
 
 
@@ -113,9 +112,9 @@ def _figures(folder: Path, notes: list[str]) -> dict[str, pa.Table]:
     tables: dict[str, pa.Table] = {}
     for path in sorted(folder.glob("*.parquet")):
         try:
-            tables[path.stem] = pq.read_table(path)
-        except (OSError, pa.ArrowException) as error:
-            notes.append(f"{path} is damaged: {str(error).splitlines()[0]}")
+            tables[path.stem] = read_table(path)
+        except UserError as error:
+            notes.append(str(error))
     return tables
 
 

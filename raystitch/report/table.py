@@ -1,5 +1,6 @@
 """``results.parquet``: its columns, read and written."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raystitch.data.arrow import UnsafeArrow, check_parquet
 from raystitch.errors import UserError
 from raystitch.files import atomic_path
 
@@ -54,12 +56,27 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         UserError: when it cannot be read or lacks a column.
     """
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        why = str(error).splitlines()[0].removesuffix(".")
-        raise UserError(f"{path} is damaged: {why}; {AGAIN}") from error
+    table = read_table(path)
     missing = [name for name in RESULTS_SCHEMA.names if name not in table.column_names and name != IN_GRID]
     if missing:
         raise UserError(f"{path} is damaged: it has no column {missing[0]}; {AGAIN}")
-    return [{IN_GRID: True, **row} for row in table.to_pylist()]
+    rows: list[dict[str, Any]] = [{IN_GRID: True, **row} for row in table.to_pylist()]
+    if not all(re.fullmatch(r"[\w-]+", str(row["trial_id"])) for row in rows):
+        raise UserError(f"{path} holds a trial_id that is not the name of a folder")
+    return rows
+
+
+def read_table(path: str | Path) -> pa.Table:
+    """A table of plain types: those that others register with Arrow, such as Ray's pickled objects, run code when read.
+
+    Raises:
+        UserError: when it cannot be read or has another type.
+    """
+    try:
+        check_parquet(Path(path))
+        return pq.read_table(path)
+    except UnsafeArrow as error:
+        raise UserError(f"{path} has an extension type; a run holds none") from error
+    except (OSError, pa.ArrowException) as error:
+        why = str(error).splitlines()[0].removesuffix(".")
+        raise UserError(f"{path} is damaged: {why}; {AGAIN}") from error

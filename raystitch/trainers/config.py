@@ -3,7 +3,8 @@
 ``flops`` of an algorithm's settings says roughly what one gradient step computes, for the estimate of a run's cost.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_type_hints
 
 DATA_MODES = ("original", "stitched", "joined", "weighted", "duplicated")
@@ -216,6 +217,7 @@ class EvalConfig:
         num_episodes, num_envs: episodes of the final evaluation, and how many run side by side.
         target_returns: returns the Decision Transformer is asked for, in raw units, each evaluated and reported on its
             own; the first is the headline. Empty: the largest return of the original data.
+        max_episode_steps: where evaluation episodes end; None for the environment's own limit.
         every: gradient steps between evaluations during training, 0 for none. They use other episodes than the final.
         every_episodes: episodes of each of those.
     """
@@ -225,8 +227,20 @@ class EvalConfig:
     target_returns: tuple[float, ...] = ()
     every: int = 0
     every_episodes: int = 10
+    max_episode_steps: int | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "num_episodes", "num_envs", "every_episodes")
         if self.every < 0:
             raise ValueError(f"every must be >= 0, got every={self.every}")
+        if self.max_episode_steps is not None:
+            _positive(self, "max_episode_steps")
+        if not all(math.isfinite(target) for target in self.target_returns):
+            raise ValueError(f"target_returns must be finite, got target_returns={list(self.target_returns)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """As it belongs to a trial's identity: a setting that came later is left out where it says nothing."""
+        value = asdict(self)
+        if self.max_episode_steps is None:
+            del value["max_episode_steps"]
+        return value

@@ -78,12 +78,12 @@ def build_data(
     normalizer = Normalizer.fit(dataset.observations)
     pool = build_pool(dataset, used_bridges, normalizer, memory_gib * 2**30, scratch)
     rewards, rtg = pool.rewards.numpy(), pool.rtg.numpy()
-    original = original_segments(dataset)
+    limit = dataset.env.max_episode_steps if dataset.env is not None else None
+    original = original_segments(dataset).cut(limit)  # as stitched episodes are: else they would differ by more
     only_bridges = references is not None and kind == "transitions" and synthetic == "bridges"
     if references is not None and only_bridges and top_fraction == 1:
         augmented = bridge_segments(dataset, references)
     else:
-        limit = dataset.env.max_episode_steps if dataset.env is not None else None
         augmented = whole = _augmented(
             dataset, data, references, joined, limit, kind == "transitions" and synthetic == "tails"
         )
@@ -135,6 +135,15 @@ def _augmented(
     return again if data == "duplicated" else again.take(np.zeros(0, np.int64))
 
 
+def _returns(dataset: EpisodeDataset, rewards: NDArray[Any], rtg: NDArray[Any]) -> NDArray[np.float64]:
+    """Returns of the episodes that have transitions, up to the time limit, float64."""
+    limit = dataset.env.max_episode_steps if dataset.env is not None else None
+    returns = dataset.returns
+    if limit is not None and dataset.lengths.max() > limit:
+        returns = original_segments(dataset).cut(limit).return_offsets(rewards, rtg)[1]
+    return returns[dataset.lengths > 0]
+
+
 def _on_device(
     dataset: EpisodeDataset,
     kind: Kind,
@@ -150,7 +159,7 @@ def _on_device(
     num_runs = max(original.length.shape[1], augmented.length.shape[1])
     original, augmented = original.widened(num_runs), augmented.widened(num_runs)
     rewards, rtg = pool.rewards.numpy(), pool.rtg.numpy()
-    returns = dataset.returns[dataset.lengths > 0]
+    returns = _returns(dataset, rewards, rtg)
     scale = float(np.abs(returns).max())
     small: np.dtype[Any] = np.dtype(np.int32 if len(rewards) < 2**31 else np.int64)
 

@@ -14,6 +14,10 @@ from raystitch.seeding import derive_seed
 from raystitch.trainers.policy import Policy
 
 SAFETY_LIMIT = 100_000
+"""Steps after which an episode counts as one without an end."""
+
+FURTHEST_TARGET = 1000.0
+"""Largest target return, in units of the largest absolute return of the training data."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,6 +76,44 @@ def check_env(env: EnvSpec, obs_dim: int, act_dim: int) -> None:
         made.close()
 
 
+def check_ends(env: EnvSpec, longest: int) -> None:
+    """Refuses an environment whose episodes may have no end, before hours of training and not after them.
+
+    Args:
+        env: where data without a single termination come from. longest: steps of the longest recorded episode.
+
+    Raises:
+        UserError: when it has no time limit that an evaluation could reach.
+    """
+    made = make_env(env)
+    limit = made.spec.max_episode_steps if made.spec is not None else None
+    made.close()
+    if limit is not None and limit <= SAFETY_LIMIT:
+        return
+    has = "has no time limit" if limit is None else f"has a time limit of {limit:,} steps"
+    raise UserError(
+        f"environment {env.env_id} {has} and no recorded episode terminated, so an evaluation would not end; give "
+        f"--max-episode-steps N (evaluation.max_episode_steps in a configuration); the longest recorded episode has "
+        f"{longest:,} steps"
+    )
+
+
+def check_target(target_return: float, scale: float) -> None:
+    """Refuses a return that no policy can have been trained for.
+
+    Args:
+        scale: largest absolute return of the training data.
+
+    Raises:
+        UserError: when it is not finite or out of all proportion.
+    """
+    if not abs(target_return) <= FURTHEST_TARGET * scale:
+        raise UserError(
+            f"target return {target_return:g} is out of all proportion to the training data, whose returns lie within "
+            f"{-scale:g} and {scale:g}; ask for a return near those"
+        )
+
+
 def _check_sizes(made: FlatEnv, env: EnvSpec, obs_dim: int, act_dim: int) -> None:
     sizes = tuple(int(np.prod(space.shape or ())) for space in (made.observation_space, made.action_space))
     if sizes != (obs_dim, act_dim):
@@ -92,12 +134,14 @@ def evaluate(
     """Runs ``num_episodes`` episodes, ``num_envs`` at a time; equal arguments give equal results.
 
     Raises:
-        UserError: when the environment cannot be made or does not fit the policy.
-        RunError: when an episode has no end.
+        UserError: when the environment cannot be made or does not fit the policy, or for an absurd target return.
+        RunError: when an episode has no end, or the policy's actions are not finite.
     """
     if policy.uses_target_return and target_return is None:
         target_return = policy.meta.return_max
     asked = target_return if policy.uses_target_return else None
+    if asked is not None:
+        check_target(asked, policy.meta.rtg_scale)
     returns, lengths = np.zeros(num_episodes), np.zeros(num_episodes, np.int64)
     successes, reported = np.zeros(num_episodes, np.bool_), False
     envs: list[FlatEnv] = []
@@ -112,6 +156,8 @@ def evaluate(
             policy.reset(len(alive), asked)
             while len(alive):
                 actions = policy.act(obs)
+                if not np.isfinite(actions).all():
+                    raise RunError(f"the policy's actions in {env.env_id} are not finite; train it again")
                 steps = [envs[e - first].step(action) for e, action in zip(alive, actions, strict=True)]
                 reward = np.array([float(step[1]) for step in steps])
                 policy.observe(reward)
@@ -121,7 +167,10 @@ def evaluate(
                 successes[alive] |= [bool(step[4].get("success", False)) for step in steps]
                 going = np.flatnonzero([not (step[2] or step[3]) for step in steps])
                 if lengths[alive].max() >= SAFETY_LIMIT:
-                    raise RunError(f"{env.env_id} has no end after {SAFETY_LIMIT} steps; give it max_episode_steps")
+                    raise RunError(
+                        f"{env.env_id} has no end after {SAFETY_LIMIT:,} steps; give --max-episode-steps N "
+                        "(evaluation.max_episode_steps in a configuration)"
+                    )
                 obs = np.stack([step[0] for step in steps])
                 if len(going) < len(alive):
                     policy.keep(going)
@@ -134,5 +183,5 @@ def evaluate(
         returns=returns,
         lengths=lengths,
         successes=successes if reported else None,
-        score=normalised_score(env.env_id, float(returns.mean())),
+        score=normalised_score(env.env_id, float(returns.mean()), env.reference),
     )

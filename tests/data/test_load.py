@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from raystitch.data.load import load_dataset, parse_ref
+from raystitch.data.d4rl import write_d4rl
+from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
+from raystitch.data.load import load_dataset, load_recorded, parse_ref
+from raystitch.data.minari_io import write_minari
+from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
 
 
@@ -46,6 +51,43 @@ def test_folders_and_files_of_other_kinds(tmp_path: Path) -> None:
         load_dataset(str(tmp_path / "data.csv"))
 
 
-def test_environment_is_for_d4rl_files_only() -> None:
-    with pytest.raises(UserError, match="env_id='Hopper-v5' is for D4RL files only"):
-        load_dataset("minari:local/x-v0", env_id="Hopper-v5")
+@pytest.fixture
+def pendulum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EpisodeDataset:
+    """Made-up data of Pendulum's sizes that record no environment; as ``local/x-v0`` and as ``x.hdf5``."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    episodes = [
+        Episode(np.zeros((6, 3), np.float32), np.zeros((5, 1), np.float32), np.zeros(5, np.float32), False, True)
+    ] * 3
+    bound = np.full(1, 2, np.float32)
+    dataset = from_episodes(episodes, name="made", action_low=-bound, action_high=bound)
+    write_minari(dataset, "local/x-v0")
+    write_d4rl(dataset, tmp_path / "x.hdf5")
+    return dataset
+
+
+@pytest.mark.parametrize("ref", ["minari:local/x-v0", "d4rl:{folder}/x.hdf5"])
+def test_an_environment_is_named_for_every_kind_of_dataset(ref: str, pendulum: EpisodeDataset, tmp_path: Path) -> None:
+    ref = ref.format(folder=tmp_path)
+    assert load_dataset(ref).env is None
+    dataset = load_dataset(ref, env_id="Pendulum-v1")
+    assert dataset.env == EnvSpec(env_id="Pendulum-v1", max_episode_steps=200)
+    assert dataset.fingerprint == pendulum.fingerprint
+    with pytest.raises(UserError, match="observations have 3 and actions 1 dimensions, but Hopper-v5 has 11 and 3"):
+        load_dataset(ref, env_id="Hopper-v5")
+    with pytest.raises(UserError, match="unknown environment 'Hoper-v5'"):
+        load_dataset(ref, env_id="Hoper-v5")
+    recorded = EnvSpec(env_id="Pendulum-v1", kwargs={"g": 9.0}, max_episode_steps=7)
+    assert load_dataset(ref, default_env=recorded).env == recorded
+
+
+def test_the_demo_s_environment_is_replaced_too() -> None:
+    dataset = load_dataset("demo:pointmaze", env_id="raystitch/PointMaze-v0")
+    assert dataset.env is not None
+    assert dataset.env.named
+    assert dataset.env.max_episode_steps == 150
+
+
+def test_a_dataset_that_a_file_names_is_not_downloaded(pendulum: EpisodeDataset) -> None:
+    assert load_recorded("minari:local/x-v0").fingerprint == pendulum.fingerprint
+    with pytest.raises(UserError, match="what a file names is not downloaded"):
+        load_recorded("minari:local/elsewhere-v0")

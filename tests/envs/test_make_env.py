@@ -81,8 +81,8 @@ def test_vector_env_resets_only_what_is_asked_for() -> None:
     [
         ("Hoper-v5", "Did you mean: `Hopper`"),
         ("Hopper-v99", "unknown environment 'Hopper-v99'"),
-        ("nowhere/Maze-v0", "install the package"),
-        ("nopackage:Maze-v0", "unknown environment 'nopackage:Maze-v0'"),
+        ("nowhere/Maze-v0", "name the package that registers it when it is imported: --env package:nowhere/Maze-v0"),
+        ("nopackage:Maze-v0", "environment 'nopackage:Maze-v0': importing nopackage failed"),
     ],
 )
 def test_unknown_environment(env_id: str, message: str) -> None:

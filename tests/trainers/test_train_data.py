@@ -9,7 +9,7 @@ import torch
 from raystitch.buffer.bridges import BridgeSet
 from raystitch.buffer.episodes import joined as joined_episodes
 from raystitch.buffer.episodes import rebuild
-from raystitch.data.episodes import EpisodeDataset
+from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.errors import UserError
 from raystitch.trainers.batches import RatioSampler, TrainData
 from raystitch.trainers.data import build_data
@@ -43,6 +43,15 @@ def _all_steps(data: TrainData, first: int, episodes: EpisodeDataset) -> None:
             )
 
 
+def _cut(dataset: EpisodeDataset, limit: int | None) -> EpisodeDataset:
+    episodes = [
+        Episode(episode.observations[: len(rewards) + 1], episode.actions[:limit], rewards, False, True)
+        for episode in dataset
+        for rewards in [episode.rewards[:limit]]
+    ]
+    return from_episodes(episodes, name="cut", action_low=dataset.action_low, action_high=dataset.action_high)
+
+
 @pytest.mark.parametrize("limit", [60, 20, None])
 def test_stitched_windows_are_the_rebuilt_episodes(
     drift: EpisodeDataset, bridges: BridgeSet, limit: int | None
@@ -56,9 +65,11 @@ def test_stitched_windows_are_the_rebuilt_episodes(
     rebuilt = rebuild(dataset, reached).episodes
     assert data.augmented.length.tolist() == rebuilt.lengths.tolist()
     _all_steps(data, data.augmented.first_episode, rebuilt)
-    _all_steps(data, 0, dataset)
-    assert data.max_time(parse_ratio("1:0")) == drift.lengths.max() - 1
-    assert data.max_time(parse_ratio("1:1")) == max(drift.lengths.max(), rebuilt.lengths.max()) - 1
+    original = _cut(dataset, limit)  # what was recorded beyond the limit is cut as stitched episodes are
+    _all_steps(data, 0, original)
+    assert data.return_max == pytest.approx(original.returns.max(), abs=1e-5)
+    assert data.max_time(parse_ratio("1:0")) == original.lengths.max() - 1
+    assert data.max_time(parse_ratio("1:1")) == max(original.lengths.max(), rebuilt.lengths.max()) - 1
 
 
 def test_joined_windows_are_the_joined_episodes(drift: EpisodeDataset, bridges: BridgeSet) -> None:
