@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from raystitch.console import say
 from raystitch.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,8 +91,12 @@ def add_env(parser: argparse.ArgumentParser) -> None:
 def open_dataset(ref: str, env_id: str | None = None) -> "EpisodeDataset":
     """The dataset; ``env_id`` is for D4RL files that do not say which environment they come from."""
     from raystitch.data.load import load_dataset, parse_ref
+    from raystitch.pipeline.suitable import suitable_notes
 
-    return load_dataset(ref, env_id=env_id if parse_ref(ref)[0] == "d4rl" else None)
+    dataset = load_dataset(ref, env_id=env_id if parse_ref(ref)[0] == "d4rl" else None)
+    for note in suitable_notes(dataset):
+        say(f"note: {note}")
+    return dataset
 
 
 def add_moved_dataset(parser: argparse.ArgumentParser) -> None:

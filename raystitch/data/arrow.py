@@ -1,6 +1,9 @@
-"""Arrow IPC streams of strangers: looked at before any of their messages is decoded."""
+"""Arrow IPC streams and Parquet files of strangers: looked at before anything of them is decoded."""
 
+import base64
+import re
 import struct
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -42,6 +45,27 @@ def check_messages(body: pa.Buffer) -> None:
         if message.type == "record batch" and _is_compressed(message.metadata.to_pybytes()):
             raise UnsafeArrow("compressed")
     raise UnsafeArrow("batches")
+
+
+def check_parquet(path: Path) -> None:
+    """Looks at a file's footer before pyarrow does, which decodes the Arrow schema in it as soon as it opens the file.
+
+    Raises:
+        UnsafeArrow: when any text in it could be an Arrow schema with an extension type.
+        pa.ArrowInvalid: for what is no Parquet file.
+    """
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        file.seek(max(size - 8, 0))
+        length, magic = struct.unpack("<I4s", file.read(8))
+        if magic != b"PAR1" or length + 8 > size:
+            raise pa.ArrowInvalid("it is no Parquet file")
+        file.seek(size - 8 - length)
+        footer = file.read(length)
+    for text in re.findall(rb"[A-Za-z0-9+/]{16,}", footer):
+        for start in range(4):  # the bytes before the schema may look like a part of it
+            if EXTENSION in base64.b64decode(text[start : start + (len(text) - start) // 4 * 4]):
+                raise UnsafeArrow("extension")
 
 
 def _is_compressed(metadata: bytes) -> bool:

@@ -1,11 +1,21 @@
 """One reference, one dataset: ``minari:ID``, ``d4rl:FILE.hdf5``, ``demo:pointmaze``."""
 
+import os
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import UserError
 
+if TYPE_CHECKING:
+    from minari import MinariDataset
+
 HDF5_SUFFIXES = (".hdf5", ".h5")
+
+
+class DatasetWarning(UserWarning):
+    """What was odd about a dataset, and how it was read; ``inspect`` lists it too."""
 
 
 def parse_ref(ref: str) -> tuple[str, str]:
@@ -28,11 +38,15 @@ def parse_ref(ref: str) -> tuple[str, str]:
     return "minari", ref
 
 
-def load_dataset(ref: str, env_id: str | None = None, allow_nan: bool = False) -> EpisodeDataset:
+def load_dataset(
+    ref: "str | os.PathLike[str] | MinariDataset", env_id: str | None = None, allow_nan: bool = False
+) -> EpisodeDataset:
     """Loads the dataset ``ref`` names.
 
     Args:
-        ref: ``minari:ID`` or a bare id, ``d4rl:FILE.hdf5`` or a bare path ending in .hdf5, ``demo:pointmaze``.
+        ref: ``minari:ID`` or a bare id, ``d4rl:FILE.hdf5`` or a bare path ending in .hdf5, ``demo:pointmaze``; a path
+            object; or a ``minari.MinariDataset``, also one that was filtered or split. ``minari:ID#KEY,KEY`` reads
+            those entries of a Dict observation.
         env_id: the environment a D4RL file was recorded in, where the file does not say.
         allow_nan: keep NaN and infinities, for ``data inspect``.
 
@@ -46,6 +60,14 @@ def load_dataset(ref: str, env_id: str | None = None, allow_nan: bool = False) -
         >>> rs.load_dataset("mine.hdf5")  # of docs/data.md; the same as d4rl:mine.hdf5
         EpisodeDataset(d4rl:mine.hdf5: 20 episodes, 1,000 transitions, observation 4, action 2)
     """
+    dataset = _load(ref, env_id, allow_nan) if isinstance(ref, str | os.PathLike) else _from_object(ref, allow_nan)
+    for problem in dataset.found:
+        warnings.warn(f"{dataset.name}: {problem['message']}", DatasetWarning, stacklevel=2)
+    return dataset
+
+
+def _load(ref: "str | os.PathLike[str]", env_id: str | None, allow_nan: bool) -> EpisodeDataset:
+    ref = os.fspath(ref)
     kind, name = parse_ref(ref)
     if env_id is not None and kind != "d4rl":
         raise UserError(f"{ref}: the environment is recorded in the dataset; env_id={env_id!r} is for D4RL files only")
@@ -62,3 +84,16 @@ def load_dataset(ref: str, env_id: str | None = None, allow_nan: bool = False) -
     from raystitch.data.minari_io import read_minari
 
     return read_minari(name, allow_nan=allow_nan)
+
+
+def _from_object(given: object, allow_nan: bool) -> EpisodeDataset:
+    from minari import MinariDataset
+
+    from raystitch.data.minari_io import read_minari_dataset
+
+    if not isinstance(given, MinariDataset):
+        raise UserError(
+            f"a dataset is a reference such as minari:ID or d4rl:FILE.hdf5, a path, or a minari.MinariDataset, got "
+            f"{type(given).__name__}"
+        )
+    return read_minari_dataset(given, allow_nan=allow_nan)

@@ -4,7 +4,6 @@ The files may be a stranger's. Nothing outside of the dataset's folder is read, 
 ``infos`` and images are left alone.
 """
 
-import base64
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -84,14 +83,11 @@ def read_metadata(folder: DatasetFolder) -> dict[str, Any]:
     Raises:
         UserError: when it is missing or damaged, or the dataset is of a Minari that raystitch does not read.
     """
-    if not (folder.path / "metadata.json").exists() and (folder.path / MAIN_FILE).exists():
-        with open_hdf5(folder.file(MAIN_FILE), folder.where) as root:
-            old = root.attribute("total_episodes") is not None
-        if old:
-            raise UserError(
-                f"{folder.where} was written by Minari 0.4 or older, whose metadata lie inside {MAIN_FILE}; download "
-                "it again under the id that it has now (`minari list remote`), or write it anew with Minari 0.5"
-            )
+    if not (folder.path / "metadata.json").exists() and _is_old(folder):
+        raise UserError(
+            f"{folder.where} was written by Minari 0.4 or older, whose metadata lie inside {MAIN_FILE}; download it "
+            "again under the id that it has now (`minari list remote`), or write it anew with Minari 0.5"
+        )
     path = folder.file("metadata.json")
     try:
         if path.stat().st_size > METADATA_BYTES:
@@ -109,6 +105,15 @@ def read_metadata(folder: DatasetFolder) -> dict[str, Any]:
             f"{str(metadata.get('minari_version', '(unknown)'))[:20]}; raystitch reads {', '.join(FORMATS)}"
         )
     return metadata
+
+
+def _is_old(folder: DatasetFolder) -> bool:
+    """Whether the metadata are attributes of the data file, as before Minari 0.5."""
+    try:
+        with open_hdf5(folder.file(MAIN_FILE)) as root:
+            return root.attribute("total_episodes") is not None
+    except UserError:
+        return False
 
 
 def _is_pointer(path: Path) -> bool:
@@ -216,8 +221,9 @@ def _num_steps(folder: DatasetFolder, index: int, num_rows: int) -> int:
     name = f"{index}/metadata.json"
     if not (folder.path / name).exists():
         return num_rows - 1
+    path = folder.file(name)
     try:
-        told = json.loads(folder.file(name).read_text(encoding="utf-8")).get("total_steps")
+        told = json.loads(path.read_text(encoding="utf-8")).get("total_steps")
     except (OSError, ValueError, AttributeError, RecursionError):
         told = None
     return num_rows if told == num_rows else num_rows - 1
@@ -266,15 +272,13 @@ def _read_ipc(path: Path, budget: MemoryBudget) -> Any:
 def _read_parquet(path: Path, budget: MemoryBudget) -> Any:
     import pyarrow.parquet as pq
 
-    from raystitch.data.arrow import EXTENSION, UnsafeArrow
+    from raystitch.data.arrow import check_parquet
 
-    metadata = pq.read_metadata(path)
-    stored = base64.b64decode((metadata.metadata or {}).get(b"ARROW:schema", b""))
-    if EXTENSION in stored:
-        raise UnsafeArrow("extension")
-    budget.take(sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)))
+    check_parquet(path)
     with pq.ParquetFile(path) as file:
-        names = {column.path.split(".")[0] for column in map(metadata.schema.column, range(metadata.num_columns))}
+        metadata = file.metadata
+        budget.take(sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)))
+        names = {metadata.schema.column(index).path.split(".")[0] for index in range(metadata.num_columns)}
         table = file.read([name for name in COLUMNS if name in names])
     budget.take(table.nbytes)
     return table
