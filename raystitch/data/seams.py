@@ -32,14 +32,13 @@ def jumps(dataset: EpisodeDataset) -> tuple[Ints, float]:
     for index in range(dataset.obs_dim):
         steps = _steps(dataset.observations[:, index], rows)
         taken = steps[sample]
-        taken = taken[np.isfinite(taken) & (taken > 0)]
+        taken = taken[taken > 0]
         if len(taken) < 0.01 * len(steps[sample]):
             continue  # a constant, a goal, or something that hardly ever moves
         typical = float(np.quantile(taken, 0.9))
         moving += 1
-        with np.errstate(invalid="ignore"):
-            count += steps > FAR * typical
-            np.fmax(worst, steps / np.float32(typical), out=worst)
+        count += steps > FAR * typical
+        np.maximum(worst, steps / np.float32(typical), out=worst)
     found = np.flatnonzero(count > SHARE * moving) if moving else np.zeros(0, np.int64)
     if not len(found) or len(found) > MOST * len(rows):
         return np.zeros(0, np.int64), 0.0
@@ -53,5 +52,6 @@ def _steps(column: Floats, rows: Ints) -> Floats:
         width = float(np.fmax.reduce(column) - np.fmin.reduce(column))
         for turn in TURNS:
             if 0.9 * turn < width <= 1.001 * turn:
-                return np.minimum(steps, np.float32(turn) - steps)
+                steps = np.minimum(steps, np.float32(turn) - steps)
+    steps[~np.isfinite(steps)] = 0
     return steps

@@ -245,7 +245,10 @@ def test_pointers_in_place_of_files() -> None:
         ("[1, 2]", "does not say total_episodes"),
         ('{"total_episodes": "all"}', "does not say total_episodes"),
         ("[" * 100_000, "is damaged"),
-        ('{"total_episodes": 3, "data_format": "rlds", "minari_version": "9.1"}', "'rlds' by Minari 9.1; raystitch reads"),
+        (
+            '{"total_episodes": 3, "data_format": "rlds", "minari_version": "9.1"}',
+            "'rlds' by Minari 9.1; raystitch reads",
+        ),
     ],
 )
 def test_damaged_metadata(text: str, message: str) -> None:

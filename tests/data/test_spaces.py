@@ -36,13 +36,16 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (spaces.MultiBinary(4), r"got MultiBinary\(4\); record it as a Box of zeros and ones$"),
         (spaces.Tuple((INF, INF)), r"got Tuple.*; record its parts as a Dict of Boxes, or side by side as one Box$"),
         (spaces.Text(8), r"got Text.*; record it as a Box of numbers$"),
-        (IMAGE, r"the observations are images, Box\(0, 255, \(64, 64, 3\), uint8\), not a vector.*; record the state, or"),
+        (
+            IMAGE,
+            r"the observations are images, Box\(0, 255, \(64, 64, 3\), uint8\), not a vector.*; record the state, or",
+        ),
         (spaces.Box(0, 255, (64, 64), np.uint8), "the observations are images"),
         (spaces.Box(0, 255, (2, 64, 64), np.uint8), "the observations are images"),
         (spaces.Box(0, 1, (3, 64, 64), np.float32), "the observations are images"),
         (
             spaces.Dict({"phase": spaces.Discrete(3), "state": INF}),
-            r"it, entry 'phase': .*; record it as a Box, one-hot; or read the other entries alone: minari:a/b-v0#state$",
+            r"it, entry 'phase': .*, one-hot; or read the other entries alone: minari:a/b-v0#state$",
         ),
         (
             spaces.Dict({"camera": IMAGE, "state": INF, "tip": INF}),
