@@ -9,7 +9,12 @@ import pytest
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.errors import UserError
 
-PLAIN = Episode(np.arange(12.0).reshape(4, 3), np.ones((3, 2)), np.arange(3.0), False, True)
+
+def f32(values: Any) -> Any:
+    return np.asarray(values, np.float32)
+
+
+PLAIN = Episode(f32(np.arange(12).reshape(4, 3)), f32(np.ones((3, 2))), f32(np.arange(3)), False, True)
 
 
 def put_together(*episodes: Any, low: Any = -1, high: Any = 1) -> EpisodeDataset:
@@ -32,7 +37,7 @@ def test_shapes_whose_meaning_is_certain(change: dict[str, Any]) -> None:
 
 
 def test_vectors_of_one_number() -> None:
-    one = Episode(np.arange(4.0), np.arange(3.0) / 4, np.zeros(3), True, False)
+    one = Episode(f32(np.arange(4)), f32(np.arange(3) / 4), f32(np.zeros(3)), True, False)
     dataset = put_together(one)
     assert (dataset.observations.shape, dataset.actions.shape) == ((4, 1), (3, 1))
 
