@@ -176,7 +176,7 @@ def test_what_is_odd_about_a_dataset_is_said_before_anything_long_starts(run: Ru
     assert (status, err) == (0, "")
     assert "  wide_action_bounds: the bounds of 1 of 1 actions are infinite" in out
     assert "  equal_returns: all 10 episodes have the return -20" in out
-    status, _, err = run("train", path, "--algo", "bc", "--out", str(tmp_path / "bc"), "--set", "train_steps=0")
+    status, _, err = run("train", path, "--algo", "bc", "--out", str(tmp_path / "bc"), "--set", "train_steps=5")
     assert status == 2
     assert "warning: d4rl:" in err
     assert "the bounds of 1 of 1 actions are infinite" in err
