@@ -2,6 +2,7 @@
 
 import argparse
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from raystitch.commands.options import Subparsers, add_command, add_env, add_json, count, print_json, whole
@@ -81,6 +82,8 @@ def _import(args: argparse.Namespace) -> None:
 
     started = time.monotonic()
     dataset = read_d4rl(args.file.removeprefix("d4rl:"), env_id=args.env)
+    for problem in dataset.found:
+        say(f"note: {problem['message']}")
     dataset_id = write_minari(dataset, args.id, overwrite=args.overwrite)
     _wrote(dataset, dataset_id, started)
 
@@ -92,9 +95,11 @@ def _wrote(dataset: Any, dataset_id: str, started: float) -> None:
 
 def _inspect(args: argparse.Namespace) -> None:
     from raystitch.data.inspect import inspect
-    from raystitch.data.load import load_dataset
+    from raystitch.data.load import DatasetWarning, load_dataset
 
-    dataset = load_dataset(args.ref, env_id=args.env, allow_nan=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DatasetWarning)  # it is among the problems
+        dataset = load_dataset(args.ref, env_id=args.env, allow_nan=True)
     found = inspect(dataset)
     if args.json:
         print_json(found)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from raystitch.console import say
 from raystitch.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,10 +112,14 @@ def add_env(parser: argparse.ArgumentParser) -> None:
 
 
 def open_dataset(ref: str, env_id: str | None = None) -> "EpisodeDataset":
-    """The dataset that a user names; ``env_id`` is his ``--env``."""
+    """The dataset that a user names; ``env_id`` is his ``--env``. What speaks against it is said."""
     from raystitch.data.load import load_dataset
+    from raystitch.pipeline.suitable import suitable_notes
 
-    return load_dataset(ref, env_id=env_id)
+    dataset = load_dataset(ref, env_id=env_id)
+    for note in suitable_notes(dataset):
+        say(f"note: {note}")
+    return dataset
 
 
 def add_moved_dataset(parser: argparse.ArgumentParser) -> None:

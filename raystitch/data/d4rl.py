@@ -7,15 +7,20 @@ Legend: N transitions, O observation size, A action size.
 import json
 import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from raystitch.data.checks import check_finite
+from raystitch.data.bounds import usable_bounds
+from raystitch.data.checks import as_column, check_finite, check_magnitudes
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
+from raystitch.data.hdf5 import open_hdf5
+from raystitch.data.layouts import check_file, other_layout
+from raystitch.data.resolution import Resolution
 from raystitch.data.stream import EpisodeStream, stream_of
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
@@ -23,50 +28,68 @@ from raystitch.files import atomic_path, require_space
 
 REQUIRED = ("observations", "actions", "rewards")
 OPTIONAL = ("terminals", "timeouts", "next_observations")
+ATTRIBUTES = ("env_id", "env_spec", "action_low", "action_high")
 # A next observation further than this many standard deviations from the following row starts a new episode.
 SEAM_TOLERANCE = 1e-3
 
 
-def _read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """The known arrays as float32 [N, .] (flags as bool [N]) and the file's attributes."""
+@dataclass(frozen=True)
+class _File:
+    """What a file holds: its known arrays in their own number types, its known attributes, and steps that are lost."""
+
+    arrays: dict[str, NDArray[Any]]
+    attributes: dict[str, Any]
+    resolution: Resolution
+
+
+def _read_file(path: Path) -> _File:
     if path.is_dir():
         raise UserError(f"{path} is a folder, not an HDF5 file")
     if not path.exists():
         raise UserError(f"{path} does not exist")
-    try:
-        with h5py.File(path) as file:
-            attributes = dict(file.attrs)
-            arrays: dict[str, NDArray[Any]] = {}
-            for name in (*REQUIRED, *OPTIONAL):
-                item = file.get(name)
-                if item is None and name in OPTIONAL:
-                    continue
-                if not isinstance(item, h5py.Dataset):
-                    raise UserError(f"{path} has no array {name!r}; it has {sorted(file)}")
-                if item.ndim == 0 or item.dtype.kind not in "bifu":
-                    raise UserError(f"{path}: {name} must be an array of numbers, got {item.dtype} {item.shape}")
-                arrays[name] = item.astype(np.float32)[()]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read as an HDF5 file: {error}") from error
-    return arrays, attributes
+    check_file(path)
+    with open_hdf5(path) as root:
+        found = {name: root.numbers(name) for name in (*REQUIRED, *OPTIONAL)}
+        for name in REQUIRED:
+            if found[name] is None:
+                raise UserError(other_layout(path, root, name))
+        attributes = {name: value for name in ATTRIBUTES if (value := root.attribute(name)) is not None}
+    resolution = Resolution()
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, values in found.items():
+        if values is None:
+            continue
+        if name == "observations" and values.ndim == 2:
+            resolution.add(values)
+        arrays[name] = values.astype(np.float32, copy=False) if name != "actions" else values
+    return _File(arrays, attributes, resolution)
 
 
 def _check_shapes(arrays: dict[str, NDArray[Any]], path: Path) -> None:
-    rows = {name: len(values) for name, values in arrays.items()}
-    if len(set(rows.values())) > 1:
-        lengths = ", ".join(f"{name} {count}" for name, count in rows.items())
-        raise UserError(f"{path}: the arrays have different lengths: {lengths}; every array needs one row per step")
-    if not rows["observations"]:
-        raise UserError(f"{path}: the arrays are empty")
+    """Brings the arrays to the layout's shapes, where what was meant is certain."""
+    rows = len(arrays["observations"])
     for name in ("rewards", "terminals", "timeouts"):
         if name in arrays:
-            if arrays[name].size != len(arrays[name]):
+            column = as_column(arrays[name], rows)
+            if column is None and len(arrays[name]) == rows:
                 raise UserError(f"{path}: {name} must have one number per row, got shape {arrays[name].shape}")
-            arrays[name] = arrays[name].reshape(-1)
+            arrays[name] = arrays[name] if column is None else column
+    lengths = {name: len(values) for name, values in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in lengths.items())
+        raise UserError(f"{path}: the arrays have different lengths: {listed}; every array needs one row per step")
+    if not rows:
+        raise UserError(f"{path}: the arrays are empty")
+    actions = arrays["actions"]
+    if actions.ndim == 1 and actions.dtype.kind == "f":
+        arrays["actions"] = actions[:, None]
     for name in ("observations", "actions", "next_observations"):
         if name in arrays and arrays[name].ndim != 2:
             hint = "; discrete actions have to be written one-hot" if name == "actions" else ""
+            if arrays[name].ndim > 3:
+                hint = "; images have to become vectors: write the state, or what an encoder makes of them"
             raise UserError(f"{path}: {name} must be two-dimensional, got shape {arrays[name].shape}{hint}")
+    arrays["actions"] = arrays["actions"].astype(np.float32, copy=False)
     if "next_observations" in arrays and arrays["next_observations"].shape != arrays["observations"].shape:
         shapes = f"{arrays['next_observations'].shape} and {arrays['observations'].shape}"
         raise UserError(f"{path}: next_observations and observations have different shapes, {shapes}")
@@ -159,16 +182,16 @@ def _environment(
 
 def _bounds(
     arrays: dict[str, NDArray[Any]], attributes: dict[str, Any], env: EnvSpec | None, asked: bool, path: Path
-) -> tuple[Floats, Floats]:
-    """Action bounds [A]: of the environment asked for, else the file's attributes, else the environment it names, else
-    D4RL's -1 and 1, widened to the data.
+) -> tuple[ArrayLike, ArrayLike]:
+    """Action bounds as recorded: of the environment asked for, else the file's attributes, else the environment that it
+    names, else D4RL's -1 and 1, widened to the data.
 
     Raises:
         UserError: when the environment's sizes differ from the data's.
     """
     actions = arrays["actions"]
     if "action_low" in attributes and "action_high" in attributes and not asked:
-        return np.asarray(attributes["action_low"], np.float32), np.asarray(attributes["action_high"], np.float32)
+        return attributes["action_low"], attributes["action_high"]
     if env is not None:
         from raystitch.envs.make import action_bounds
 
@@ -218,15 +241,18 @@ def read_d4rl(
         UserError: when the file is missing, not HDF5, lacks an array, or its arrays do not fit together.
     """
     path = Path(path)
-    arrays, attributes = _read_arrays(path)
+    file = _read_file(path)
+    arrays, attributes = file.arrays, file.attributes
     _check_shapes(arrays, path)
     if not allow_nan:
         check_finite(arrays, str(path))
+        check_magnitudes(arrays, str(path))
     if env_id is not None and ":" not in env_id and env_id == _text(attributes.get("env_id", "")):
         env_id = None  # as the file says itself: then it need not be installed
     env = _environment(attributes, env_id, default_env, path)
     asked = env_id is not None or (env is not None and env is default_env)
-    action_low, action_high = _bounds(arrays, attributes, env, asked, path)
+    low, high = _bounds(arrays, attributes, env, asked, path)
+    action_low, action_high, found = usable_bounds(low, high, arrays["actions"], str(path))
     ends = _episode_ends(arrays, env.max_episode_steps if env else None, path)
     offsets, rows = _layout(ends)
     last = offsets[1:] - 1
@@ -248,6 +274,7 @@ def read_d4rl(
         action_high=action_high,
         env=env,
         final_observed=np.full(num_episodes, "next_observations" in arrays),
+        found=(*found, *file.resolution.problems()),
     )
 
 

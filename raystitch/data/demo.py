@@ -171,6 +171,7 @@ def _with_env(columns: dict[str, NDArray[Any]]) -> EpisodeDataset:
         action_low=-np.ones(2, np.float32),
         action_high=np.ones(2, np.float32),
         env=demo_spec(),
+        found=(),
     )
 
 

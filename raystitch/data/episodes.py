@@ -4,13 +4,16 @@ Legend: E episodes, N transitions, O observation size, A action size.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from raystitch.data.bounds import usable_bounds
+from raystitch.data.checks import Problem, as_column
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
 
@@ -46,11 +49,12 @@ class EpisodeDataset:
         env: how to make the environment again, None when unknown.
         final_observed: bool [E], False where a file lacks the observation after the last action; the row then
             repeats the last known observation and must not be used as a next state.
+        found: what the reader found odd, and how it read on; ``inspect`` lists it among the problems.
 
     All in raw units, as recorded. ``load_dataset`` reads one, ``from_episodes`` puts one together.
 
     Raises:
-        UserError: when a column does not have the rows that ``offsets`` asks for.
+        UserError: when a column does not have the shape, or the rows that ``offsets`` asks for.
 
     Example:
         >>> dataset.lengths[:3].tolist(), dataset.returns.shape, dataset.observations.shape
@@ -70,6 +74,7 @@ class EpisodeDataset:
     action_high: Floats
     env: EnvSpec | None = None
     final_observed: Bools = field(default_factory=lambda: np.zeros(0, np.bool_))
+    found: tuple[Problem, ...] = ()
 
     def __post_init__(self) -> None:
         if self.final_observed.size == 0:
@@ -86,6 +91,10 @@ class EpisodeDataset:
         for column, rows in expected.items():
             if len(getattr(self, column)) != rows:
                 raise UserError(f"{self.name}: {column} has {len(getattr(self, column))} rows, expected {rows}")
+        for column, axes in (("observations", 2), ("actions", 2), ("rewards", 1), ("terminated", 1), ("truncated", 1)):
+            shape = getattr(self, column).shape
+            if len(shape) != axes:
+                raise UserError(f"{self.name}: {column} must have {axes} axes, got shape {shape}")
 
     def __repr__(self) -> str:
         return (
@@ -193,28 +202,82 @@ class EpisodeDataset:
             action_high=self.action_high,
             env=self.env,
             final_observed=self.final_observed[episodes],
+            found=self.found,
         )
 
 
 def from_episodes(
-    episodes: list[Episode],
+    episodes: Sequence[Episode],
     *,
     name: str,
-    action_low: Floats,
-    action_high: Floats,
+    action_low: ArrayLike,
+    action_high: ArrayLike,
     env: EnvSpec | None = None,
 ) -> EpisodeDataset:
-    """Puts single episodes together into columns."""
-    lengths = np.array([len(episode.actions) for episode in episodes], np.int64)
+    """Puts single episodes together into columns.
+
+    Rewards may have axes of length 1 too many, and vectors of one number may come without their axis.
+
+    Args:
+        action_low, action_high: [A], or a number for all; where they are infinite or far too wide, the actions' own
+            smallest and largest values are taken (see ``found`` of the result).
+
+    Raises:
+        UserError: naming the episode whose arrays do not fit together, or with the others'.
+    """
+    if not episodes:
+        raise UserError(f"{name}: there are no episodes")
+    parts = [_columns(episode, f"{name}: episode {index}") for index, episode in enumerate(episodes)]
+    for index, (observations, actions, _) in enumerate(parts):
+        for what, values, first in (("observations", observations, parts[0][0]), ("actions", actions, parts[0][1])):
+            if values.shape[1] != first.shape[1]:
+                raise UserError(
+                    f"{name}: episode {index} has {what} of {values.shape[1]} numbers, but episode 0 of "
+                    f"{first.shape[1]}"
+                )
+    lengths = np.array([len(actions) for _, actions, _ in parts], np.int64)
+    observations, actions, rewards = (np.concatenate(column) for column in zip(*parts, strict=True))
+    low, high, found = usable_bounds(action_low, action_high, actions, name)
     return EpisodeDataset(
         name=name,
-        observations=np.concatenate([episode.observations for episode in episodes]).astype(np.float32),
-        actions=np.concatenate([episode.actions for episode in episodes]).astype(np.float32),
-        rewards=np.concatenate([episode.rewards for episode in episodes]).astype(np.float32),
-        terminated=np.array([episode.terminated for episode in episodes], np.bool_),
-        truncated=np.array([episode.truncated for episode in episodes], np.bool_),
+        observations=observations,
+        actions=actions,
+        rewards=rewards,
+        terminated=np.array([bool(episode.terminated) for episode in episodes], np.bool_),
+        truncated=np.array([bool(episode.truncated) for episode in episodes], np.bool_),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        action_low=np.asarray(action_low, np.float32),
-        action_high=np.asarray(action_high, np.float32),
+        action_low=low,
+        action_high=high,
         env=env,
+        found=tuple(found),
     )
+
+
+def _columns(episode: Episode, where: str) -> tuple[Floats, Floats, Floats]:
+    """The episode's observations [T + 1, O], actions [T, A] and rewards [T]."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for column in ("observations", "actions", "rewards"):
+        try:
+            arrays[column] = np.asarray(getattr(episode, column))
+        except ValueError as error:
+            raise UserError(f"{where}: {column} must be an array of numbers, got rows of different lengths") from error
+        if arrays[column].dtype.kind not in "bifu":
+            raise UserError(f"{where}: {column} must be an array of numbers, got {arrays[column].dtype}")
+    steps = len(arrays["actions"]) if arrays["actions"].ndim else 0
+    matrices = []
+    for column, rows in (("observations", steps + 1), ("actions", steps)):
+        values, floats = arrays[column], arrays[column].dtype.kind == "f"
+        if values.ndim == 1 and floats:
+            values = values[:, None]
+        if values.ndim != 2 or len(values) != rows:
+            hint = "; discrete actions have to be one-hot" if column == "actions" and not floats else ""
+            raise UserError(
+                f"{where}: {column} must have {rows} rows of one vector each, got shape {arrays[column].shape}{hint}"
+            )
+        matrices.append(values.astype(np.float32))
+    rewards = as_column(arrays["rewards"], steps)
+    if rewards is None:
+        raise UserError(
+            f"{where}: rewards must have one number for each of {steps} actions, got shape {arrays['rewards'].shape}"
+        )
+    return matrices[0], matrices[1], rewards.astype(np.float32)

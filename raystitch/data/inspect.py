@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raystitch.data.checks import Problem, absurd_rows, problem
 from raystitch.data.context import still_dimensions
 from raystitch.data.episodes import EpisodeDataset
+from raystitch.data.seams import jumps
 
 # An action this close to a bound, as a share of its range, is saturated.
 SATURATED = 1e-3
-
-Problem = dict[str, Any]
+EQUAL = 1e-6
+"""Returns that differ by less, as a share of their size, are equal but for rounding."""
 
 
 def _summary(values: NDArray[Any]) -> dict[str, float]:
@@ -29,10 +31,6 @@ def _list(numbers: NDArray[np.int64], most: int = 8) -> str:
     return shown if len(numbers) <= most else f"{shown}, ..."
 
 
-def _problem(kind: str, message: str, count: int) -> Problem:
-    return {"kind": kind, "message": message, "count": count}
-
-
 def _non_finite(dataset: EpisodeDataset) -> list[Problem]:
     found = []
     for name in ("observations", "actions", "rewards"):
@@ -40,12 +38,56 @@ def _non_finite(dataset: EpisodeDataset) -> list[Problem]:
         bad = ~np.isfinite(values).reshape(len(values), -1).all(1)
         if not bad.any():
             continue
-        first = int(np.argmax(bad))
-        starts = dataset.obs_offsets if name == "observations" else dataset.offsets
-        episode = int(np.searchsorted(starts, first, side="right")) - 1
-        where = f"the first in episode {episode}, step {first - int(starts[episode])}"
-        found.append(_problem("non_finite", f"{name}: NaN or infinity in {bad.sum()} rows, {where}", int(bad.sum())))
+        where = _first(dataset, name, int(np.argmax(bad)))
+        found.append(problem("non_finite", f"{name}: NaN or infinity in {bad.sum()} rows, {where}", int(bad.sum())))
     return found
+
+
+def _first(dataset: EpisodeDataset, name: str, row: int) -> str:
+    """Where a row of a column is."""
+    starts = dataset.obs_offsets if name == "observations" else dataset.offsets
+    episode = int(np.searchsorted(starts, row, side="right")) - 1
+    return f"the first in episode {episode}, step {row - int(starts[episode])}"
+
+
+def _absurd(dataset: EpisodeDataset) -> list[Problem]:
+    found = []
+    for name in ("observations", "actions", "rewards"):
+        values = getattr(dataset, name)
+        rows = absurd_rows(name, values)
+        if len(rows):
+            largest = float(np.nanmax(np.abs(np.where(np.isfinite(values[rows]), values[rows], 0.0))))
+            message = (
+                f"{name}: {len(rows)} rows have a value far beyond all others (up to {largest:.3g}), "
+                f"{_first(dataset, name, int(rows[0]))}"
+            )
+            found.append(problem("absurd_value", message, len(rows)))
+    return found
+
+
+def _jumps(dataset: EpisodeDataset) -> list[Problem]:
+    rows, largest = jumps(dataset)
+    if not len(rows):
+        return []
+    episodes = len(np.unique(dataset.episode_of[rows]))
+    message = (
+        f"{len(rows)} steps inside {episodes} episodes jump (by up to {largest:,.0f} times a usual step), "
+        f"{_first(dataset, 'actions', int(rows[0]))}: episodes end there, but no timeouts or terminals say so"
+    )
+    return [problem("jump_inside_episode", message, len(rows))]
+
+
+def _returns(dataset: EpisodeDataset) -> list[Problem]:
+    if dataset.num_episodes < 2 or not np.isfinite(dataset.returns).all():
+        return []
+    low, high = float(dataset.returns.min()), float(dataset.returns.max())
+    if high - low > EQUAL * max(1.0, abs(low), abs(high)):
+        return []
+    message = (
+        f"all {dataset.num_episodes} episodes have the return {high:g}, so none is better than another: no episode is "
+        "worth leading to, and no policy is worth more"
+    )
+    return [problem("equal_returns", message, dataset.num_episodes)]
 
 
 def _dimensions(dataset: EpisodeDataset) -> list[Problem]:
@@ -53,13 +95,13 @@ def _dimensions(dataset: EpisodeDataset) -> list[Problem]:
     found = []
     if len(constant):
         message = f"observation dimensions {_list(constant)} never change; they are left out of every score"
-        found.append(_problem("constant_dimension", message, len(constant)))
+        found.append(problem("constant_dimension", message, len(constant)))
     if len(context):
         message = (
             f"observation dimensions {_list(context)} are constant within episodes but differ between them "
             "(a context such as a goal); stitching two episodes that disagree on them joins different tasks"
         )
-        found.append(_problem("context_dimension", message, len(context)))
+        found.append(problem("context_dimension", message, len(context)))
     return found
 
 
@@ -81,7 +123,7 @@ def _actions(dataset: EpisodeDataset) -> tuple[float, list[Problem]]:
         f"{outside.sum()} transitions have an action outside its bounds (by up to {worst:.3g}), "
         f"the first in row {int(np.argmax(outside))}"
     )
-    return saturated, [_problem("action_out_of_bounds", message, int(outside.sum()))]
+    return saturated, [problem("action_out_of_bounds", message, int(outside.sum()))]
 
 
 def action_problems(dataset: EpisodeDataset) -> list[Problem]:
@@ -89,32 +131,40 @@ def action_problems(dataset: EpisodeDataset) -> list[Problem]:
     return _actions(dataset)[1]
 
 
+def training_problems(dataset: EpisodeDataset) -> list[Problem]:
+    """What speaks against training on the dataset as it is, beyond what its reader has said."""
+    missing = [_missing_final(dataset)] if dataset.final_observed.any() and not dataset.final_observed.all() else []
+    return [*missing, *_returns(dataset), *_jumps(dataset)]
+
+
 def _episodes(dataset: EpisodeDataset) -> list[Problem]:
     found = []
     if not dataset.terminated.any():
         message = "no episode has a terminal flag; right for tasks that never end, wrong if failures were not recorded"
-        found.append(_problem("no_terminal_flag", message, dataset.num_episodes))
+        found.append(problem("no_terminal_flag", message, dataset.num_episodes))
     single = np.flatnonzero(dataset.lengths <= 1)
     if len(single):
         message = f"{len(single)} episodes have a single step: {_list(single)}"
-        found.append(_problem("one_step_episode", message, len(single)))
+        found.append(problem("one_step_episode", message, len(single)))
     limit = dataset.env.max_episode_steps if dataset.env else None
     if limit is not None and (long := np.flatnonzero(dataset.lengths > limit)).size:
         message = f"{len(long)} episodes are longer than the environment's time limit of {limit} steps: {_list(long)}"
-        found.append(_problem("over_time_limit", message, len(long)))
-    missing = int((~dataset.final_observed).sum())
-    if missing:
-        message = f"{missing} episodes lack the observation after their last action; that transition is not learnt from"
-        found.append(_problem("missing_final_observation", message, missing))
+        found.append(problem("over_time_limit", message, len(long)))
+    if not dataset.final_observed.all():
+        found.append(_missing_final(dataset))
     return found
+
+
+def _missing_final(dataset: EpisodeDataset) -> Problem:
+    missing = int((~dataset.final_observed).sum())
+    message = f"{missing} episodes lack the observation after their last action; that transition is not learnt from"
+    return problem("missing_final_observation", message, missing)
 
 
 def inspect(dataset: EpisodeDataset) -> dict[str, Any]:
     """Sizes, returns and problems of a dataset that may hold NaN, as plain data for JSON.
 
-    ``problems`` is a list of ``{kind, message, count}``; the kinds are non_finite, constant_dimension,
-    context_dimension, action_out_of_bounds, no_terminal_flag, one_step_episode, over_time_limit and
-    missing_final_observation.
+    ``problems`` is a list of ``{kind, message, count}``; docs/data.md lists the kinds.
     """
     saturated, action_problems = _actions(dataset)
     return {
@@ -129,5 +179,14 @@ def inspect(dataset: EpisodeDataset) -> dict[str, Any]:
         "terminated": int(dataset.terminated.sum()),
         "truncated": int(dataset.truncated.sum()),
         "action_saturated_share": saturated,
-        "problems": [*_non_finite(dataset), *_dimensions(dataset), *action_problems, *_episodes(dataset)],
+        "problems": [
+            *_non_finite(dataset),
+            *_absurd(dataset),
+            *dataset.found,
+            *_dimensions(dataset),
+            *action_problems,
+            *_episodes(dataset),
+            *_jumps(dataset),
+            *_returns(dataset),
+        ],
     }

@@ -1,13 +1,23 @@
 """One reference, one dataset: ``minari:ID``, ``d4rl:FILE.hdf5``, ``demo:pointmaze``."""
 
+import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
 
+if TYPE_CHECKING:
+    from minari import MinariDataset
+
 HDF5_SUFFIXES = (".hdf5", ".h5")
+
+
+class DatasetWarning(UserWarning):
+    """What was odd about a dataset, and how it was read; ``inspect`` lists it too."""
 
 
 def parse_ref(ref: str) -> tuple[str, str]:
@@ -31,12 +41,17 @@ def parse_ref(ref: str) -> tuple[str, str]:
 
 
 def load_dataset(
-    ref: str, env_id: str | None = None, allow_nan: bool = False, default_env: EnvSpec | None = None
+    ref: "str | os.PathLike[str] | MinariDataset",
+    env_id: str | None = None,
+    allow_nan: bool = False,
+    default_env: EnvSpec | None = None,
 ) -> EpisodeDataset:
     """Loads the dataset ``ref`` names.
 
     Args:
-        ref: ``minari:ID`` or a bare id, ``d4rl:FILE.hdf5`` or a bare path ending in .hdf5, ``demo:pointmaze``.
+        ref: ``minari:ID`` or a bare id, ``d4rl:FILE.hdf5`` or a bare path ending in .hdf5, ``demo:pointmaze``; a path
+            object; or a ``minari.MinariDataset``, also one that was filtered or split. ``minari:ID#KEY,KEY`` reads
+            those entries of a Dict observation.
         env_id: the environment that you name, in place of the recorded one; ``package:ID`` imports the package. Never
             pass an id that was found in a file.
         allow_nan: keep NaN and infinities, for ``data inspect``.
@@ -46,33 +61,21 @@ def load_dataset(
         All episodes in memory, in raw units, in the order of the file; observations flattened to float32 [.., O].
 
     Raises:
-        UserError: when there is no such dataset, it cannot be read, (without ``allow_nan``) it holds a NaN, or the
-            environment of ``env_id`` has other sizes.
+        UserError: when there is no such dataset, it cannot be read, or (without ``allow_nan``) holds a NaN.
 
     Example:
         >>> rs.load_dataset("mine.hdf5")  # of docs/data.md; the same as d4rl:mine.hdf5
         EpisodeDataset(d4rl:mine.hdf5: 20 episodes, 1,000 transitions, observation 4, action 2)
     """
-    kind, name = parse_ref(ref)
-    if kind == "d4rl":
-        from raystitch.data.d4rl import read_d4rl
-
-        return read_d4rl(name, env_id=env_id, allow_nan=allow_nan, default_env=default_env)
-    if kind == "demo":
-        if name != "pointmaze":
-            raise UserError(f"no demo dataset is called {name!r}; there is: demo:pointmaze")
-        from raystitch.data.demo import load_or_make_pointmaze
-
-        dataset, named = load_or_make_pointmaze(), _named(env_id)
-        dataset = dataset if named is None else replace(dataset, env=named)
+    if isinstance(ref, str | os.PathLike):
+        kind, name = parse_ref(os.fspath(ref))
+        dataset = _READERS[kind](name, env_id, allow_nan, default_env)
     else:
-        from raystitch.data.minari_io import read_minari
-
-        dataset = read_minari(name, allow_nan=allow_nan, env=_named(env_id))
-    if env_id is not None:
-        _check_sizes(dataset)
-    elif default_env is not None and (dataset.env is None or dataset.env.env_id != default_env.env_id):
-        dataset = replace(dataset, env=default_env)
+        kind, dataset = "minari", _from_object(ref, env_id, allow_nan)
+    if kind != "d4rl":  # whose reader has them for the bounds of the actions
+        dataset = _with_environment(dataset, env_id, default_env)
+    for problem in dataset.found:
+        warnings.warn(f"{dataset.name}: {problem['message']}", DatasetWarning, stacklevel=2)
     return dataset
 
 
@@ -88,10 +91,57 @@ def load_recorded(ref: str, env_id: str | None = None, default_env: EnvSpec | No
     kind, name = parse_ref(ref)
     if kind == "minari":
         from raystitch.data.minari_root import check_dataset_id, dataset_path, minari_root, resolve
+        from raystitch.data.spaces import split_keys
 
-        if not dataset_path(resolve(check_dataset_id(name))).is_dir():
+        dataset_id, _ = split_keys(name)
+        if not dataset_path(resolve(check_dataset_id(dataset_id))).is_dir():
             raise UserError(f"{ref} is not in {minari_root()}, and what a file names is not downloaded")
     return load_dataset(ref, env_id=env_id, default_env=default_env)
+
+
+def _demo(name: str, env_id: str | None, allow_nan: bool, default_env: EnvSpec | None) -> EpisodeDataset:
+    if name != "pointmaze":
+        raise UserError(f"no demo dataset is called {name!r}; there is: demo:pointmaze")
+    from raystitch.data.demo import load_or_make_pointmaze
+
+    dataset, named = load_or_make_pointmaze(), _named(env_id)
+    return dataset if named is None else replace(dataset, env=named)
+
+
+def _d4rl(name: str, env_id: str | None, allow_nan: bool, default_env: EnvSpec | None) -> EpisodeDataset:
+    from raystitch.data.d4rl import read_d4rl
+
+    return read_d4rl(name, env_id=env_id, allow_nan=allow_nan, default_env=default_env)
+
+
+def _minari(name: str, env_id: str | None, allow_nan: bool, default_env: EnvSpec | None) -> EpisodeDataset:
+    from raystitch.data.minari_io import read_minari
+
+    return read_minari(name, allow_nan=allow_nan, env=_named(env_id))
+
+
+_READERS = {"demo": _demo, "d4rl": _d4rl, "minari": _minari}
+
+
+def _from_object(given: object, env_id: str | None, allow_nan: bool) -> EpisodeDataset:
+    from minari import MinariDataset
+
+    from raystitch.data.minari_io import read_minari_dataset
+
+    if not isinstance(given, MinariDataset):
+        raise UserError(
+            f"a dataset is a reference such as minari:ID or d4rl:FILE.hdf5, a path, or a minari.MinariDataset, got "
+            f"{type(given).__name__}"
+        )
+    return read_minari_dataset(given, allow_nan=allow_nan, env=_named(env_id))
+
+
+def _with_environment(dataset: EpisodeDataset, env_id: str | None, default_env: EnvSpec | None) -> EpisodeDataset:
+    if env_id is not None:
+        _check_sizes(dataset)
+    elif default_env is not None and (dataset.env is None or dataset.env.env_id != default_env.env_id):
+        return replace(dataset, env=default_env)
+    return dataset
 
 
 def _named(env_id: str | None) -> EnvSpec | None:

@@ -1,26 +1,27 @@
 """Minari datasets in and out.
 
 Writing goes through Minari's own storage class into a hidden folder that is renamed into place. Reading goes straight
-to the HDF5 file, which is several times faster than through Minari and leaves the recorded ``infos`` alone.
+to the files (see ``minari_episodes``), which is several times faster than through Minari and opens nothing else.
 
 Legend: T transitions of one episode, O observation size, A action size.
 """
 
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from raystitch.data.checks import check_finite
+from raystitch.data.bounds import usable_bounds
+from raystitch.data.checks import as_column, check_finite, check_magnitudes
 from raystitch.data.episodes import Episode, EpisodeDataset
+from raystitch.data.goals import GoalsLeftOut
+from raystitch.data.minari_episodes import DatasetFolder, StoredEpisode, read_metadata, stored_episodes
 from raystitch.data.minari_root import (
     VERSION,
     check_dataset_id,
@@ -32,137 +33,153 @@ from raystitch.data.minari_root import (
     resolve,
     versioned,
 )
-from raystitch.data.minari_spec import (
-    OWN_METADATA,
-    dataset_env,
-    evaluation_metadata,
-    open_storage,
-    read_spaces,
-    with_keys,
-)
+from raystitch.data.minari_spec import OWN_METADATA, dataset_env, evaluation_metadata, read_spaces, with_keys
+from raystitch.data.resolution import Resolution
+from raystitch.data.spaces import KEYS_MARK, check_action_space, observation_keys, split_keys
 from raystitch.data.stream import EpisodeStream, stream_of
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import RunError, UserError
 from raystitch.files import make_folder, require_space, sync, sync_tree, write_json
 
+if TYPE_CHECKING:
+    from minari import MinariDataset
+
 EPISODE_OVERHEAD = 16_000
 """Bytes that HDF5 takes for the groups and headers of one episode, at most."""
 
 
-def _read_metadata(data_path: Path) -> dict[str, Any]:
-    metadata: dict[str, Any] = {}
-    try:
-        metadata = json.loads((data_path / "metadata.json").read_text(encoding="utf-8"))
-        complete = isinstance(metadata["total_episodes"], int) and isinstance(metadata["data_format"], str)
-    except (OSError, ValueError, KeyError, TypeError):
-        complete = False
-    if not complete:
-        raise UserError(f"{data_path} is not a complete Minari dataset: metadata.json is missing or damaged")
-    return metadata
+def _flat(stored: StoredEpisode, column: str, keys: tuple[str, ...] | None) -> NDArray[Any]:
+    """Observations or actions of one episode, [rows, size].
 
-
-def _flat(values: Any, keys: tuple[str, ...] | None) -> NDArray[Any]:
-    """Observations or actions of one episode, [rows, size]; ``values`` holds arrays or HDF5 datasets."""
+    Raises:
+        KeyError: for a column that is not there.
+    """
     if keys is None:
-        array = np.asarray(values)
+        array = _column(stored, column)
         return array.reshape(len(array), -1)
-    return np.concatenate([_flat(values[key], None) for key in keys], axis=1)
+    return np.concatenate([_flat(stored, f"{column}/{key}", None) for key in keys], axis=1)
 
 
-def _hdf5_episodes(data_path: Path, num_episodes: int) -> Iterator[Any]:
-    with h5py.File(data_path / "main_data.hdf5") as file:
-        for index in range(num_episodes):
-            yield file[f"episode_{index}"]
+def _column(stored: StoredEpisode, name: str) -> NDArray[Any]:
+    values = stored.numbers(name)
+    if values is None:
+        raise KeyError(f"there is no array {name}")
+    return values
 
 
-def _stored_episodes(data_path: Path, metadata: Mapping[str, Any], spaces: tuple[Any, Any]) -> Iterable[Any]:
-    if metadata["data_format"] == "hdf5":
-        return _hdf5_episodes(data_path, metadata["total_episodes"])
-    return open_storage(data_path, metadata, spaces).get_episodes(range(metadata["total_episodes"]))
+class _Columns:
+    """The episodes read so far, each array as float32 where it is one of numbers."""
+
+    def __init__(self, keys: tuple[str, ...] | None, where: str) -> None:
+        self.keys, self.where = keys, where
+        self.values: dict[str, list[NDArray[np.float32]]] = {"observations": [], "actions": [], "rewards": []}
+        self.terminated: list[bool] = []
+        self.truncated: list[bool] = []
+        self.unobserved: list[int] = []
+        self.resolution = Resolution()
+
+    def add(self, index: int, stored: StoredEpisode) -> None:
+        """Raises:
+        UserError: when the arrays of the episode do not fit together.
+        """
+        observations, actions = _flat(stored, "observations", self.keys), _flat(stored, "actions", None)
+        steps = len(actions)
+        if len(observations) == steps > 0:  # as recorders do that forget the last one
+            observations = np.concatenate([observations, observations[-1:]])
+            self.unobserved.append(len(self.terminated))
+        if len(observations) != steps + 1:
+            raise self._damaged(index, steps, f"{len(observations)} observations")
+        flat = {}
+        for name in ("rewards", "terminations", "truncations"):
+            stored_column = _column(stored, name)
+            column = as_column(stored_column, steps)
+            if column is None:
+                raise self._damaged(index, steps, f"{name} of shape {stored_column.shape}")
+            flat[name] = column
+        self.resolution.add(observations)
+        for name, values in (("observations", observations), ("actions", actions), ("rewards", flat["rewards"])):
+            self.values[name].append(values.astype(np.float32, copy=False))
+        self.terminated.append(bool(flat["terminations"][-1:].any()))
+        self.truncated.append(bool(flat["truncations"][-1:].any()))
+
+    def _damaged(self, index: int, steps: int, what: str) -> UserError:
+        return UserError(f"{self.where}: episode {index} has {steps} actions but {what}; the dataset is damaged")
+
+    def joined(self) -> dict[str, NDArray[np.float32]]:
+        """All episodes one after another; can be called once."""
+        joined = {}
+        for name in list(self.values):
+            joined[name] = np.concatenate(self.values.pop(name))
+        return joined
 
 
-def _check_lengths(parts: Mapping[str, NDArray[Any]], index: int, where: str) -> None:
-    steps = len(parts["actions"])
-    for name, values in parts.items():
-        if len(values) != steps + (name == "observations"):
-            raise UserError(
-                f"{where}: episode {index} has {steps} actions but {len(values)} {name}; the dataset is damaged"
-            )
-
-
-def _read(data_path: Path, dataset_id: str, allow_nan: bool, named: EnvSpec | None) -> EpisodeDataset:
-    from gymnasium import spaces
-
-    from raystitch.envs.make import flat_size, observation_keys_of
-
-    where = f"minari:{dataset_id}"
-    metadata = _read_metadata(data_path)
+def _read(
+    folder: DatasetFolder,
+    dataset_id: str,
+    allow_nan: bool,
+    asked_keys: tuple[str, ...] | None,
+    named: EnvSpec | None,
+    indices: Sequence[int] | None = None,
+) -> EpisodeDataset:
+    """The episodes of those numbers, all of them by default."""
+    where = folder.where
+    metadata = read_metadata(folder)
     env = dataset_env(metadata, named, where)
     observation_space, action_space = read_spaces(metadata, env, where)
-    if not isinstance(action_space, spaces.Box):
-        raise UserError(
-            f"{where}: the action space must be a Box, got {action_space}; actions have to be continuous: "
-            "record discrete ones as a Box, for example one-hot"
-        )
-    keys = observation_keys_of(observation_space)
-    flat_size(observation_space, keys, where)
-    env = None if env is None else with_keys(env, keys)
-
-    columns: dict[str, list[NDArray[Any]]] = {"observations": [], "actions": [], "rewards": []}
-    terminated: list[bool] = []
-    truncated: list[bool] = []
-    try:
-        for index, stored in enumerate(_stored_episodes(data_path, metadata, (observation_space, action_space))):
-            parts = {
-                "observations": _flat(stored["observations"], keys),
-                "actions": _flat(stored["actions"], None),
-                **{name: np.asarray(stored[name]) for name in ("rewards", "terminations", "truncations")},
-            }
-            _check_lengths(parts, index, where)
-            for name, values in columns.items():
-                values.append(parts[name].astype(np.float32))
-            terminated.append(bool(parts["terminations"][-1:].any()))
-            truncated.append(bool(parts["truncations"][-1:].any()))
-    except UserError:
-        raise
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise UserError(f"{where} is damaged and cannot be read from {data_path}: {error}") from error
-    if not terminated:
+    check_action_space(action_space, where)
+    keys = observation_keys(observation_space, asked_keys, dataset_id, where)
+    if indices is None:
+        indices = range(metadata["total_episodes"])
+    if not len(indices):
         raise UserError(f"{where} holds no episodes")
-    joined = {name: np.concatenate(values) for name, values in columns.items()}
+    columns = _Columns(keys, where)
+    goals = GoalsLeftOut.of(observation_space, asked_keys)
+    try:
+        for index, stored in zip(indices, stored_episodes(folder, metadata, indices), strict=True):
+            columns.add(index, stored)
+            goals.add(stored)
+    except (OSError, KeyError, RuntimeError) as error:
+        raise UserError(f"{where} is damaged and cannot be read from {folder.path}: {error}") from error
+    lengths = np.array([len(values) for values in columns.values["rewards"]], np.int64)
+    joined = columns.joined()
     if not allow_nan:
         check_finite(joined, where)
-    lengths = np.array([len(values) for values in columns["rewards"]], np.int64)
+        check_magnitudes(joined, where)
+    low, high, found = usable_bounds(action_space.low, action_space.high, joined["actions"], where)
     final_observed = np.ones(len(lengths), np.bool_)
-    final_observed[(metadata.get(OWN_METADATA) or {}).get("unobserved_final", [])] = False
-    ended = np.array(terminated, np.bool_)
+    final_observed[columns.unobserved] = False
+    final_observed[np.isin(indices, (metadata.get(OWN_METADATA) or {}).get("unobserved_final", []))] = False
+    ended = np.array(columns.terminated, np.bool_)
     return EpisodeDataset(
         name=where,
         observations=joined["observations"],
         actions=joined["actions"],
         rewards=joined["rewards"],
         terminated=ended,
-        truncated=np.array(truncated, np.bool_) | ~ended,
+        truncated=np.array(columns.truncated, np.bool_) | ~ended,
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        action_low=action_space.low.reshape(-1).astype(np.float32),
-        action_high=action_space.high.reshape(-1).astype(np.float32),
-        env=env,
+        action_low=low,
+        action_high=high,
+        env=None if env is None else with_keys(env, keys),
         final_observed=final_observed,
+        found=(*found, *goals.problems(dataset_id), *columns.resolution.problems()),
     )
 
 
-def read_minari(dataset_id: str, allow_nan: bool = False, env: EnvSpec | None = None) -> EpisodeDataset:
+def read_minari(reference: str, allow_nan: bool = False, env: EnvSpec | None = None) -> EpisodeDataset:
     """Reads a local Minari dataset; one with a version that is not there is downloaded first.
 
     An id without a version means the latest one.
 
     Args:
+        reference: the id; ``ID#observation,desired_goal`` reads those entries of a Dict observation, in that order.
         allow_nan: keep NaN and infinities, for ``data inspect``.
         env: the environment that a user has named, in place of the recorded one.
 
     Raises:
         UserError: when there is no such dataset, it is damaged, has spaces raystitch cannot use, or holds a NaN.
     """
+    dataset_id, keys = split_keys(reference)
     dataset_id = resolve(check_dataset_id(dataset_id))
     data_path = dataset_path(dataset_id) / "data"
     if not data_path.is_dir():
@@ -171,7 +188,31 @@ def read_minari(dataset_id: str, allow_nan: bool = False, env: EnvSpec | None = 
             why = download(dataset_id) or ""
         if why:
             raise UserError(f"minari:{dataset_id}: {why}; {nearest(dataset_id, local_ids())}")
-    return _read(data_path, dataset_id, allow_nan, env)
+    return _read(_folder(data_path, dataset_id, keys), dataset_id, allow_nan, keys, env)
+
+
+def _folder(data_path: Path, dataset_id: str, keys: tuple[str, ...] | None, part: str = "") -> DatasetFolder:
+    chosen = "" if keys is None else KEYS_MARK + ",".join(keys)
+    return DatasetFolder(
+        path=data_path,
+        where=f"minari:{dataset_id}{chosen}{part}",
+        remedy=f"remove {data_path.parent} and get it again, as with `minari download {dataset_id}`",
+    )
+
+
+def read_minari_dataset(
+    dataset: "MinariDataset", allow_nan: bool = False, env: EnvSpec | None = None
+) -> EpisodeDataset:
+    """Reads the episodes that a ``minari.MinariDataset`` points to, all or those that a filter or a split left.
+
+    Raises:
+        UserError: as ``read_minari`` does.
+    """
+    indices = [int(index) for index in dataset.episode_indices]
+    total = dataset.storage.total_episodes
+    part = "" if indices == list(range(total)) else f" ({len(indices)} of its {total} episodes)"
+    folder = _folder(Path(dataset.storage.data_path), dataset.id, None, part)
+    return _read(folder, dataset.id, allow_nan, None, env, indices)
 
 
 def _buffer(episode: Episode) -> Any:

@@ -56,11 +56,17 @@ def dataset_path(dataset_id: str) -> Path:
 def local_ids() -> list[str]:
     """Ids of the datasets in the root, sorted. Minari's own listing fails where one has no version."""
 
+    seen: set[Path] = set()  # links may lead round in circles
+
     def below(folder: Path) -> Iterator[Path]:
         if (folder / "data" / "metadata.json").is_file():
             yield folder
             return
-        for child in folder.iterdir():
+        real = folder.resolve()
+        if real in seen:
+            return
+        seen.add(real)
+        for child in sorted(folder.iterdir(), key=Path.is_symlink):  # a folder goes before the links to it
             if child.is_dir() and not child.name.startswith("."):
                 yield from below(child)
 

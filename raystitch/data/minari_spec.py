@@ -164,19 +164,3 @@ def _check_space(space: Any, depth: int) -> None:
 def _shape(value: Any) -> tuple[int, ...]:
     """The shape of nested lists, by their first items; what is ragged is refused when the space is made."""
     return (len(value), *(_shape(value[0]) if value else ())) if isinstance(value, list) else ()
-
-
-def open_storage(data_path: Path, metadata: Mapping[str, Any], spaces: tuple[Any, Any]) -> Any:
-    """Minari's reader of a storage format with spaces that are known, so that it has no reason to make an environment.
-
-    Raises:
-        UserError: for a format that this Minari does not have.
-    """
-    from minari.dataset._storages import get_minari_storage, get_storage_keys
-
-    kind = metadata["data_format"]
-    if kind not in get_storage_keys():
-        raise UserError(
-            f"{data_path}: its storage format {str(kind)[:40]!r} is not one of {sorted(get_storage_keys())}"
-        )
-    return get_minari_storage(kind)(data_path, *spaces, jpeg_encoding=bool(metadata.get("jpeg_encoding", True)))

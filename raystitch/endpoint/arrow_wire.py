@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ConfigDict, ValidationError
 
+from raystitch.data.arrow import MAX_BATCHES, UnsafeArrow, check_messages
 from raystitch.data.episodes import Floats
 from raystitch.endpoint.answer import Answer
 from raystitch.endpoint.config import LimitsConfig
@@ -34,11 +35,15 @@ from raystitch.endpoint.request import (
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 _COLUMNS = ("role", "step", "observation", "action", "reward")
-_RECORD_BATCH = 3  # MessageHeader in Arrow's Message.fbs
-# What is decoded for a batch or an option takes a hundred times its bytes.
-_MAX_BATCHES, _MAX_OPTIONS = 1000, 10_000
-_EXTENSION = b"ARROW:extension:"
-_HEADER_TYPE, _HEADER, _COMPRESSION = 1, 2, 3  # fields of Message and of RecordBatch
+_MAX_OPTIONS = 10_000  # what is decoded for an option takes a hundred times its bytes
+_UNSAFE = {
+    "extension": ("schema", "has an extension type; send the column as what it stores"),
+    "compressed": (
+        "body",
+        "its Arrow buffers are compressed; send them plain, or the body with Content-Encoding: gzip",
+    ),
+    "batches": ("body", f"has more than {MAX_BATCHES} record batches; write longer ones"),
+}
 
 
 class ArrowOptions(Options):
@@ -118,11 +123,13 @@ def write_arrow(answer: Answer) -> bytes:
 
 def _read_table(body: bytes) -> pa.Table:
     try:
-        _check_messages(body)
+        check_messages(pa.py_buffer(body))
         with pa.ipc.open_stream(pa.py_buffer(body)) as reader:
             _check_schema(reader.schema)
             table = reader.read_all()
         table.validate(full=True)
+    except UnsafeArrow as error:
+        raise invalid(*_UNSAFE[error.reason]) from None
     except (pa.ArrowException, OSError, ValueError, struct.error, IndexError, OverflowError, MemoryError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise Problem(400, f"the body is not a valid Arrow IPC stream: {first[:200]}") from None
@@ -215,49 +222,3 @@ def _numbers(field: str, column: pa.Array, width: int | None) -> Floats:
         row = int(np.argmin(values.is_valid().to_numpy(zero_copy_only=False))) // width
         raise invalid(f"{field}[{row}]", "holds a null")
     return finite_float32(field, values.to_numpy().reshape(-1, width))
-
-
-def _check_messages(body: bytes) -> None:
-    """Looks at the messages before any of them is decoded.
-
-    Compressed buffers say themselves how large they will be; compress the body instead (Content-Encoding). Extension
-    types are decoded by whoever registered them in this process, Ray's among others.
-    """
-    reader = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
-    for _ in range(_MAX_BATCHES + 1):
-        try:
-            message = reader.read_next_message()
-        except StopIteration:
-            return
-        if message.type not in ("schema", "record batch"):
-            raise pa.ArrowInvalid(f"a message of type {message.type!r} has no place in it")
-        if message.type == "schema" and _EXTENSION in message.metadata.to_pybytes():
-            raise invalid("schema", "has an extension type; send the column as what it stores")
-        if message.type == "record batch" and _is_compressed(message.metadata.to_pybytes()):
-            raise invalid(
-                "body", "its Arrow buffers are compressed; send them plain, or the body with Content-Encoding: gzip"
-            )
-    raise invalid("body", f"has more than {_MAX_BATCHES} record batches; write longer ones")
-
-
-def _is_compressed(metadata: bytes) -> bool:
-    """Whether a record batch's flatbuffer has the field ``compression`` (Arrow's Message.fbs)."""
-    (message,) = struct.unpack_from("<I", metadata, 0)
-    header_type = _field(metadata, message, _HEADER_TYPE)
-    header = _field(metadata, message, _HEADER)
-    if not header_type or not header or metadata[header_type] != _RECORD_BATCH:
-        raise pa.ArrowInvalid("a record batch without its header")
-    (offset,) = struct.unpack_from("<I", metadata, header)
-    return _field(metadata, header + offset, _COMPRESSION) != 0
-
-
-def _field(buffer: bytes, table: int, number: int) -> int:
-    """Where a field of a flatbuffer's table lies, 0 where it is left out."""
-    (distance,) = struct.unpack_from("<i", buffer, table)
-    vtable = table - distance
-    (size,) = struct.unpack_from("<H", buffer, vtable)
-    at = 4 + 2 * number
-    if at + 2 > size:
-        return 0
-    (offset,) = struct.unpack_from("<H", buffer, vtable + at)
-    return table + offset if offset else 0

@@ -1,7 +1,7 @@
 """Whether a dataset can tell anything when a sweep trains on it; asked before anything long starts."""
 
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.data.inspect import action_problems
+from raystitch.data.inspect import action_problems, training_problems
 from raystitch.errors import UserError
 
 
@@ -21,10 +21,14 @@ def check_suitable(dataset: EpisodeDataset) -> list[str]:
             f"{dataset.name}: every reward is 0 ({dataset.num_transitions:,} transitions), so no policy is better than "
             "another; put rewards into the dataset"
         )
-    return over_limit_notes(dataset) + [
-        f"{dataset.name}: {problem['message']}; they are trained on as recorded, but no policy acts outside the bounds"
-        for problem in action_problems(dataset)
-    ]
+    return (
+        over_limit_notes(dataset)
+        + suitable_notes(dataset)
+        + [
+            f"{dataset.name}: {problem['message']}; they are trained on as recorded, but no policy acts outside the bounds"
+            for problem in action_problems(dataset)
+        ]
+    )
 
 
 def over_limit_notes(dataset: EpisodeDataset) -> list[str]:
@@ -37,3 +41,8 @@ def over_limit_notes(dataset: EpisodeDataset) -> list[str]:
         f"{dataset.name}: {over:,} episodes are longer than the environment's time limit of {limit:,} steps (the "
         f"longest has {int(dataset.lengths.max()):,}); original and stitched episodes alike are cut there for training"
     ]
+
+
+def suitable_notes(dataset: EpisodeDataset) -> list[str]:
+    """What speaks against training on the dataset as it is, one line each; its reader has warned of the rest."""
+    return [f"{dataset.name}: {problem['message']}" for problem in training_problems(dataset)]

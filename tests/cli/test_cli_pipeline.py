@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -160,3 +161,27 @@ def test_bench_prints_one_json_object_per_benchmark(run: Run, monkeypatch: pytes
         odd = [row for row in result["rows"] if row["value"] <= 0 and row["unit"] not in ("s", "")]
         assert not odd
     assert run("bench", "nonsense")[0] == 2
+
+
+def test_what_is_odd_about_a_dataset_is_said_before_anything_long_starts(run: Run, tmp_path: Path) -> None:
+    """Once: `inspect` lists it among the problems, the other commands warn and note."""
+    rows = 200
+    with h5py.File(tmp_path / "odd.hdf5", "w") as file:
+        file["observations"] = np.random.default_rng(0).normal(size=(rows, 3))
+        file["actions"], file["rewards"] = np.linspace(-3, 3, rows)[:, None], np.full(rows, -1.0)
+        file["timeouts"] = np.arange(rows) % 20 == 19
+        file.attrs["action_low"], file.attrs["action_high"] = [-np.inf], [np.inf]
+    path = str(tmp_path / "odd.hdf5")
+    status, out, err = run("data", "inspect", path)
+    assert (status, err) == (0, "")
+    assert "  wide_action_bounds: the bounds of 1 of 1 actions are infinite" in out
+    assert "  equal_returns: all 10 episodes have the return -20" in out
+    status, _, err = run("train", path, "--algo", "bc", "--out", str(tmp_path / "bc"), "--set", "train_steps=5")
+    assert status == 2
+    assert "warning: d4rl:" in err
+    assert "the bounds of 1 of 1 actions are infinite" in err
+    assert "note: d4rl:" in err
+    assert "all 10 episodes have the return -20" in err
+    status, _, err = run("data", "import", path, "--id", "cli/odd-v0")
+    assert status == 0
+    assert "note: the bounds of 1 of 1 actions are infinite" in err

@@ -66,6 +66,9 @@ def test_the_file_of_the_page_on_data_is_read_as_it_says(folder: Path) -> None:
     assert (dataset.num_episodes, dataset.lengths.tolist(), dataset.obs_dim, dataset.act_dim) == (20, [50] * 20, 4, 2)
     assert dataset.final_observed.all()
     assert dataset.env is None
+    converted = rs.load_dataset("converted.hdf5")
+    assert (converted.lengths.tolist(), converted.obs_dim, converted.act_dim) == ([40] * 5, 3, 2)
+    assert converted.truncated.all()
 
 
 def test_the_version_is_in_one_place() -> None:

@@ -25,3 +25,14 @@ def test_actions_outside_the_bounds_are_counted_and_placed(drift: EpisodeDataset
     (note,) = check_suitable(replace(drift, actions=actions))
     assert note.startswith("drift: 2 transitions have an action outside its bounds (by up to 0.5), the first in row 17")
     assert "trained on as recorded" in note
+
+
+def test_equal_returns_and_missing_final_observations_are_noted(drift: EpisodeDataset) -> None:
+    observed = np.arange(drift.num_episodes) > 1
+    (note,) = check_suitable(replace(drift, final_observed=observed))
+    assert note.startswith("drift: 2 episodes lack the observation after their last action")
+    assert check_suitable(replace(drift, final_observed=np.zeros_like(observed))) == []
+    rewards = np.zeros_like(drift.rewards)
+    rewards[drift.offsets[1:] - 1] = 1
+    (note,) = check_suitable(replace(drift, rewards=rewards))
+    assert note.startswith("drift: all 40 episodes have the return 1, so none is better than another")

@@ -1,0 +1,63 @@
+"""Goals that a dataset holds beside its observations, and that are not read with them."""
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from raystitch.data.checks import Problem, problem
+from raystitch.data.minari_episodes import StoredEpisode
+from raystitch.data.spaces import KEYS_MARK
+from raystitch.envs.make import GOAL_KEYS
+
+GOAL = "desired_goal"
+
+
+class GoalsLeftOut:
+    """Counts the values that ``desired_goal`` takes in a dataset of which only ``observation`` is read."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self.first: set[bytes] = set()
+        self.changing = 0
+        self.num_episodes = 0
+
+    @classmethod
+    def of(cls, space: spaces.Space[Any], asked_keys: tuple[str, ...] | None) -> "GoalsLeftOut":
+        """Counts nothing where the user has said what to read, or there is no goal."""
+        if asked_keys is not None or not isinstance(space, spaces.Dict) or set(space.spaces) != GOAL_KEYS:
+            return cls([])
+        return cls(_arrays(space[GOAL], f"observations/{GOAL}"))
+
+    def add(self, stored: StoredEpisode) -> None:
+        """One more episode."""
+        if not self.names:
+            return
+        self.num_episodes += 1
+        goals = [values for name in self.names if (values := stored.numbers(name)) is not None and len(values)]
+        self.first.add(b"".join(_rounded(values[0]) for values in goals))
+        self.changing += any((values != values[0]).any() for values in goals)
+
+    def problems(self, dataset_id: str) -> list[Problem]:
+        """The problem of several goals, if there is more than one."""
+        if len(self.first) < 2 and not self.changing:
+            return []
+        changing = f", and changes within {self.changing:,} of them" if self.changing else ""
+        message = (
+            f"the observation is read without its {GOAL}, which starts with {len(self.first):,} different values in "
+            f"{self.num_episodes:,} episodes{changing}: different tasks become one; keep it with "
+            f"minari:{dataset_id}{KEYS_MARK}observation,{GOAL}"
+        )
+        return [problem("goal_left_out", message, len(self.first))]
+
+
+def _arrays(space: spaces.Space[Any], name: str) -> list[str]:
+    """Names of the arrays that a space is stored as."""
+    if isinstance(space, spaces.Dict):
+        return [array for key, part in space.spaces.items() for array in _arrays(part, f"{name}/{key}")]
+    return [name]
+
+
+def _rounded(values: NDArray[Any]) -> bytes:
+    return np.asarray(values, np.float32).tobytes()
