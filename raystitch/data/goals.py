@@ -1,4 +1,4 @@
-"""Goals that a dataset holds beside its observations, and that are not read with them."""
+"""Goals that a dataset holds beside its observations: what of them is read, and what is left out."""
 
 from typing import Any
 
@@ -12,6 +12,30 @@ from raystitch.data.spaces import KEYS_MARK
 from raystitch.envs.make import GOAL_KEYS
 
 GOAL = "desired_goal"
+REACHED = "achieved_goal"
+
+
+def has_goals(space: spaces.Space[Any]) -> bool:
+    """Whether it is the space of Gymnasium's goal-conditioned environments."""
+    return isinstance(space, spaces.Dict) and set(space.spaces) == GOAL_KEYS
+
+
+def with_position(keys: tuple[str, ...] | None, space: spaces.Space[Any], stored: StoredEpisode) -> tuple[str, ...]:
+    """The entries to read by default, with ``achieved_goal`` where ``observation`` does not hold it: AntMaze's position
+    lies there alone, and without it different states would be one.
+
+    Args:
+        stored: any episode.
+    """
+    assert keys is not None and isinstance(space, spaces.Dict)
+    if not isinstance(space[REACHED], spaces.Box):
+        return keys
+    reached, observed = stored.numbers(f"observations/{REACHED}"), stored.numbers("observations/observation")
+    if reached is None or observed is None:
+        return keys
+    reached, observed = reached.reshape(len(reached), -1, 1), observed.reshape(len(observed), 1, -1)
+    held = np.isclose(reached, observed, rtol=1e-6, atol=1e-9).all(0).any(1)
+    return keys if held.all() else (REACHED, *keys)
 
 
 class GoalsLeftOut:
@@ -26,7 +50,7 @@ class GoalsLeftOut:
     @classmethod
     def of(cls, space: spaces.Space[Any], asked_keys: tuple[str, ...] | None) -> "GoalsLeftOut":
         """Counts nothing where the user has said what to read, or there is no goal."""
-        if asked_keys is not None or not isinstance(space, spaces.Dict) or set(space.spaces) != GOAL_KEYS:
+        if asked_keys is not None or not isinstance(space, spaces.Dict) or not has_goals(space):
             return cls([])
         return cls(_arrays(space[GOAL], f"observations/{GOAL}"))
 
@@ -39,7 +63,7 @@ class GoalsLeftOut:
         self.first.add(b"".join(_rounded(values[0]) for values in goals))
         self.changing += any((values != values[0]).any() for values in goals)
 
-    def problems(self, dataset_id: str) -> list[Problem]:
+    def problems(self, dataset_id: str, keys: tuple[str, ...] | None) -> list[Problem]:
         """The problem of several goals, if there is more than one."""
         if len(self.first) < 2 and not self.changing:
             return []
@@ -47,7 +71,7 @@ class GoalsLeftOut:
         message = (
             f"the observation is read without its {GOAL}, which starts with {len(self.first):,} different values in "
             f"{self.num_episodes:,} episodes{changing}: different tasks become one; keep it with "
-            f"minari:{dataset_id}{KEYS_MARK}observation,{GOAL}"
+            f"minari:{dataset_id}{KEYS_MARK}{','.join((*(keys or ()), GOAL))}"
         )
         return [problem("goal_left_out", message, len(self.first))]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from raystitch.data.bounds import usable_bounds
 from raystitch.data.checks import as_column, check_finite, check_magnitudes
 from raystitch.data.episodes import Episode, EpisodeDataset
-from raystitch.data.goals import GoalsLeftOut
+from raystitch.data.goals import GoalsLeftOut, has_goals, with_position
 from raystitch.data.minari_episodes import DatasetFolder, StoredEpisode, read_metadata, stored_episodes
 from raystitch.data.minari_root import (
     VERSION,
@@ -132,9 +132,12 @@ def _read(
         indices = range(metadata["total_episodes"])
     if not len(indices):
         raise UserError(f"{where} holds no episodes")
-    columns = _Columns(keys, where)
     goals = GoalsLeftOut.of(observation_space, asked_keys)
     try:
+        if asked_keys is None and has_goals(observation_space):
+            for stored in stored_episodes(folder, metadata, indices[:1]):
+                keys = with_position(keys, observation_space, stored)
+        columns = _Columns(keys, where)
         for index, stored in zip(indices, stored_episodes(folder, metadata, indices), strict=True):
             columns.add(index, stored)
             goals.add(stored)
@@ -162,7 +165,7 @@ def _read(
         action_high=high,
         env=None if env is None else with_keys(env, keys),
         final_observed=final_observed,
-        found=(*found, *goals.problems(dataset_id), *columns.resolution.problems()),
+        found=(*found, *goals.problems(dataset_id, keys), *columns.resolution.problems()),
     )
 
 

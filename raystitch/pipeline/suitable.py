@@ -21,14 +21,11 @@ def check_suitable(dataset: EpisodeDataset) -> list[str]:
             f"{dataset.name}: every reward is 0 ({dataset.num_transitions:,} transitions), so no policy is better than "
             "another; put rewards into the dataset"
         )
-    return (
-        over_limit_notes(dataset)
-        + suitable_notes(dataset)
-        + [
-            f"{dataset.name}: {problem['message']}; they are trained on as recorded, but no policy acts outside the bounds"
-            for problem in action_problems(dataset)
-        ]
-    )
+    outside = [
+        f"{dataset.name}: {problem['message']}; they are trained on as recorded, but no policy acts outside the bounds"
+        for problem in action_problems(dataset)
+    ]
+    return over_limit_notes(dataset) + suitable_notes(dataset) + outside
 
 
 def over_limit_notes(dataset: EpisodeDataset) -> list[str]:
