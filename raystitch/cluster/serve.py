@@ -13,7 +13,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayTaskError
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -92,10 +91,14 @@ class StitchService:
         for model in self._models:
             logger.info("model %s: %s%s", model.name, model.bundle.hash, f" ({model.error})" if model.error else "")
 
-    async def choose(self, name: str, version: str) -> None:
-        """Serves a version of a model that was served before."""
+    async def choose(self, name: str, version: str) -> str | None:
+        """Serves a version of a model that was served before. Returns why that cannot be; None when it is done."""
         assert self._endpoint is not None
-        await self._endpoint.choose_here(name, version)
+        try:
+            await self._endpoint.choose_here(name, version)
+        except UserError as error:
+            return str(error)  # as text: Ray would wrap the exception
+        return None
 
     def asks_for_token(self) -> bool:
         """Whether callers must show one."""
@@ -131,12 +134,12 @@ async def _choose(name: str, version: str) -> None:
     """
     application = serve.get_replica_context().app_name
     handle = serve.get_deployment_handle(DEPLOYMENT, application)
-    try:
-        await asyncio.to_thread(lambda: handle.broadcast("choose", name, version).results(timeout_s=_CHOOSE_SECONDS))
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
+    refused = await asyncio.to_thread(
+        lambda: handle.broadcast("choose", name, version).results(timeout_s=_CHOOSE_SECONDS)
+    )
+    for why in refused:
+        if why is not None:
+            raise UserError(why)
 
 
 def _reserved_cpus() -> float:

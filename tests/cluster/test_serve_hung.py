@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import httpx
 import pytest
 
 from raystitch.cluster import serve as module
@@ -109,6 +110,13 @@ def test_every_replica_goes_back_to_the_version_from_before(
         assert served() == {first.hash}
         with pytest.raises(UserError, match="no version before"):
             roll_back(service.url, "default")
+        unknown = httpx.put(
+            f"{service.url}/v1/models/default/version",
+            json={"hash": "sha256:" + "0" * 64},
+            headers={"Authorization": f"Bearer {token}"},
+        )
+        assert unknown.status_code == 422 and "is not kept here" in unknown.json()["detail"]
+        assert served() == {first.hash}
 
 
 def service_with(token: str, versions: Versions) -> type[StitchService]:
