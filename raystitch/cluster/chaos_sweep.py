@@ -53,7 +53,7 @@ class SweepFault:
 
     Attributes:
         trials: of the undisturbed run; ``lost`` of them have no result in the table, ``doubled`` are in it more than
-            once, ``changed`` have other returns, ``repeated`` were finished before the fault and trained again.
+            once, ``changed`` have other returns or weights, ``repeated`` were finished before the fault and trained again.
         seconds_to_recover: from the fault until a trial went on that was not done.
         impossible: why the fault could not be tried here.
     """
@@ -129,8 +129,8 @@ class _Run:
     def compare(
         self, fault: str, what_happened: str, before: Mapping[str, tuple[int, int]], seconds: float | None
     ) -> SweepFault:
-        expected = _returns(self.target.long_undisturbed if self.long else self.target.undisturbed)
-        got, after = _returns(self.out), self.finished()
+        expected = _results(self.target.long_undisturbed if self.long else self.target.undisturbed)
+        got, after = _results(self.out), self.finished()
         listed = Counter(row["trial_id"] for row in read_rows(self.out / "results.parquet") if row["status"] == "ok")
         return SweepFault(
             fault=fault,
@@ -145,11 +145,13 @@ class _Run:
         )
 
 
-def _returns(run: Path) -> dict[str, Any]:
-    """Trial -> what every episode of every evaluation returned."""
+def _results(run: Path) -> dict[str, Any]:
+    """Trial -> what every episode of every evaluation returned, and the weights of its policy."""
     found: dict[str, Any] = {}
     for path in run.glob(f"trials/*/{RETURNS_FILE}"):
-        found[path.parent.name] = [each["returns"] for each in json.loads(path.read_text())["evaluations"]]
+        returns = [each["returns"] for each in json.loads(path.read_text(encoding="utf-8"))["evaluations"]]
+        weights = [file.read_bytes() for file in sorted(path.parent.glob("policy/*.safetensors"))]
+        found[path.parent.name] = returns, weights
     return found
 
 
