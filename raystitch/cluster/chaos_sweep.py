@@ -53,7 +53,8 @@ class SweepFault:
 
     Attributes:
         trials: of the undisturbed run; ``lost`` of them have no result in the table, ``doubled`` are in it more than
-            once, ``changed`` have other returns or weights, ``repeated`` were finished before the fault and trained again.
+            once, ``changed`` have other returns or weights, ``repeated`` were finished before the fault and trained
+            again.
         seconds_to_recover: from the fault until a trial went on that was not done.
         impossible: why the fault could not be tried here.
     """
