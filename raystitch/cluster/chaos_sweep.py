@@ -23,6 +23,7 @@ from raystitch.pipeline.sweep_plan import RETURNS_FILE
 from raystitch.pipeline.trial import LOCK_FILE
 from raystitch.report.table import read_rows
 
+METRICS = "metrics.jsonl"
 TRAINER = "ImplicitFunc"
 """In the title of the processes in which Ray Tune runs functions."""
 
@@ -44,7 +45,7 @@ class SweepTarget:
     settings: tuple[str, ...]
     long_settings: tuple[str, ...]
     long_undisturbed: Path
-    patience: float = 300.0
+    patience: float = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +54,9 @@ class SweepFault:
 
     Attributes:
         trials: of the undisturbed run; ``lost`` of them have no result in the table, ``doubled`` are in it more than
-            once, ``changed`` have other returns, ``repeated`` were finished before the fault and trained again.
-        seconds_to_recover: from the fault until a trial went on that was not done.
+            once, ``changed`` have other returns or weights, ``repeated`` were finished before the fault and trained
+            again.
+        seconds_to_recover: from the fault until another process went on with what was being trained.
         impossible: why the fault could not be tried here.
     """
 
@@ -103,23 +105,27 @@ class _Run:
         until(there, f"{count} trials are finished", self.target.patience)
         return self.finished()
 
-    def recovered(self, since: float, before: Mapping[str, Any], driver: Driver) -> float:
-        """Seconds from ``since``, by the steady clock, until a trial that was not finished then has a new line."""
-        lines = self._progress(before)
+    def begun_again(self, trial: Path, since: float, driver: Driver) -> float:
+        """Seconds from ``since``, by the steady clock, until another process goes on with the trial of this folder."""
+        metrics = trial / METRICS
+        before = metrics.stat().st_ino, metrics.stat().st_size
 
         def on() -> bool:
-            return driver.status is not None or self._progress(before) != lines
+            with contextlib.suppress(FileNotFoundError):
+                return driver.status is not None or (metrics.stat().st_ino, metrics.stat().st_size) != before
+            return False
 
-        until(on, "a trial goes on", self.target.patience)
+        until(on, "the trial goes on", self.target.patience)
         return time.monotonic() - since
 
-    def _progress(self, finished: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-        found: dict[str, tuple[int, int]] = {}
-        for path in self.out.glob("trials/*/metrics.jsonl"):
-            with contextlib.suppress(FileNotFoundError):
-                if path.parent.name not in finished:
-                    found[path.parent.name] = path.stat().st_ino, path.stat().st_size
-        return found
+    def taken_up(self, since: float, driver: Driver) -> float:
+        """Seconds from ``since`` until a process of this driver, and not what another left, trains a trial."""
+        until(
+            lambda: driver.status is not None or _trained(self, driver.pid),
+            "a trial is trained again",
+            self.target.patience,
+        )
+        return time.monotonic() - since
 
     def end(self, driver: Driver) -> None:
         status = driver.wait(self.target.patience)
@@ -129,8 +135,8 @@ class _Run:
     def compare(
         self, fault: str, what_happened: str, before: Mapping[str, tuple[int, int]], seconds: float | None
     ) -> SweepFault:
-        expected = _returns(self.target.long_undisturbed if self.long else self.target.undisturbed)
-        got, after = _returns(self.out), self.finished()
+        expected = _results(self.target.long_undisturbed if self.long else self.target.undisturbed)
+        got, after = _results(self.out), self.finished()
         listed = Counter(row["trial_id"] for row in read_rows(self.out / "results.parquet") if row["status"] == "ok")
         return SweepFault(
             fault=fault,
@@ -145,11 +151,13 @@ class _Run:
         )
 
 
-def _returns(run: Path) -> dict[str, Any]:
-    """Trial -> what every episode of every evaluation returned."""
+def _results(run: Path) -> dict[str, Any]:
+    """Trial -> what every episode of every evaluation returned, and the weights of its policy."""
     found: dict[str, Any] = {}
     for path in run.glob(f"trials/*/{RETURNS_FILE}"):
-        found[path.parent.name] = [each["returns"] for each in json.loads(path.read_text())["evaluations"]]
+        returns = [each["returns"] for each in json.loads(path.read_text(encoding="utf-8"))["evaluations"]]
+        weights = [file.read_bytes() for file in sorted(path.parent.glob("policy/*.safetensors"))]
+        found[path.parent.name] = returns, weights
     return found
 
 
@@ -169,14 +177,14 @@ def _start(folder: Path, target: SweepTarget, long: bool = False) -> _Run:
     return _Run(folder / "run", target, long)
 
 
-def _trainer(run: _Run) -> Process | None:
-    """A process that trains a trial which is not finished: it holds the lock of the trial's folder."""
-    for process in descendants(os.getpid()):
+def _trained(run: _Run, root: int) -> tuple[Process, Path] | None:
+    """A process below ``root`` that trains a trial which is not finished, and the trial's folder, whose lock it has."""
+    for process in descendants(root):
         if TRAINER in process.title:
             for folder in _locked_by(process.pid):
-                at_work = (folder / "metrics.jsonl").exists() and not (folder / RETURNS_FILE).exists()
+                at_work = (folder / METRICS).exists() and not (folder / RETURNS_FILE).exists()
                 if folder.parent.parent == run.out and at_work:
-                    return process
+                    return process, folder
     return None
 
 
@@ -196,10 +204,10 @@ def _kill_worker(name: str, folder: Path, target: SweepTarget) -> SweepFault:
     run = _start(folder, target)
     with Driver(run.arguments()) as driver:
         run.wait_for(1, driver)
-        victim = until(lambda: _trainer(run), "a trial is trained", target.patience)
+        victim, trial = until(lambda: _trained(run, driver.pid), "a trial is trained", target.patience)
         victim.kill()
         killed, before = time.monotonic(), run.finished()
-        seconds = run.recovered(killed, before, driver)
+        seconds = run.begun_again(trial, killed, driver)
         run.end(driver)
     return run.compare(name, f"killed pid {victim.pid}; the run went on", before, seconds)
 
@@ -212,7 +220,7 @@ def _kill_driver(name: str, folder: Path, target: SweepTarget) -> SweepFault:
         driver.kill()
         killed, before = time.monotonic(), run.finished()
         with Driver(run.arguments()) as again:
-            seconds = run.recovered(killed, before, again)
+            seconds = run.taken_up(killed, again)
             run.end(again)
     return run.compare(name, f"killed with {len(before)} trials finished; run again", before, seconds)
 
@@ -222,10 +230,10 @@ def _lose_node(name: str, folder: Path, target: SweepTarget) -> SweepFault:
     run = _start(folder, target)
     with three_nodes() as (address, remove_node_of), Driver(run.arguments("--address", address)) as driver:
         run.wait_for(1, driver)
-        victim = until(lambda: _trainer(run), "a trial is trained", target.patience)
+        victim, trial = until(lambda: _trained(run, os.getpid()), "a trial is trained", target.patience)
         remove_node_of(victim.pid)
         killed, before = time.monotonic(), run.finished()
-        seconds = run.recovered(killed, before, driver)
+        seconds = run.begun_again(trial, killed, driver)
         run.end(driver)
     return run.compare(name, f"removed the node of pid {victim.pid}; the run went on", before, seconds)
 
@@ -244,7 +252,7 @@ def _fill_disk(name: str, folder: Path, target: SweepTarget) -> SweepFault:
             resize(2 * size + 512 * 1024)
             made, before = time.monotonic(), run.finished()
             with Driver(run.arguments()) as again:
-                seconds = run.recovered(made, before, again)
+                seconds = run.taken_up(made, again)
                 run.end(again)
             happened = f"exit {status}: {said}; run again with room"
             return run.compare(name, happened, before, seconds)
@@ -253,22 +261,18 @@ def _fill_disk(name: str, folder: Path, target: SweepTarget) -> SweepFault:
 
 
 def _set_clock_back(name: str, folder: Path, target: SweepTarget) -> SweepFault:
-    """The clock of every process of the run goes back by an hour while it trains; then the driver is killed, and the
-    same command runs by the wrong clock, with files of the future all around."""
+    """The clock of every Python process of the run goes back by an hour while it trains; then the driver is killed, and
+    the same command runs by the wrong clock, with files of the future all around."""
     run = _start(folder, target)
-    try:
-        with settable_clock(folder) as set_back, Driver(run.arguments()) as driver:
-            run.wait_for(1, driver)
-            set_back()
-            run.recovered(time.monotonic(), run.finished(), driver)
-            run.wait_for(len(run.finished()) + 1, driver)
-            driver.kill()
-            killed, before = time.monotonic(), run.finished()
-            with Driver(run.arguments()) as again:
-                seconds = run.recovered(killed, before, again)
-                run.end(again)
-    except PermissionError as error:
-        return SweepFault(fault=name, what_happened=f"not possible here: {error}", impossible=str(error))
+    with settable_clock(folder) as set_back, Driver(run.arguments()) as driver:
+        run.wait_for(1, driver)
+        set_back()
+        run.wait_for(len(run.finished()) + 1, driver)
+        driver.kill()
+        killed, before = time.monotonic(), run.finished()
+        with Driver(run.arguments()) as again:
+            seconds = run.taken_up(killed, again)
+            run.end(again)
     happened = f"the run went on; killed with {len(before)} trials finished and run again, an hour behind its files"
     return run.compare(name, happened, before, seconds)
 
