@@ -34,7 +34,7 @@ def with_position(keys: tuple[str, ...] | None, space: spaces.Space[Any], stored
     if reached is None or observed is None:
         return keys
     reached, observed = reached.reshape(len(reached), -1, 1), observed.reshape(len(observed), 1, -1)
-    held = np.isclose(reached, observed, rtol=1e-6, atol=1e-9).all(0).any(1)
+    held = np.isclose(reached, observed, rtol=1e-6, atol=1e-9).all(0).any(-1)
     return keys if held.all() else (REACHED, *keys)
 
 

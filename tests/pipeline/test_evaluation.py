@@ -16,7 +16,7 @@ from raystitch.files import read_json
 from raystitch.pipeline import train as pipeline
 from raystitch.pipeline.evaluation import check_evaluation
 from raystitch.pipeline.suitable import check_suitable
-from raystitch.pipeline.sweep_plan import awaits_evaluation
+from raystitch.pipeline.sweep_plan import finished
 from raystitch.pipeline.train import run_trial
 from raystitch.trainers.config import BCConfig, DTConfig, EvalConfig
 
@@ -96,13 +96,13 @@ def test_a_policy_outlives_its_evaluation(
     monkeypatch.setattr(pipeline, "evaluate", fails)
     with pytest.raises(RunError, match=r"broke down; the policy is saved in .*policy"):
         run_trial(pendulum, out, evaluation=evaluation, **settings)
-    assert awaits_evaluation(out)
+    assert finished(out) is None
     weights = (out / "policy" / "policy.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(pipeline, "evaluate", evaluate)
     monkeypatch.setattr(pipeline, "train_policies", fails)  # nothing is trained again
     result = run_trial(pendulum, out, evaluation=evaluation, **settings)
     assert result["status"] == "ok"
-    assert not awaits_evaluation(out)
+    assert finished(out) is not None
     assert (out / "policy" / "policy.safetensors").stat().st_mtime_ns == weights
 
 
