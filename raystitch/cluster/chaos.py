@@ -19,7 +19,7 @@ import yaml
 from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.maintain import verify
 from raystitch.buffer.reader import open_buffer
-from raystitch.cluster.processes import Driver, Process, actors, small_disk, until
+from raystitch.cluster.processes import Driver, Process, actors, descendants, small_disk, until
 from raystitch.config_file import plain
 from raystitch.errors import RunError
 from raystitch.stitching.config import StitchConfig
@@ -339,7 +339,7 @@ def three_nodes() -> Iterator[tuple[str, Callable[[int], str]]]:
             for node in nodes:
                 raylet = node.all_processes["raylet"][0].process.pid
                 there = _kinds_below(raylet)
-                if pid in there:
+                if any(process.pid == pid for process in descendants(raylet)):
                     cluster.remove_node(node, allow_graceful=False)
                     return " and ".join(sorted(there.values()))
             raise RunError(f"process {pid} is on none of the nodes")
