@@ -24,7 +24,7 @@ from raystitch.cluster.chaos_run import (
     written_since,
 )
 from raystitch.cluster.chaos_store import stale_read, unreadable_folder
-from raystitch.cluster.processes import Driver, Process, actors, small_disk, until
+from raystitch.cluster.processes import Driver, Process, actors, descendants, small_disk, until
 from raystitch.errors import RunError
 
 SAMPLER, QUALIFIER = "Sampler", "Qualifier"
@@ -188,7 +188,7 @@ def three_nodes() -> Iterator[tuple[str, Callable[[int], str]]]:
             for node in nodes:
                 raylet = node.all_processes["raylet"][0].process.pid
                 there = _kinds_below(raylet)
-                if pid in there:
+                if any(process.pid == pid for process in descendants(raylet)):
                     cluster.remove_node(node, allow_graceful=False)
                     return " and ".join(sorted(there.values()))
             raise RunError(f"process {pid} is on none of the nodes")
