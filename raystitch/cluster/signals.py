@@ -19,11 +19,22 @@ class Requests:
 
     def __init__(self) -> None:
         self.stop = self.reload = self.up = False
+        self._held = False
 
     def on_stop(self, number: _Number, frame: FrameType | None) -> None:
         again, self.stop = self.stop, True
-        if again or not self.up:
+        if again or not (self.up or self._held):
             raise KeyboardInterrupt
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A first request to stop waits for the end of the block: of imports, where an exception is easily lost."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self.check()
 
     def check(self) -> None:
         """Interrupts a start that was to be interrupted in a place that swallows exceptions, such as a finaliser."""

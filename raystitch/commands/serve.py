@@ -135,27 +135,31 @@ def _serve(args: argparse.Namespace) -> None:
     # Before anything that takes long is imported: a signal at any moment finds its handler.
     with signals.requests() as asked:
         if args.stop:
-            _stop(args)
+            _stop(args, asked)
         else:
             _run(args, asked)
 
 
-def _stop(args: argparse.Namespace) -> None:
-    from raystitch.cluster.serve_run import stop_endpoint
+def _stop(args: argparse.Namespace, asked: "Requests") -> None:
+    with asked.held():
+        from raystitch.cluster.serve_run import stop_endpoint
 
     stop_endpoint(args.name, args.address)
 
 
 def _run(args: argparse.Namespace, asked: "Requests") -> None:
-    from raystitch.config_file import load_config
-    from raystitch.console import say
-    from raystitch.endpoint.config import EndpointConfig
+    with asked.held():
+        from raystitch.config_file import load_config
+        from raystitch.console import say
+        from raystitch.endpoint.config import EndpointConfig
 
     config = load_config(args.config, EndpointConfig, args.set)
     config = replace(config, device=args.device if args.device != "auto" else config.device)
     config = replace(config, allowed_hosts=_hosts(args, config), models=_models(args, config))
-    from raystitch.cluster.serve import with_demo
-    from raystitch.cluster.serve_run import run_endpoint
+    # After what is wrong with the arguments was said, for it takes seconds.
+    with asked.held():
+        from raystitch.cluster.serve import with_demo
+        from raystitch.cluster.serve_run import run_endpoint
 
     config = with_demo(config)
 
