@@ -7,6 +7,8 @@ from collections import deque
 
 CALLS = 32
 """Calls that are remembered."""
+LATEST = 5
+"""The latest of them, whose median counts where it is the larger."""
 HALF_LIFE = 5.0
 """Seconds without a call after which an estimate counts half. One that is too high refuses the very calls that would
 correct it."""
@@ -77,7 +79,8 @@ def _fit(calls: list[tuple[int, float]]) -> tuple[float, float, int]:
     largest = max(count for count, _ in calls)
     if len(calls) == 1:
         return 0.0, 0.0, largest
-    large = sorted(seconds / count for count, seconds in calls if 2 * count >= largest)
-    each = large[0] if len(large) <= 2 else statistics.median_low(large)
+    large = [seconds / count for count, seconds in calls if 2 * count >= largest]
+    # A machine that becomes slower is noticed after three calls, one that becomes quicker is believed later.
+    each = min(large) if len(large) <= 2 else max(statistics.median_low(large), statistics.median_low(large[-LATEST:]))
     small = [seconds - each * count for count, seconds in calls if 2 * count < largest]
     return max(0.0, statistics.median(small)) if small else 0.0, each, largest

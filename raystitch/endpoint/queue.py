@@ -21,7 +21,10 @@ from raystitch.endpoint.request import StitchRequest
 from raystitch.stitching.candidates import Candidates
 
 SLACK = 1.25
-"""How much longer than expected things may take before somebody who was let in is late."""
+"""How much longer than expected a call may take before somebody in it is late."""
+WAIT_SLACK = 1.5
+"""The same of the wait for it: many calls, and a machine that does other things meanwhile. It makes the queue shorter,
+not the sampler idle."""
 _SIZES = 64
 """Requests whose sizes are remembered."""
 _RESERVE = 0.25
@@ -100,16 +103,16 @@ class JobQueue:
             return
         reserve = min(self._pace.seconds(max(self._sizes, default=count)), _RESERVE * left)
         ahead = sum(job.count for job in self._jobs if job.deadline <= deadline)
-        excess = SLACK * (self._wait(ahead, config) + max(alone, reserve)) - left
+        excess = WAIT_SLACK * self._wait(ahead, config) + SLACK * max(alone, reserve) - left
         behind = ahead + count
         for job in self._jobs[bisect.bisect_right(self._jobs, deadline, key=_deadline) :]:
             behind += job.count
-            excess = max(excess, SLACK * self._wait(behind, config) - (job.deadline - now))
+            excess = max(excess, WAIT_SLACK * self._wait(behind, config) - (job.deadline - now))
         if excess > 0:
             raise busy(
                 f"{self.candidates} candidates are waiting already, more than can be computed before this request's "
                 "deadline; try again later",
-                math.ceil(excess / SLACK),
+                math.ceil(excess / WAIT_SLACK),
             )
 
     def _wait(self, candidates: int, config: BatchingConfig) -> float:
