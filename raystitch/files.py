@@ -97,7 +97,7 @@ def make_folder(path: str | os.PathLike[str]) -> None:
     for new in reversed(missing):
         new.mkdir(exist_ok=True)
         sync(new.parent)
-    Path(path).mkdir(exist_ok=True)  # says what is wrong where a file is in the way
+    Path(path).mkdir(exist_ok=True)  # raises a clear error if a file is in the way
 
 
 def sync(path: str | os.PathLike[str]) -> None:
@@ -182,7 +182,7 @@ def cannot_write(where: str | os.PathLike[str], error: OSError) -> StorageError:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a temporary file or folder of ``atomic_path`` was left by a process that died.
+    """Return True if a temporary file or folder of ``atomic_path`` was left by a process that died.
 
     It was not while somebody holds its lock. Otherwise the process decides where it can be seen from here; where it
     cannot (another machine, another container) an hour must have passed since the last write or touch, by the clock of
@@ -223,7 +223,7 @@ def locked(path: str | os.PathLike[str], *, busy: str | None = None) -> Iterator
                 raise UserError(busy) from None
             if _is_at(handle, path):
                 break
-            os.close(handle)  # somebody removed the file while we waited: a lock on it keeps nobody out
+            os.close(handle)  # the file was removed while we waited, so a lock on it excludes nobody
             handle = _open_lock(path)
         yield
     finally:

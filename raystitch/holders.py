@@ -51,8 +51,9 @@ def temporary_name(name: str) -> str:
 
 
 def writer_alive(name: str) -> bool | None:
-    """Whether the process that chose a ``temporary_name`` lives; None where that cannot be told from here: another
-    machine, or another container, whose process ids mean nothing here."""
+    """Return True if the process that chose a ``temporary_name`` is alive, None if that cannot be told from here.
+
+    It cannot for another machine, or another container, whose process ids mean nothing here."""
     match = _MARK.search(name)
     if match is None or match[2] != kernel() or int(match[3]) != _namespace() or not _namespace():
         return None
@@ -73,7 +74,7 @@ def hold(handle: int) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process of this machine, in whatever container, or of another that shares its locks has ``path``."""
+    """Return True if a process on this machine (in any container) or on one that shares its locks has ``path``."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
@@ -87,7 +88,7 @@ def is_held(path: Path) -> bool:
 
 
 def storage_time(folder: Path) -> float:
-    """What time it is where ``folder`` is stored: the clock that stamps its files, which need not be this machine's."""
+    """Return the time by the clock that stamps the files in ``folder``, which need not be this machine's."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-", suffix=".tmp") as probe:
         return os.fstat(probe.fileno()).st_mtime
 

@@ -83,14 +83,14 @@ class Lease:
                 self._lost = True
                 return
             except OSError:
-                continue  # the storage does not answer: the next time, or the lease is over
+                continue  # the storage does not answer: try again next time, or lose the lease
             self._alive_at = began
 
     def _end(self) -> None:
         self._done.set()
         self._thread.join(self.seconds)
         if not self._lost:
-            with contextlib.suppress(OSError):  # who comes next then waits until it is over
+            with contextlib.suppress(OSError):  # otherwise the next process waits until the lease expires
                 self._write("released")
 
 
@@ -141,8 +141,9 @@ def leased(
 
 
 def held_here(path: str | os.PathLike[str]) -> bool:
-    """Whether a living process of this machine holds the lock; makes no file. One elsewhere has to be waited for before
-    that can be told."""
+    """Return True if a living process on this machine holds the lock; creates no file.
+
+    For a holder elsewhere, only waiting can tell."""
     path = Path(path)
     if not is_held(path):
         return False
@@ -160,10 +161,10 @@ def _acquire(path: Path, handle: int, seconds: float, watch: "_Watch") -> Lease:
         try:
             os.close(os.open(_file(path, number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         except FileExistsError:
-            continue  # another was faster
+            continue  # another process was faster
         lease = Lease(path, number, seconds, Place.of(handle) if watch.locked else None)
         lease._start()
-        # A number that was free may be an old one by now: the highest has the lease.
+        # A number that was free may be outdated by now: the highest one has the lease.
         others = [other for other in _numbers(path) if other != number]
         if any(other > number for other in others):
             lease._lost = True
@@ -190,7 +191,7 @@ class _Watch:
     def next_number(self, handle: int) -> int | None:
         """The number to take the lease with, None while another has it."""
         now = time.monotonic()
-        # A look that came late, as this process or the storage stood still, counts as one in time.
+        # If this process or the storage stalled, count the late look as if it were on time.
         passed = min(now - self._looked, 2 * self.pause)
         self._looked, self._waited = now, self._waited + passed
         self.locked = _try_lock(handle)
@@ -211,7 +212,7 @@ class _Watch:
                 return number + 1  # it is lost with its machine, or stood still for longer than its lease
             alive = here or changed
         if self.locked:
-            fcntl.flock(handle, fcntl.LOCK_UN)  # who waits must not look like a holder
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a waiting process must not look like a holder
             self.locked = False
         if alive and self.busy is not None and self._waited >= self.patience:
             raise UserError(self.busy)
@@ -222,7 +223,7 @@ class _Watch:
 
 
 def _try_lock(handle: int) -> bool | None:
-    """Whether the lock was free and is now held; None on a file system without locks."""
+    """Return True if the lock was free and is now held; None on a file system without locks."""
     try:
         return hold(handle)
     except OSError:

@@ -67,7 +67,7 @@ def sweep_rows(rounds: int) -> list[Row]:
     Raises:
         RunError: when trials were repeated, lost, doubled or changed, naming the faults.
     """
-    os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here starves the trials
+    os.environ.setdefault("RAY_worker_niceness", "0")  # otherwise other work on this machine starves the trials
     results: list[SweepFault] = []
     with tempfile.TemporaryDirectory(prefix="raystitch-chaos-") as name:
         target = make_sweep_target(Path(name))
@@ -82,7 +82,7 @@ def sweep_rows(rounds: int) -> list[Row]:
     say(sweep_chaos_table(results))
     bad = {result.fault for result in results if not (result.survived or result.impossible)}
     if bad:
-        raise RunError(f"these faults did not leave the undisturbed run: {', '.join(sorted(bad))}")
+        raise RunError(f"these faults did not end with the undisturbed result: {', '.join(sorted(bad))}")
     return [row for fault in SWEEP_FAULTS for row in _fault_rows(fault, [r for r in results if r.fault == fault])]
 
 

@@ -82,7 +82,7 @@ def run_load(
 
 @dataclass(frozen=True, kw_only=True)
 class Arrivals:
-    """What requests saw that came whatever became of those before: status and seconds of each."""
+    """Status and seconds of requests that were sent on schedule, whether or not earlier ones had been answered."""
 
     answers: list[tuple[int, float]]
 
@@ -91,7 +91,7 @@ class Arrivals:
         return sum(status in statuses for status, _ in self.answers)
 
     def quantile(self, status: int, share: float) -> float:
-        """Of the seconds until answers of this status; 0 without any."""
+        """Return a quantile of the seconds until answers with this status; 0 if there are none."""
         found = [seconds for answered, seconds in self.answers if answered == status]
         return float(np.quantile(found, share)) if found else 0.0
 

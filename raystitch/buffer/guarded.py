@@ -35,7 +35,7 @@ class Found:
     version: Any = None
 
 
-class Guard(Protocol):
+class ReplaceGuard(Protocol):
     """Replaces files under a condition."""
 
     unguarded: str
@@ -159,7 +159,7 @@ def object_guard(uri: str, root: str, region: str | None) -> ObjectGuard | None:
     """
     parts = urlsplit(uri)
     bucket, _, prefix = root.partition("/")
-    # Requests are repeated by the caller, who tells which errors are for good.
+    # The caller retries, since it knows which errors are permanent.
     common: dict[str, Any] = {
         "prefix": prefix or None,
         "retry_config": {"max_retries": 0, "retry_timeout": timedelta(seconds=60)},
@@ -188,7 +188,7 @@ def _s3_store(bucket: str, parts: SplitResult, region: str | None, common: dict[
         return S3Store(bucket, **common)
     try:
         return S3Store(bucket, **common, credential_provider=Boto3CredentialProvider())
-    except ValueError as error:  # boto3 has found none
+    except ValueError as error:  # boto3 found none
         raise UserError(f"s3://{bucket}: {NO_CREDENTIALS}") from error
 
 

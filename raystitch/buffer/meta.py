@@ -25,8 +25,8 @@ def read_meta(storage: Storage) -> BufferMeta:
         try:
             return _parse(storage, content)
         except UserError as error:
-            # pyarrow asks an object store for a file's size and then for that much of it: what is replaced by something
-            # longer in between comes cut short, and is whole when it is read again.
+            # pyarrow asks an object store for a file's size and then reads that many bytes. If a longer file replaces
+            # it in between, the read is cut short; reading again returns the whole file.
             if not attempts or not isinstance(error.__cause__, json.JSONDecodeError):
                 raise
             time.sleep(0.05)

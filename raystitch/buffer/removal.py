@@ -82,7 +82,7 @@ def _old(storage: Storage, name: str, grace: float) -> bool:
 
 
 def _is_shared(folder: Path) -> bool:
-    """Whether the folder is on a file system that other machines may have mounted too. Linux only."""
+    """Return True if the folder is on a file system that other machines may also mount. Linux only."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

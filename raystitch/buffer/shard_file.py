@@ -183,8 +183,9 @@ def parse_shard_file(name: str, content: pa.Buffer) -> ShardFile:
 
 
 def read_stats(storage: Storage, name: str) -> tuple[ShardStats, ...]:
-    """What a file of shards says it holds, from its footer alone. One that looks damaged is read whole before that is
-    said: reading may be what went wrong.
+    """Return what a shard file says it holds, from its footer alone.
+
+    A file that looks damaged is read whole before it is called damaged: the read itself may have failed.
 
     Raises:
         FileNotFoundError: when there is no such file.

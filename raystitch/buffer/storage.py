@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from raystitch.buffer.cache import fetch, forget
-from raystitch.buffer.guarded import Found, Guard, LastWins, LocalGuard, ObjectGuard, object_guard
+from raystitch.buffer.guarded import Found, LastWins, LocalGuard, ObjectGuard, ReplaceGuard, object_guard
 from raystitch.errors import StorageError, UserError
 from raystitch.files import atomic_path, cannot_write, is_leftover, locked, sync
 
@@ -209,7 +209,7 @@ class Storage:
             StorageError: when one cannot be reached any more.
         """
         if self.local is None:
-            return  # an upload that was answered is there
+            return  # an acknowledged upload is complete
         paths = [self.local / name for name in names]
         try:
             for path in [*paths, *{path.parent for path in paths}]:
@@ -257,17 +257,17 @@ class Storage:
             if self._replace(guard, name, found, content):
                 return
             time.sleep(random.uniform(0, min(0.5, 0.01 * 2**attempt)))  # not in step with the other process
-        raise StorageError(f"{self.where(name)} is changed by other runs all the time; run again when they have ended")
+        raise StorageError(f"{self.where(name)} keeps being changed by other runs; run again when they have finished")
 
-    def _replace(self, guard: Guard, name: str, found: Found, content: bytes) -> bool:
+    def _replace(self, guard: ReplaceGuard, name: str, found: Found, content: bytes) -> bool:
         return self._patiently("write", name, lambda: guard.replace(name, found, content))
 
     def unguarded(self, name: str) -> str:
         """Why two runs could undo each other's changes of a file: the store does not compare. Empty where it does."""
         return self._guard(name).unguarded
 
-    def _guard(self, name: str) -> Guard:
-        """What replaces files only as they were read; ``name`` is for messages."""
+    def _guard(self, name: str) -> ReplaceGuard:
+        """Return the guard that replaces a file only if it is still as read; ``name`` is for messages."""
         if self.local is not None:
             return LocalGuard(self.local)
         guard = self._object_guard
@@ -313,7 +313,7 @@ class Storage:
 
     def _unreadable(self, verb: str, name: str, error: OSError) -> StorageError:
         why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
-        return StorageError(f"cannot {verb} {self.where(name)}: {why}; nothing was removed for it")
+        return StorageError(f"cannot {verb} {self.where(name)}: {why}; nothing was removed")
 
     def _patiently(self, verb: str, name: str, action: Callable[[], Result]) -> Result:
         """Tries a request again where the object store may answer later; local disks are asked once.

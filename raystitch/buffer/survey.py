@@ -126,7 +126,7 @@ def _check_rows(storage: Storage, name: str) -> tuple[tuple[ShardStats, ...], st
     try:
         if not read_shard_file(storage, name).damaged_shards():
             return stats, ""
-        # Only what is wrong after it was read whole is damaged: the map may have failed, or the file been replaced.
+        # Damaged only if a full read fails too: the mapping may have failed, or the file been replaced.
         wrong = parse_shard_file(name, storage.read_whole(f"{SHARDS}/{name}")).damaged_shards()
     except StorageError:
         raise

@@ -141,7 +141,7 @@ class _Generation:
         except ExecutionTimeoutError as error:
             why = f"waiting for {waiting.reason}" if waiting.reason else "no shard was finished"
             raise RunError(
-                f"{ledger.path}: nothing moved for {duration(seconds)}: {why}; what was written stays. Run again when "
+                f"{ledger.path}: no progress for {duration(seconds)}: {why}; what was written is kept. Run again when "
                 "there is room, or raise augment.no_progress_timeout"
             ) from error
         for shard in sorted(unheard):
@@ -231,7 +231,7 @@ def _ray_data(no_progress_timeout: float, bytes_in_flight: float) -> Generator[N
 
 
 def pool_need(pool: Pool, kind: str) -> Need:
-    """What one actor of a pool reserves."""
+    """Return the resources that one actor of a pool reserves."""
     resources = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}
     return Need(who=f"augment.{kind}", resources=resources, advice=f"lower what augment.{kind} asks for")
 

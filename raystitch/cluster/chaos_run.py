@@ -1,4 +1,4 @@
-"""What every fault needs: a target, a driver that works on it, and the comparison with what nothing disturbed."""
+"""The parts that all faults share: a target, a driver that works on it, and a comparison with an undisturbed run."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping

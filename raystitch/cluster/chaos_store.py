@@ -61,13 +61,13 @@ def unreadable_folder(name: str, folder: Path, target: Target) -> FaultResult:
     before = {file.name: file.read_bytes() for file in shards.glob("*.arrow")}
     for hidden in (shards, min(shards.glob("*.arrow"))):
         hidden.rename(aside)
-        # Root may read everything: what is of another kind cannot be read by anybody.
+        # Root ignores permissions, so put a file in place of the folder, and a folder in place of the shard.
         hidden.touch() if hidden == shards else hidden.mkdir()
         with Driver(arguments(target, out)) as driver:
             status = driver.wait(target.patience)
             said.append(driver.last_line())
             if status != 1 or any(line.startswith("Traceback") for line in driver.lines()):
-                raise RunError(f"{name}: not one clear line and exit 1, but exit {status} and: {said[-1]}")
+                raise RunError(f"{name}: expected one clear line and exit 1, got exit {status} and: {said[-1]}")
         hidden.unlink() if hidden == shards else hidden.rmdir()
         aside.rename(hidden)
     lost = [file for file, content in before.items() if (shards / file).read_bytes() != content]
@@ -171,6 +171,6 @@ class _Delay:
 
 
 def _replaces_settings(data: bytes) -> bool:
-    """Whether a request begins here that writes ``buffer.json`` over the version that was read, not the first one."""
+    """Return True if a request starts here that overwrites an existing ``buffer.json``, as opposed to creating it."""
     line, _, headers = data.partition(b"\r\n")
     return line.startswith(b"PUT") and b"/buffer.json " in line and b"if-none-match" not in headers.lower()

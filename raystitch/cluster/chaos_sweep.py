@@ -1,7 +1,6 @@
-"""What ``sweep`` does when something dies under it while it trains: each fault done for real, and the run compared with
-the one that nothing disturbed.
+"""Real faults under ``sweep`` while it trains, each compared with an undisturbed run.
 
-The driver is a process of its own, ``raystitch sweep``; only what was started here is killed, by number.
+The driver is a separate process, ``raystitch sweep``; only processes started here are killed, by process id.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ TRAINER = "ImplicitFunc"
 
 @dataclass(frozen=True, kw_only=True)
 class SweepTarget:
-    """What is swept while things die.
+    """The run that the faults disturb.
 
     Attributes:
         prepared: a run's folder with stitcher and buffer and nothing else. undisturbed: the run that nothing disturbed.
@@ -50,7 +49,7 @@ class SweepTarget:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepFault:
-    """What a fault did to a run.
+    """The effect of one fault on a run.
 
     Attributes:
         trials: of the undisturbed run; ``lost`` of them have no result in the table, ``doubled`` are in it more than
@@ -248,7 +247,7 @@ def _fill_disk(name: str, folder: Path, target: SweepTarget) -> SweepFault:
             with Driver(run.arguments()) as driver:
                 status, said, output = driver.wait(target.patience), driver.last_line(), driver.lines()
             if status not in (1, 3) or any(line.startswith("Traceback") for line in output):
-                raise RunError(f"{name}: not one clear line and exit 1 or 3, but exit {status} and: {said}")
+                raise RunError(f"{name}: expected one clear line and exit 1 or 3, got exit {status} and: {said}")
             resize(2 * size + 512 * 1024)
             made, before = time.monotonic(), run.finished()
             with Driver(run.arguments()) as again:

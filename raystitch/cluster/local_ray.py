@@ -87,7 +87,7 @@ def ensure_token() -> None:
     try:
         _write_secret(file, token)
     except OSError:
-        # Nowhere to keep it, as in a container that can write nothing: for this command and what it starts alone.
+        # Nowhere to store it (a read-only container, say): keep it in the environment of this command and its children.
         os.environ["RAY_AUTH_TOKEN"] = token
 
 

@@ -1,4 +1,4 @@
-"""What ``raystitch sweep --dry-run`` prints: the trials of a run and roughly what they cost."""
+"""The output of ``raystitch sweep --dry-run``: the trials of a run and roughly what they cost."""
 
 import os
 from pathlib import Path

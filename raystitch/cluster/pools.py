@@ -86,7 +86,7 @@ def plan_pools(nodes: Sequence[Node], config: AugmentConfig) -> tuple[Pool, Pool
     def shared_gpu(asked: float | None, share: float, actors: int) -> float:
         if asked is not None:
             return asked
-        # Whoever says what samplers take of a GPU has not planned for qualifiers there.
+        # If sampler.num_gpus is set, keep qualifiers on the CPU by default.
         if not gpus or sampler.num_gpus is not None:
             return 0.0
         return math.floor(1000 * share / math.ceil(actors / gpus)) / 1000

@@ -194,7 +194,7 @@ def live_nodes() -> list[Node]:
 
 
 def _this_machine() -> Node:
-    """What a Ray that is started here will have."""
+    """Return the resources that a Ray started on this machine will have."""
     from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
     found = ResourceAndLabelSpec(object_store_memory=0).resolve(is_head=False, node_ip_address="127.0.0.1")
@@ -236,7 +236,7 @@ def _infeasible(need: Need) -> bool:
 
 
 def cluster_status() -> Any:
-    """What the connected cluster says of its nodes, of what is free and what is asked for: a GetClusterStatusReply."""
+    """Return the cluster's GetClusterStatusReply: its nodes, their free resources and the pending requests."""
     from ray._private import worker
     from ray.core.generated import autoscaler_pb2
 
@@ -259,7 +259,7 @@ def _lacking(needs: Sequence[Need], augment: AugmentConfig | None) -> str | None
 
 
 def _no_room(config: AugmentConfig, nodes: Sequence[Node]) -> str | None:
-    """Samplers feed qualifiers: with the ones in all places, and none left for the others, nothing ever moves."""
+    """Return why the actors do not all fit. If samplers take every slot, no qualifier can start: deadlock."""
     pools = plan_pools([node for node in nodes if node.get("CPU", 0) > 0], config)
     wanted: dict[str, float] = {}
     for pool in pools:

@@ -200,7 +200,7 @@ def describe_cluster() -> str:
 
 
 def is_local() -> bool:
-    """Whether Ray was started by ``ensure_ray`` on this machine, or is yet to be: nobody will add a node to it."""
+    """Return True if ``ensure_ray`` started Ray on this machine or is yet to: no node will ever be added."""
     import ray
 
     return _started_here or not ray.is_initialized()

@@ -101,7 +101,7 @@ class StitchService:
         return None
 
     def asks_for_token(self) -> bool:
-        """Whether callers must show one."""
+        """Return True if callers must show a token."""
         return self._tokens is not None
 
     def drain(self) -> None:

@@ -38,7 +38,7 @@ _LOAD_SECONDS = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Address:
     """Where an endpoint is found.
 
     Attributes:
@@ -53,7 +53,7 @@ class Place:
 
     @property
     def path(self) -> str:
-        """What every address begins with, without a slash at its end."""
+        """The prefix of every path, without a trailing slash."""
         return self.prefix.rstrip("/")
 
 
@@ -103,7 +103,7 @@ def _attend(service: "Service", signals: Requests) -> None:
         if signals.reload and not (reload and reload.is_alive()):
             signals.reload = False
             say("reading the bundles again")
-            # A thread that nobody waits for: a request to stop is not kept by a bundle that takes long.
+            # A daemon thread: a bundle that is slow to load must not delay a request to stop.
             reload = threading.Thread(target=_reload, args=(service,), daemon=True)
             reload.start()
         time.sleep(_POLL_SECONDS)
@@ -147,13 +147,13 @@ class Service:
         RunError: it does not start.
     """
 
-    def __init__(self, config: EndpointConfig, place: Place, resources: Mapping[str, Any]) -> None:
+    def __init__(self, config: EndpointConfig, place: Address, resources: Mapping[str, Any]) -> None:
         self.config = config
         try:
             self._handle = serve.run(build(config, **resources), name=place.name, route_prefix=place.prefix)
         except (RayError, RuntimeError) as error:
             raise _not_started(error) from error
-        # Serve may have run before, on a host and port of its own.
+        # Serve may already be running, with its own host and port.
         http = _serve_details().http_options
         host, port = (place.host, place.port) if http is None else (http.host, http.port)
         self.url = f"http://{_reached_at(host)}:{port}{place.path}"
@@ -207,7 +207,7 @@ def serving(
     process started Ray and nothing else is served.
 
     Args:
-        host, port, name, prefix: as in ``Place``.
+        host, port, name, prefix: as in ``Address``.
         announce: is told which Ray it is. resources: ``replicas``, ``num_cpus``, ``num_gpus`` of ``build``.
 
     Raises:
@@ -215,7 +215,7 @@ def serving(
             the replicas or with an application of that name or prefix already.
         RunError: the application does not start.
     """
-    place = Place(host=host, port=port, name=name, prefix=prefix)
+    place = Address(host=host, port=port, name=name, prefix=prefix)
     starts_ray = cluster_address(address) is None and not ray.is_initialized()
     if starts_ray:
         resolve_device(config.device)
@@ -249,14 +249,14 @@ def _remove(name: str) -> None:
 
 
 def _serve_details() -> ServeInstanceDetails:
-    """What runs on the cluster's Serve, and where it listens; nothing where there is no Serve."""
+    """Return what runs on the cluster's Serve and where it listens; empty if there is no Serve."""
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return ServeInstanceDetails(proxies={}, applications={})
     return ServeInstanceDetails(**client.get_serve_details())
 
 
-def _check_free(place: Place, address: str | None) -> None:
+def _check_free(place: Address, address: str | None) -> None:
     """Raises: UserError when an application on the cluster has this name or prefix."""
     details = _serve_details()
     at = f" --address {address}" if address else ""

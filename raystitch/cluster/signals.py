@@ -10,7 +10,7 @@ _Number = int
 
 
 class Requests:
-    """What signals have asked for.
+    """The requests that signals have made.
 
     Attributes:
         stop, reload: asked for. up: the service answers; until then a request to stop interrupts its start at once, and

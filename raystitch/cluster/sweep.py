@@ -90,7 +90,7 @@ def _checked(config: RunConfig, folder: Path, address: str | None, stack: ExitSt
     """
     if not _patience() and held_here(folder / LOCK_FILE):
         raise UserError(_busy(folder))
-    if cluster_address(address) is not None:  # what a cluster lacks is told before the data are read
+    if cluster_address(address) is not None:  # report what the cluster lacks before reading the data
         stack.enter_context(_attached(config, address))
         there = nearest(folder)
         check_shared(there, LOCK_FILE if (there / LOCK_FILE).is_file() else ".")
@@ -111,7 +111,7 @@ def _run(
         stack.enter_context(_attached(asked, address))
     check_shared(folder, LOCK_FILE)
     write_config(asked, folder)
-    if not (folder / ENVIRONMENT_FILE).is_file():  # that of a finished run stays until this one is
+    if not (folder / ENVIRONMENT_FILE).is_file():  # keep a finished run's file until this run is finished
         write_json(folder / ENVIRONMENT_FILE, environment())
     bundle, buffer = _generate(asked, folder, dataset)
     with _stage("figures"):
@@ -155,7 +155,7 @@ def _judge(
         total = len({row["trial_id"] for row in rows})
         raise TrialsFailed(
             f"{len(failed)} of {total} trials failed, the first with: {next(iter(failed.values()))}; the report has "
-            "the others, and the same command tries these again (--allow-failed: exit status 0)"
+            "the others; run the same command to retry them (--allow-failed: exit status 0)"
         )
 
 

@@ -78,7 +78,7 @@ def reserve_memory(config: RunConfig, dataset: EpisodeDataset) -> ResourceConfig
 
 
 def tune_resources(resources: ResourceConfig) -> dict[str, float]:
-    """What a group holds, as Tune calls it."""
+    """Return the resources that a group holds, under Tune's names."""
     held = trial_need(resources).resources
     return {"cpu": held["CPU"], "gpu": held.get("GPU", 0.0), MEMORY: held.get(MEMORY, 0.0)}
 
@@ -147,7 +147,7 @@ def _run_round(
     errors: dict[str, str] = {}
     killed: list[Group] = []
     for result in results:
-        group = groups[int(Path(result.path).name.removeprefix(GROUP))]  # its config is lost where it died at once
+        group = groups[int(Path(result.path).name.removeprefix(GROUP))]  # Tune loses its config if it died at once
         attempts = watch.attempts.get(group, 1)
         if result.error is not None and LOW_MEMORY in str(result.error):
             killed.append(group)
@@ -159,11 +159,11 @@ def _run_round(
 
 
 def _train(config: Mapping[str, Any], groups: Sequence[Group], job: SweepJob) -> None:
-    """What runs in the worker: everything comes from the job's paths. The driver prints the notes."""
+    """Train one group in a worker, which reads everything from the job's paths. The driver prints the notes."""
     notes: list[str] = []
     try:
         results = run_planned(groups[config["group"]], job, note=notes.append)
-    except UserError:  # the reason is in their folders; trying again is no use
+    except UserError:  # the reason is in their folders; a retry would fail the same way
         tune.report({"failed": len(groups[config["group"]]), "notes": notes})
         return
     tune.report({"failed": sum(isinstance(result, RunError) for result in results), "notes": notes})

@@ -50,7 +50,7 @@ class Waiting:
             if now - max(self._moved, said) < NOTE_SECONDS:
                 continue
             said = now
-            with suppress(RayError, RuntimeError, OSError):  # the cluster is going away: the work itself will say so
+            with suppress(RayError, RuntimeError, OSError):  # the cluster is going away; the work itself will report it
                 self.reason = missing_room(self._needs)
                 if self.reason:
                     so_far = duration(now - self._moved)
@@ -102,7 +102,7 @@ def _few(shown: Sequence[str], what: str) -> str:
 
 
 def _same(need: Mapping[str, float], bundle: Mapping[str, float]) -> bool:
-    """Whether a request that Ray lists is one for this need; it rounds amounts to 0.0001."""
+    """Return True if a request listed by Ray matches this need; Ray rounds amounts to 0.0001."""
     asked = {name: amount for name, amount in need.items() if amount}
     listed = {name: amount for name, amount in bundle.items() if amount}
     return asked.keys() == listed.keys() and all(abs(asked[name] - listed[name]) < 1e-3 for name in asked)

@@ -48,9 +48,9 @@ def usable_bounds(low: ArrayLike, high: ArrayLike, actions: Floats, where: str) 
         return lowest.astype(np.float32), highest.astype(np.float32), []
     index = int(np.argmax(wide))
     message = (
-        f"the bounds of {wide.sum()} of {size} actions are infinite or far wider than what was done (action {index}: "
-        f"{lowest[index]:.3g} to {highest[index]:.3g}, in the data {least[index]:.3g} to {most[index]:.3g}); "
-        "the smallest and the largest action in the data are taken instead, and no policy acts beyond them"
+        f"the bounds of {wide.sum()} of {size} actions are infinite or far wider than the recorded actions (action "
+        f"{index}: {lowest[index]:.3g} to {highest[index]:.3g}, in the data {least[index]:.3g} to {most[index]:.3g}); "
+        "the smallest and largest action in the data replace them, and no policy acts beyond those"
     )
     lowest[wide], highest[wide] = least[wide], most[wide]
     found = [problem("wide_action_bounds", message, int(wide.sum()))]

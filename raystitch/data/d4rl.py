@@ -35,7 +35,7 @@ SEAM_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class _File:
-    """What a file holds: its known arrays in their own number types, its known attributes, and steps that are lost."""
+    """A file's contents: its known arrays in their own number types, its known attributes, and steps that are lost."""
 
     arrays: dict[str, NDArray[Any]]
     attributes: dict[str, Any]

@@ -16,7 +16,7 @@ REACHED = "achieved_goal"
 
 
 def has_goals(space: spaces.Space[Any]) -> bool:
-    """Whether it is the space of Gymnasium's goal-conditioned environments."""
+    """Return True if this is the observation space of a Gymnasium goal-conditioned environment."""
     return isinstance(space, spaces.Dict) and set(space.spaces) == GOAL_KEYS
 
 

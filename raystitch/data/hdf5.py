@@ -136,7 +136,7 @@ class Hdf5Group:
             return h5o.open(group, link)
         if kind == h5l.TYPE_SOFT:
             if next(hops, None) is None:
-                raise UserError(f"{self.path}: {name} is a link that leads round in a circle; write the array itself")
+                raise UserError(f"{self.path}: {name} is a circular link; write the array itself")
             target = group.links.get_val(link)
             start = h5g.open(h5i.get_file_id(group), b"/") if target.startswith(b"/") else group
             return self._walk(start, target, hops, name)
@@ -145,8 +145,8 @@ class Hdf5Group:
 
     def _elsewhere(self, name: str, what: str) -> UserError:
         return UserError(
-            f"{self.path}: {name} is {what}: its content lies outside of the file, and no other file is opened for a "
-            "dataset; write the array itself into the file"
+            f"{self.path}: {name} is {what}: its content lies outside the file, and raystitch opens no other file for "
+            "a dataset; write the array itself into the file"
         )
 
     def _check_storage(self, plist: Any, name: str) -> int:

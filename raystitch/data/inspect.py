@@ -84,8 +84,8 @@ def _returns(dataset: EpisodeDataset) -> list[Problem]:
     if high - low > EQUAL * max(1.0, abs(low), abs(high)):
         return []
     message = (
-        f"all {dataset.num_episodes} episodes have the return {high:g}, so none is better than another: no episode is "
-        "worth leading to, and no policy is worth more"
+        f"all {dataset.num_episodes} episodes have the return {high:g}, so none is better than another: "
+        "stitching has nothing better to lead to, and training has nothing to improve on"
     )
     return [problem("equal_returns", message, dataset.num_episodes)]
 
@@ -132,7 +132,7 @@ def action_problems(dataset: EpisodeDataset) -> list[Problem]:
 
 
 def training_problems(dataset: EpisodeDataset) -> list[Problem]:
-    """What speaks against training on the dataset as it is, beyond what its reader has said."""
+    """Return the reasons not to train on the dataset as it is, beyond those that its reader reported."""
     missing = [_missing_final(dataset)] if dataset.final_observed.any() and not dataset.final_observed.all() else []
     return [*missing, *_returns(dataset), *_jumps(dataset)]
 

@@ -16,7 +16,7 @@ MAGIC: tuple[tuple[bytes, str], ...] = (
     (
         b"\x80",
         "looks like a pickle, which can run any code when it is opened, so raystitch never opens one; load it yourself "
-        f"where you trust it, and write its arrays to HDF5 under D4RL's names ({PAGE})",
+        f"if you trust it, and write its arrays to HDF5 under D4RL's names ({PAGE})",
     ),
     (b"PAR1", f"is a Parquet file, not HDF5; write its columns to HDF5 under D4RL's names ({PAGE})"),
     (b"ARROW1", f"is an Arrow file, not HDF5; write its columns to HDF5 under D4RL's names ({PAGE})"),
@@ -39,7 +39,7 @@ def check_file(path: Path) -> None:
     UserError: naming the kind of file, where its first bytes are those of another kind than HDF5.
     """
     if not path.is_file():
-        raise UserError(f"{path} is no regular file")
+        raise UserError(f"{path} is not a regular file")
     with path.open("rb") as file:
         start = file.read(32)
     for magic, what in MAGIC:
@@ -68,7 +68,7 @@ LAYOUTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"observations_\d+",
-        "it has numbered arrays, one of each episode, as d3rlpy's ReplayBuffer.dump writes; join them one after "
+        "it has numbered arrays, one per episode, as d3rlpy's ReplayBuffer.dump writes; join them one after "
         f"another ({PAGE})",
     ),
     (

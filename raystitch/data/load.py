@@ -17,7 +17,7 @@ HDF5_SUFFIXES = (".hdf5", ".h5")
 
 
 class DatasetWarning(UserWarning):
-    """What was odd about a dataset, and how it was read; ``inspect`` lists it too."""
+    """A warning about something odd in a dataset and how it was read; ``inspect`` lists it too."""
 
 
 def parse_ref(ref: str) -> tuple[str, str]:

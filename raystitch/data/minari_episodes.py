@@ -86,7 +86,7 @@ def read_metadata(folder: DatasetFolder) -> dict[str, Any]:
     if not (folder.path / "metadata.json").exists() and _is_old(folder):
         raise UserError(
             f"{folder.where} was written by Minari 0.4 or older, whose metadata lie inside {MAIN_FILE}; download it "
-            "again under the id that it has now (`minari list remote`), or write it anew with Minari 0.5"
+            "again under its current id (`minari list remote`), or rewrite it with Minari 0.5"
         )
     path = folder.file("metadata.json")
     try:
@@ -108,7 +108,7 @@ def read_metadata(folder: DatasetFolder) -> dict[str, Any]:
 
 
 def _is_old(folder: DatasetFolder) -> bool:
-    """Whether the metadata are attributes of the data file, as before Minari 0.5."""
+    """Return True if the metadata are attributes of the data file, as before Minari 0.5."""
     try:
         with open_hdf5(folder.file(MAIN_FILE)) as root:
             return root.attribute("total_episodes") is not None
@@ -208,7 +208,7 @@ def _arrow_episodes(folder: DatasetFolder, data_format: str, indices: Iterable[i
         if len(parts) > 1:
             raise UserError(
                 f"{folder.where}: episode {index} lies in {len(parts)} files, {parts[0].name} and others; write the "
-                "dataset with a Minari that makes one of each"
+                "dataset with a Minari version that writes one file each"
             )
         with _decoding(parts[0]):
             table = read(parts[0], budget)
@@ -237,8 +237,8 @@ def _decoding(path: Path) -> Iterator[None]:
     from raystitch.data.arrow import UnsafeArrow
 
     why = {
-        "extension": "has an extension type, which whoever registered it would decode",
-        "compressed": "is compressed by a measure of its own",
+        "extension": "has an extension type, which third-party code would decode",
+        "compressed": "is compressed with Arrow's buffer compression",
         "batches": "has too many record batches",
     }
     try:
@@ -261,7 +261,7 @@ def _read_ipc(path: Path, budget: MemoryBudget) -> Any:
     body = pa.py_buffer(path.read_bytes())
     if len(body) < len(MAGIC) or body[: len(MAGIC)].to_pybytes() != MAGIC:
         raise pa.ArrowInvalid("it is no Arrow file")
-    # The file holds a stream; its footer, which may point anywhere, is not used: what is checked is what is read.
+    # Read the file as the stream that was checked. Its footer, which may point anywhere, is not used.
     stream = body.slice(len(MAGIC))
     check_messages(stream)
     with pa.ipc.open_stream(stream) as reader:

@@ -84,7 +84,7 @@ class _Columns:
         """
         observations, actions = _flat(stored, "observations", self.keys), _flat(stored, "actions", None)
         steps = len(actions)
-        if len(observations) == steps > 0:  # as recorders do that forget the last one
+        if len(observations) == steps > 0:  # some recorders leave out the last one
             observations = np.concatenate([observations, observations[-1:]])
             self.unobserved.append(len(self.terminated))
         if len(observations) != steps + 1:

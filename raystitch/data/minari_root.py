@@ -56,7 +56,7 @@ def dataset_path(dataset_id: str) -> Path:
 def local_ids() -> list[str]:
     """Ids of the datasets in the root, sorted. Minari's own listing fails where one has no version."""
 
-    seen: set[Path] = set()  # links may lead round in circles
+    seen: set[Path] = set()  # links may be circular
 
     def below(folder: Path) -> Iterator[Path]:
         if (folder / "data" / "metadata.json").is_file():

@@ -57,7 +57,7 @@ def with_keys(env: EnvSpec, keys: tuple[str, ...] | None) -> EnvSpec:
 
 
 def evaluation_metadata(env: EnvSpec | None) -> dict[str, Any]:
-    """What Minari's own readers find of the evaluation environment and the reference returns."""
+    """Return the evaluation environment and the reference returns as metadata that Minari's own readers understand."""
     if env is None:
         return {}
     from raystitch.envs.make import gymnasium_spec
@@ -125,7 +125,7 @@ def read_spaces(metadata: Mapping[str, Any], env: EnvSpec | None, where: str | P
                 described = json.loads(described) if isinstance(described, str) else described
                 _check_space(described, 0)
                 found[name] = deserialize_space(described)
-            except Exception as error:  # Minari's reader is not made for what a stranger writes
+            except Exception as error:  # Minari's reader does not validate untrusted input
                 raise UserError(f"{where}: its {name} cannot be read: {error}") from error
     missing = [name for name in names if name not in found]
     if missing:
@@ -154,7 +154,7 @@ def _check_space(space: Any, depth: int) -> None:
     if space.get("type") != "Box":
         return
     if not _NUMBERS.fullmatch(str(space.get("dtype"))):
-        raise ValueError(f"its dtype {str(space.get('dtype'))[:40]!r} is not one of numbers")
+        raise ValueError(f"its dtype {str(space.get('dtype'))[:40]!r} is not numeric")
     shape = tuple(space["shape"])
     for bound in ("low", "high"):
         if _shape(space[bound]) != shape:

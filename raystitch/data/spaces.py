@@ -80,7 +80,7 @@ def observation_keys(
 
 
 def is_image(space: spaces.Space[Any]) -> bool:
-    """Whether a Box holds pictures, or stacks of them, rather than a vector of numbers."""
+    """Return True if a Box holds images, or stacks of them, rather than a vector of numbers."""
     if not isinstance(space, spaces.Box) or len(space.shape) < 2:
         return False
     return space.dtype == "uint8" or sorted(space.shape)[-2] >= IMAGE_SIDE

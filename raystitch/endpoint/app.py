@@ -92,7 +92,7 @@ class PrefixRoot:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         root = scope.get("root_path", "")
         if scope["type"] == "http" and root and scope["path"] == root:
-            # Relative too: a proxy before this may have a prefix of its own.
+            # Relative as well: a proxy in front of this may add its own prefix.
             redirect = Response(status_code=307, headers={"Location": f"{quote(root.rpartition('/')[2])}/"})
             await redirect(scope, receive, send)
             return
@@ -215,7 +215,7 @@ def _add_versions(app: FastAPI, endpoint: Endpoint, *, protected: bool) -> None:
         if not protected:
             raise Problem(
                 403,
-                "what is served can be changed only where there is a token; start the endpoint with RAYSTITCH_TOKEN",
+                "changing the served version requires a token; start the endpoint with RAYSTITCH_TOKEN",
             )
         model = await endpoint.choose_version(name, request)
         return Response(json_wire.write_json(model.describe(endpoint.config.limits)), media_type=json_wire.MEDIA_TYPE)

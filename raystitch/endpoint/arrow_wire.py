@@ -35,7 +35,7 @@ from raystitch.endpoint.request import (
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 _COLUMNS = ("role", "step", "observation", "action", "reward")
-_MAX_OPTIONS = 10_000  # what is decoded for an option takes a hundred times its bytes
+_MAX_OPTIONS = 10_000  # a decoded option takes a hundred times its bytes
 _UNSAFE = {
     "extension": ("schema", "has an extension type; send the column as what it stores"),
     "compressed": (

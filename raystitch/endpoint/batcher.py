@@ -81,7 +81,7 @@ class Batcher:
 
     @property
     def hung(self) -> bool:
-        """Whether the call at hand takes so long that it will hardly end."""
+        """True while the current call has run longer than any call should."""
         return self._pace.running > self.config.limits.longest_call
 
     async def stitch(self, model: ServedModel, request: StitchRequest, request_id: str, deadline: float) -> Stitched:
@@ -109,8 +109,9 @@ class Batcher:
         self._thread.join(max(0.0, self.config.limits.longest_call - self._pace.running))
 
     def check_room(self, deadline: float, count: int = 1) -> None:
-        """Whether so many more candidates may wait, and can be computed by ``deadline``; a request larger than the
-        whole queue may wait when nothing else does.
+        """Refuse a request if the queue has no room for ``count`` candidates or they cannot be done by ``deadline``.
+
+        A request larger than the whole queue may wait when nothing else does.
 
         Raises:
             Problem: 429, or 504 for a deadline that cannot be met at all.

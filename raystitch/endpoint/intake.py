@@ -49,7 +49,7 @@ class Held:
         self._count = 0
 
     def check(self, count: int) -> None:
-        """Whether so many more bytes may be held; whatever the size, one request alone may be.
+        """Refuse ``count`` more bytes if they exceed a limit; a request that is alone is never refused.
 
         Raises:
             Problem: 429.

@@ -169,7 +169,7 @@ class Models:
         self._versions = versions
 
     def now(self) -> ModelSet:
-        """What is served at this moment; a request keeps it until its answer."""
+        """Return the models served at this moment; a request keeps them until it is answered."""
         return self._now
 
     def __iter__(self) -> Iterator[ServedModel]:

@@ -57,7 +57,7 @@ class Pace:
         return 0.0 if begun is None else abs(time.monotonic() - begun[0] - begun[1])
 
     def seconds(self, candidates: int, *, beyond: float = 0.25) -> float:
-        """What a call should take.
+        """Return the seconds that a call should take.
 
         Args:
             beyond: how much of a candidate's time counts for those beyond the largest call so far. A small call is
@@ -70,7 +70,7 @@ class Pace:
         return (fixed + each * (known + beyond * (candidates - known))) * 0.5 ** (idle / HALF_LIFE)
 
     def backlog(self, candidates: int, call: int) -> float:
-        """What so many candidates should take in calls of at most ``call``."""
+        """Return the seconds that the candidates should take in calls of at most ``call`` each."""
         whole, rest = divmod(candidates, call)
         return whole * self.seconds(call) + (self.seconds(rest) if rest else 0.0)
 

@@ -81,7 +81,7 @@ class JobQueue:
         return iter(self._jobs)
 
     def check(self, count: int, deadline: float, config: BatchingConfig) -> None:
-        """Whether a request can be answered in time.
+        """Refuse a request that cannot be answered in time.
 
         All sizes find the queue full at the same length, as if each were the largest of late: otherwise small requests
         would take every moment that comes free, and a large one would never find room. It also lets a request be

@@ -90,7 +90,7 @@ class HostCheck:
         await Problem(421, detail).response(scope["state"]["request_id"])(scope, receive, send)
 
     def lets_in(self, hosts: Sequence[str]) -> bool:
-        """Whether a request with these Host headers is for this endpoint."""
+        """Return True if a request with these Host headers is meant for this endpoint."""
         match = _HOST_HEADER.fullmatch(hosts[0]) if len(hosts) == 1 else None
         if match is None:
             return False
@@ -113,7 +113,7 @@ class TokenCheck:
         self._trusted = config.trusted_networks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A browser asks with OPTIONS, and without a token, whether it may ask.
+        # Browsers send preflight OPTIONS requests, without a token.
         if scope["type"] != "http" or scope["method"] == "OPTIONS" or not route_of(scope).startswith(PROTECTED):
             await self._app(scope, receive, send)
             return
@@ -140,7 +140,7 @@ class TokenCheck:
         if secret and (wait := self._attempts.wait(client)):
             self._recorder.refused("wrong_tokens")
             raise busy("too many wrong tokens came from this address; try again later", wait)
-        # Compared in constant time, also when there is none.
+        # Compare in constant time even if no token was sent.
         name = self._tokens.name_of(secret)
         if name is not None and scheme.lower() == "bearer":
             return name
@@ -167,7 +167,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            # There are none here: refused before the handshake, whoever asks.
+            # The endpoint has no websockets: refuse before the handshake.
             await send({"type": "websocket.close", "code": 1008, "reason": ""})
             return
         if scope["type"] != "http":

@@ -172,7 +172,7 @@ class Endpoint:
             accepted = ", ".join(_READERS)
             raise Problem(415, f"Content-Type {kind[:80]!r} is not one of {accepted}", headers={"Accept": accepted})
         answer_kind = _negotiate(request.headers.get("accept", ""), kind)
-        # A request keeps the settings and the bundles that it began with, whatever is loaded meanwhile.
+        # A request keeps the settings and bundles it started with, even across a reload.
         config, models = self.config, self.models.now()
         wait = _preferred_wait(request.headers.get("prefer", ""), config.limits.deadline_seconds)
         self._check_room(wait)
@@ -225,7 +225,7 @@ class _Left(Problem):
 
 
 async def _unless_left(request: Request, work: Coroutine[Any, Any, Stitched]) -> Stitched:
-    """What the work returns, unless the caller leaves before.
+    """Return the result of the work, unless the caller leaves first.
 
     A server cancels a request whose caller leaves, or it does not: Serve's proxy leaves it to a header of the caller's.
     """

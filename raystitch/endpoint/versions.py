@@ -50,7 +50,7 @@ class Versions:
         return self._root / version.removeprefix("sha256:")
 
     def _is_kept(self, version: str) -> bool:
-        # The file that is written last: a folder without it was being copied when its process ended.
+        # This file is written last: a folder without it is an interrupted copy.
         return (self.path(version) / STITCHER_FILE).exists()
 
     def chosen(self, folder: str, latest: str) -> str | None:
@@ -76,7 +76,7 @@ class Versions:
 
     @contextmanager
     def _notes(self, folder: str) -> Iterator[dict[str, Any]]:
-        """What is noted about a folder; written again when it was changed."""
+        """Yield the notes about a folder, and write them back if they were changed."""
         name = hashlib.sha256(folder.encode()).hexdigest()[:16]
         file = self._root / f"{name}.json"
         with locked(self._root / f"{name}.lock"):

@@ -51,8 +51,8 @@ def registered_spec(spec: EnvSpec) -> RegistryEntry:
     module, separator, name = spec.env_id.rpartition(":")
     if separator and not spec.named:
         raise UserError(
-            f"environment {spec.env_id!r} is recorded in a file, and no module that a file names is imported; if you "
-            f"trust it, name it yourself: --env {spec.env_id} (env: in a configuration)"
+            f"environment {spec.env_id!r} is recorded in a file, and raystitch imports no module that a file names; if "
+            f"you trust it, name it yourself: --env {spec.env_id} (env: in a configuration)"
         )
     if spec.env_id not in gym.registry and not separator:
         register_environments()
@@ -69,7 +69,7 @@ def registered_spec(spec: EnvSpec) -> RegistryEntry:
 def _import(module: str, env_id: str) -> None:
     try:
         import_module(module)
-    except Exception as error:  # a package of the user's own may fail in any way
+    except Exception as error:  # a user's own package may fail in any way
         raise UserError(f"environment {env_id!r}: importing {module} failed: {error!r}") from error
 
 
@@ -120,7 +120,7 @@ def _make_raw(spec: EnvSpec, **overrides: Any) -> gym.Env[Any, Any]:
         remedy = f"; there is {versions}" if versions else ""
         reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
         raise UserError(f"environment {spec.env_id} needs a package that is not installed: {reason}{remedy}") from error
-    except Exception as error:  # whatever arguments of a file bring about
+    except Exception as error:  # arguments from a file can cause any error
         reason = " ".join(str(error).split()) or repr(error)
         raise UserError(f"environment {spec.env_id} cannot be made with {options}: {reason}") from error
     return wrap(env, spec.env_id, wrappers)

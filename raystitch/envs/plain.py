@@ -6,7 +6,7 @@ from typing import Any
 
 from raystitch.errors import UserError
 
-# Words, and the bare name of a model file, which MuJoCo's environments look up in their own folder.
+# Plain words, or the bare name of a model file, which MuJoCo's environments look up in their own folder.
 _PLAIN_TEXT = re.compile(r"[\w +,-]*|[\w-]+\.xml|[+-]?\d+\.\d*")
 _DEEPEST = 8
 
@@ -23,7 +23,7 @@ def check_plain(value: Any, where: str) -> None:
     bad = _first_odd(value, "", 0)
     if bad is not None:
         raise UserError(
-            f"{where} has the argument {bad}, which may name a file or code, and a file names none here; name an "
+            f"{where} has the argument {bad}, which may name a file or code; recorded arguments may not. Name an "
             "environment that is registered with it (--env package:ID)"
         )
 

@@ -88,7 +88,7 @@ class EnvSpec:
         value = _mapping(value, "an environment")
         keys, wrappers, inner = (value.get(name) for name in ("observation_keys", "wrappers", "evaluation"))
         if inner is not None and _mapping(inner, "the evaluation environment").get("evaluation") is not None:
-            raise UserError("an evaluation environment names another one; it can name none")
+            raise UserError("an evaluation environment must not name an evaluation environment of its own")
         return cls(
             env_id=_text(value.get("env_id"), "env_id"),
             kwargs=_mapping(value.get("kwargs") or {}, "kwargs"),
@@ -122,8 +122,8 @@ def confirmed_id(recorded: str | None, named: str | None, how: str) -> str | Non
         raise UserError(f"{how}{named}: the run was made in the environment {recorded or 'that its data record'}")
     if recorded is not None and ":" in recorded and named is None:
         raise UserError(
-            f"environment {recorded!r} is recorded in a file, and no module that a file names is imported; if you "
-            f"trust it, name it yourself: {how}{recorded}"
+            f"environment {recorded!r} is recorded in a file, and raystitch imports no module that a file names; if "
+            f"you trust it, name it yourself: {how}{recorded}"
         )
     return recorded
 

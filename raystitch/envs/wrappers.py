@@ -67,7 +67,7 @@ def check_wrappers(env_id: str, wrappers: tuple[WrapperRecord, ...]) -> None:
         )
         remedy = (
             "name an environment that has it (--env package:ID, of a package that registers it), or --env "
-            f"{env_id} to do without it"
+            f"{env_id} to leave it out"
         )
         if wrapper.name not in ALLOWED or wrapper.kwargs is None:
             raise UserError(f"{advice} (known are {', '.join(ALLOWED)}); {remedy}")
@@ -87,7 +87,7 @@ def wrap(env: gym.Env[Any, Any], env_id: str, wrappers: tuple[WrapperRecord, ...
         make: Any = getattr(gym.wrappers, wrapper.name)
         try:
             env = make(env, **(wrapper.kwargs or {}))
-        except Exception as error:  # whatever the arguments of a file bring about
+        except Exception as error:  # arguments from a file can cause any error
             env.close()
             raise UserError(f"environment {env_id} cannot be put into {wrapper}: {error}") from error
     return env

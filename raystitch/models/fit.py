@@ -222,7 +222,7 @@ def rehearse_fit(dataset: EpisodeDataset, config: FitConfig) -> Bundle:
 
 
 def _plan(dataset: EpisodeDataset, config: FitConfig) -> dict[str, Any]:
-    """What a folder must be of to go on with it."""
+    """Return the dataset and settings that a folder must match for a fit to continue in it."""
     return {"dataset": dataset.fingerprint, **asdict(config)}
 
 

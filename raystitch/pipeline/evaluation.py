@@ -1,4 +1,4 @@
-"""What an evaluation needs, asked before anything long starts."""
+"""Checks of what an evaluation needs, run before anything long starts."""
 
 import numpy as np
 

@@ -43,7 +43,7 @@ def write_figures(dataset: EpisodeDataset, buffer: Buffer, folder: str | Path) -
         "walls": _table({name: walls[:, column] for column, name in enumerate(("x", "y", "width", "height"))}),
         "marks": _table({"text": [m[0] for m in marks], "x": [m[1] for m in marks], "y": [m[2] for m in marks]}),
     }
-    with ExitStack() as stack:  # they get their names at the end of the block, when all are written
+    with ExitStack() as stack:  # files are renamed into place when the block ends, once all are written
         for name, table in tables.items():
             pq.write_table(table, stack.enter_context(atomic_path(Path(folder) / f"{name}.parquet")))
 

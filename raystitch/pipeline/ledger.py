@@ -26,9 +26,7 @@ from raystitch.stitching.stitcher import Stitcher
 
 GONE = "shards that were there are gone, removed by another run on this buffer; what is missing is made again"
 
-LAST_WINS = (
-    "this store does not compare before it writes: let one run at a time work on the buffer; nothing is removed from it"
-)
+LAST_WINS = "this store has no conditional writes: let one run at a time work on the buffer; nothing is removed from it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,7 +310,7 @@ def _listed(shards: tuple[int, ...], most: int = 8) -> str:
 def planned_meta(
     dataset: EpisodeDataset, bundle: Bundle, stitch_config: StitchConfig, config: AugmentConfig, seed: int
 ) -> BufferMeta:
-    """What ``buffer.json`` of a new buffer says.
+    """Return the contents of ``buffer.json`` for a new buffer.
 
     Raises:
         UserError: another dataset than the bundle's, or settings that do not suit it.

@@ -16,7 +16,7 @@ COPIES = 2
 
 
 def group_bytes(config: RunConfig, dataset: EpisodeDataset, num_seeds: int) -> int:
-    """What the largest group of so many stacked seeds takes."""
+    """Return the bytes that the largest group of ``num_seeds`` stacked seeds takes."""
     columns = (dataset.observations, dataset.actions, dataset.rewards, dataset.offsets)
     algos = {cell.algo for cell in config.grid} | ({config.search.algo} if config.search.algorithm != "none" else set())
     flops = max(getattr(config.algorithms, algo).flops for algo in algos)

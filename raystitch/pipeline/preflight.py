@@ -1,6 +1,6 @@
-"""Everything that can refuse a sweep, asked before any file of its folder changes; ``--dry-run`` asks the same.
+"""Checks that run before a sweep changes any file; ``--dry-run`` runs the same ones.
 
-Nothing here writes. What depends on a cluster is asked in ``cluster/``.
+Nothing here writes. Checks that depend on a cluster are in ``cluster/``.
 """
 
 import os
@@ -63,15 +63,15 @@ def check_run(config: RunConfig, folder: Path) -> Checked:
 
 
 def check_stages(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> None:
-    """What lies in the folder belongs to these settings, and every stage up to the trials can begin.
+    """Check that the folder's contents belong to these settings and that every stage up to the trials can start.
 
     Raises:
         UserError: naming what does not fit.
     """
-    with suppress(DamagedError):  # a damaged one is set aside, and the search starts again
+    with suppress(DamagedError):  # a damaged file is set aside and the search starts again
         read_search(folder)
     for trial_dir in (folder / "trials").glob("*/"):
-        finished(trial_dir)  # one that cannot be read is not to be trained again
+        finished(trial_dir)  # raises if a result cannot be read: it must not be trained again
     bundle = existing_fit(folder / STITCHER, dataset, config.fit, "cpu")
     _check_buffer(config, folder / BUFFER, dataset, bundle)
     stand_in = bundle or rehearse_fit(dataset, config.fit)
@@ -86,7 +86,7 @@ def _check_buffer(config: RunConfig, path: Path, dataset: EpisodeDataset, bundle
     storage = Storage(path)
     if not storage.exists(META_FILE):
         return
-    # Its bundle is not there to compare with, the rest is.
+    # The bundle is not there to compare with; compare the rest.
     check_buffer(
         path,
         replace(

@@ -94,7 +94,7 @@ def rerun(
     (result,) = run_planned([trial], job, into=into, log=None if log is None else lambda _, row: log(row))
     if isinstance(result, RunError):
         raise result
-    shutil.rmtree(folder, ignore_errors=True)  # the last time's, now that this one is whole
+    shutil.rmtree(folder, ignore_errors=True)  # the previous one, now that the new one is complete
     fresh.replace(folder)
     return Rerun(trial=trial, folder=folder, stored=finished(run / "trials" / trial.trial_id), repeated=result)
 

@@ -1,4 +1,4 @@
-"""What a run's folder keeps of grids that were run in it before: their settings, and the results of their trials."""
+"""The settings and trial results that a run's folder keeps from grids that were run in it before."""
 
 import hashlib
 import shutil

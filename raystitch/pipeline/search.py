@@ -142,7 +142,7 @@ class SearchLog:
         try:
             found = read_search(folder)
         except DamagedError as error:
-            # Its finished trials lie in folders of their own, so little is done again.
+            # Finished trials have their own folders, so little is repeated.
             say(f"{error}; the search starts again ({set_aside(self.path)} is kept)")
             found = {}
         self.rows: list[dict[str, Any]] = found["trials"] if found.get("settings") == self.settings else []

@@ -41,5 +41,5 @@ def over_limit_notes(dataset: EpisodeDataset) -> list[str]:
 
 
 def suitable_notes(dataset: EpisodeDataset) -> list[str]:
-    """What speaks against training on the dataset as it is, one line each; its reader has warned of the rest."""
+    """Return the reasons not to train on the dataset as it is, one line each; its reader has warned of the rest."""
     return [f"{dataset.name}: {problem['message']}" for problem in training_problems(dataset)]

@@ -259,7 +259,7 @@ def _train_group(
         if isinstance(policy, RunError):
             finished[index] = policy
             continue
-        # Trained is trained, whatever becomes of its evaluation: the same call then only evaluates.
+        # Training is done even if the evaluation fails: the same call then only evaluates.
         policy.save(trial.out / "policy")
         finished[index] = trial.finish([], rows, cell.config.train_steps, len(trials))
     if cell.enabled:

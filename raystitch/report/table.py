@@ -76,7 +76,7 @@ def read_table(path: str | Path) -> pa.Table:
         check_parquet(Path(path))
         return pq.read_table(path)
     except UnsafeArrow as error:
-        raise UserError(f"{path} has an extension type; a run holds none") from error
+        raise UserError(f"{path} has an extension type; runs do not write any") from error
     except (OSError, pa.ArrowException) as error:
         why = str(error).splitlines()[0].removesuffix(".")
         raise UserError(f"{path} is damaged: {why}; {AGAIN}") from error

@@ -146,8 +146,8 @@ def other_trials(run: RunFiles) -> str:
         ],
     )
     note = (
-        "They lie in the folder, but the grid of this run does not have them: another grid was run here before, or the "
-        "same one with other settings or on another buffer. No other table and no verdict uses them. "
+        "They are in the folder but not in this run's grid: another grid was run here before, or the same one with "
+        "other settings or on another buffer. No other table and no verdict uses them. "
         "trials/ID/config.json has the settings of each, earlier/ the configurations of those grids."
     )
     return section("Trials of other grids", body, note)

@@ -79,7 +79,7 @@ def build_data(
     pool = build_pool(dataset, used_bridges, normalizer, memory_gib * 2**30, scratch)
     rewards, rtg = pool.rewards.numpy(), pool.rtg.numpy()
     limit = dataset.env.max_episode_steps if dataset.env is not None else None
-    original = original_segments(dataset).cut(limit)  # as stitched episodes are: else they would differ by more
+    original = original_segments(dataset).cut(limit)  # as stitched episodes are: otherwise they would differ by more
     only_bridges = references is not None and kind == "transitions" and synthetic == "bridges"
     if references is not None and only_bridges and top_fraction == 1:
         augmented = bridge_segments(dataset, references)

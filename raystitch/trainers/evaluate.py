@@ -168,7 +168,7 @@ def evaluate(
                 going = np.flatnonzero([not (step[2] or step[3]) for step in steps])
                 if lengths[alive].max() >= SAFETY_LIMIT:
                     raise RunError(
-                        f"{env.env_id} has no end after {SAFETY_LIMIT:,} steps; give --max-episode-steps N "
+                        f"{env.env_id} did not end after {SAFETY_LIMIT:,} steps; give --max-episode-steps N "
                         "(evaluation.max_episode_steps in a configuration)"
                     )
                 obs = np.stack([step[0] for step in steps])

@@ -35,7 +35,7 @@ class Scratch:
                     os.utime(final)  # the time of the last use
                     return final
                 self._make_room(final)
-                with atomic_folder(final) as temporary:  # durable: nothing looks at what is in it again
+                with atomic_folder(final) as temporary:  # durable, since its contents are never checked again
                     write(temporary)
                 self._make_room(final)
             except (OSError, StorageError) as error:

@@ -62,7 +62,7 @@ def test_no_permission_is_no_damage(place: Path, not_root: Callable[[], None], w
     mode = hidden.stat().st_mode
     hidden.chmod(0)
     not_root()
-    said = rf"cannot (read|list) {hidden}: Permission denied; nothing was removed for it"
+    said = rf"cannot (read|list) {hidden}: Permission denied; nothing was removed"
     for action in (survey, verify, lambda path: finish(path, 20), lambda path: open_buffer(path).bridges(), compact):
         with pytest.raises(StorageError, match=said) as caught:
             action(place)

@@ -78,7 +78,7 @@ def test_a_cluster_that_others_hold_is_said_and_waited_for_in_bounds(
         waiting[0],
     ), waiting
     last = done.stderr.splitlines()[-1]
-    assert re.match(r".*: nothing moved for 25 s: waiting for CPU .*; what was written stays\. Run again when", last)
+    assert re.match(r".*: no progress for 25 s: waiting for CPU .*; what was written is kept\. Run again when", last)
     assert "Traceback" not in done.stderr
     # Once there is room, the same command goes on by itself.
     running = subprocess.Popen(

@@ -119,7 +119,7 @@ PLANTED: list[tuple[Plant, str]] = [
     (_external_link, "is an external link: its content lies outside"),
     (_virtual, "is a virtual dataset: its content lies outside"),
     (_soft_link_out, "is an external link: its content lies outside"),
-    (_circle, "is a link that leads round in a circle"),
+    (_circle, "is a circular link"),
     (_bomb, r"declares 1,000,000,000,000 x 3 numbers \(11,175\.9 GiB\), but the file of [\d,]+ bytes holds 0 bytes"),
     (_chunk_bomb, r"declares \d+ x 3 numbers .*holds 0 bytes"),
     (_foreign_filter, r"is compressed by filter 32001 .*h5repack"),
@@ -213,7 +213,7 @@ def test_many_links_end(root: Path) -> None:
         file["observations"] = h5py.SoftLink("/link0")
         for index in range(SOFT_LINKS + 1):
             file[f"link{index}"] = h5py.SoftLink(f"/link{index + 1}")
-    with pytest.raises(UserError, match="leads round in a circle"):
+    with pytest.raises(UserError, match="is a circular link"):
         read_d4rl(path)
 
 

@@ -30,7 +30,7 @@ def _refused(path: Path, message: str) -> None:
 
 def test_numbered_arrays_of_a_replay_buffer(tmp_path: Path) -> None:
     arrays = {f"{name}_{index}": np.zeros((4, 2)) for index in range(400) for name in ("observations", "actions")}
-    _refused(_hdf5(tmp_path / "dump.h5", arrays), "numbered arrays, one of each episode, as d3rlpy's ReplayBuffer.dump")
+    _refused(_hdf5(tmp_path / "dump.h5", arrays), "numbered arrays, one per episode, as d3rlpy's ReplayBuffer.dump")
 
 
 def test_groups_of_demonstrations(tmp_path: Path) -> None:
