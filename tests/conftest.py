@@ -148,6 +148,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     del os.environ["RAYSTITCH_CACHE"]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps the tests of a file in one process (``pytest -n``), and all that start a Ray in the same one, first.
 
