@@ -22,7 +22,7 @@ lint: venv
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2
 
 test-slow: venv
 	$(BIN)/python -m pytest -q -m slow

@@ -6,6 +6,7 @@ import socket
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before numpy and torch are imported: tiny work on many threads is slower, and Ray's workers inherit these.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,7 +37,7 @@ from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig,
 
 torch.set_num_threads(1)
 
-_FOLDERS_WITH_RAY = {"cli", "cluster"}
+_FOLDERS_WITH_RAY = ("tests/cli/", "tests/cluster/")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -148,17 +149,16 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     del os.environ["RAYSTITCH_CACHE"]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the tests of a file in one process (``pytest -n``), and all that start a Ray in the same one, first.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keeps the tests of a file in one process (``pytest -n 2``), and all tests that start a Ray in the same one.
 
     The tests of a file share expensive fixtures; Rays side by side would take each other's ports.
     """
-    with_ray = {
-        item.path
-        for item in items
-        if item.path.parent.name in _FOLDERS_WITH_RAY or "ray_session" in getattr(item, "fixturenames", ())
-    }
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else item.path.as_posix()))
-    items.sort(key=lambda item: item.path not in with_ray)
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if nodeid.startswith(_FOLDERS_WITH_RAY) else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
