@@ -171,7 +171,6 @@ def processes_of(folder: Path) -> list[str]:
             ["--set", "trusted_proxies=[here]"],
             "trusted_proxies: addresses or networks such as 10.0.0.0/8: 'here' does not appear",
         ),
-        (["--stop", "--address", "127.0.0.1:1"], "no Ray cluster at --address 127.0.0.1:1: Connection refused"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,3 +184,12 @@ def test_wrong_arguments_are_one_line(arguments: list[str], message: str, capsys
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_nothing_is_stopped_where_there_is_no_cluster() -> None:
+    """In a process of its own: one that is connected to a Ray uses that."""
+    command = [sys.executable, "-m", "raystitch.cli", "serve", "--stop", "--address", "127.0.0.1:1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "no Ray cluster at --address 127.0.0.1:1: Connection refused" in line

@@ -478,7 +478,7 @@ def test_requests(canary: Canary, fitted: Path) -> None:
 
     async def ask() -> list[httpx.Response]:
         transport = httpx.ASGITransport(create_app(endpoint, None))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
             answers = [
                 await client.post("/v1/stitch", content=body, headers={"Content-Type": kind}) for kind, body in bodies
             ]

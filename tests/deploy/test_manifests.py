@@ -349,7 +349,7 @@ def test_the_serve_config_says_what_the_application_does_by_itself(deploy: Path)
     assert deployment["name"] == built.name
     config = parse_config(deployment["user_config"], EndpointConfig)
     # By which names a cluster calls it, the application does not know.
-    assert replace(config, allowed_hosts=()) == parse_config(built.user_config, EndpointConfig)
+    assert replace(config, allowed_hosts=(), trusted_proxies=()) == parse_config(built.user_config, EndpointConfig)
     for name in ("max_ongoing_requests", "max_queued_requests"):
         assert deployment[name] == getattr(built, name), name
     ours = built._deployment_config
