@@ -107,7 +107,7 @@ def finished(trial_dir: str | Path) -> dict[str, Any] | None:
         UserError: when the file is there but cannot be read, which says nothing about the trial.
     """
     path = Path(trial_dir) / RETURNS_FILE
-    if not path.exists():
+    if not path.is_file():  # a folder in its place is set aside when the trial is done again
         return None
     try:
         value = read_sealed(path)
