@@ -150,7 +150,7 @@ def test_whoever_leaves_is_dropped_from_the_queue_whatever_the_headers_say(
     with live(models) as (served, port), held(monkeypatch) as release:
         first = upload(port, len(REQUEST), 0)
         first.sendall(REQUEST)
-        until = time.monotonic() + 5
+        until = time.monotonic() + 60  # a busy machine
         while served.endpoint.batcher.num_queued < 1 and time.monotonic() < until:
             time.sleep(0.01)
         second = upload(port, len(REQUEST), 0, headers=headers)
