@@ -14,6 +14,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Serve's proxy has five seconds to start before it is replaced; a busy machine needs longer.
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+if _process := os.environ.get("PYTEST_XDIST_WORKER"):
+    # A process finds the clusters of its own tests alone. Short: Ray's sockets lie below it.
+    os.environ["RAY_TMPDIR"] = f"{os.environ.get('RAY_TMPDIR', '/tmp')}/tests-{os.getuid()}-{_process}"
+    os.makedirs(os.environ["RAY_TMPDIR"], exist_ok=True)
 
 with socket.socket() as _free:
     _free.bind(("127.0.0.1", 0))
@@ -37,7 +41,13 @@ from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig,
 
 torch.set_num_threads(1)
 
-_FOLDERS_WITH_RAY = ("tests/cli/", "tests/cluster/")
+_FILES_WITH_PORTS = (
+    "tests/cli/test_cli_serve",
+    "tests/cluster/test_attach",
+    "tests/cluster/test_job_submit",
+    "tests/cluster/test_local_ray",
+    "tests/cluster/test_serve",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -151,14 +161,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keeps the tests of a file in one process (``pytest -n 2``), and all tests that start a Ray in the same one.
-
-    The tests of a file share expensive fixtures; Rays side by side would take each other's ports.
+    """Keeps the tests of a file, which share expensive fixtures, in one process (``pytest -n 2``), and all tests that
+    need the ports of Serve or the dashboard in the same one.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "ray" if nodeid.startswith(_FOLDERS_WITH_RAY) else nodeid.partition("::")[0]
+            file = nodeid.partition("::")[0]
+            return "serve" if file.startswith(_FILES_WITH_PORTS) else file
 
     return ByFile(config, log)
