@@ -18,7 +18,7 @@ from raystitch.cluster.chaos import three_nodes
 from raystitch.cluster.clock import settable_clock
 from raystitch.cluster.processes import Driver, Process, descendants, small_disk, until
 from raystitch.errors import RunError, UserError
-from raystitch.pipeline.sweep_plan import RETURNS_FILE
+from raystitch.pipeline.sweep_plan import RETURNS_FILE, finished
 from raystitch.pipeline.trial import LOCK_FILE
 from raystitch.report.table import read_rows
 
@@ -87,12 +87,14 @@ class _Run:
         return ["sweep", "smoke", "--out", str(self.out), *options, *(f"--set={text}" for text in settings)]
 
     def finished(self) -> dict[str, tuple[int, int]]:
-        """Trial -> (inode, time) of its result: writing it again changes both."""
+        """Trial -> (inode, time) of its result: writing it again changes both. One that waits for its evaluation has
+        none."""
         found: dict[str, tuple[int, int]] = {}
         for path in self.out.glob(f"trials/*/{RETURNS_FILE}"):
             with contextlib.suppress(FileNotFoundError):
                 stat = path.stat()
-                found[path.parent.name] = stat.st_ino, stat.st_mtime_ns
+                if finished(path.parent) is not None:
+                    found[path.parent.name] = stat.st_ino, stat.st_mtime_ns
         return found
 
     def wait_for(self, count: int, driver: Driver) -> dict[str, tuple[int, int]]:
