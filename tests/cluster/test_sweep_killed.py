@@ -32,7 +32,7 @@ SETTINGS = (
 
 
 def results(run: Path) -> dict[str, tuple[int, int]]:
-    """Trial -> (inode, time) of its result: a second writing changes both. One that waits for its evaluation has none."""
+    """Trial -> (inode, time) of its result: a second writing changes both. None while it waits for its evaluation."""
     stats = {path: path.stat() for path in run.glob("trials/*/returns.json")}
     found = {path.parent.name: stat for path, stat in stats.items() if finished(path.parent) is not None}
     return {trial: (stat.st_ino, stat.st_mtime_ns) for trial, stat in found.items()}
