@@ -47,14 +47,23 @@ class Family:
 class _Infos(StepDataCallback):
     """Records what the originals keep of a step, and cuts an episode where the goal is reached."""
 
-    def __call__(self, env: gym.Env[Any, Any], **step: Any) -> Any:
-        recorded = super().__call__(env, **step)
-        observation, success = step["obs"], bool(step["info"].get("success", False))
+    def __call__(
+        self,
+        env: gym.Env[Any, Any],
+        obs: Any,
+        info: dict[str, Any],
+        action: Any = None,
+        rew: Any = None,
+        terminated: bool | None = None,
+        truncated: bool | None = None,
+    ) -> Any:
+        recorded = super().__call__(env, obs, info, action, rew, terminated, truncated)
+        success = bool(info.get("success", False))
         recorded["info"] = {"success": success}
-        if isinstance(observation, dict):
-            recorded["info"] |= {"goal": observation["desired_goal"], "qpos": observation["observation"][:2]}
-            if success and step.get("action") is not None:
-                recorded["truncation"] = True
+        if isinstance(obs, dict):
+            recorded["info"] |= {"goal": obs["desired_goal"], "qpos": obs["observation"][:2]}
+            if success and action is not None:
+                recorded["truncated"] = True
         return recorded
 
 
@@ -81,8 +90,9 @@ def _collect(
         low, high = env.action_space.low, env.action_space.high
         for episode in range(NUM_EPISODES):
             collector.reset(seed=episode)
+            action = rng.uniform(low, high).astype(env.action_space.dtype)
             for step in range(steps):
-                if step % 5 == 0:
+                if step % 5 == 4:
                     action = rng.uniform(low, high).astype(env.action_space.dtype)
                 _, _, terminated, truncated, _ = collector.step(action)
                 if terminated or truncated:
@@ -167,9 +177,9 @@ def _kitchen(dataset_id: str, data_format: str) -> None:
     goals = spaces.Dict({task: _unbounded(size) for task, size in KITCHEN_TASKS.items()})
     space = spaces.Dict({"observation": _unbounded(59), "achieved_goal": goals, "desired_goal": goals})
     desired = {task: np.tile(rng.normal(size=size), (NUM_STEPS + 1, 1)) for task, size in KITCHEN_TASKS.items()}
-    episodes = [
-        EpisodeBuffer(
-            observations={
+    columns: list[dict[str, Any]] = [
+        {
+            "observations": {
                 "observation": np.cumsum(rng.normal(0, 0.1, (NUM_STEPS + 1, 59)), 0),
                 "achieved_goal": {
                     task: np.cumsum(rng.normal(0, 0.1, (NUM_STEPS + 1, size)), 0)
@@ -177,14 +187,15 @@ def _kitchen(dataset_id: str, data_format: str) -> None:
                 },
                 "desired_goal": desired,
             },
-            actions=rng.uniform(-1, 1, (NUM_STEPS, 9)),
-            rewards=(rng.random(NUM_STEPS) > 0.9).astype(float),
-            terminations=np.zeros(NUM_STEPS, bool),
-            truncations=np.arange(NUM_STEPS) == NUM_STEPS - 1,
-            infos={"ctrl": rng.normal(size=(NUM_STEPS + 1, 9))},
-        )
+            "actions": rng.uniform(-1, 1, (NUM_STEPS, 9)),
+            "rewards": (rng.random(NUM_STEPS) > 0.9).astype(float),
+            "terminations": np.zeros(NUM_STEPS, bool),
+            "truncations": np.arange(NUM_STEPS) == NUM_STEPS - 1,
+            "infos": {"ctrl": rng.normal(size=(NUM_STEPS + 1, 9))},
+        }
         for _ in range(NUM_EPISODES)
     ]
+    episodes = [EpisodeBuffer(**column) for column in columns]
     register_environments()
     spec = gym.spec("FrankaKitchen-v1")
     kwargs = {
