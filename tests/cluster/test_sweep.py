@@ -162,7 +162,7 @@ def test_mistakes_are_found_before_anything_is_fitted(config: RunConfig, maze: E
         run_sweep(replace(config, dataset="d4rl:missing.hdf5"), tmp_path / "run")
     nowhere = tmp_path / "nowhere.hdf5"
     write_d4rl(replace(maze, env=None), nowhere)
-    with pytest.raises(UserError, match="set env: to its Gymnasium id"):
+    with pytest.raises(UserError, match="does not say which environment it comes from; name one"):
         run_sweep(replace(config, dataset=f"d4rl:{nowhere}"), tmp_path / "run")
     with pytest.raises(UserError, match="Hopper-v5 has 11"):
         run_sweep(replace(config, dataset=f"d4rl:{nowhere}", env="Hopper-v5"), tmp_path / "run")

@@ -135,7 +135,8 @@ def _combined(dataset_id: str, data_format: str) -> None:
 
 def _point_maze(dataset_id: str, data_format: str) -> None:
     """``D4RL/pointmaze/*``: a Dict with goals, an environment that never ends, and another one to evaluate in."""
-    env = gym.make("PointMaze_UMaze-v3", continuing_task=True, reset_target=True, max_episode_steps=1_000_000)
+    options: dict[str, Any] = {"continuing_task": True, "reset_target": True, "max_episode_steps": 1_000_000}
+    env = gym.make("PointMaze_UMazeDense-v3", **options)  # random actions hardly ever earn a sparse reward
     assert env.spec is not None
     evaluation = deepcopy(env.spec)
     evaluation.kwargs |= {"maze_map": UMAZE, "reset_target": False}
@@ -147,7 +148,7 @@ def _point_maze(dataset_id: str, data_format: str) -> None:
 def _ant_maze(dataset_id: str, data_format: str) -> None:
     """``D4RL/antmaze/*``: the position lies in ``achieved_goal`` alone."""
     options: dict[str, Any] = {"continuing_task": True, "reset_target": False, "max_episode_steps": 1_000_000}
-    env = gym.make("AntMaze_UMaze-v4", maze_map=UMAZE, **options)
+    env = gym.make("AntMaze_UMazeDense-v4", maze_map=UMAZE, **options)
     assert env.spec is not None
     evaluation = deepcopy(env.spec)
     evaluation.kwargs |= {"maze_map": [row[::-1] for row in UMAZE]}
