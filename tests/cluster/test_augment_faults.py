@@ -176,7 +176,7 @@ def test_a_gpu_that_is_missing_is_refused_and_shared_once_it_is_there(
         "--address",
         str(cluster.address),
     )
-    refused = subprocess.run(command(walks, tmp_path, *more), capture_output=True, text=True, timeout=100, check=False)
+    refused = subprocess.run(command(walks, tmp_path, *more), capture_output=True, text=True, timeout=250, check=False)
     assert refused.returncode == 2
     assert "no machine here has what augment.sampler asks for: CPU" in refused.stderr.splitlines()[-1]
     assert "or add a node that has it" in refused.stderr.splitlines()[-1]
