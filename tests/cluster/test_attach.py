@@ -90,7 +90,7 @@ def test_no_cluster_there_is_one_line_at_once(address: str, said: str, web_serve
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=60,
+        timeout=150,
         check=False,
     )
     assert done.returncode == 2, done.stderr
@@ -196,12 +196,12 @@ def test_another_token_or_version_is_one_line(cluster: Cluster) -> None:
         env=cluster.env | {"RAY_ADDRESS": cluster.address},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
     assert by_env.stdout == known.stdout, by_env.stderr
     other = subprocess.run(
-        attach, env=cluster.env | {"RAY_AUTH_TOKEN": "other"}, capture_output=True, text=True, timeout=60, check=False
+        attach, env=cluster.env | {"RAY_AUTH_TOKEN": "other"}, capture_output=True, text=True, timeout=150, check=False
     )
     assert "asks for its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN" in other.stderr
     assert len(other.stderr.splitlines()) == 1
