@@ -270,8 +270,7 @@ def _train_group(
 
 
 def _evaluate_later(cell: "_Cell", trial: TrialFolder, finished: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Evaluates a policy that was trained where its environment was missing, or whose evaluation was cut short; None
-    where it has to be trained again."""
+    """Evaluates a policy that was saved without its evaluation; None where it has to be trained again."""
     try:
         policy = load_policy(trial.out / "policy", cell.device)
         if "metrics" in finished:  # not in those of older versions
@@ -284,9 +283,7 @@ def _evaluate_later(cell: "_Cell", trial: TrialFolder, finished: Mapping[str, An
     return _evaluated(cell, trial, policy, metrics, finished["num_stacked"])
 
 
-def _evaluated(
-    cell: "_Cell", trial: TrialFolder, policy: Policy, rows: TrialMetrics, num_stacked: int
-) -> dict[str, Any]:
+def _evaluated(cell: "_Cell", trial: TrialFolder, policy: Policy, rows: TrialMetrics, stacked: int) -> dict[str, Any]:
     """Completes the folder of a policy that was trained and saved.
 
     Raises:
@@ -296,7 +293,7 @@ def _evaluated(
         results = cell.evaluate(policy, cell.evaluation.num_episodes, trial.seed, "evaluation")
     except RunError as error:
         raise RunError(f"{error}; the policy is saved in {trial.out / 'policy'}") from error
-    return trial.finish(results, rows, cell.config.train_steps, num_stacked)
+    return trial.finish(results, rows, cell.config.train_steps, stacked)
 
 
 @dataclass(frozen=True, kw_only=True)
