@@ -11,7 +11,7 @@ import yaml
 
 from raystitch.cli import main
 from raystitch.data.load import load_dataset
-from tests.data.families import FAMILIES, make_family
+from tests.data.families import FAMILIES, Family, make_family
 
 pytestmark = pytest.mark.filterwarnings("ignore::raystitch.data.load.DatasetWarning")
 QUICK = {("pointmaze", "hdf5"), ("kitchen", "arrow")}
@@ -57,7 +57,8 @@ def test_a_family_goes_all_the_way(
     assert status == 0, err
     buffer = tmp_path / "buffer"
     options = ["--stitcher", tmp_path / "stitcher", "--out", buffer, "--num-bridges", 10, "--config", config]
-    status, _, err = run("augment", ref, *options)
+    settings = [part for setting in family.settings for part in ("--set", setting)]
+    status, _, err = run("augment", ref, *options, *settings)
     assert status == 0, err
 
     status, _, err = run(
@@ -69,7 +70,7 @@ def test_a_family_goes_all_the_way(
     assert family.runs or "the policy is trained and saved" in err
 
     _comes_back(ref, buffer, f"families/{name}-{data_format}-back-v0", tmp_path, run)
-    _sweeps(ref, family.runs, tmp_path / "run", run)
+    _sweeps(ref, family, tmp_path / "run", run)
 
 
 def _comes_back(ref: str, buffer: Path, exported: str, tmp_path: Path, run: Run) -> None:
@@ -87,12 +88,13 @@ def _comes_back(ref: str, buffer: Path, exported: str, tmp_path: Path, run: Run)
         assert again.num_episodes >= 10
 
 
-def _sweeps(ref: str, runs: bool, out: Path, run: Run) -> None:
-    settings = [part for setting in (f"dataset=minari:{ref}", *SWEEP) for part in ("--set", setting)]
+def _sweeps(ref: str, family: Family, out: Path, run: Run) -> None:
+    asked = (f"dataset=minari:{ref}", *SWEEP, *family.settings)
+    settings = [part for setting in asked for part in ("--set", setting)]
     dry, _, said = run("sweep", "smoke", "--out", out, "--dry-run", *settings)
     status, _, err = run("sweep", "smoke", "--out", out, *settings)
-    assert dry == status == (0 if runs else 2), err
-    if runs:
+    assert dry == status == (0 if family.runs else 2), err
+    if family.runs:
         table = pq.read_table(out / "results.parquet")
         assert set(table["status"].to_pylist()) == {"ok"}
     else:
