@@ -57,7 +57,7 @@ def test_a_family_goes_all_the_way(
     assert status == 0, err
     buffer = tmp_path / "buffer"
     options = ["--stitcher", tmp_path / "stitcher", "--out", buffer, "--num-bridges", 10, "--config", config]
-    settings = [part for setting in family.settings for part in ("--set", setting)]
+    settings = [part for setting in family.settings for part in ("--set", setting.removeprefix("stitch."))]
     status, _, err = run("augment", ref, *options, *settings)
     assert status == 0, err
 
