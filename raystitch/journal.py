@@ -65,18 +65,3 @@ class Journal:
             set_aside(self.path)
         with atomic_path(self.path) as temporary:
             temporary.write_bytes(content)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """All whole rows. A last line without an end was being written.
-
-        Raises:
-            DamagedError: naming a line that is not one.
-        """
-        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
-        rows: list[dict[str, Any]] = []
-        for number, line in enumerate(lines, 1):
-            try:
-                rows.append(dict(json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise DamagedError(f"{self.path} is damaged: line {number} is not a JSON object") from error
-        return rows
