@@ -144,6 +144,20 @@ def ray_session() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def host_address() -> str:
+    """The address that processes which join a cluster of this machine take for their own.
+
+    A `Cluster` must be told it: while the Ray of `ray_session` is up, it would take that one's, the loopback address.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("8.8.8.8", 53))  # sends nothing
+        except OSError:
+            return "127.0.0.1"
+        return probe.getsockname()[0]
+
+
+@pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """``s3://raystitch-tests`` on a local S3 server, with a cache of the session's own; add ``/name`` to it."""
     from moto.server import ThreadedMotoServer

@@ -155,17 +155,18 @@ def command(walks: Walks, folder: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(monkeypatch: pytest.MonkeyPatch, host_address: str) -> Iterator[Cluster]:
     """A head node with two CPUs and nothing else; metrics are reported twice a second."""
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "500")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20})
+    head = {"node_ip_address": host_address, "num_cpus": 2, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
     cluster.shutdown()
 
 
 def test_a_gpu_that_is_missing_is_refused_and_shared_once_it_is_there(
-    walks: Walks, undisturbed: Path, tmp_path: Path, cluster: Cluster
+    walks: Walks, undisturbed: Path, tmp_path: Path, cluster: Cluster, host_address: str
 ) -> None:
     """A custom resource stands for the GPU: two samplers share one."""
     more = (
@@ -176,12 +177,12 @@ def test_a_gpu_that_is_missing_is_refused_and_shared_once_it_is_there(
         "--address",
         str(cluster.address),
     )
-    refused = subprocess.run(command(walks, tmp_path, *more), capture_output=True, text=True, timeout=250, check=False)
+    refused = subprocess.run(command(walks, tmp_path, *more), capture_output=True, text=True, timeout=150, check=False)
     assert refused.returncode == 2
     assert "no machine here has what augment.sampler asks for: CPU" in refused.stderr.splitlines()[-1]
     assert "or add a node that has it" in refused.stderr.splitlines()[-1]
     assert not list(tmp_path.glob("buffer/shards/part-*"))
-    cluster.add_node(num_cpus=1, resources={"accelerator": 1})
+    cluster.add_node(node_ip_address=host_address, num_cpus=1, resources={"accelerator": 1})
     process = subprocess.Popen(command(walks, tmp_path, *more), stdout=-1, stderr=-1, text=True)
     assert process.stderr is not None
     lines = list[dict[str, Any]]()

@@ -33,13 +33,11 @@ ray.get(task)
 
 
 @pytest.fixture
-def busy(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Callable[[], None]]]:
+def busy(monkeypatch: pytest.MonkeyPatch, host_address: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """The address of a cluster with one CPU, which another job holds, and a function that ends that job."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    memory = 100 * 2**20
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": memory, "include_dashboard": False}
-    )
+    head = {"node_ip_address": host_address, "num_cpus": 1, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=head | {"include_dashboard": False})
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(cluster.address)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None
