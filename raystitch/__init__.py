@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from raystitch.models.bundle import Bundle
     from raystitch.models.config import FitConfig
     from raystitch.models.fit import fit_bundle as fit
-    from raystitch.pipeline.train import train
+    from raystitch.pipeline.trials.train import train
     from raystitch.stitching.config import StitchConfig
     from raystitch.stitching.stitcher import Stitcher
 
@@ -32,7 +32,7 @@ _PUBLIC = {
     "fit": "raystitch.models.fit:fit_bundle",
     "load_dataset": "raystitch.data.load:load_dataset",
     "open_buffer": "raystitch.buffer.reader:open_buffer",
-    "train": "raystitch.pipeline.train:train",
+    "train": "raystitch.pipeline.trials.train:train",
 }
 
 __all__ = [

@@ -9,10 +9,10 @@ from typing import Literal
 import yaml
 
 from raystitch.buffer.config import AugmentConfig
-from raystitch.config_file import load_config, plain
 from raystitch.errors import UserError
+from raystitch.io.config_file import load_config, plain
+from raystitch.models.calibration import check_delta
 from raystitch.models.config import FitConfig
-from raystitch.models.delta import check_delta
 from raystitch.search_config import SearchConfig
 from raystitch.stitching.config import StitchConfig
 from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfigs, DataMode, EvalConfig

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raystitch.models.delta import Delta, check_delta
+from raystitch.models.calibration import Delta, check_delta
 from raystitch.trainers.config import ALGORITHM_CONFIGS
 from raystitch.trainers.ratio import parse_ratio
 

@@ -5,6 +5,8 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
+Ints = NDArray[np.int64]
+
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """The increment of SplitMix64's counter."""
 
@@ -30,3 +32,26 @@ def splitmix64(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+def _hash(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    with np.errstate(over="ignore"):
+        return splitmix64(value + GOLDEN)
+
+
+def uniforms(seeds: Ints, count: int, stream: int) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1), float64 [N, count]; a row depends on its seed, ``stream`` and nothing else."""
+    keys = _hash(_hash(np.asarray(seeds, np.int64).view(np.uint64)) ^ np.uint64(stream))
+    counters = np.arange(count, dtype=np.uint64)
+    bits = _hash(keys[:, None] ^ _hash(counters)[None, :])
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def integers(uniform: NDArray[np.float64], bound: int | Ints) -> Ints:
+    """Maps uniform numbers in [0, 1) to integers in 0 .. bound - 1."""
+    return np.minimum((uniform * bound).astype(np.int64), np.asarray(bound, np.int64) - 1)
+
+
+def child_seeds(seeds: Ints, count: int, stream: int) -> Ints:
+    """``count`` seeds per row for its sub-tasks, int64 [N, count]."""
+    return (uniforms(seeds, count, stream) * 2.0**53).astype(np.int64)

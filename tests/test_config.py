@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 from raystitch.config import RunConfig, default_out, find_config, load_run_config
-from raystitch.config_file import load_config
 from raystitch.errors import UserError
+from raystitch.io.config_file import load_config
 from raystitch.models.config import FitConfig
 
 MINIMAL = """\

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from raystitch.bench.machine import Limits, Row, describe_machine, measure_limits
-from raystitch.bench.subject import BenchOptions
+from raystitch.bench.synthetic import BenchOptions
 from raystitch.device import resolve_device
 from raystitch.errors import UserError
 
@@ -19,7 +19,7 @@ BENCHMARKS = {
     "trainers": "raystitch.bench.trainers",
     "serve": "raystitch.bench.serve",
     "data": "raystitch.bench.data",
-    "chaos": "raystitch.bench.chaos",
+    "chaos": "raystitch.bench.chaos.rows",
 }
 ONLY_WHEN_NAMED = ("chaos",)
 """Takes long and kills processes."""

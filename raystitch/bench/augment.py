@@ -6,18 +6,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from raystitch.bench import buffer_io, buffer_read, scaling
+from raystitch.bench import buffer_io, scaling
 from raystitch.bench.driver import ONE_THREAD, driver_rows, driver_seconds_and_growth
 from raystitch.bench.loops import PlainLoops
 from raystitch.bench.machine import Limits, Row
-from raystitch.bench.subject import BenchOptions
-from raystitch.bench.synthetic import make_bundle, make_walks
+from raystitch.bench.synthetic import BenchOptions, make_bundle, make_walks
 from raystitch.buffer.config import AugmentConfig
 from raystitch.cluster.augment import augment
 from raystitch.cluster.runtime import ensure_ray
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.progress import AugmentProgress
+from raystitch.pipeline.generate.progress import AugmentProgress
 from raystitch.stitching.config import QualifyConfig, StitchConfig
 
 CONFIG = StitchConfig(qualify=QualifyConfig(delta="off", termination_max=None, value_check=False))
@@ -53,7 +52,7 @@ def rows(limits: Limits, options: BenchOptions) -> list[Row]:
     """Making bridges, a calculation for up to a thousand GPUs, and reading and writing buffers."""
     dataset = make_walks(10_000)
     found = examine(dataset, make_bundle(dataset), Sizes())
-    return [*found, *buffer_io.rows(limits), *buffer_read.rows(limits)]
+    return [*found, *buffer_io.write_rows(limits), *buffer_io.read_rows(limits)]
 
 
 def examine(dataset: EpisodeDataset, bundle: Bundle, sizes: Sizes) -> list[Row]:

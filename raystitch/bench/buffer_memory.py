@@ -17,17 +17,16 @@ from pathlib import Path
 import torch
 
 from raystitch.bench.synthetic import make_walks
-from raystitch.buffer.describe import describe
 from raystitch.buffer.export import export
-from raystitch.buffer.maintain import verify
+from raystitch.buffer.maintain import describe, verify
 from raystitch.buffer.reader import open_buffer
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.pipeline.figures import write_figures
-from raystitch.pipeline.validate import validate
+from raystitch.io.cache import Scratch
+from raystitch.pipeline.trials.figures import write_figures
+from raystitch.pipeline.validate.truth import validate
 from raystitch.trainers.batches import Kind, RatioSampler
 from raystitch.trainers.data import build_data
 from raystitch.trainers.ratio import parse_ratio
-from raystitch.trainers.scratch import Scratch
 
 POLL_SECONDS = 0.002
 NUM_BATCHES = 50

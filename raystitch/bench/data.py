@@ -5,8 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raystitch.bench.machine import Limits, Row, median_seconds
-from raystitch.bench.subject import BenchOptions
-from raystitch.bench.synthetic import make_walks
+from raystitch.bench.synthetic import BenchOptions, make_walks
 from raystitch.data.d4rl import read_d4rl, write_d4rl
 from raystitch.data.normalise import Normalizer
 from raystitch.data.returns import discounted_returns, returns_to_go

@@ -9,7 +9,7 @@ from raystitch.bench.synthetic import make_walks, tiny_fit
 from raystitch.buffer.config import ActorConfig, AugmentConfig
 from raystitch.cluster.augment import augment
 from raystitch.models.fit import fit_bundle
-from raystitch.pipeline.progress import AugmentProgress
+from raystitch.pipeline.generate.progress import AugmentProgress
 from raystitch.stitching.config import StitchConfig
 
 PAIRS_PER_SHARD = 8

@@ -12,11 +12,11 @@ from raystitch.bench.machine import Limits, Row, peak_memory_mib, wait
 from raystitch.bench.networks import network_rows
 from raystitch.bench.published import PublishedSampler, num_parameters
 from raystitch.bench.stages import StageClock, replaced
-from raystitch.bench.subject import BenchOptions, Subject, find_subject
+from raystitch.bench.synthetic import BenchOptions, Subject, find_subject
 from raystitch.bench.truth import truth_rows
 from raystitch.data.episodes import Ints
 from raystitch.envs.simulator import Simulator, Unavailable
-from raystitch.pipeline.simulated import open_for
+from raystitch.pipeline.validate.simulated import open_for
 from raystitch.presets import PRESETS
 from raystitch.stitching.candidates import Candidates
 from raystitch.stitching.config import StitchConfig

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from raystitch.bench.machine import Limits, Row
-from raystitch.bench.subject import BenchOptions
-from raystitch.bench.synthetic import make_walks
+from raystitch.bench.synthetic import BenchOptions, make_walks
 from raystitch.data.episodes import EpisodeDataset, Ints
 from raystitch.data.returns import discounted_returns
 from raystitch.data.select import holdout_split

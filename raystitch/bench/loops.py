@@ -11,10 +11,10 @@ from types import TracebackType
 import torch
 
 from raystitch.buffer.schema import candidates_to_table
-from raystitch.buffer.writer import write_shard
+from raystitch.buffer.shard_file import write_shard
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.augment import make_shard, source_index
+from raystitch.pipeline.generate.augment import make_shard, source_index
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.pairs import SourceIndex
 from raystitch.stitching.stitcher import Stitcher

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from raystitch.bench.chaos.processes import descendants
 from raystitch.bench.machine import Limits, Row
 from raystitch.bench.serve_load import Arrivals, Bare, BareStitcher, Load, run_arrivals, run_load
-from raystitch.bench.subject import BenchOptions, find_subject
+from raystitch.bench.synthetic import BenchOptions, find_subject
 from raystitch.client import Trajectory
 from raystitch.client.wire import encode_arrow, encode_json
-from raystitch.cluster.processes import descendants
-from raystitch.cluster.serve_run import Service, serving
+from raystitch.cluster.serve.run import Service, serving
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.endpoint import arrow_wire, json_wire
 from raystitch.endpoint.config import EndpointConfig, ModelConfig

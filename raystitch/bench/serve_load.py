@@ -16,8 +16,8 @@ import torch
 
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.models.bundle import Bundle
+from raystitch.seeding import child_seeds
 from raystitch.stitching.candidates import Pairs
-from raystitch.stitching.draws import child_seeds
 from raystitch.stitching.pairs import cut_trajectories
 from raystitch.stitching.stitcher import Stitcher
 

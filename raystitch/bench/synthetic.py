@@ -1,6 +1,7 @@
 """Trajectories and an (almost) untrained bundle of a realistic size: speed does not depend on what they learnt."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,3 +64,44 @@ def tiny_fit() -> FitConfig:
         embedding=EmbeddingConfig(size=4, hidden=16, num_layers=1, train_steps=20, batch_size=32),
         calibration_windows=100,
     )
+
+
+NUM_TRANSITIONS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BenchOptions:
+    """What ``raystitch bench engine`` may be told.
+
+    Attributes:
+        dataset: None for random walks.
+        stitcher: folder of a bundle fitted on ``dataset``; None for one that is barely fitted.
+        num_pairs: pairs stitched at once.
+    """
+
+    dataset: EpisodeDataset | None = None
+    stitcher: Path | None = None
+    num_pairs: int = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """Data, models, and what a reader has to know about them."""
+
+    dataset: EpisodeDataset
+    bundle: Bundle
+    about: str
+
+
+def find_subject(options: BenchOptions) -> Subject:
+    """The subject that the options name.
+
+    Raises:
+        UserError: when the stitcher was fitted on another dataset.
+    """
+    dataset = options.dataset or make_walks(NUM_TRANSITIONS)
+    if options.stitcher is None:
+        return Subject(dataset, make_bundle(dataset), f"{dataset.name}, barely fitted")
+    bundle = Bundle.load(options.stitcher)
+    bundle.check_dataset(dataset)
+    return Subject(dataset, bundle, f"{dataset.name}, {options.stitcher.name}")

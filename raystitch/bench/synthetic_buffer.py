@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.meta import create_buffer, write_meta
 from raystitch.buffer.schema import INTEGERS, NUMBERS, PARENTS, BufferMeta, Complete, flat_lists, make_schema
-from raystitch.buffer.storage import Storage
-from raystitch.buffer.writer import write_shard
+from raystitch.buffer.shard_file import write_shard
 from raystitch.data.episodes import EpisodeDataset, Ints
+from raystitch.io.storage import Storage
 from raystitch.models.calibration import Calibration
 from raystitch.stitching.config import QualifyConfig, StitchConfig
 

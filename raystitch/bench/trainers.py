@@ -18,8 +18,7 @@ from raystitch.bench.machine import Limits, Row
 from raystitch.bench.products import STEPS, Products, products_of
 from raystitch.bench.reference_dt import ReferenceDT
 from raystitch.bench.reference_td3bc import ReferenceTD3BC
-from raystitch.bench.subject import BenchOptions
-from raystitch.bench.synthetic import make_walks
+from raystitch.bench.synthetic import BenchOptions, make_walks
 from raystitch.bench.trial import trial_rows
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.device import uses_bf16

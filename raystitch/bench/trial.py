@@ -12,7 +12,7 @@ from raystitch.bench.machine import Row
 from raystitch.bench.synthetic import make_walks
 from raystitch.data.d4rl import read_d4rl, write_d4rl
 from raystitch.data.demo import make_pointmaze
-from raystitch.pipeline.train import run_trials
+from raystitch.pipeline.trials.train import run_trials
 from raystitch.trainers.config import EvalConfig, TD3BCConfig
 from raystitch.trainers.data import build_data
 from raystitch.trainers.evaluate import evaluate
@@ -58,7 +58,7 @@ def trial_rows(train_seconds: float, num_seeds: int) -> list[Row]:
         alone = _seconds(lambda: group(range(1)), repeats=3)
         together = _seconds(lambda: group(range(num_seeds)), repeats=3)
     build = _seconds(lambda: build_data(dataset, "transitions", device="cpu"), repeats=3)
-    imports = [sys.executable, "-c", "import raystitch.pipeline.train"]
+    imports = [sys.executable, "-c", "import raystitch.pipeline.trials.train"]
     start = _seconds(lambda: subprocess.run(imports, check=True))
     policy = train_policy(build_data(maze, "transitions", device="cpu"), "td3bc", config)
     spec, episodes, envs = maze.env, evaluation.num_episodes, evaluation.num_envs

@@ -8,8 +8,8 @@ import numpy as np
 from raystitch.bench.machine import Row
 from raystitch.data.normalise import Normalizer
 from raystitch.envs.simulator import Simulator
-from raystitch.pipeline.simulated import TRUE_BRIDGE, error_summary, simulate
-from raystitch.pipeline.windows import Windows
+from raystitch.pipeline.validate.simulated import TRUE_BRIDGE, error_summary, simulate
+from raystitch.pipeline.validate.windows import Windows
 from raystitch.stitching.candidates import Candidates
 from raystitch.stitching.wrapup import steps_of
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from raystitch.buffer.schema import BufferMeta
-from raystitch.buffer.storage import LOCK_FILE, Storage
 from raystitch.errors import UserError
-from raystitch.files import differences
+from raystitch.io.files import differences
+from raystitch.io.storage import LOCK_FILE, Storage
 
 META_FILE = "buffer.json"
 OVERTAKEN = 10

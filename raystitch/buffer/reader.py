@@ -13,23 +13,20 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from raystitch.buffer.bridges import CHUNK_TRANSITIONS, PER_BRIDGE, BridgeSet, References, chunk_bounds, ranges
-from raystitch.buffer.counting import RoundCounts, count_rounds, rows_that_count
-from raystitch.buffer.ids import dense, find_rows, pair_rows, parse_ids
+from raystitch.buffer.ids import RoundCounts, count_rounds, dense, find_rows, pair_rows, parse_ids, rows_that_count
 from raystitch.buffer.meta import read_meta
 from raystitch.buffer.schema import PARENTS, BufferMeta, flat_steps, make_schema
 from raystitch.buffer.shard_file import SHARDS, ShardFile, ShardStats, read_shard_file
-from raystitch.buffer.storage import Storage
 from raystitch.buffer.survey import list_shards
 from raystitch.data.episodes import Bools, Floats, Ints
 from raystitch.errors import UserError
-from raystitch.models.calibration import Calibration
-from raystitch.models.delta import Delta
+from raystitch.io.storage import Storage
+from raystitch.models.calibration import Calibration, Delta
 from raystitch.stitching.acceptance import passes
 from raystitch.stitching.candidates import REASONS
 
 if TYPE_CHECKING:
-    from raystitch.buffer.torch_dataset import BridgeTransitions
-    from raystitch.buffer.transitions import Over, StepBatch, Transitions
+    from raystitch.buffer.transitions import BridgeTransitions, Over, StepBatch, Transitions
 
 AtDelta = Delta | Literal["generation"]
 
@@ -308,7 +305,7 @@ class Buffer:
 
     def to_torch(self, delta: AtDelta = "generation") -> "BridgeTransitions":
         """The accepted bridges' transitions as a torch Dataset."""
-        from raystitch.buffer.torch_dataset import BridgeTransitions
+        from raystitch.buffer.transitions import BridgeTransitions
 
         return BridgeTransitions(self.transitions(delta))
 

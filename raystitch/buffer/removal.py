@@ -13,8 +13,8 @@ from pathlib import Path
 from raystitch.buffer.meta import META_FILE, read_meta
 from raystitch.buffer.schema import BufferMeta
 from raystitch.buffer.shard_file import SHARDS
-from raystitch.buffer.storage import Storage
 from raystitch.errors import UserError
+from raystitch.io.storage import Storage
 
 VARIABLE = "RAYSTITCH_GRACE_SECONDS"
 GRACE_SECONDS = 900.0

@@ -14,8 +14,8 @@ from raystitch.buffer.meta import update_meta
 from raystitch.buffer.removal import remove_unnamed
 from raystitch.buffer.schema import BufferMeta, ClosedRound, Complete
 from raystitch.buffer.shard_file import SHARDS, ShardStats, part_name
-from raystitch.buffer.storage import Storage
 from raystitch.buffer.survey import Path, list_shards, shards_of, survey
+from raystitch.io.storage import Storage
 
 
 def prefix_length(stats: Mapping[int, ShardStats], num_bridges: int, first_shard: int = 0) -> int | None:

@@ -6,18 +6,19 @@ its end; a changed byte shows in a shard's checksum or in the list's.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raystitch.buffer.checksum import checksum, checksum_of, checksum_text
-from raystitch.buffer.schema import INTEGERS, PARENTS, SCHEMA_VERSION
-from raystitch.buffer.storage import Storage
+from raystitch.buffer.schema import INTEGERS, PARENTS, SCHEMA_VERSION, make_schema
 from raystitch.errors import StorageError, UserError
+from raystitch.io.digest import checksum, checksum_of, checksum_text
+from raystitch.io.storage import Storage
 
 SHARDS = "shards"
 PART = re.compile(r"part-(\d{6,})\.arrow")
@@ -217,3 +218,38 @@ def _stats(reader: pa.ipc.RecordBatchFileReader) -> tuple[ShardStats, ...]:
 def _line(error: BaseException) -> str:
     """An error's text in one line; pyarrow's have several."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def write_shard(path: str | os.PathLike[str], shard: int, table: pa.Table, manifest: str = "") -> ShardStats:
+    """Writes one shard whole or not at all, over an older file of the same number.
+
+    It does not wait until the data is on the disk: should the machine lose power, the checksum shows a torn file and
+    the shard is made again.
+
+    Args:
+        manifest: hash of the closed round that this one builds on.
+
+    Raises:
+        StorageError: when it cannot be written.
+    """
+    batch = as_batch(table)
+    stats = shard_stats(pa.Table.from_batches([batch]), shard, manifest)
+    write_file(Storage(path), part_name(shard), batch, [stats], durable=False)
+    return stats
+
+
+def write_failed(
+    path: str | os.PathLike[str], shard: int, obs_dim: int, act_dim: int, manifest: str, error: str
+) -> ShardStats:
+    """Writes an empty shard in the place of one that cannot be made, so that the buffer can do without it.
+
+    Args:
+        error: why it cannot be made.
+
+    Raises:
+        StorageError: when it cannot be written.
+    """
+    empty = make_schema(obs_dim, act_dim).empty_table()
+    stats = replace(shard_stats(empty, shard, manifest), error=error)
+    write_file(Storage(path), part_name(shard), as_batch(empty), [stats], durable=False)
+    return stats

@@ -17,8 +17,8 @@ from raystitch.buffer.shard_file import (
     read_stats,
     write_file,
 )
-from raystitch.buffer.storage import Storage
 from raystitch.errors import StorageError, UserError
+from raystitch.io.storage import Storage
 
 Path = str | os.PathLike[str]
 

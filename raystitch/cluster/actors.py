@@ -23,13 +23,12 @@ import torch
 from ray.actor import ActorHandle
 
 from raystitch.buffer.schema import candidates_to_table
-from raystitch.buffer.shard_file import SHARDS, ShardStats, part_name, read_stats
-from raystitch.buffer.storage import Storage
-from raystitch.buffer.writer import write_shard
+from raystitch.buffer.shard_file import SHARDS, ShardStats, part_name, read_stats, write_shard
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import RunError, StorageError, UserError
+from raystitch.io.storage import Storage
 from raystitch.models.bundle import PARTS, STITCHER_FILE, Bundle
-from raystitch.pipeline.augment import propose_shard, source_index
+from raystitch.pipeline.generate.augment import propose_shard, source_index
 from raystitch.stitching.candidates import Candidates
 from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import StitchConfig

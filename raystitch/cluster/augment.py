@@ -26,8 +26,8 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
 from raystitch.errors import RunError
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.ledger import AugmentSummary, Ledger, open_ledger
-from raystitch.pipeline.progress import Progress
+from raystitch.pipeline.generate.ledger import AugmentSummary, Ledger, open_ledger
+from raystitch.pipeline.generate.progress import Progress
 from raystitch.stitching.config import StitchConfig
 
 SMALLEST_WAVE = 64

@@ -12,10 +12,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from raystitch.cluster.resources import Need, await_node, fit_need, live_nodes
 from raystitch.cluster.waiting import Waiting
-from raystitch.config_file import plain
 from raystitch.console import say
 from raystitch.data.load import load_dataset
 from raystitch.errors import RunError, UserError
+from raystitch.io.config_file import plain
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.models.loop import FitProgress

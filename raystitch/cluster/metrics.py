@@ -3,7 +3,7 @@
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from raystitch.cluster.actors import Outcome
-from raystitch.pipeline.progress import AugmentProgress, Progress
+from raystitch.pipeline.generate.progress import AugmentProgress, Progress
 
 SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300]
 """Boundaries of the histograms of times per shard."""

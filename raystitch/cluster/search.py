@@ -19,9 +19,9 @@ from raystitch.cluster.trials import Progress, failure, num_slots, quiet_tune, t
 from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import say
 from raystitch.errors import RunError
-from raystitch.pipeline.search import Cell, SearchLog, cell_trials, draw_cells, make_cell, value_of
-from raystitch.pipeline.sweep_plan import Inputs, Trial, finished
-from raystitch.pipeline.trial import run_planned, sweep_job
+from raystitch.pipeline.trials.plan import Inputs, Trial, finished
+from raystitch.pipeline.trials.search import Cell, SearchLog, cell_trials, draw_cells, make_cell, value_of
+from raystitch.pipeline.trials.trial import run_planned, sweep_job
 from raystitch.search_config import RatioRange
 from raystitch.seeding import derive_seed
 from raystitch.trainers.evaluate import EvalResult

@@ -19,7 +19,6 @@ import ray
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.cluster.augment import augment
 from raystitch.cluster.fit import fit
-from raystitch.cluster.plan_table import print_plan
 from raystitch.cluster.resources import check_resources, run_needs
 from raystitch.cluster.runtime import check_shared, cluster_address, ensure_ray, job_id
 from raystitch.cluster.search import run_search
@@ -29,18 +28,19 @@ from raystitch.console import Progress, duration, say
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import parse_ref
 from raystitch.errors import RunError, TrialsFailed, UserError
-from raystitch.files import make_folder, write_json
-from raystitch.lease import held_here, leased
+from raystitch.io.files import make_folder, write_json
+from raystitch.io.lease import held_here, leased
 from raystitch.models.bundle import Bundle
 from raystitch.models.fit import existing_fit
-from raystitch.pipeline.figures import write_figures
-from raystitch.pipeline.groups import group_trials
-from raystitch.pipeline.preflight import BUFFER, STITCHER, check_out, check_run, check_stages, nearest
-from raystitch.pipeline.run_folder import RESULTS_FILE, other_rows, write_config
-from raystitch.pipeline.search import search_rows, with_chosen
-from raystitch.pipeline.sweep_plan import Inputs, Trial, finished, plan, result_rows
-from raystitch.pipeline.trial import LOCK_FILE, sweep_job
-from raystitch.pipeline.validate import validate
+from raystitch.pipeline.trials.cost import print_plan
+from raystitch.pipeline.trials.figures import write_figures
+from raystitch.pipeline.trials.groups import group_trials
+from raystitch.pipeline.trials.plan import Inputs, Trial, finished, plan, result_rows
+from raystitch.pipeline.trials.preflight import BUFFER, STITCHER, check_out, check_run, check_stages, nearest
+from raystitch.pipeline.trials.run_folder import RESULTS_FILE, other_rows, write_config
+from raystitch.pipeline.trials.search import search_rows, with_chosen
+from raystitch.pipeline.trials.trial import LOCK_FILE, sweep_job
+from raystitch.pipeline.validate.truth import validate
 from raystitch.report.table import write_results
 
 PACKAGES = ("raystitch", "ray", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "pyarrow")

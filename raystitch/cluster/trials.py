@@ -19,10 +19,9 @@ from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import say
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import RunError, UserError
-from raystitch.pipeline.groups import Group
-from raystitch.pipeline.memory import group_bytes
-from raystitch.pipeline.sweep_plan import Trial, finished
-from raystitch.pipeline.trial import SweepJob, error_of, run_planned
+from raystitch.pipeline.trials.groups import Group, group_bytes
+from raystitch.pipeline.trials.plan import Trial, finished
+from raystitch.pipeline.trials.trial import SweepJob, error_of, run_planned
 
 Progress = Callable[[int, str], None]
 """Called with the trials done so far and a note on the last one."""

@@ -1,10 +1,13 @@
 """``raystitch augment``: accepted bridges into a buffer, on Ray."""
 
 import argparse
+import json
+import sys
+import time
 from dataclasses import asdict
+from types import TracebackType
 from typing import TYPE_CHECKING
 
-from raystitch.commands.augment_console import AugmentConsole
 from raystitch.commands.options import (
     ADDRESS,
     Subparsers,
@@ -24,6 +27,7 @@ from raystitch.commands.options import (
     stage_config,
     whole,
 )
+from raystitch.console import Progress, say
 from raystitch.errors import UserError
 
 if TYPE_CHECKING:
@@ -135,3 +139,50 @@ def _sizes(args: argparse.Namespace, overrides: list[str]) -> "AugmentConfig":
     if args.skip_failed:
         overrides.append("skip_failed=true")
     return stage_config(AugmentConfig, "augment", run_config, overrides)
+
+
+if TYPE_CHECKING:
+    from raystitch.pipeline.generate.progress import AugmentProgress
+
+INTERVAL_SECONDS = 10.0
+
+
+class AugmentConsole:
+    """``show`` is the progress callback of ``augment``; used as a context manager.
+
+    Elsewhere than on a terminal every line is a JSON object (``AugmentProgress.to_json``): the first state, one every
+    ten seconds, every note at once, and the last state.
+    """
+
+    def __init__(self) -> None:
+        self._bar = Progress() if sys.stderr.isatty() else None
+        self._last = float("-inf")
+        self._unsaid: AugmentProgress | None = None
+
+    def __enter__(self) -> "AugmentConsole":
+        if self._bar is not None:
+            self._bar.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(kind, error, trace)
+        elif self._unsaid is not None:
+            say(json.dumps(self._unsaid.to_json()))
+
+    def show(self, at: "AugmentProgress") -> None:
+        """Shows the state, or the note that it carries."""
+        if self._bar is not None:
+            if at.event == "note":
+                self._bar.note(at.message)
+            self._bar.update("augment", at.accepted, at.wanted, at.text)
+            return
+        now = time.monotonic()
+        if at.event == "note" or now - self._last >= INTERVAL_SECONDS:
+            say(json.dumps(at.to_json()))
+            self._unsaid = None
+            self._last = now if at.event != "note" else self._last
+        else:
+            self._unsaid = at

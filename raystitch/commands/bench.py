@@ -35,7 +35,7 @@ def register(subparsers: Subparsers) -> None:
 
 def _bench(args: argparse.Namespace) -> None:
     from raystitch.bench import TAKE_OPTIONS, check_names, run_benchmark
-    from raystitch.bench.subject import BenchOptions
+    from raystitch.bench.synthetic import BenchOptions
 
     names = check_names(args.names)
     given = [name for name in ("dataset", "env", "stitcher", "num_pairs") if getattr(args, name) is not None]

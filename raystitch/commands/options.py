@@ -84,7 +84,7 @@ def add_delta(parser: argparse.ArgumentParser, default: Literal["generation", "c
     """``--delta``; ``default`` stands for what the buffer was made with, or for what the configuration says."""
 
     def delta(text: str) -> float | str | None:
-        from raystitch.models.delta import check_delta
+        from raystitch.models.calibration import check_delta
 
         if text == default:
             return text
@@ -114,7 +114,7 @@ def add_env(parser: argparse.ArgumentParser) -> None:
 def open_dataset(ref: str, env_id: str | None = None) -> "EpisodeDataset":
     """The dataset that a user names; ``env_id`` is his ``--env``. What speaks against it is said."""
     from raystitch.data.load import load_dataset
-    from raystitch.pipeline.suitable import suitable_notes
+    from raystitch.pipeline.trials.checks import suitable_notes
 
     dataset = load_dataset(ref, env_id=env_id)
     for note in suitable_notes(dataset):
@@ -194,7 +194,7 @@ def stage_config(
         UserError: naming file, line, key and value; both a file and a preset.
     """
     from raystitch.config import find_config, load_run_config
-    from raystitch.config_file import load_config
+    from raystitch.io.config_file import load_config
 
     if preset is not None:
         from raystitch.presets import find_preset

@@ -7,8 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
+
 from raystitch.commands.options import Subparsers, add_command, add_device, count, require_folder
-from raystitch.errors import UserError
+from raystitch.console import say
+from raystitch.endpoint.tokens import read_tokens
+from raystitch.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from raystitch.cluster.signals import Requests
@@ -126,7 +130,7 @@ def _replicas(text: str) -> tuple[int, int]:
 
 def _serve(args: argparse.Namespace) -> None:
     if args.rollback is not None:
-        from raystitch.commands.rollback import roll_back
+        from raystitch.commands.serve import roll_back
 
         roll_back(f"http://{args.host}:{args.port}{args.route_prefix.rstrip('/')}", args.rollback)
         return
@@ -142,24 +146,24 @@ def _serve(args: argparse.Namespace) -> None:
 
 def _stop(args: argparse.Namespace, asked: "Requests") -> None:
     with asked.held():
-        from raystitch.cluster.serve_run import stop_endpoint
+        from raystitch.cluster.serve.run import stop_endpoint
 
     stop_endpoint(args.name, args.address)
 
 
 def _run(args: argparse.Namespace, asked: "Requests") -> None:
     with asked.held():
-        from raystitch.config_file import load_config
         from raystitch.console import say
         from raystitch.endpoint.config import EndpointConfig
+        from raystitch.io.config_file import load_config
 
     config = load_config(args.config, EndpointConfig, args.set)
     config = replace(config, device=args.device if args.device != "auto" else config.device)
     config = replace(config, allowed_hosts=_hosts(args, config), models=_models(args, config))
     # After what is wrong with the arguments was said, for it takes seconds.
     with asked.held():
-        from raystitch.cluster.serve import with_demo
-        from raystitch.cluster.serve_run import run_endpoint
+        from raystitch.cluster.serve.application import with_demo
+        from raystitch.cluster.serve.run import run_endpoint
 
     config = with_demo(config)
 
@@ -226,3 +230,30 @@ def _by_name(option: str, values: Sequence[str], default: str) -> dict[str, str]
             raise UserError(f"{option} {value}: {name} is there twice; name each, as in {option} NAME={rest}")
         found[name] = rest
     return found
+
+
+_SECONDS = 90.0
+
+
+def roll_back(url: str, model: str) -> None:
+    """Asks the endpoint; prints what it serves then.
+
+    Raises:
+        UserError: the endpoint refuses. RunError: it does not answer.
+    """
+    tokens = read_tokens()
+    headers = {} if tokens is None else {"Authorization": f"Bearer {tokens.first}"}
+    try:
+        answer = httpx.put(
+            f"{url}/v1/models/{model}/version",
+            json={"hash": "previous"},
+            headers=headers,
+            timeout=_SECONDS,
+            trust_env=False,
+        )
+        found = answer.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise RunError(f"no endpoint answers at {url}: {error or type(error).__name__}") from error
+    if answer.status_code != 200:
+        raise UserError(f"{url}: {found.get('detail', answer.status_code)}")
+    say(f"{model} is served as {found['hash']}, until its folder is fitted into again and reloaded")

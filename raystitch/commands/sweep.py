@@ -74,7 +74,7 @@ def _rerun(args: argparse.Namespace) -> None:
             "--dry-run and --allow-failed"
         )
     run = require_folder(args.out, "a run of `raystitch sweep`", "config.yaml")
-    from raystitch.pipeline.rerun import rerun
+    from raystitch.pipeline.trials.rerun import rerun
 
     with Progress() as progress:
 

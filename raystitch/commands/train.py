@@ -106,8 +106,8 @@ def _gib(text: str) -> float:
 def _train(args: argparse.Namespace) -> None:
     out = check_out(args.out)
     from raystitch.buffer.reader import open_buffer
-    from raystitch.pipeline.suitable import over_limit_notes
-    from raystitch.pipeline.train import open_bridges, run_trial
+    from raystitch.pipeline.trials.checks import over_limit_notes
+    from raystitch.pipeline.trials.train import open_bridges, run_trial
     from raystitch.trainers.ratio import parse_ratio
 
     ratio = parse_ratio(args.ratio or ("1:1" if args.buffer else "1:0"))

@@ -16,7 +16,7 @@ from raystitch.commands.options import (
     require_folder,
 )
 from raystitch.console import number, table
-from raystitch.files import read_json
+from raystitch.io.files import read_json
 
 if TYPE_CHECKING:
     from raystitch.buffer.reader import Buffer
@@ -43,7 +43,7 @@ def register(subparsers: Subparsers) -> None:
 def _validate(args: argparse.Namespace) -> None:
     from raystitch.buffer.reader import open_buffer
     from raystitch.models.bundle import Bundle
-    from raystitch.pipeline.validate import validate
+    from raystitch.pipeline.validate.truth import validate
 
     buffer = open_buffer(args.buffer)
     dataset = buffer_dataset(buffer, args.dataset, args.env)

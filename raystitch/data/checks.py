@@ -3,7 +3,10 @@
 Legend: N rows, K numbers in a row.
 """
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,3 +81,90 @@ def check_magnitudes(columns: Mapping[str, NDArray[np.floating]], where: str) ->
                 "beyond all others; repair the data or remove those episodes (`raystitch data inspect` lists what is "
                 "wrong)"
             )
+
+
+GIB = 2**30
+
+
+def free_memory() -> int:
+    """Bytes that this process can still take: the machine's free memory, or less where a container's limit is lower."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError):  # no such limit, or the word "max"
+            free = min(free, int(Path(limit).read_text("ascii")) - int(Path(used).read_text("ascii")))
+    return max(free, 0)
+
+
+class MemoryBudget:
+    """Counts what reading one dataset takes, and refuses what does not fit before it is allocated."""
+
+    def __init__(self, where: str, limit: int | None = None) -> None:
+        self.where = where
+        self.limit = free_memory() if limit is None else limit
+        self.taken = 0
+
+    def take(self, num_bytes: int) -> None:
+        """Raises:
+        UserError: when everything taken so far does not fit into the memory that was free at the start.
+        """
+        self.taken += num_bytes
+        if self.taken > self.limit:
+            raise UserError(
+                f"{self.where}: reading it takes {self.taken / GIB:,.1f} GiB or more, but {self.limit / GIB:,.1f} GiB "
+                "of memory are free; read fewer episodes, or use a machine with more memory"
+            )
+
+
+WIDE = 16.0
+"""Around smaller values float32 resolves a millionth, which nobody means."""
+LOST_SHARE = 0.5
+
+
+class Resolution:
+    """Counts, over arrays [N, O] of successive observations, the steps that vanish in float32."""
+
+    def __init__(self) -> None:
+        self.moved = np.zeros(0, np.int64)
+        self.lost = np.zeros(0, np.int64)
+        self.largest = np.zeros(0)
+        self.step = np.zeros(0)
+
+    def add(self, observations: NDArray[np.generic]) -> None:
+        """Observations [N, O] that follow each other; arrays of float32 and smaller lose nothing."""
+        if observations.dtype.itemsize < 8 or len(observations) < 2:
+            return
+        with np.errstate(invalid="ignore", over="ignore"):
+            largest = np.abs(observations).max(0).astype(np.float64)
+            if not self.moved.size:
+                self.moved, self.lost = (np.zeros(len(largest), np.int64) for _ in range(2))
+                self.largest, self.step = np.zeros(len(largest)), np.zeros(len(largest))
+            if not (largest > WIDE).any():
+                return
+            steps = np.abs(np.diff(observations, axis=0))
+            narrow = np.diff(observations.astype(np.float32), axis=0)
+        self.moved += (steps > 0).sum(0)
+        self.lost += ((steps > 0) & (narrow == 0)).sum(0)
+        self.step += np.where(np.isfinite(steps), steps, 0.0).sum(0)
+        self.largest = np.fmax(self.largest, largest)
+
+    def problems(self) -> list[Problem]:
+        """One problem that names the dimensions most of whose steps vanished."""
+        found = np.flatnonzero((self.lost > LOST_SHARE * self.moved) & (self.largest > WIDE))
+        found = found[self.step[found] / self.moved[found] > 1e-6] if len(found) else found
+        if not len(found):
+            return []
+        first = found[0]
+        spacing = np.spacing(np.float32(self.largest[first]))
+        message = (
+            f"observation dimensions {', '.join(map(str, found[:8]))}{', ...' if len(found) > 8 else ''} move in steps "
+            f"that float32 cannot hold (dimension {first}: {self.step[first] / self.moved[first]:.3g} a step around "
+            f"{self.largest[first]:.3g}, where float32 is {spacing:.3g} apart), so they seem to stand still; subtract "
+            "an offset, such as the episode's first value, before writing them"
+        )
+        return [problem("float32_resolution", message, len(found))]

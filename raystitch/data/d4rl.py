@@ -16,15 +16,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from raystitch.data.bounds import usable_bounds
-from raystitch.data.checks import as_column, check_finite, check_magnitudes
+from raystitch.data.checks import Resolution, as_column, check_finite, check_magnitudes
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
 from raystitch.data.hdf5 import open_hdf5
 from raystitch.data.layouts import check_file, other_layout
-from raystitch.data.resolution import Resolution
 from raystitch.data.stream import EpisodeStream, stream_of
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
-from raystitch.files import atomic_path, require_space
+from raystitch.io.files import atomic_path, require_space
 
 REQUIRED = ("observations", "actions", "rewards")
 OPTIONAL = ("terminals", "timeouts", "next_observations")

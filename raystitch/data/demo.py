@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from raystitch import envs
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.errors import UserError
-from raystitch.files import atomic_path
+from raystitch.io.files import atomic_path
 from raystitch.seeding import numpy_rng
 
 DEMO_REF = "demo:pointmaze"

@@ -20,7 +20,7 @@ import numpy as np
 from h5py import h5s, h5t
 from numpy.typing import NDArray
 
-from raystitch.data.memory import GIB, MemoryBudget
+from raystitch.data.checks import GIB, MemoryBudget
 from raystitch.errors import UserError
 
 # h5py's low-level modules, which have no type stubs.

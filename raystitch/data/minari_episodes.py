@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import h5py
 from numpy.typing import NDArray
 
+from raystitch.data.checks import MemoryBudget
 from raystitch.data.hdf5 import open_hdf5
-from raystitch.data.memory import MemoryBudget
 from raystitch.errors import UserError
 
 COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raystitch.data.bounds import usable_bounds
-from raystitch.data.checks import as_column, check_finite, check_magnitudes
+from raystitch.data.checks import Resolution, as_column, check_finite, check_magnitudes
 from raystitch.data.episodes import Episode, EpisodeDataset
 from raystitch.data.goals import GoalsLeftOut, has_goals, with_position
 from raystitch.data.minari_episodes import DatasetFolder, StoredEpisode, read_metadata, stored_episodes
@@ -34,12 +34,11 @@ from raystitch.data.minari_root import (
     versioned,
 )
 from raystitch.data.minari_spec import OWN_METADATA, dataset_env, evaluation_metadata, read_spaces, with_keys
-from raystitch.data.resolution import Resolution
 from raystitch.data.spaces import KEYS_MARK, check_action_space, observation_keys, split_keys
 from raystitch.data.stream import EpisodeStream, stream_of
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import RunError, UserError
-from raystitch.files import make_folder, require_space, sync, sync_tree, write_json
+from raystitch.io.files import make_folder, require_space, sync, sync_tree, write_json
 
 if TYPE_CHECKING:
     from minari import MinariDataset

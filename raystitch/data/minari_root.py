@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from raystitch.errors import UserError
-from raystitch.files import make_folder, sync, sync_tree
+from raystitch.io.files import make_folder, sync, sync_tree
 
 DATASET_ID = re.compile(r"([-_\w]+/)*[-_\w]+")
 VERSION = re.compile(r"-v\d+$")

@@ -11,7 +11,7 @@ import numpy as np
 from raystitch.data.episodes import Bools, Episode, Floats, Ints
 from raystitch.data.returns import discounted_before
 from raystitch.models.bundle import Bundle
-from raystitch.models.delta import Delta
+from raystitch.models.calibration import Delta
 from raystitch.stitching.acceptance import failed_criteria
 from raystitch.stitching.candidates import Candidates
 from raystitch.stitching.config import QualifyConfig

@@ -24,8 +24,8 @@ from raystitch.endpoint.problems import Problem, busy, invalid, unavailable
 from raystitch.endpoint.queue import Job, JobQueue, Stitched
 from raystitch.endpoint.request import ROLES, GivenTrajectory, Role, StitchRequest
 from raystitch.errors import UserError
+from raystitch.seeding import child_seeds
 from raystitch.stitching.candidates import Pairs
-from raystitch.stitching.draws import child_seeds
 from raystitch.stitching.pairs import cut_trajectories, given_trajectory
 
 _SEED_STREAM = 40

@@ -1,4 +1,4 @@
-"""What an endpoint counts; ``raystitch.cluster.serve_metrics`` exports it as Prometheus metrics."""
+"""What an endpoint counts; ``raystitch.cluster.serve.metrics`` exports it as Prometheus metrics."""
 
 import logging
 from collections.abc import Iterable, Sequence

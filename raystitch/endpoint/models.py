@@ -16,7 +16,7 @@ from raystitch.endpoint.request import Sizes
 from raystitch.endpoint.versions import Versions
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.figures import maze_cells, principal_axes
+from raystitch.pipeline.trials.figures import maze_cells, principal_axes
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.stitcher import Stitcher
 

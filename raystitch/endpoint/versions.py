@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raystitch.errors import RunError, StorageError, UserError
-from raystitch.files import locked, read_json, write_json
+from raystitch.io.files import locked, read_json, write_json
 from raystitch.models.bundle import STITCHER_FILE, Bundle
 
 logger = logging.getLogger(__name__)

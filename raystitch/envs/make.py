@@ -7,6 +7,7 @@ wrappers. Only an id that a user has named (``spec_from_id``) may import a modul
 import contextlib
 import io
 import logging
+import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -17,12 +18,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec as RegistryEntry
+from gymnasium.envs.registration import get_env_id, parse_env_id
 from numpy.typing import NDArray
 
-from raystitch.envs.advice import working_versions
-from raystitch.envs.plain import check_plain
 from raystitch.envs.spec import EnvSpec, step_limit
-from raystitch.envs.wrappers import WITHOUT_EFFECT, check_wrappers, gymnasium_wrappers, wrap
+from raystitch.envs.wrappers import WITHOUT_EFFECT, check_plain, check_wrappers, gymnasium_wrappers, wrap
 from raystitch.errors import UserError
 
 FlatEnv = gym.Env[NDArray[np.float32], NDArray[np.float32]]
@@ -257,3 +257,42 @@ def gymnasium_spec(env: EnvSpec) -> RegistryEntry:
     spec.max_episode_steps = env.max_episode_steps
     spec.additional_wrappers = (*spec.additional_wrappers, *gymnasium_wrappers(env.wrappers))
     return spec
+
+
+def spaces_of(env_id: str) -> tuple[str, str] | None:
+    """Observation and action space of a registered environment in words, None when it cannot be made here."""
+    quiet = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            warnings.simplefilter("ignore")
+            env: gym.Env[Any, Any] = gym.make(env_id, disable_env_checker=True)
+            found = (_words(env.observation_space), _words(env.action_space))
+            env.close()
+    except Exception:  # an environment that is not installed may fail in any way
+        return None
+    return found
+
+
+def _words(space: gym.Space[Any]) -> str:
+    return str(space.shape) if space.shape is not None else type(space).__name__
+
+
+def working_versions(env_id: str) -> str:
+    """Versions of the environment that can be made here, with their sizes; empty where there is none.
+
+    Versions of one name do not always have the same observations (Ant, Humanoid), so the sizes are there to compare.
+    """
+    try:
+        namespace, name, version = parse_env_id(env_id)
+    except gym.error.Error:
+        return ""
+    entries = list(gym.registry.values())
+    versions = {entry.version for entry in entries if (entry.namespace, entry.name) == (namespace, name)}
+    known = sorted((v for v in versions if v is not None and v != version), reverse=True)
+    found: list[str] = []
+    for candidate in known:
+        other = get_env_id(namespace, name, candidate)
+        sizes = spaces_of(other)
+        if sizes is not None:
+            found.append(f"--env {other} (observation {sizes[0]}, action {sizes[1]})")
+    return " or ".join(found)

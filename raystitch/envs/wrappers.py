@@ -4,13 +4,13 @@ A wrapper is refused when it is not Gymnasium's, when it carries code (``Transfo
 recorded (``NormalizeObservation``): an environment without it would be another one than that of the data.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import WrapperSpec
 
-from raystitch.envs.plain import check_plain
 from raystitch.envs.spec import WrapperRecord
 from raystitch.errors import UserError
 
@@ -101,3 +101,40 @@ def gymnasium_wrappers(wrappers: tuple[WrapperRecord, ...]) -> tuple[WrapperSpec
         kwargs = None if wrapper.kwargs is None else dict(wrapper.kwargs)
         specs.append(WrapperSpec(name=name, entry_point=f"{module or WRAPPER_MODULE}:{name}", kwargs=kwargs))
     return tuple(specs)
+
+
+# Plain words, or the bare name of a model file, which MuJoCo's environments look up in their own folder.
+_PLAIN_TEXT = re.compile(r"[\w +,-]*|[\w-]+\.xml|[+-]?\d+\.\d*")
+_DEEPEST = 8
+
+
+def check_plain(value: Any, where: str) -> None:
+    """Refuses arguments that could name code or a file.
+
+    A text with a path, a colon or a dotted name is refused: environments open files (``xml_file``) and import what
+    such texts say. The registered environments' own arguments are words.
+
+    Raises:
+        UserError: with the argument, and what to do.
+    """
+    bad = _first_odd(value, "", 0)
+    if bad is not None:
+        raise UserError(
+            f"{where} has the argument {bad}, which may name a file or code; recorded arguments may not. Name an "
+            "environment that is registered with it (--env package:ID)"
+        )
+
+
+def _first_odd(value: Any, path: str, depth: int) -> str | None:
+    if value is None or isinstance(value, bool | int | float):
+        return None
+    if isinstance(value, str) and _PLAIN_TEXT.fullmatch(value):
+        return None
+    if depth < _DEEPEST and isinstance(value, list | tuple):
+        found = (_first_odd(item, path, depth + 1) for item in value)
+        return next((bad for bad in found if bad is not None), None)
+    if depth < _DEEPEST and isinstance(value, Mapping):
+        keys = (_first_odd(key, path or str(key), depth + 1) for key in value)
+        items = (_first_odd(item, f"{path}.{key}" if path else str(key), depth + 1) for key, item in value.items())
+        return next((bad for found in (keys, items) for bad in found if bad is not None), None)
+    return f"{path[:60]}={str(value)[:60]!r}"

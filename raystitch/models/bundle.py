@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats
 from raystitch.data.normalise import Normalizer
 from raystitch.device import Precision, resolve_device, uses_bf16
-from raystitch.digest import read_sealed
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import DamagedError, UserError
-from raystitch.files import atomic_path, write_json
+from raystitch.io.digest import read_sealed
+from raystitch.io.files import atomic_path, write_json
 from raystitch.models.calibration import Calibration
 from raystitch.models.config import FitConfig
 from raystitch.models.denoise import Denoiser
@@ -36,8 +36,7 @@ from raystitch.models.heads import (
     ValueModel,
     build_heads,
 )
-from raystitch.models.scales import HeadScales
-from raystitch.models.standardise import Standardizer
+from raystitch.models.scales import HeadScales, Standardizer
 from raystitch.models.unet import TemporalUNet
 
 SCHEMA_VERSION = 3

@@ -1,5 +1,6 @@
 """What real bridges look like to the models: quantiles of each criterion's number per gap. numpy only."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,30 @@ from numpy.typing import NDArray
 
 from raystitch.data.episodes import Floats, Ints
 from raystitch.errors import UserError
-from raystitch.models.delta import Delta, check_delta
+
+Delta = float | str | None
+_QUANTILE = re.compile(r"q(\d{1,2}(\.\d+)?|100)")
+
+
+def check_delta(delta: Delta, name: str = "delta") -> Delta:
+    """A threshold: a number >= 0, a quantile such as ``q99``, ``q99.5``, or ``off`` / None, which gives None.
+
+    Raises:
+        ValueError: for anything else, with the value.
+    """
+    if delta is None or delta == "off":
+        return None
+    if isinstance(delta, str):
+        if _QUANTILE.fullmatch(delta):
+            return delta
+        try:
+            delta = float(delta)
+        except ValueError:
+            raise ValueError(f"{name}={delta!r}: use a number >= 0, a quantile such as q99, or off") from None
+    if not delta >= 0:
+        raise ValueError(f"{name} must be >= 0, got {name}={delta}")
+    return float(delta)
+
 
 QUANTILES = np.concatenate([np.linspace(0, 0.9, 19), np.linspace(0.91, 0.99, 9), [0.995, 0.999, 1.0]])
 

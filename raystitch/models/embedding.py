@@ -24,7 +24,7 @@ from raystitch.data.normalise import Normalizer
 from raystitch.models.batches import recorded_stops
 from raystitch.models.config import EmbeddingConfig
 from raystitch.models.mlp import StackedMLP
-from raystitch.models.standardise import Standardizer
+from raystitch.models.scales import Standardizer
 from raystitch.seeding import numpy_rng
 
 # Steps per unit of the network's output, so that untrained distances are of the right size.

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raystitch.checkpoints import CheckpointFile
 from raystitch.console import say
 from raystitch.data.episodes import EpisodeDataset, Ints
 from raystitch.data.select import holdout_split
 from raystitch.device import resolve_device, uses_bf16
-from raystitch.digest import KEY as DIGEST
-from raystitch.digest import json_digest, read_sealed, sealed
 from raystitch.errors import DamagedError, UserError
-from raystitch.files import differences, write_json
+from raystitch.io.checkpoints import CheckpointFile
+from raystitch.io.digest import KEY as DIGEST
+from raystitch.io.digest import json_digest, read_sealed, sealed
+from raystitch.io.files import differences, write_json
 from raystitch.models.batches import Windows, recorded_stops
 from raystitch.models.bundle import STITCHER_FILE, Bundle, bundle_plan
 from raystitch.models.calibration import Calibration

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from raystitch.models.config import FitConfig, HeadConfig
 from raystitch.models.embedding import TemporalEmbedding
 from raystitch.models.mlp import StackedMLP
-from raystitch.models.scales import ActionScale, HeadScales
-from raystitch.models.standardise import Standardizer
+from raystitch.models.scales import ActionScale, HeadScales, Standardizer
 
 Members = Literal["judges", "proposers", "all"]
 

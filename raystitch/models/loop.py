@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from raystitch.checkpoints import CheckpointFile
 from raystitch.errors import RunError
+from raystitch.io.checkpoints import CheckpointFile
 from raystitch.seeding import derive_seed
 
 WARMUP_STEPS = 100

@@ -10,7 +10,7 @@ import pyarrow as pa
 import yaml
 
 from raystitch.errors import UserError
-from raystitch.files import read_json
+from raystitch.io.files import read_json
 from raystitch.report.summary import delta_text
 from raystitch.report.table import AGAIN, IN_GRID, read_rows, read_table
 from raystitch.trainers.ratio import parse_ratio

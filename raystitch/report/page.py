@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raystitch.files import atomic_path
+from raystitch.io.files import atomic_path
 from raystitch.report import figures
 from raystitch.report.files import RunFiles, read_run
 from raystitch.report.html import html_table, section
-from raystitch.report.names import algorithm_name
 from raystitch.report.results import comparisons, heat_maps, results
 from raystitch.report.sections import best_checkpoints, curves, target_returns, verdict
 from raystitch.report.summary import Summary, summarise
+from raystitch.report.table import algorithm_name
 from raystitch.report.trials import every_seed, failures, other_trials, search, stopped, unreadable
 from raystitch.report.truth import simulator_truth, truth_tile
 from raystitch.report.verdict import verdicts

@@ -3,9 +3,9 @@
 from html import escape
 
 from raystitch.report.html import section
-from raystitch.report.names import UNQUALIFIED, algorithm_name
 from raystitch.report.stats import Comparison
 from raystitch.report.summary import RETURN, SUCCESS, Line, Metric, Summary
+from raystitch.report.table import UNQUALIFIED, algorithm_name
 
 DASH = '<span class="dim">–</span>'
 

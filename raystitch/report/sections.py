@@ -8,9 +8,9 @@ import numpy as np
 
 from raystitch.report.figures import Curve, learning_curves
 from raystitch.report.html import html_table, section
-from raystitch.report.names import algorithm_name, short_name
 from raystitch.report.stats import interval
 from raystitch.report.summary import SUCCESS, Line, Metric, Summary, cell_label
+from raystitch.report.table import algorithm_name, short_name
 from raystitch.report.verdict import Verdict
 
 

@@ -6,10 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from raystitch.models.delta import Delta, check_delta
-from raystitch.report.curves import Curve, best_checkpoints, evaluations
-from raystitch.report.names import DATA_ORDER, UNQUALIFIED
-from raystitch.report.stats import CONFIDENCE, Comparison, Interval, compare, holm, interval, mean
+from raystitch.models.calibration import Delta, check_delta
+from raystitch.report.stats import (
+    CONFIDENCE,
+    Comparison,
+    Curve,
+    Interval,
+    best_checkpoints,
+    compare,
+    evaluations,
+    holm,
+    interval,
+    mean,
+)
+from raystitch.report.table import DATA_ORDER, UNQUALIFIED
 
 Cell = tuple[str, str, str, str | None]
 """algo, data, ratio, delta as asked."""

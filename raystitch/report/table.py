@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from raystitch.data.arrow import UnsafeArrow, check_parquet
 from raystitch.errors import UserError
-from raystitch.files import atomic_path
+from raystitch.io.files import atomic_path
 
 AGAIN = "the same `raystitch sweep` command makes it again"
 IN_GRID = "in_grid"
@@ -80,3 +80,34 @@ def read_table(path: str | Path) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         why = str(error).splitlines()[0].removesuffix(".")
         raise UserError(f"{path} is damaged: {why}; {AGAIN}") from error
+
+
+ALGORITHMS: dict[str, tuple[str, str]] = {
+    "td3bc": ("TD3+BC", "TD3+BC"),
+    "iql": ("IQL", "IQL"),
+    "dt": ("Decision Transformer", "DT"),
+    "bc": ("Behaviour cloning", "BC"),
+}
+"""Algorithm -> (full name, name in narrow tables); one that is not here is called by its key."""
+
+DATA_ORDER = ("original", "weighted", "duplicated", "joined", "stitched")
+
+UNQUALIFIED = "no qualification"
+"""Name of the baseline of stitched data read at delta off."""
+
+BASELINE_WORDS = {
+    "original": "the original data",
+    "weighted": "the original data weighted by return",
+    "duplicated": "the original data duplicated",
+    "joined": "real fragments joined without a bridge",
+    "no": "bridges without qualification",
+}
+"""First word of a baseline's name -> what sentences call it."""
+
+
+def algorithm_name(algo: str) -> str:
+    return ALGORITHMS.get(algo, (algo, algo))[0]
+
+
+def short_name(algo: str) -> str:
+    return ALGORITHMS.get(algo, (algo, algo))[1]

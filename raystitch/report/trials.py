@@ -7,8 +7,8 @@ from typing import Any
 
 from raystitch.report.files import RunFiles
 from raystitch.report.html import html_table, section
-from raystitch.report.names import algorithm_name, short_name
 from raystitch.report.summary import RETURN, SCORE, SUCCESS, Metric, cell_label
+from raystitch.report.table import algorithm_name, short_name
 
 Row = Mapping[str, Any]
 

@@ -6,10 +6,9 @@ Every sentence comes from the numbers of the run; nothing is claimed that they d
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from raystitch.report.curves import rise
-from raystitch.report.names import BASELINE_WORDS, DATA_ORDER, UNQUALIFIED
-from raystitch.report.stats import MAX_SEEDS
+from raystitch.report.stats import MAX_SEEDS, rise
 from raystitch.report.summary import SUCCESS, Line, Metric, Summary
+from raystitch.report.table import BASELINE_WORDS, DATA_ORDER, UNQUALIFIED
 
 ORIGINAL = "original data"
 

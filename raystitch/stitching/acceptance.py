@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from raystitch.data.episodes import Bools, Ints
-from raystitch.models.calibration import Calibration
-from raystitch.models.delta import Delta
+from raystitch.models.calibration import Calibration, Delta
 from raystitch.stitching.candidates import REASONS
 from raystitch.stitching.config import QualifyConfig
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raystitch.models.delta import check_delta
+from raystitch.models.calibration import check_delta
 
 
 @dataclass(frozen=True, kw_only=True)

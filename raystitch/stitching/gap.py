@@ -11,10 +11,10 @@ import numpy as np
 from raystitch.data.episodes import Floats, Ints
 from raystitch.models.bundle import Bundle
 from raystitch.models.embedding import embed
+from raystitch.seeding import uniforms
 from raystitch.stitching.bridge import GAP_STREAM, build_bridges, imagine
 from raystitch.stitching.candidates import Pairs
 from raystitch.stitching.config import StitchConfig
-from raystitch.stitching.draws import uniforms
 from raystitch.stitching.qualify import largest_residual
 from raystitch.stitching.wrapup import infer_actions
 

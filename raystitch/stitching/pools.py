@@ -16,10 +16,10 @@ from raystitch.data.select import low_high_split
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
 from raystitch.models.embedding import embed
+from raystitch.seeding import integers
 from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import PairConfig
 from raystitch.stitching.contexts import WEIGHT, Contexts, Partners
-from raystitch.stitching.draws import integers
 from raystitch.stitching.retrieval import NearestTargets
 
 _VALUE_CHUNK = 65536

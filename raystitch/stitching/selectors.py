@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raystitch.data.episodes import Bools, Ints
+from raystitch.seeding import child_seeds, integers, uniforms
 from raystitch.stitching.bridge import RETRIEVAL_STREAM, imagine
 from raystitch.stitching.config import StitchConfig
-from raystitch.stitching.draws import child_seeds, integers, uniforms
 from raystitch.stitching.gap import gap_of_steps
 from raystitch.stitching.pools import Pools, States
 from raystitch.stitching.retrieval import NEIGHBOURS, Alternatives, limit_reuse

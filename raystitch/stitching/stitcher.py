@@ -1,17 +1,19 @@
 """From pairs to qualified candidates: the one object that Ray actors, the endpoint, pipelines and notebooks share."""
 
+from collections.abc import Callable
 from dataclasses import fields
+from typing import TypeVar
 
 import numpy as np
+import torch
 
 from raystitch.data.episodes import Ints
-from raystitch.errors import UserError
+from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
 from raystitch.stitching.bridge import build_bridges
 from raystitch.stitching.candidates import Candidates, Pairs
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.gap import GAPS
-from raystitch.stitching.micro_batches import MicroBatches
 from raystitch.stitching.qualify import qualify
 from raystitch.stitching.repair import Attempt, repairs
 from raystitch.stitching.wrapup import infer_actions, infer_rewards, stitched_return
@@ -119,3 +121,44 @@ class Stitcher:
 def _concatenate(parts: list[Candidates]) -> Candidates:
     columns = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Candidates)}
     return Candidates(**columns)
+
+
+T = TypeVar("T")
+
+
+class MicroBatches:
+    """Runs work on portions of rows. When memory runs out the portion is halved, stays so, and the work goes on."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def run(self, count: int, work: Callable[[Ints], T]) -> list[T]:
+        """``work(rows)`` for consecutive portions of 0 .. count - 1 (once with no rows where count is 0).
+
+        Raises:
+            RunError: when a single row does not fit.
+        """
+        done: list[T] = []
+        start = 0
+        while start < count or not done:
+            rows = np.arange(start, min(start + self.size, count))
+            try:
+                done.append(work(rows))
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if len(rows) <= 1:
+                    raise RunError(f"not enough memory for a single bridge: {error}") from error
+                self.size = len(rows) // 2
+            else:
+                start += len(rows)
+                continue
+            # Outside the handler, whose traceback keeps the tensors of the failed attempt alive.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        return done
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has a class of its own on accelerators; its CPU allocator raises a plain RuntimeError.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

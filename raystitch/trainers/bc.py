@@ -9,7 +9,7 @@ from torch import nn
 from raystitch.device import uses_bf16
 from raystitch.trainers.batches import TrainData, TransitionBatch
 from raystitch.trainers.config import BCConfig
-from raystitch.trainers.networks import Actor
+from raystitch.trainers.mlp import Actor
 from raystitch.trainers.policy import MarkovPolicy
 from raystitch.trainers.ratio import Ratio
 from raystitch.trainers.state import Algorithm, Metrics, TrainState, apply_gradients, decay_rate

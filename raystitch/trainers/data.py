@@ -13,10 +13,10 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.normalise import Normalizer
 from raystitch.device import resolve_device
 from raystitch.errors import UserError
+from raystitch.io.cache import Scratch
 from raystitch.trainers.batches import Kind, Part, TrainData, UniformOver
 from raystitch.trainers.config import DATA_MODES, MEMORY_GIB, DataMode, Synthetic
 from raystitch.trainers.pool import Pool, build_pool, pool_bytes
-from raystitch.trainers.scratch import Scratch
 from raystitch.trainers.segments import (
     Segments,
     bridge_segments,

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raystitch.envs.make import FlatEnv, make_env
-from raystitch.envs.reference import normalised_score
+from raystitch.envs.reward import normalised_score
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import RunError, UserError
 from raystitch.seeding import derive_seed

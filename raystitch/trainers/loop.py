@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from raystitch.checkpoints import CheckpointFile
 from raystitch.console import say
 from raystitch.errors import RunError, UserError
-from raystitch.journal import Journal
+from raystitch.io.checkpoints import CheckpointFile
+from raystitch.io.journal import Journal
 from raystitch.seeding import derive_seed
 from raystitch.trainers.batches import RatioSampler, TrainData
 from raystitch.trainers.config import AlgorithmConfig

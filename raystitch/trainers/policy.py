@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from raystitch.data.episodes import Floats
 from raystitch.device import resolve_device
-from raystitch.digest import read_sealed, sealed
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import DamagedError, UserError
-from raystitch.files import atomic_path, write_json
+from raystitch.io.digest import read_sealed, sealed
+from raystitch.io.files import atomic_path, write_json
 
 SCHEMA_VERSION = 1
 

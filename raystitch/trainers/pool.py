@@ -22,8 +22,8 @@ from raystitch.buffer.bridges import CHUNK_TRANSITIONS, Bridges
 from raystitch.data.episodes import EpisodeDataset, Floats
 from raystitch.data.normalise import Normalizer
 from raystitch.data.returns import returns_to_go
-from raystitch.files import require_space
-from raystitch.trainers.scratch import Scratch
+from raystitch.io.cache import Scratch
+from raystitch.io.files import require_space
 
 VERSION = 1
 """Of the files; part of their name."""

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raystitch.buffer.bridges import References
-from raystitch.buffer.episodes import Joins, joined_runs
-from raystitch.buffer.runs import BLOCK, Runs, bridge_runs, single_runs, stitched_runs
+from raystitch.buffer.episodes import BLOCK, Joins, Runs, bridge_runs, joined_runs, single_runs, stitched_runs
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
 
 

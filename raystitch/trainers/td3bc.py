@@ -15,7 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from raystitch.device import uses_bf16
 from raystitch.trainers.batches import TrainData, TransitionBatch
 from raystitch.trainers.config import TD3BCConfig
-from raystitch.trainers.networks import Actor, TwinCritic
+from raystitch.trainers.mlp import Actor, TwinCritic
 from raystitch.trainers.policy import MarkovPolicy
 from raystitch.trainers.ratio import Ratio
 from raystitch.trainers.state import Algorithm, Metrics, TrainState, apply_gradients, decay_rate, normal

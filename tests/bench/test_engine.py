@@ -11,7 +11,7 @@ from raystitch.bench import engine, networks
 from raystitch.bench.machine import Limits
 from raystitch.bench.published import PublishedSampler, num_parameters
 from raystitch.bench.stages import StageClock, replaced
-from raystitch.bench.subject import BenchOptions
+from raystitch.bench.synthetic import BenchOptions
 from raystitch.bench.truth import candidate_windows
 from raystitch.cli import main
 from raystitch.data.episodes import EpisodeDataset

@@ -11,7 +11,7 @@ from raystitch.buffer.meta import create_buffer
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
-from raystitch.buffer.writer import write_shard
+from raystitch.buffer.shard_file import write_shard
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.envs.spec import EnvSpec
 from raystitch.models.calibration import Calibration

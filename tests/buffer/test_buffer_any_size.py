@@ -11,14 +11,12 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from raystitch.bench.buffer_memory import dataset as walks
 from raystitch.bench.buffer_memory import measure
 from raystitch.bench.synthetic_buffer import make_buffer
-from raystitch.buffer.compaction import compact
-from raystitch.buffer.describe import describe
 from raystitch.buffer.episodes import rebuild
-from raystitch.buffer.export import export
+from raystitch.buffer.export import export, lone_stream, stitched_stream
 from raystitch.buffer.ids import parse_ids
+from raystitch.buffer.maintain import compact, describe
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.buffer.schema import bridge_id
-from raystitch.buffer.streams import lone_stream, stitched_stream
 from raystitch.data.episodes import EpisodeDataset
 
 

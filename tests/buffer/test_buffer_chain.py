@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 
 from raystitch.buffer.chain import chained_trajectories
-from raystitch.buffer.compaction import compact
-from raystitch.buffer.counting import rows_that_count
 from raystitch.buffer.episodes import rebuild
 from raystitch.buffer.export import export
-from raystitch.buffer.maintain import verify
+from raystitch.buffer.ids import rows_that_count
+from raystitch.buffer.maintain import compact, verify
 from raystitch.buffer.meta import create_buffer
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.buffer.rounds import close_round, finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
-from raystitch.buffer.writer import write_shard
+from raystitch.buffer.shard_file import write_shard
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
 from raystitch.stitching.candidates import Candidates

@@ -8,19 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raystitch.buffer.compaction import compact
 from raystitch.buffer.config import AugmentConfig
-from raystitch.buffer.maintain import verify
+from raystitch.buffer.maintain import compact, verify
 from raystitch.buffer.meta import create_buffer
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.buffer.rounds import finish, prefix_length
 from raystitch.buffer.schema import BufferMeta, candidates_to_table, flat_steps, make_schema
-from raystitch.buffer.shard_file import SHARDS, read_shard_file
-from raystitch.buffer.storage import Storage
+from raystitch.buffer.shard_file import SHARDS, read_shard_file, write_shard
 from raystitch.buffer.survey import list_shards, survey
-from raystitch.buffer.writer import write_shard
 from raystitch.errors import RunError, UserError
-from raystitch.holders import temporary_name
+from raystitch.io.holders import temporary_name
+from raystitch.io.storage import Storage
 from raystitch.stitching.candidates import Candidates
 
 MakeMeta = Callable[..., BufferMeta]
@@ -70,7 +68,7 @@ def test_finish_keeps_the_smallest_prefix(tmp_path: Path, make_meta: MakeMeta, m
     in_order = [accepted[2], accepted[1], accepted[3], accepted[4], accepted[0]]
     wanted = int(np.searchsorted(np.cumsum(in_order), 20)) + 1
     # What a killed process left goes; what another process is writing stays.
-    script = "from raystitch.holders import temporary_name; print(temporary_name('part-000009.arrow'))"
+    script = "from raystitch.io.holders import temporary_name; print(temporary_name('part-000009.arrow'))"
     dead = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     leftover = tmp_path / "b" / SHARDS / dead.stdout.strip()
     leftover.write_text("half a shard")

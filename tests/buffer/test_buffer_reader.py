@@ -8,7 +8,7 @@ from raystitch.buffer.meta import create_buffer
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
-from raystitch.buffer.writer import write_shard
+from raystitch.buffer.shard_file import write_shard
 from raystitch.errors import UserError
 from raystitch.stitching.candidates import Candidates
 

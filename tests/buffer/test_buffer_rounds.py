@@ -7,14 +7,13 @@ from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.meta import create_buffer, read_meta
 from raystitch.buffer.rounds import close_round, current_round, finish, manifest_hash, sound_rounds
 from raystitch.buffer.schema import BufferMeta, ClosedRound, candidates_to_table
-from raystitch.buffer.shard_file import ShardStats
-from raystitch.buffer.storage import Storage
+from raystitch.buffer.shard_file import ShardStats, write_shard
 from raystitch.buffer.survey import list_shards, survey
-from raystitch.buffer.writer import write_shard
 from raystitch.errors import RunError
-from raystitch.pipeline.ledger import Ledger
-from raystitch.pipeline.progress import AugmentProgress
-from raystitch.pipeline.tally import Tally
+from raystitch.io.storage import Storage
+from raystitch.pipeline.generate.ledger import Ledger
+from raystitch.pipeline.generate.progress import AugmentProgress
+from raystitch.pipeline.generate.tally import Tally
 from raystitch.stitching.candidates import Candidates
 
 MakeMeta = Callable[..., BufferMeta]

@@ -11,18 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raystitch.buffer.checksum import checksum
-from raystitch.buffer.compaction import compact
-from raystitch.buffer.maintain import failed_shards, verify
+from raystitch.buffer.maintain import compact, failed_shards, verify
 from raystitch.buffer.meta import create_buffer
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
-from raystitch.buffer.shard_file import SHARDS, as_batch, read_shard_file
-from raystitch.buffer.storage import Storage
+from raystitch.buffer.shard_file import SHARDS, as_batch, read_shard_file, write_failed, write_shard
 from raystitch.buffer.survey import list_shards, remove_damaged, survey
-from raystitch.buffer.writer import write_failed, write_shard
 from raystitch.cli import main
+from raystitch.io.digest import checksum
+from raystitch.io.storage import Storage
 from raystitch.stitching.candidates import Candidates
 
 MakeMeta = Callable[..., BufferMeta]
@@ -131,7 +129,7 @@ def test_compaction_killed_at_any_step_leaves_a_sound_buffer(buffer: Buffer, kep
         "    if event == 'os.rename' and names:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "from raystitch.buffer import compaction\n"
-        "from raystitch.buffer.storage import Storage\n"
+        "from raystitch.io.storage import Storage\n"
         "left = int(sys.argv[2])\n"
         "class Dying(Storage):\n"
         "    def delete(self, name):\n"

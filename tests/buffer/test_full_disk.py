@@ -15,12 +15,11 @@ import pytest
 from raystitch.bench.synthetic_buffer import shard_table
 from raystitch.buffer.meta import create_buffer, write_meta
 from raystitch.buffer.schema import BufferMeta
-from raystitch.buffer.shard_file import SHARDS
-from raystitch.buffer.storage import Storage
+from raystitch.buffer.shard_file import SHARDS, write_shard
 from raystitch.buffer.survey import survey
-from raystitch.buffer.writer import write_shard
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import StorageError
+from raystitch.io.storage import Storage
 
 
 @pytest.fixture
@@ -91,7 +90,7 @@ def test_a_limit_of_file_sizes_is_one_line_and_leaves_nothing(tmp_path: Path, la
         writer.write_table(large)
     program = (
         "import os, resource, signal, sys, pyarrow as pa\n"
-        "from raystitch.buffer.writer import write_shard\n"
+        "from raystitch.buffer.shard_file import write_shard\n"
         "from raystitch.errors import StorageError\n"
         "table = pa.ipc.open_file(pa.memory_map(sys.argv[1])).read_all()\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

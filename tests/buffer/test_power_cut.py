@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from raystitch.buffer.compaction import compact
 from raystitch.buffer.export import export
-from raystitch.buffer.maintain import verify
+from raystitch.buffer.maintain import compact, verify
 from raystitch.buffer.meta import create_buffer
 from raystitch.buffer.reader import open_buffer
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
+from raystitch.buffer.shard_file import write_shard
 from raystitch.buffer.survey import remove_damaged, survey
-from raystitch.buffer.writer import write_shard
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import UserError
 from raystitch.stitching.candidates import Candidates

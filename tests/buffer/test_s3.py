@@ -17,19 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raystitch.buffer import storage as storage_module
-from raystitch.buffer.cache import cache_folder
-from raystitch.buffer.compaction import compact
-from raystitch.buffer.maintain import verify
+from raystitch.buffer.maintain import compact, verify
 from raystitch.buffer.meta import create_buffer, read_meta, write_meta
 from raystitch.buffer.reader import open_buffer
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, Complete, candidates_to_table
-from raystitch.buffer.shard_file import SHARDS
-from raystitch.buffer.storage import Storage
+from raystitch.buffer.shard_file import SHARDS, write_shard
 from raystitch.buffer.survey import list_shards, remove_damaged, survey
-from raystitch.buffer.writer import write_shard
 from raystitch.errors import StorageError, UserError
+from raystitch.io import storage as storage_module
+from raystitch.io.cache import cache_folder
+from raystitch.io.storage import Storage
 from raystitch.stitching.candidates import Candidates
 
 MakeMeta = Callable[..., BufferMeta]
@@ -247,7 +245,7 @@ def test_killed_during_an_upload(s3: str, proxy: Callable[..., Proxy]) -> None:
     slow: Any = proxy(cut_after=1 << 40, breaks=0)
     uri = f"{s3}/killed?scheme=http&endpoint_override={slow.address}"
     program = (
-        "import sys; from raystitch.buffer.storage import Storage; s = Storage(sys.argv[1]); print('go', flush=True)\n"
+        "import sys; from raystitch.io.storage import Storage; s = Storage(sys.argv[1]); print('go', flush=True)\n"
         "s.write('shards/a.arrow', bytes(200 << 20))"
     )
     writer = subprocess.Popen([sys.executable, "-c", program, uri], stdout=subprocess.PIPE)

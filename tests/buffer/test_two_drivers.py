@@ -17,17 +17,16 @@ import pytest
 
 from raystitch.buffer import meta as meta_module
 from raystitch.buffer import rounds
-from raystitch.buffer.compaction import compact, superseded
-from raystitch.buffer.maintain import verify
+from raystitch.buffer.maintain import compact, superseded, verify
 from raystitch.buffer.meta import create_buffer, read_meta
 from raystitch.buffer.reader import open_buffer
 from raystitch.buffer.removal import GRACE_SECONDS, grace_seconds
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, Complete, candidates_to_table
-from raystitch.buffer.storage import Storage
+from raystitch.buffer.shard_file import write_shard
 from raystitch.buffer.survey import list_shards, survey
-from raystitch.buffer.writer import write_shard
 from raystitch.errors import StorageError, UserError
+from raystitch.io.storage import Storage
 from raystitch.stitching.candidates import Candidates
 
 MakeMeta = Callable[..., BufferMeta]

@@ -9,18 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from raystitch.buffer import storage as storage_module
-from raystitch.buffer.compaction import compact
-from raystitch.buffer.maintain import verify
+from raystitch.buffer.maintain import compact, verify
 from raystitch.buffer.meta import create_buffer
 from raystitch.buffer.reader import open_buffer
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
-from raystitch.buffer.shard_file import SHARDS
-from raystitch.buffer.storage import Storage
+from raystitch.buffer.shard_file import SHARDS, write_shard
 from raystitch.buffer.survey import list_shards, remove_damaged, survey
-from raystitch.buffer.writer import write_shard
 from raystitch.errors import RunError, StorageError
+from raystitch.io import storage as storage_module
+from raystitch.io.storage import Storage
 from raystitch.stitching.candidates import Candidates
 
 MakeMeta = Callable[..., BufferMeta]

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from raystitch.cli import main
-from raystitch.config_file import plain
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.minari_io import write_minari
+from raystitch.io.config_file import plain
 from raystitch.models.config import FitConfig
 
 Run = Callable[..., tuple[int, str, str]]

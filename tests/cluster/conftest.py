@@ -21,8 +21,8 @@ from raystitch.envs.spec import EnvSpec
 from raystitch.models.bundle import Bundle
 from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
 from raystitch.models.fit import fit_bundle
-from raystitch.pipeline.augment import augment_local
-from raystitch.pipeline.ledger import AugmentSummary
+from raystitch.pipeline.generate.augment import augment_local
+from raystitch.pipeline.generate.ledger import AugmentSummary
 from raystitch.stitching.config import PairConfig, QualifyConfig, StitchConfig
 
 

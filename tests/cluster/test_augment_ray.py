@@ -10,7 +10,7 @@ from raystitch.cluster.actors import pack, unpack
 from raystitch.cluster.augment import augment
 from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.augment import make_shard
+from raystitch.pipeline.generate.augment import make_shard
 from raystitch.stitching.config import QualifyConfig
 from raystitch.stitching.pairs import SourceIndex
 from raystitch.stitching.stitcher import Stitcher

@@ -8,7 +8,7 @@ import pyarrow.fs as fs
 from raystitch.buffer.maintain import verify
 from raystitch.buffer.reader import open_buffer
 from raystitch.buffer.shard_file import SHARDS
-from raystitch.buffer.storage import Storage
+from raystitch.io.storage import Storage
 
 Walks = Any
 """See conftest.py, which cannot be imported from here."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from raystitch.bench.chaos import make_target
-from raystitch.cluster.chaos import FAULTS, run_fault
-from raystitch.cluster.chaos_run import Target
+from raystitch.bench.chaos.augment_faults import FAULTS, run_fault
+from raystitch.bench.chaos.rows import make_target
+from raystitch.bench.chaos.target import Target
 
 QUICK = ("sampler",)
 SLOW = (

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from raystitch.cluster.processes import descendants, until
+from raystitch.bench.chaos.processes import descendants, until
 from tests.cluster.conftest import Prepared
 from tests.cluster.test_sweep_killed import NUM_TRIALS, SETTINGS, results
 from tests.cluster.two_nodes import RAY, Cluster, two_nodes

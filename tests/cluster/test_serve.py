@@ -20,12 +20,12 @@ import pytest
 from ray import serve
 
 from raystitch.client import Client, Trajectory
-from raystitch.cluster.serve import app
-from raystitch.cluster.serve_metrics import merge
-from raystitch.cluster.serve_run import Service, _reload, serving, stop_endpoint
-from raystitch.config_file import plain
+from raystitch.cluster.serve.application import app
+from raystitch.cluster.serve.metrics import merge
+from raystitch.cluster.serve.run import Service, _reload, serving, stop_endpoint
 from raystitch.endpoint.config import BatchingConfig, EndpointConfig, LimitsConfig, ModelConfig
 from raystitch.errors import UserError
+from raystitch.io.config_file import plain
 
 from .conftest import Walks
 
@@ -292,7 +292,7 @@ def test_a_reload_that_fails_is_a_line(
     failed = r"the reload failed \(.+\); what was served before is served on, and SIGHUP tries again"
     url = f"{service.url}/v1/stitch"
     with monkeypatch.context() as changed:
-        changed.setattr("raystitch.cluster.serve_run._LOAD_SECONDS", 0.001)
+        changed.setattr("raystitch.cluster.serve.run._LOAD_SECONDS", 0.001)
         assert re.fullmatch(failed, reload_says(service, capsys))
     assert call(url, request_body(walks))[0] == 200
     ((pid, _),) = service.ask("usage")

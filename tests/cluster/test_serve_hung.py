@@ -12,11 +12,11 @@ import cloudpickle
 import httpx
 import pytest
 
-from raystitch.cluster import serve as module
-from raystitch.cluster.processes import descendants
-from raystitch.cluster.serve import StitchService
-from raystitch.cluster.serve_run import serving
-from raystitch.commands.rollback import roll_back
+from raystitch.bench.chaos.processes import descendants
+from raystitch.cluster.serve.application import StitchService
+from raystitch.cluster.serve.application import application as module
+from raystitch.cluster.serve.run import serving
+from raystitch.commands.serve import roll_back
 from raystitch.endpoint.config import EndpointConfig, LimitsConfig, ModelConfig
 from raystitch.endpoint.models import Models
 from raystitch.endpoint.versions import Versions

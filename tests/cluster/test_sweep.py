@@ -14,7 +14,7 @@ from raystitch.config import ResourceConfig, RunConfig, load_run_config
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import UserError
-from raystitch.files import read_json
+from raystitch.io.files import read_json
 
 TINY = (
     "fit.diffusion.train_steps=10",

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from raystitch.cluster.processes import descendants, until
+from raystitch.bench.chaos.processes import descendants, until
 from raystitch.cluster.sweep import run_sweep
 from raystitch.config import load_run_config
-from raystitch.files import read_json
+from raystitch.io.files import read_json
 from tests.cluster.conftest import Prepared
 
 SETTINGS = (

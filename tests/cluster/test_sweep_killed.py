@@ -9,16 +9,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from raystitch.bench.chaos.processes import Driver, until
 from raystitch.buffer.reader import open_buffer
-from raystitch.cluster.processes import Driver, until
 from raystitch.cluster.sweep import run_sweep
 from raystitch.config import load_run_config
 from raystitch.data.load import load_dataset
 from raystitch.errors import UserError
-from raystitch.files import locked
+from raystitch.io.files import locked
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.sweep_plan import Inputs, finished, plan
-from raystitch.pipeline.trial import LOCK_FILE, run_planned, sweep_job
+from raystitch.pipeline.trials.plan import Inputs, finished, plan
+from raystitch.pipeline.trials.trial import LOCK_FILE, run_planned, sweep_job
 from tests.cluster.conftest import Prepared
 
 NUM_TRIALS = 8
@@ -91,7 +91,7 @@ def test_a_folder_that_another_process_trains_in_is_waited_for(prepared: Prepare
 def test_a_worker_that_was_lost_with_its_machine_is_waited_for_no_longer_than_a_lease(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raystitch.lease.LEASE_SECONDS", 1.0)
+    monkeypatch.setattr("raystitch.io.lease.LEASE_SECONDS", 1.0)
     run = prepared.copy(tmp_path / "run")
     config = load_run_config("smoke", [*prepared.settings, *SETTINGS])
     inputs = Inputs(

@@ -13,7 +13,7 @@ import pytest
 from raystitch.cli import main
 from raystitch.config import load_run_config
 from raystitch.data.d4rl import write_d4rl
-from raystitch.pipeline.rerun import rerun
+from raystitch.pipeline.trials.rerun import rerun
 from tests.cluster.conftest import Prepared, make_swings
 
 BC = "algorithms.bc={train_steps: 20, batch_size: 16, hidden: 8}"

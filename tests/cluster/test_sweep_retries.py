@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from raystitch.bench.chaos.processes import Process, descendants, until
 from raystitch.cluster.fit import fit
-from raystitch.cluster.processes import Process, descendants, until
 from raystitch.cluster.sweep import run_sweep
 from raystitch.cluster.trials import reserve_memory
 from raystitch.config import load_run_config
@@ -24,8 +24,8 @@ from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
-from raystitch.pipeline.memory import group_bytes
-from raystitch.pipeline.trial import LOCK_FILE
+from raystitch.pipeline.trials.groups import group_bytes
+from raystitch.pipeline.trials.trial import LOCK_FILE
 from tests.cluster.conftest import Prepared
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from raystitch.cluster.sweep import run_sweep
 from raystitch.config import RunConfig, load_run_config
-from raystitch.files import read_json
+from raystitch.io.files import read_json
 from tests.cluster.conftest import Prepared
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]

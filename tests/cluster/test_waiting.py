@@ -15,7 +15,7 @@ import pytest
 import yaml
 from ray.cluster_utils import Cluster
 
-from raystitch.config_file import plain
+from raystitch.io.config_file import plain
 
 Walks = Any
 """See conftest.py, which cannot be imported from here."""

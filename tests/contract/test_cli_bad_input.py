@@ -15,7 +15,7 @@ from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.minari_io import write_minari
 from raystitch.errors import RunError
-from raystitch.files import require_space
+from raystitch.io.files import require_space
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 

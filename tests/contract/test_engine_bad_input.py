@@ -21,7 +21,7 @@ from raystitch.models.bundle import Bundle
 from raystitch.models.config import DiffusionConfig, FitConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.models.samplers import SAMPLERS
-from raystitch.pipeline.augment import augment_local
+from raystitch.pipeline.generate.augment import augment_local
 from raystitch.stitching.candidates import REASONS, Candidates, Pairs
 from raystitch.stitching.config import (
     GapConfig,

@@ -46,7 +46,7 @@ from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
-from raystitch.pipeline.augment import augment_local
+from raystitch.pipeline.generate.augment import augment_local
 from raystitch.stitching.config import QualifyConfig, StitchConfig
 from raystitch.trainers.config import BCConfig
 from raystitch.trainers.data import build_data

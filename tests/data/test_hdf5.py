@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from raystitch.cli import main
+from raystitch.data.checks import MemoryBudget, free_memory
 from raystitch.data.d4rl import read_d4rl
 from raystitch.data.hdf5 import SOFT_LINKS, open_hdf5
 from raystitch.data.load import load_dataset
-from raystitch.data.memory import MemoryBudget, free_memory
 from raystitch.data.minari_io import read_minari
 from raystitch.errors import UserError
 from tests.data.minari_files import SECRET, box, data_path, store, walks
@@ -232,7 +232,7 @@ def test_many_names_for_one_array_do_not_fill_the_memory(root: Path, monkeypatch
             file[f"episode_{index}"] = file["episode_0"]
     metadata = data_path("local/links-v0") / "metadata.json"
     metadata.write_text(metadata.read_text().replace('"total_episodes": 1', '"total_episodes": 1000'))
-    monkeypatch.setattr("raystitch.data.memory.free_memory", lambda: 4 * 2**20)
+    monkeypatch.setattr("raystitch.data.checks.free_memory", lambda: 4 * 2**20)
     with pytest.raises(UserError, match=r"local/links-v0: reading it takes 0\.0 GiB or more, but 0\.0 GiB"):
         read_minari("local/links-v0")
 

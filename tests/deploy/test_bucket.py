@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.fs as fs
 import pytest
 
-from raystitch.buffer.storage import Storage
+from raystitch.io.storage import Storage
 
 
 @pytest.fixture

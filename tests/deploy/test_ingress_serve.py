@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raystitch.cluster.processes import descendants
+from raystitch.bench.chaos.processes import descendants
 from tests.deploy.nginx import HOST, free_ports, ingress, received
 
 MIB = 2**20

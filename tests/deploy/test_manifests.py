@@ -16,8 +16,8 @@ import yaml
 
 from raystitch.cli import build_parser
 from raystitch.config import RunConfig, load_run_config
-from raystitch.config_file import parse_config
 from raystitch.endpoint.config import EndpointConfig
+from raystitch.io.config_file import parse_config
 
 Overlay = dict[str, dict[str, Any]]
 ROOT = Path(__file__).parents[2]

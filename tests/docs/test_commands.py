@@ -16,9 +16,9 @@ from raystitch.buffer.config import AugmentConfig
 from raystitch.cli import build_parser
 from raystitch.commands.options import stage_config
 from raystitch.config import RunConfig, load_run_config
-from raystitch.config_file import load_config
 from raystitch.endpoint.config import EndpointConfig
 from raystitch.errors import UserError
+from raystitch.io.config_file import load_config
 from raystitch.models.config import FitConfig
 from raystitch.stitching.config import StitchConfig
 from raystitch.trainers.config import ALGORITHM_CONFIGS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from raystitch.endpoint.models import Models
-from raystitch.stitching.draws import child_seeds
+from raystitch.seeding import child_seeds
 from raystitch.stitching.pairs import cut_trajectories, given_trajectory
 from tests.endpoint.conftest import ARROW, JSON, Served, assert_same, body, read_stream, stream, table, walk
 

@@ -8,7 +8,7 @@ import pytest
 from gymnasium import spaces
 
 from raystitch.envs.make import flat_size, make_env, make_vector_env, spec_from_id
-from raystitch.envs.reference import normalised_score, success_defined
+from raystitch.envs.reward import normalised_score, success_defined
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
 

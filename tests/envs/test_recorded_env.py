@@ -17,11 +17,11 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
 from raystitch.data.minari_io import write_minari
 from raystitch.envs.make import make_env, spec_from_id
-from raystitch.envs.reference import normalised_score
+from raystitch.envs.reward import normalised_score
 from raystitch.envs.simulator import Unavailable, open_simulator
 from raystitch.envs.spec import EnvSpec, WrapperRecord
 from raystitch.errors import UserError
-from raystitch.files import read_json, write_json
+from raystitch.io.files import read_json, write_json
 
 STEPS = 12
 wrappers: Any = gym.wrappers

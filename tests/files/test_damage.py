@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from raystitch.checkpoints import CheckpointFile
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.digest import digest
 from raystitch.errors import DamagedError, UserError
+from raystitch.io.checkpoints import CheckpointFile
+from raystitch.io.digest import digest
 from raystitch.models.bundle import Bundle
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.models.loop import FitProgress
-from raystitch.pipeline.sweep_plan import finished
-from raystitch.pipeline.train import run_trial, run_trials
+from raystitch.pipeline.trials.plan import finished
+from raystitch.pipeline.trials.train import run_trial, run_trials
 from raystitch.trainers.config import BCConfig, EvalConfig
 from raystitch.trainers.policy import load_policy
 
@@ -166,7 +166,7 @@ def interrupted(drift: EpisodeDataset, tmp_path_factory: pytest.TempPathFactory)
             raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raystitch.pipeline.trial_folder.CHECKPOINT_SECONDS", 0.0)
+        patch.setattr("raystitch.pipeline.trials.trial_folder.CHECKPOINT_SECONDS", 0.0)
         with pytest.raises(Stop):
             run_trial(drift, out, **SETTINGS, log=stop)
     assert sorted(path.name for path in (out / "checkpoint").iterdir()) == ["state.before.pt", "state.pt"]

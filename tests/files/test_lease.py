@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from raystitch import holders, lease
 from raystitch.errors import RunError, UserError
-from raystitch.files import locked
-from raystitch.lease import Lease, leased
+from raystitch.io import holders, lease
+from raystitch.io.files import locked
+from raystitch.io.lease import Lease, leased
 
 SECONDS = 0.8
 
 HOLDER = """
 import sys, time
-from raystitch import holders
-from raystitch.lease import leased
+from raystitch.io import holders
+from raystitch.io.lease import leased
 if sys.argv[3] == "elsewhere":  # another kernel, on a file system that does not pass locks on
     import fcntl
     holders.kernel = lambda: "0badcafe"

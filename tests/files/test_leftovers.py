@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from raystitch.errors import UserError
-from raystitch.files import atomic_folder, atomic_path, is_leftover, locked
+from raystitch.io.files import atomic_folder, atomic_path, is_leftover, locked
 
 WRITER = """
 import sys, time
@@ -34,7 +34,7 @@ print("done", flush=True)
 
 LOCKER = """
 import sys
-from raystitch.files import locked
+from raystitch.io.files import locked
 with locked(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.readline()

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from raystitch.checkpoints import CheckpointFile
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
 from raystitch.data.minari_io import write_minari
-from raystitch.files import atomic_folder, atomic_path, make_folder
+from raystitch.io.checkpoints import CheckpointFile
+from raystitch.io.files import atomic_folder, atomic_path, make_folder
 from raystitch.models.bundle import Bundle
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
-from raystitch.pipeline.sweep_plan import finished
-from raystitch.pipeline.train import run_trial, run_trials
+from raystitch.pipeline.trials.plan import finished
+from raystitch.pipeline.trials.train import run_trial, run_trials
 from raystitch.trainers.config import BCConfig, EvalConfig
 from tests.files.powercut import PowerCut, Remains
 
@@ -110,7 +110,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 def cut_trial(drift: EpisodeDataset, root: Path) -> PowerCut:
     root.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch, PowerCut(root) as cut:
-        patch.setattr("raystitch.pipeline.trial_folder.CHECKPOINT_SECONDS", 0.0)
+        patch.setattr("raystitch.pipeline.trials.trial_folder.CHECKPOINT_SECONDS", 0.0)
         run_trial(drift, root / "trials" / "a", **SETTINGS)
         cut.promise("finished")
     return cut

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from raystitch.buffer.bridges import BridgeSet
-from raystitch.buffer.compaction import compact
 from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.episodes import rebuild
-from raystitch.buffer.maintain import verify
+from raystitch.buffer.maintain import compact, verify
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.buffer.shard_file import SHARDS
 from raystitch.buffer.survey import list_shards
@@ -23,8 +22,8 @@ from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
 from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
 from raystitch.models.fit import fit_bundle
-from raystitch.pipeline.augment import augment_local
-from raystitch.pipeline.progress import AugmentProgress
+from raystitch.pipeline.generate.augment import augment_local
+from raystitch.pipeline.generate.progress import AugmentProgress
 from raystitch.stitching.config import PairConfig, QualifyConfig, StitchConfig
 from raystitch.trainers.data import build_data
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raystitch.buffer.reader import Buffer
-from raystitch.pipeline.criteria import LEVELS, calibration_curve, criteria_table
+from raystitch.pipeline.validate.criteria import LEVELS, calibration_curve, criteria_table
 
 ORDER = ("non_finite", "residual", "spread", "rollout", "termination", "return")
 IS_ON = {"non_finite", "residual", "rollout", "termination"}

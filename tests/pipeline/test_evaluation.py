@@ -12,12 +12,11 @@ from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.data.minari_io import write_minari
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import RunError, UserError
-from raystitch.files import read_json
-from raystitch.pipeline import train as pipeline
-from raystitch.pipeline.evaluation import check_evaluation
-from raystitch.pipeline.suitable import check_suitable
-from raystitch.pipeline.sweep_plan import finished
-from raystitch.pipeline.train import run_trial
+from raystitch.io.files import read_json
+from raystitch.pipeline.trials import train as pipeline
+from raystitch.pipeline.trials.checks import check_evaluation, check_suitable
+from raystitch.pipeline.trials.plan import finished
+from raystitch.pipeline.trials.train import run_trial
 from raystitch.trainers.config import BCConfig, DTConfig, EvalConfig
 
 BC = BCConfig(train_steps=3, hidden=8)

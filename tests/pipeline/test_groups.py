@@ -2,8 +2,8 @@ from itertools import chain
 
 import pytest
 
-from raystitch.pipeline.groups import group_trials
-from raystitch.pipeline.sweep_plan import Trial
+from raystitch.pipeline.trials.groups import group_trials
+from raystitch.pipeline.trials.plan import Trial
 
 
 def trials(num_cells: int, num_seeds: int) -> list[Trial]:

@@ -7,8 +7,8 @@ import pytest
 
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.normalise import Normalizer
-from raystitch.pipeline.novelty import RealStates, nearest, novelty
-from raystitch.pipeline.windows import Windows, perturbed, real_windows
+from raystitch.pipeline.validate.novelty import RealStates, nearest, novelty
+from raystitch.pipeline.validate.windows import Windows, perturbed, real_windows
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def pieces(drift: EpisodeDataset, count: int, seed: int = 0, episodes: int = 40)
 def test_search_finds_what_a_loop_finds(
     drift: EpisodeDataset, normalizer: Normalizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raystitch.pipeline.novelty.CHUNK_NUMBERS", 997)  # many small chunks
+    monkeypatch.setattr("raystitch.pipeline.validate.novelty.CHUNK_NUMBERS", 997)  # many small chunks
     unobserved = replace(drift, final_observed=np.arange(40) % 2 == 0)
     queries = perturbed(pieces(drift, 12), normalizer, 0.3, np.random.default_rng(1))
     searched = np.arange(0, 40, 3)

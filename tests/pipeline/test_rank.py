@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from raystitch.pipeline.rank import gap_buckets, rank_correlation, spearman
+from raystitch.pipeline.validate.rank import gap_buckets, rank_correlation, spearman
 
 
 def test_equals_scipy_and_the_interval_holds_it() -> None:

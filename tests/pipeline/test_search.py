@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from raystitch.config import RunConfig
-from raystitch.config_file import parse_config
 from raystitch.errors import RunError, UserError
-from raystitch.files import read_json
-from raystitch.pipeline.search import Cell, SearchLog, cell_trials, draw_cells, make_cell, value_of, with_chosen
-from raystitch.pipeline.sweep_plan import Inputs, plan
+from raystitch.io.config_file import parse_config
+from raystitch.io.files import read_json
+from raystitch.pipeline.trials.plan import Inputs, plan
+from raystitch.pipeline.trials.search import Cell, SearchLog, cell_trials, draw_cells, make_cell, value_of, with_chosen
 from raystitch.search_config import SearchConfig
 
 INPUTS = Inputs(dataset="sha256:d", bundle="sha256:b", buffer="sha256:u")

@@ -5,7 +5,7 @@ import pytest
 
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import UserError
-from raystitch.pipeline.suitable import check_suitable
+from raystitch.pipeline.trials.checks import check_suitable
 
 
 def test_a_good_dataset_is_passed_over_in_silence(drift: EpisodeDataset) -> None:

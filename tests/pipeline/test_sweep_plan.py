@@ -4,10 +4,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from raystitch.config import RunConfig
-from raystitch.config_file import parse_config
-from raystitch.files import write_json
-from raystitch.pipeline.cost import estimate
-from raystitch.pipeline.sweep_plan import Inputs, Trial, finished, plan, result_rows
+from raystitch.io.config_file import parse_config
+from raystitch.io.files import write_json
+from raystitch.pipeline.trials.cost import estimate
+from raystitch.pipeline.trials.plan import Inputs, Trial, finished, plan, result_rows
 from raystitch.report.table import RESULTS_SCHEMA, write_results
 
 INPUTS = Inputs(dataset="sha256:d", bundle="sha256:b", buffer="sha256:u")

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.shard_file import ShardStats
-from raystitch.commands.augment_console import AugmentConsole
+from raystitch.commands.augment import AugmentConsole
 from raystitch.errors import RunError
-from raystitch.pipeline.ledger import Ledger
-from raystitch.pipeline.progress import AugmentProgress
-from raystitch.pipeline.tally import Tally
+from raystitch.pipeline.generate.ledger import Ledger
+from raystitch.pipeline.generate.progress import AugmentProgress
+from raystitch.pipeline.generate.tally import Tally
 
 
 def stats(shard: int, accepted: int) -> ShardStats:

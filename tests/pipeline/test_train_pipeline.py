@@ -13,8 +13,8 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import UserError
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
-from raystitch.pipeline.augment import augment_local
-from raystitch.pipeline.train import run_trial, run_trials, train
+from raystitch.pipeline.generate.augment import augment_local
+from raystitch.pipeline.trials.train import run_trial, run_trials, train
 from raystitch.stitching.config import QualifyConfig, StitchConfig
 from raystitch.trainers.config import BCConfig, DTConfig, EvalConfig
 from raystitch.trainers.loop import CHECKPOINT_SECONDS
@@ -71,7 +71,7 @@ def test_trial_folder(drift: EpisodeDataset, tmp_path: Path) -> None:
 
 
 def test_unfinished_trial_goes_on(drift: EpisodeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raystitch.pipeline.trial_folder.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("raystitch.pipeline.trials.trial_folder.CHECKPOINT_SECONDS", 0.0)
     settings: dict[str, Any] = {"algo": "dt", "config": DT, "evaluation": EVALUATION, "device": "cpu"}
     whole = run_trial(drift, tmp_path / "whole", **settings)
 
@@ -117,7 +117,7 @@ def test_seeds_trained_together_have_the_folders_they_have_alone(drift: EpisodeD
 def test_seeds_interrupted_at_different_steps_go_on(
     drift: EpisodeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raystitch.pipeline.trial_folder.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("raystitch.pipeline.trials.trial_folder.CHECKPOINT_SECONDS", 0.0)
     settings: dict[str, Any] = {"algo": "dt", "config": DT, "evaluation": EVALUATION, "device": "cpu"}
 
     def interrupt(row: dict[str, Any]) -> None:

@@ -14,9 +14,9 @@ from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
-from raystitch.pipeline.simulated import only
-from raystitch.pipeline.validate import validate
-from raystitch.pipeline.windows import perturbed, real_windows
+from raystitch.pipeline.validate.simulated import only
+from raystitch.pipeline.validate.truth import validate
+from raystitch.pipeline.validate.windows import perturbed, real_windows
 
 # What the buffer of conftest.py holds: accepted bridges, some of them repairs of the first rejected ones.
 NUM_TRUE, NUM_FALSE, NUM_RESCUED = 20, 15, 5

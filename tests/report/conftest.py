@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raystitch.files import write_json
+from raystitch.io.files import write_json
 
 CELLS = (
     ("dt", "original", "1:0", None, 0.07),

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from raystitch.errors import UserError
-from raystitch.files import read_json, write_json
+from raystitch.io.files import read_json, write_json
 from raystitch.report.files import read_run
 from raystitch.report.page import build_report
 from raystitch.report.summary import summarise

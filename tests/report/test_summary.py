@@ -1,7 +1,7 @@
 from typing import Any
 
-from raystitch.report.names import ALGORITHMS, algorithm_name
 from raystitch.report.summary import RETURN, SCORE, SUCCESS, summarise
+from raystitch.report.table import ALGORITHMS, algorithm_name
 from raystitch.report.verdict import verdicts
 from raystitch.trainers.config import ALGORITHM_CONFIGS
 

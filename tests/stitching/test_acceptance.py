@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from raystitch.models.calibration import Calibration
-from raystitch.models.delta import Delta
+from raystitch.models.calibration import Calibration, Delta
 from raystitch.stitching.acceptance import failed_criteria, passes
 from raystitch.stitching.candidates import REASONS
 from raystitch.stitching.config import QualifyConfig

@@ -1,6 +1,6 @@
 import numpy as np
 
-from raystitch.stitching.draws import child_seeds, integers, uniforms
+from raystitch.seeding import child_seeds, integers, uniforms
 
 SEEDS = np.arange(20_000) * 7 - 3
 

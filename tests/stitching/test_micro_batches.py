@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from raystitch.errors import RunError
-from raystitch.stitching.micro_batches import MicroBatches
+from raystitch.stitching.stitcher import MicroBatches
 
 
 def test_portions_cover_the_rows_once() -> None:

@@ -6,8 +6,8 @@ import pytest
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
+from raystitch.seeding import uniforms
 from raystitch.stitching.config import PairConfig
-from raystitch.stitching.draws import uniforms
 from raystitch.stitching.pools import Pools, States, values
 
 SEEDS = np.arange(500)

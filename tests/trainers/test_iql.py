@@ -28,7 +28,7 @@ from raystitch.trainers.iql import (
     update,
     value_loss,
 )
-from raystitch.trainers.networks import TwinCritic
+from raystitch.trainers.mlp import TwinCritic
 from raystitch.trainers.ratio import parse_ratio
 from tests.trainers.conftest import plain
 

@@ -9,10 +9,10 @@ import torch
 from raystitch.buffer.bridges import BridgeSet
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import UserError
+from raystitch.io.cache import Scratch
 from raystitch.trainers.batches import Kind, RatioSampler, TrainData
 from raystitch.trainers.data import build_data
 from raystitch.trainers.ratio import parse_ratio
-from raystitch.trainers.scratch import Scratch
 
 
 def batches(data: TrainData) -> list[torch.Tensor]:

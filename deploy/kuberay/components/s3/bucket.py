@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow.fs as fs
 
-from raystitch.buffer.storage import Storage
+from raystitch.io.storage import Storage
 
 LOCAL = fs.LocalFileSystem()
 

@@ -1,0 +1,1 @@
+"""Faults done for real to ``augment`` and ``sweep``; the result is compared with an undisturbed run."""

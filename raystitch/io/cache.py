@@ -1,0 +1,159 @@
+"""Local copies of files on an object store, so that they can be memory-mapped.
+
+The folder is ``$RAYSTITCH_CACHE``, else ``raystitch`` in the user's cache folder (XDG). It holds at most
+``$RAYSTITCH_CACHE_GIB`` GiB (20); what was not used for longest goes first. Removing a file that someone has mapped is
+fine: the mapping keeps it.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+
+from raystitch.errors import StorageError, UserError
+from raystitch.io.files import atomic_folder, atomic_path, cannot_write, is_leftover, locked
+
+CHUNK = 8 << 20
+DEFAULT_GIB = 20.0
+
+
+def cache_folder() -> Path:
+    """Where the copies lie; it need not exist."""
+    if asked := os.environ.get("RAYSTITCH_CACHE"):
+        return Path(asked).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raystitch"
+
+
+def cache_bytes() -> int:
+    """How much the copies may take.
+
+    Raises:
+        UserError: when ``$RAYSTITCH_CACHE_GIB`` is no positive number.
+    """
+    text = os.environ.get("RAYSTITCH_CACHE_GIB", "")
+    try:
+        gib = float(text) if text else DEFAULT_GIB
+    except ValueError:
+        gib = 0.0
+    if not 0 < gib < float("inf"):
+        raise UserError(f"RAYSTITCH_CACHE_GIB must be a positive number of GiB, got {text!r}")
+    return int(gib * 2**30)
+
+
+def cached_path(key: str) -> Path:
+    """The place of the copy of what ``key`` names."""
+    return cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.arrow"
+
+
+def fetch(key: str, size: int, open_source: Callable[[], pa.NativeFile]) -> Path:
+    """The local copy of a file, made where there is none.
+
+    Args:
+        key: tells versions of the file apart.
+        size: bytes the file has; a shorter download is an error.
+
+    Raises:
+        UserError: when ``$RAYSTITCH_CACHE_GIB`` is no positive number.
+        StorageError: when the cache cannot be written.
+        OSError: when the file cannot be read.
+    """
+    copy, limit = cached_path(key), cache_bytes()
+    try:
+        os.utime(copy)  # the time of the last use, by which copies are removed
+        if copy.stat().st_size == size:
+            return copy
+    except FileNotFoundError:
+        pass
+    with open_source() as source, atomic_path(copy, durable=False) as temporary:
+        with temporary.open("wb") as file:
+            while chunk := source.read(CHUNK):
+                file.write(chunk)
+        found = temporary.stat().st_size
+        if found != size:
+            raise OSError(f"{found} of {size} bytes came")
+    _make_room(copy, limit)
+    return copy
+
+
+def forget(key: str) -> None:
+    """Removes the copy, where there is one."""
+    cached_path(key).unlink(missing_ok=True)
+
+
+def _make_room(kept: Path, limit: int) -> None:
+    """Removes what was not used for longest until the rest fits into ``limit`` bytes, never ``kept``."""
+    files: list[tuple[float, int, Path]] = []
+    for path in kept.parent.glob("*.arrow"):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        files.append((status.st_mtime, status.st_size, path))
+    over = sum(size for _, size, _ in files) - limit
+    for _, size, path in sorted(files):
+        if over <= 0:
+            break
+        if path != kept:
+            path.unlink(missing_ok=True)
+            over -= size
+    for path in kept.parent.glob(".*.tmp"):
+        if is_leftover(path):
+            path.unlink(missing_ok=True)
+
+
+class Scratch:
+    """Folders below one parent, each whole or not there. The least recently used go when they are more than a limit.
+
+    A folder that is removed while another process has its files mapped stays readable to that process.
+    """
+
+    def __init__(self, kind: str, parent: Path | None = None, max_bytes: int | None = None) -> None:
+        """``kind``: subfolder of the user's cache; ``parent``: instead of the cache; ``max_bytes``: of all folders
+        together, None for the limit of the cache (``$RAYSTITCH_CACHE_GIB``)."""
+        self.parent = cache_folder() / kind if parent is None else parent
+        self.max_bytes = cache_bytes() if max_bytes is None else max_bytes
+
+    def folder(self, name: str, write: Callable[[Path], None]) -> Path:
+        """The folder ``name``; ``write`` fills it where it is not there, in one process while others wait.
+
+        Raises:
+            RunError: when it cannot be written.
+        """
+        final = self.parent / name
+        with locked(self.parent / f".{name}.lock"):
+            try:
+                if final.is_dir():
+                    os.utime(final)  # the time of the last use
+                    return final
+                self._make_room(final)
+                with atomic_folder(final) as temporary:  # durable, since its contents are never checked again
+                    write(temporary)
+                self._make_room(final)
+            except (OSError, StorageError) as error:
+                told = error if isinstance(error, StorageError) else cannot_write(final, error)
+                raise StorageError(f"{told}; set RAYSTITCH_CACHE to a folder with room") from error
+        return final
+
+    def _make_room(self, kept: Path) -> None:
+        """Removes what processes that died left, and the least recently used folders until the rest fits."""
+        found: list[tuple[float, int, Path]] = []
+        for path in list(self.parent.iterdir()):
+            try:
+                if path.suffix == ".tmp":
+                    if is_leftover(path):
+                        shutil.rmtree(path, ignore_errors=True)
+                elif path.is_dir():
+                    found.append((path.stat().st_mtime, sum(file.stat().st_size for file in path.iterdir()), path))
+            except FileNotFoundError:
+                continue  # another process removed it
+        over = sum(size for _, size, _ in found) - self.max_bytes
+        for _, size, path in sorted(found):
+            if over <= 0:
+                break
+            if path != kept:
+                shutil.rmtree(path, ignore_errors=True)
+                (path.parent / f".{path.name}.lock").unlink(missing_ok=True)
+                over -= size

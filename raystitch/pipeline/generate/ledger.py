@@ -1,0 +1,359 @@
+"""Which shards of a buffer exist, which are missing, when a round and when the buffer has enough."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from raystitch.buffer.chain import chained_trajectories
+from raystitch.buffer.config import AugmentConfig
+from raystitch.buffer.meta import META_FILE, create_buffer, read_meta
+from raystitch.buffer.reader import open_buffer
+from raystitch.buffer.rounds import close_round, current_round, finish, sound_rounds
+from raystitch.buffer.schema import BufferMeta, ClosedRound
+from raystitch.buffer.shard_file import SHARDS, ShardStats, write_failed
+from raystitch.buffer.survey import remove_damaged, survey
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.errors import RunError
+from raystitch.io.storage import Storage
+from raystitch.models.bundle import Bundle
+from raystitch.pipeline.generate.progress import AugmentProgress, Progress, Rate
+from raystitch.pipeline.generate.tally import Tally
+from raystitch.stitching.chain import Trajectories
+from raystitch.stitching.config import StitchConfig
+from raystitch.stitching.stitcher import Stitcher
+
+GONE = "shards that were there are gone, removed by another run on this buffer; what is missing is made again"
+
+LAST_WINS = "this store has no conditional writes: let one run at a time work on the buffer; nothing is removed from it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSummary:
+    """What a finished generation holds. ``new_shards``, ``new_bridges``, ``retries`` and ``seconds`` are of this call
+    alone; ``reasons`` counts the candidates that this call saw, in the last round, by why they were rejected."""
+
+    uri: str
+    num_accepted: int
+    num_candidates: int
+    num_shards: int
+    new_shards: int
+    seconds: float
+    new_bridges: int = 0
+    retries: int = 0
+    failed_shards: tuple[int, ...] = ()
+    reasons: dict[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def by_reason(self) -> list[tuple[str, int]]:
+        """``reasons``, the most frequent first."""
+        return sorted(self.reasons.items(), key=lambda item: -item[1])
+
+    def __str__(self) -> str:
+        rate = f", {self.new_bridges / self.seconds:,.0f} bridges/s" if self.new_bridges and self.seconds > 0 else ""
+        without = f"; without the failed shards {_listed(self.failed_shards)}" if self.failed_shards else ""
+        return (
+            f"{self.uri}: {self.num_accepted:,} accepted of {self.num_candidates:,} candidates in "
+            f"{self.num_shards:,} shards ({self.new_shards:,} new, {self.seconds:.0f} s{rate}){without}"
+        )
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """Which shards of a buffer exist, which rounds are closed and whether the round at hand has enough.
+
+    Attributes:
+        size: observation and action size, of the empty shards that stand for failed ones.
+        rounds: the closed rounds.
+        tally: what the shards of the round at hand hold.
+        failures: shards of the round at hand that failed and are not there: how often, and why the last time.
+    """
+
+    path: str
+    config: AugmentConfig
+    size: tuple[int, int] = (0, 0)
+    progress: Progress | None = None
+    rounds: tuple[ClosedRound, ...] = ()
+    tally: Tally = field(default_factory=Tally)
+    failures: dict[int, tuple[int, str]] = field(default_factory=dict[int, tuple[int, str]])
+    skipped: list[int] = field(default_factory=list[int])
+    new_shards: int = 0
+    new_bridges: int = 0
+    retries: int = 0
+    started: float = field(default_factory=time.monotonic)
+    _rate: Rate = field(default_factory=Rate)
+
+    @property
+    def chain_round(self) -> int:
+        return len(self.rounds)
+
+    @property
+    def first_shard(self) -> int:
+        return self.rounds[-1].end if self.rounds else 0
+
+    @property
+    def manifest(self) -> str:
+        """Hash of the closed round that the round at hand builds on; empty in the first."""
+        return self.rounds[-1].hash if self.rounds else ""
+
+    @property
+    def wanted(self) -> int:
+        """Accepted bridges that the round at hand has to bring."""
+        return self.config.round_bridges(self.chain_round)
+
+    @property
+    def round_done(self) -> bool:
+        return self.tally.enough(self.wanted)
+
+    @property
+    def only_failures_missing(self) -> bool:
+        """Whether the round would have enough if the shards that failed were there, whatever they hold."""
+        return self.tally.prefix_end(self.wanted, self.failures) is not None
+
+    @property
+    def done(self) -> bool:
+        return self.chain_round == self.config.chain_rounds and self.round_done
+
+    def survey(self) -> None:
+        """Takes stock of what is there; damaged files are named and removed, their shards made again.
+
+        So are shards that failed before, in the round at hand, unless the run may do without them.
+        """
+        found = survey(self.path)
+        for name, why in found.damaged.items():
+            self.note(f"{Storage(self.path).where(f'{SHARDS}/{name}')} is damaged ({why}): it is made again")
+        remove_damaged(self.path, found)
+        self.rounds = sound_rounds(found.stats, read_meta(Storage(self.path)).rounds)
+        there = [s for s in current_round(found.stats, self.rounds).values() if not s.error or self.config.skip_failed]
+        self.tally = Tally(self.first_shard, there)
+        self.failures.clear()
+        self.skipped = [s.shard for s in found.stats.values() if s.error and s.shard < self.first_shard]
+        self.skipped += [s.shard for s in there if s.error]
+
+    def open_rounds(self) -> Iterator[int]:
+        """The rounds that lack shards, one after the other; each has to be filled before the next is asked for."""
+        while not self.done:
+            if not self.round_done:
+                yield self.chain_round
+                assert self.round_done
+            if self.chain_round < self.config.chain_rounds:
+                if close_round(self.path, self.rounds, self.wanted) is None:
+                    self.note(f"{self.path}: {GONE}")
+                self.survey()
+                self.report()
+
+    def trajectories(self, dataset: EpisodeDataset) -> Trajectories | None:
+        """What the round at hand selects its pairs from; None is the dataset alone."""
+        if not self.rounds:
+            return None
+        closed = open_buffer(self.path, num_shards=self.first_shard)
+        return chained_trajectories(dataset, closed, self.rounds, self.config.chain_pool)
+
+    def missing(self, count: int) -> list[int]:
+        """The next ``count`` shards to make, those that failed before first; never none while the round lacks some.
+
+        With ``skip_failed``, shards that failed too often are recorded as empty ones here.
+
+        Raises:
+            RunError: when a shard failed too often, ``max_shards`` shards were not enough, or the first ``patience``
+                hold nothing.
+        """
+        self._give_up_early()
+        again = sorted(shard for shard, (times, _) in self.failures.items() if times <= self.config.max_retries)
+        if self.only_failures_missing:
+            if again:
+                self.retries += len(again)
+                return again[:count]
+            self._do_without()
+            if self.round_done:
+                return []
+        first, known = self.first_shard, self.failures.keys() | self.tally.accepted_of.keys()
+        limit = self.config.shard_limit(self.chain_round)
+        missing = [s for s in range(first, first + limit) if s not in known][:count]
+        if not missing:
+            raise RunError(
+                f"{self.path}: {limit} shards of {self.config.pairs_per_shard} pairs hold {self.tally.accepted} "
+                f"accepted bridges, not the {self.wanted} asked for{self._of_round()} ({self._why()}); ask for fewer, "
+                "use a larger delta or raise augment.max_shards"
+            )
+        return missing
+
+    def expected(self) -> int:
+        """About how many more shards the round at hand needs."""
+        per_shard = self.tally.accepted / len(self.tally) if self.tally.accepted else self.config.pairs_per_shard / 2
+        return max(1, round((self.wanted - self.tally.accepted) / per_shard))
+
+    def add(self, stats: ShardStats) -> None:
+        """Takes note of a shard that was written.
+
+        Raises:
+            RunError: when the first ``patience`` shards hold no accepted bridge.
+        """
+        self.failures.pop(stats.shard, None)
+        if self.tally.add(stats):
+            self.new_shards += 1
+            self.new_bridges += stats.accepted
+        self.report()
+        self._give_up_early()
+
+    def fail(self, shard: int, why: str) -> None:
+        """Takes note of a shard that could not be made.
+
+        Raises:
+            RunError: when nothing but failures came so far.
+        """
+        if shard in self.tally:
+            return
+        times = self.failures.get(shard, (0, ""))[0] + 1
+        self.failures[shard] = times, why
+        what_next = "it is tried again" if times <= self.config.max_retries else "that was the last try"
+        self.note(f"shard {shard} failed ({why}); {what_next}, the others go on")
+        if len(self.failures) >= self.config.patience and not len(self.tally):
+            raise RunError(f"{self.path}: the first {len(self.failures)} shards all failed: {why}")
+
+    def report(self) -> None:
+        if self.progress is not None:
+            self.progress(self._state())
+
+    def note(self, message: str) -> None:
+        """Says that something happened that the user should know."""
+        if self.progress is not None:
+            self.progress(self._state("note", message))
+
+    def finish(self) -> AugmentSummary | None:
+        """Trims the buffer to the smallest prefix that is enough; None where shards are gone that were there."""
+        complete = finish(self.path, self.config.num_bridges)
+        if complete is None:
+            self.survey()
+            self.note(f"{self.path}: {GONE}")
+            return None
+        return AugmentSummary(
+            uri=self.path,
+            num_accepted=complete.num_accepted,
+            num_candidates=complete.num_candidates,
+            num_shards=complete.num_shards,
+            new_shards=self.new_shards,
+            seconds=time.monotonic() - self.started,
+            new_bridges=self.new_bridges,
+            retries=self.retries,
+            failed_shards=tuple(sorted(shard for shard in self.skipped if shard < complete.num_shards)),
+            reasons=dict(self.tally.reasons),
+        )
+
+    def _state(self, event: str = "progress", message: str = "") -> AugmentProgress:
+        rounds = [self.config.round_bridges(r) for r in range(self.config.chain_rounds + 1)]
+        before = sum(rounds[: self.chain_round])
+        accepted = before + min(self.tally.accepted, self.wanted)
+        rate = self._rate.at(accepted)
+        return AugmentProgress(
+            event=event,
+            message=message,
+            accepted=accepted,
+            wanted=sum(rounds),
+            shards=len(self.tally),
+            candidates=self.tally.candidates,
+            reasons=dict(self.tally.reasons),
+            failed_shards=len(self.failures) + len(self.skipped),
+            chain_round=self.chain_round,
+            seconds=time.monotonic() - self.started,
+            bridges_per_second=rate,
+            seconds_left=None if rate is None else (sum(rounds) - accepted) / rate,
+        )
+
+    def _do_without(self) -> None:
+        """Records the failed shards that the round needs as empty, or gives up naming them."""
+        end = self.tally.prefix_end(self.wanted, self.failures)
+        needed = {shard: why for shard, (_, why) in sorted(self.failures.items()) if end is None or shard < end}
+        if not self.config.skip_failed:
+            shard, why = next(iter(needed.items()))
+            times = self.failures[shard][0]
+            raise RunError(
+                f"{self.path}: shard {_listed(tuple(needed))} failed {times} times ({why}); the other "
+                f"{len(self.tally)} are there. Run again to try {'it' if len(needed) == 1 else 'them'} once more, or "
+                f"do without with augment.skip_failed=true"
+            )
+        for shard, why in needed.items():
+            self.add(write_failed(self.path, shard, *self.size, self.manifest, why))
+            self.skipped.append(shard)
+            self.note(f"shard {shard} is recorded as empty ({why})")
+
+    def _of_round(self) -> str:
+        return f" in chain round {self.chain_round}" if self.config.chain_rounds else ""
+
+    def _why(self) -> str:
+        residual = self.tally.residual_min
+        smallest = "no finite residual" if residual is None else f"smallest residual {residual:.3g}"
+        counts = ", ".join(f"{reason} {count}" for reason, count in self.tally.reasons.most_common())
+        return f"{smallest}; {counts or 'no two trajectories without an episode in common'}"
+
+    def _give_up_early(self) -> None:
+        first, tally = self.first_shard, self.tally
+        patience = min(self.config.patience, self.config.shard_limit(self.chain_round))
+        if tally.accepted == 0 and all(first + n in tally for n in range(patience)):
+            fewer = ", fewer chain rounds" if self.rounds else ""
+            raise RunError(
+                f"{self.path}: nothing can be stitched{self._of_round()}: none of the first {tally.candidates} "
+                f"candidates was accepted ({self._why()}); use a larger delta, another pairs.mode{fewer} or a "
+                "stitcher fitted longer"
+            )
+
+
+def _listed(shards: tuple[int, ...], most: int = 8) -> str:
+    """``3, 5 and 7``, not all of them where there are many."""
+    shown = [str(shard) for shard in shards[:most]]
+    if len(shards) > most:
+        return f"{', '.join(shown)} and {len(shards) - most} more"
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+def planned_meta(
+    dataset: EpisodeDataset, bundle: Bundle, stitch_config: StitchConfig, config: AugmentConfig, seed: int
+) -> BufferMeta:
+    """Return the contents of ``buffer.json`` for a new buffer.
+
+    Raises:
+        UserError: another dataset than the bundle's, or settings that do not suit it.
+    """
+    bundle.check_dataset(dataset)
+    Stitcher(bundle, stitch_config)  # refuses what does not fit before anything is written
+    return BufferMeta(
+        gamma=bundle.gamma,
+        bundle_hash=bundle.hash,
+        dataset_name=dataset.name,
+        dataset_fingerprint=dataset.fingerprint,
+        obs_dim=dataset.obs_dim,
+        act_dim=dataset.act_dim,
+        action_low=tuple(bundle.action_low.tolist()),
+        action_high=tuple(bundle.action_high.tolist()),
+        env=bundle.env,
+        calibration=bundle.calibration.to_json(),
+        stitch=stitch_config,
+        augment=config,
+        seed=seed,
+    )
+
+
+def open_ledger(
+    dataset: EpisodeDataset,
+    bundle: Bundle,
+    stitch_config: StitchConfig,
+    config: AugmentConfig,
+    out: str | os.PathLike[str],
+    seed: int,
+    progress: Progress | None,
+) -> Ledger:
+    """Starts a buffer at ``out`` or takes up the one that is there.
+
+    Raises:
+        UserError: another dataset than the bundle's, settings that do not suit it, or ``out`` holds something else.
+    """
+    meta = planned_meta(dataset, bundle, stitch_config, config, seed)
+    storage = Storage(out)
+    path = storage.uri if storage.local is None else str(storage.local)
+    create_buffer(path, meta)
+    ledger = Ledger(path=path, config=config, size=(dataset.obs_dim, dataset.act_dim), progress=progress)
+    if why := storage.unguarded(META_FILE):
+        ledger.note(f"{storage.where()}: {LAST_WINS} ({why})")
+    ledger.survey()
+    ledger.report()
+    return ledger

@@ -1,0 +1,106 @@
+"""A rough estimate of what a run costs, from the sizes in its configuration."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from raystitch.config import RunConfig
+from raystitch.console import duration
+from raystitch.models.config import HeadConfig
+from raystitch.pipeline.trials.groups import Group, group_trials
+from raystitch.pipeline.trials.plan import Trial, finished, plan
+from raystitch.trainers.config import AlgorithmConfig
+
+# Orders of magnitude for one thread of a server CPU; a GPU changes all of them.
+FLOPS_PER_SECOND = 5e10
+STEP_OVERHEAD_SECONDS = 0.003
+UNET_FLOPS_FACTOR = 450.0
+CANDIDATES_PER_SECOND = 200.0
+START_SECONDS = 5.0
+EVALUATION_SECONDS = 8.0
+
+
+def fit_seconds(config: RunConfig) -> float:
+    """All parts of the bundle on one CPU."""
+    diffusion = config.fit.diffusion
+    scale = sum(m**2 for m in diffusion.multipliers) / 21 * len(diffusion.multipliers) / 3
+    flops = UNET_FLOPS_FACTOR * diffusion.width**2 * diffusion.horizon * diffusion.batch_size * scale
+    heads = (config.fit.dynamics, config.fit.inverse, config.fit.reward, config.fit.termination, config.fit.value)
+    return diffusion.train_steps * (STEP_OVERHEAD_SECONDS + flops / FLOPS_PER_SECOND) + sum(map(_head_seconds, heads))
+
+
+def _head_seconds(head: HeadConfig) -> float:
+    flops = 6.0 * head.num_members * head.num_layers * head.hidden**2 * head.batch_size
+    return head.train_steps * (STEP_OVERHEAD_SECONDS + flops / FLOPS_PER_SECOND)
+
+
+def augment_seconds(config: RunConfig) -> float:
+    """Generation on one CPU, if half of the candidates are accepted."""
+    sampler, diffusion = config.stitch.sampler, config.fit.diffusion
+    size = sampler.num_steps / 5 * (diffusion.width / 32) ** 2 * diffusion.horizon / 32
+    return 2 * config.augment.num_bridges / CANDIDATES_PER_SECOND * size
+
+
+def group_seconds(config: AlgorithmConfig, num_seeds: int = 1) -> float:
+    """Training and evaluating the policies of stacked seeds on one CPU: they share the start and the overhead of steps,
+    not the arithmetic."""
+    step = STEP_OVERHEAD_SECONDS + num_seeds * config.flops / FLOPS_PER_SECOND
+    return START_SECONDS + num_seeds * EVALUATION_SECONDS + config.train_steps * step
+
+
+def plan_groups(config: RunConfig, trials: Sequence[Trial], num_cpus: float) -> tuple[list[Group], int]:
+    """How trials are grouped on ``num_cpus`` CPUs, and how many groups run at once."""
+    slots = max(1, int(num_cpus / config.resources.trial_cpus))
+    slots = min(slots, config.resources.max_concurrent_trials or slots)
+    on_gpu = config.resources.trial_gpus > 0
+    return group_trials(trials, config.resources.stacked_seeds, slots, on_gpu), slots
+
+
+def estimate(config: RunConfig, trials: Sequence[Trial], num_cpus: float) -> Mapping[str, float]:
+    """Seconds per stage on ``num_cpus`` CPUs; those of a search as if none of its cells were stopped early."""
+    groups, slots = plan_groups(config, trials, num_cpus)
+    seconds = [group_seconds(getattr(config.algorithms, group[0].algo), len(group)) for group in groups]
+    stages = {"fit": fit_seconds(config) / min(num_cpus, 2.0), "augment": augment_seconds(config) / min(num_cpus, 2.0)}
+    search = config.search
+    if search.algorithm != "none":
+        cell = group_seconds(getattr(config.algorithms, search.algo), len(search.seeds))
+        stages["search"] = cell * max(1.0, search.num_cells / slots)
+    return stages | {"trials": max(sum(seconds) / slots, max(seconds, default=0.0))}
+
+
+def print_plan(config: RunConfig, folder: Path) -> None:
+    """Prints the cells of the grid, their groups and a rough estimate; looks into ``folder``, which need not exist."""
+    trials = plan(config)
+    cells: dict[tuple[str, str, str, str], int] = {}
+    for trial in trials:
+        key = (trial.algo, trial.data, trial.ratio, trial.delta or "-")
+        cells[key] = cells.get(key, 0) + 1
+    table = Table(title=f"{config.name}: {len(trials)} trials")
+    for head in ("algo", "data", "ratio", "delta", "seeds", "steps each"):
+        table.add_column(head)
+    for key, seeds in cells.items():
+        table.add_row(*key, str(seeds), f"{getattr(config.algorithms, key[0]).train_steps:,}")
+    console = Console()
+    console.print(table)
+    num_cpus = os.cpu_count() or 1
+    costs = estimate(config, trials, num_cpus)
+    groups, _ = plan_groups(config, trials, num_cpus)
+    stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in costs.items())
+    done = sum(1 for path in (folder / "trials").glob("*") if finished(path) is not None)
+    if config.search.algorithm != "none":
+        search = config.search
+        console.print(
+            f"before them a search: {search.num_cells} cells by {search.algorithm} with {search.scheduler}, "
+            f"{search.algo} on {len(search.seeds)} seeds of its own; the best joins the grid",
+            highlight=False,
+        )
+    console.print(f"{len(trials)} trials in {len(groups)} groups of stacked seeds", highlight=False)
+    console.print(f"dataset {config.dataset}; {config.augment.num_bridges:,} bridges; into {folder}", highlight=False)
+    console.print(
+        f"rough estimate on {num_cpus} CPUs: {stages}; {duration(sum(costs.values()))} in all", highlight=False
+    )
+    if done:
+        console.print(f"{done} finished trials are in {folder} and are used where they still fit", highlight=False)

@@ -1,0 +1,145 @@
+"""The numbers behind the report's pictures, as small Parquet files: the report never reads the data or the buffer.
+
+Legend: O observation size, D polylines.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raystitch.buffer.bridges import Bridges
+from raystitch.buffer.episodes import rebuild
+from raystitch.buffer.reader import Buffer
+from raystitch.data.episodes import EpisodeDataset, Floats
+from raystitch.data.normalise import Normalizer
+from raystitch.envs.make import make_env
+from raystitch.envs.spec import EnvSpec
+from raystitch.io.files import atomic_path
+from raystitch.seeding import numpy_rng
+
+MAX_CANDIDATES = 20_000
+NUM_REAL = 250
+NUM_BRIDGES = 40
+CONTEXT_STEPS = 25
+"""Real steps shown before and after a bridge."""
+
+Project = Callable[[Floats], NDArray[np.float64]]
+
+
+def write_figures(dataset: EpisodeDataset, buffer: Buffer, folder: str | Path) -> None:
+    """Writes ``acceptance``, ``candidates``, ``lines``, ``walls`` and ``marks.parquet`` below ``folder``: all of them,
+    or none when one fails."""
+    project, labels, walls, marks = _view(dataset)
+    tables = {
+        "acceptance": _table(_acceptance(buffer)),
+        "candidates": _table(_candidates(buffer)),
+        "lines": _table(_lines(dataset, buffer.mapped(), project), labels),
+        "walls": _table({name: walls[:, column] for column, name in enumerate(("x", "y", "width", "height"))}),
+        "marks": _table({"text": [m[0] for m in marks], "x": [m[1] for m in marks], "y": [m[2] for m in marks]}),
+    }
+    with ExitStack() as stack:  # files are renamed into place when the block ends, once all are written
+        for name, table in tables.items():
+            pq.write_table(table, stack.enter_context(atomic_path(Path(folder) / f"{name}.parquet")))
+
+
+def _table(columns: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> pa.Table:
+    table = pa.table({name: pa.array(values) for name, values in columns.items()})
+    return table.replace_schema_metadata(dict(metadata or {}))
+
+
+def _acceptance(buffer: Buffer) -> dict[str, Any]:
+    repaired = buffer.column("attempt") > 0
+    table = pa.table({"reason": buffer.table["reason"], "repaired": repaired})
+    counts = table.group_by(["reason", "repaired"]).aggregate([([], "count_all")])
+    return (
+        counts.rename_columns(["reason", "repaired", "count"])
+        .sort_by([("reason", "ascending"), ("repaired", "ascending")])
+        .to_pydict()
+    )
+
+
+def _candidates(buffer: Buffer) -> dict[str, Any]:
+    count = buffer.num_candidates
+    rows = np.arange(count)
+    if count > MAX_CANDIDATES:
+        rows = np.sort(numpy_rng(0, "figures", "candidates").choice(count, MAX_CANDIDATES, replace=False))
+    names = ("gap", "residual_max", "accepted", "return_source", "return_stitched")
+    return {name: buffer.column(name)[rows] for name in names}
+
+
+def _lines(dataset: EpisodeDataset, mapped: Bridges, project: Project) -> dict[str, NDArray[Any]]:
+    """Polylines as (part, line, x, y) rows: real episodes, and bridges with their real neighbourhood."""
+    rng = numpy_rng(0, "figures", "lines")
+    parts: list[tuple[str, int, NDArray[np.float64]]] = []
+    episodes = rng.permutation(dataset.num_episodes)[:NUM_REAL]
+    parts += [("real", int(e), project(dataset.episode(int(e)).observations)) for e in episodes]
+    drawn = np.sort(rng.permutation(len(mapped))[:NUM_BRIDGES])
+    needed = mapped.all_references.with_ancestors(drawn)
+    bridges, chosen = mapped.take_positions(needed), np.searchsorted(needed, drawn)
+    stitched = rebuild(dataset, bridges, chosen, max_episode_steps=None).episodes
+    for row, bridge in enumerate(chosen.tolist()):
+        states = stitched.episode(row).observations
+        leave, enter = int(bridges.source_step[bridge]), int(bridges.source_step[bridge] + bridges.gap[bridge] + 1)
+        parts.append(("prefix", row, project(states[max(0, leave - CONTEXT_STEPS) : leave + 1])))
+        parts.append(("bridge", row, project(states[leave : enter + 1])))
+        parts.append(("suffix", row, project(states[enter : enter + CONTEXT_STEPS + 1])))
+    lengths = [len(points) for _, _, points in parts]
+    points = np.concatenate([points for _, _, points in parts]).astype(np.float32)
+    return {
+        "part": np.repeat([part for part, _, _ in parts], lengths),
+        "line": np.repeat([line for _, line, _ in parts], lengths),
+        "x": points[:, 0],
+        "y": points[:, 1],
+    }
+
+
+def _view(
+    dataset: EpisodeDataset,
+) -> tuple[Project, dict[str, str], NDArray[np.float64], list[tuple[str, float, float]]]:
+    """How to look at the states: the plane of the maze, else the two main directions of the standardised data."""
+    if dataset.env is not None and "PointMaze" in dataset.env.env_id:
+        walls, marks = maze_cells(dataset.env)
+        return lambda states: states[:, :2].astype(np.float64), {"x": "x", "y": "y"}, walls, marks
+    normalizer = Normalizer.fit(dataset.observations)
+    standardised = normalizer.encode(dataset.observations)[:, normalizer.active].astype(np.float64)
+    axes = principal_axes(standardised)
+
+    def project(states: Floats) -> NDArray[np.float64]:
+        return normalizer.encode(states)[:, normalizer.active].astype(np.float64) @ axes
+
+    labels = {"x": "first principal component (standardised)", "y": "second principal component (standardised)"}
+    return project, labels, np.zeros((0, 4)), []
+
+
+def principal_axes(standardised_ND: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The two directions in which the states vary most, [D, 2]; the second is zero where there is but one."""
+    _, vectors = np.linalg.eigh(standardised_ND.T @ standardised_ND)
+    axes = vectors[:, ::-1][:, :2]
+    return axes if axes.shape[1] == 2 else np.concatenate([axes, np.zeros((len(axes), 1))], axis=1)
+
+
+def maze_cells(spec: EnvSpec) -> tuple[NDArray[np.float64], list[tuple[str, float, float]]]:
+    """Wall cells as [W, 4] x, y, width, height, and the start and goal where the map fixes them."""
+    env = make_env(spec)
+    try:
+        unwrapped: Any = env.unwrapped
+        maze = unwrapped.maze
+        size = float(maze.maze_size_scaling)
+        walls: list[tuple[float, float, float, float]] = []
+        marks: list[tuple[str, float, float]] = []
+        for row, cells in enumerate(maze.maze_map):
+            for column, cell in enumerate(cells):
+                x, y = (float(value) for value in maze.cell_rowcol_to_xy(np.array([row, column])))
+                if cell == 1:
+                    walls.append((x - size / 2, y - size / 2, size, size))
+                elif cell in ("g", "r"):
+                    marks.append(("goal" if cell == "g" else "start", x, y))
+        return np.array(walls, np.float64).reshape(-1, 4), marks
+    finally:
+        env.close()

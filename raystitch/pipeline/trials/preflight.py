@@ -1,0 +1,150 @@
+"""Checks that run before a sweep changes any file; ``--dry-run`` runs the same ones.
+
+Nothing here writes. Checks that depend on a cluster are in ``cluster/``.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from raystitch.buffer.meta import META_FILE, check_buffer, read_meta
+from raystitch.config import RunConfig
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.data.load import load_dataset
+from raystitch.errors import DamagedError, UserError
+from raystitch.io.files import require_space
+from raystitch.io.storage import Storage
+from raystitch.models.bundle import Bundle
+from raystitch.models.fit import existing_fit, rehearse_fit
+from raystitch.pipeline.generate.ledger import planned_meta
+from raystitch.pipeline.trials.checks import check_evaluation, check_suitable
+from raystitch.pipeline.trials.plan import finished
+from raystitch.pipeline.trials.search import check_search, read_search
+from raystitch.stitching.pairs import SourceIndex
+from raystitch.trainers.data import check_trainable
+from raystitch.trainers.loop import find_algorithm
+from raystitch.trainers.ratio import parse_ratio
+from raystitch.trainers.segments import original_segments
+
+STITCHER, BUFFER = "stitcher", "buffer"
+"""Folders of a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A run that nothing refuses.
+
+    Attributes:
+        notes: what is odd, one line each.
+    """
+
+    dataset: EpisodeDataset
+    notes: list[str]
+
+
+def check_run(config: RunConfig, folder: Path) -> Checked:
+    """Loads the dataset and asks everything that may refuse the run; changes nothing.
+
+    Raises:
+        UserError: for the first thing that cannot work, as the stage that needs it would say it.
+        RunError: when the disk has no room.
+    """
+    check_search(config)
+    dataset = load_dataset(config.dataset, env_id=config.env)
+    check_evaluation(dataset, config.evaluation)
+    notes = check_suitable(dataset)
+    _check_algorithms(config, dataset)
+    check_stages(config, folder, dataset)
+    require_space(folder, buffer_bytes(config, dataset))
+    return Checked(dataset=dataset, notes=notes)
+
+
+def check_stages(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> None:
+    """Check that the folder's contents belong to these settings and that every stage up to the trials can start.
+
+    Raises:
+        UserError: naming what does not fit.
+    """
+    with suppress(DamagedError):  # a damaged file is set aside and the search starts again
+        read_search(folder)
+    for trial_dir in (folder / "trials").glob("*/"):
+        finished(trial_dir)  # raises if a result cannot be read: it must not be trained again
+    bundle = existing_fit(folder / STITCHER, dataset, config.fit, "cpu")
+    _check_buffer(config, folder / BUFFER, dataset, bundle)
+    stand_in = bundle or rehearse_fit(dataset, config.fit)
+    planned_meta(dataset, stand_in, config.stitch, config.augment, config.seed)
+    SourceIndex(dataset, stand_in, config.stitch)
+
+
+def _check_buffer(config: RunConfig, path: Path, dataset: EpisodeDataset, bundle: Bundle | None) -> None:
+    if bundle is not None:
+        check_buffer(path, planned_meta(dataset, bundle, config.stitch, config.augment, config.seed))
+        return
+    storage = Storage(path)
+    if not storage.exists(META_FILE):
+        return
+    # The bundle is not there to compare with; compare the rest.
+    check_buffer(
+        path,
+        replace(
+            read_meta(storage),
+            dataset_fingerprint=dataset.fingerprint,
+            obs_dim=dataset.obs_dim,
+            act_dim=dataset.act_dim,
+            stitch=config.stitch,
+            augment=config.augment,
+            seed=config.seed,
+        ),
+    )
+
+
+def _check_algorithms(config: RunConfig, dataset: EpisodeDataset) -> None:
+    """Every algorithm of the run can draw its batches from the dataset."""
+    check_trainable(dataset)
+    unknown_next = ~dataset.next_observed & ~dataset.transition_terminal
+    usable = len(original_segments(dataset).without(unknown_next).drawable())
+    for algo, ratio in _shares(config):
+        if not usable and find_algorithm(algo).kind == "transitions":
+            raise UserError(f"{dataset.name} has no transition with a recorded next state, which {algo} trains on")
+        parse_ratio(ratio).counts(getattr(config.algorithms, algo).batch_size)
+
+
+def _shares(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Algorithm and ratio of every cell."""
+    for cell in config.grid:
+        yield from ((cell.algo, ratio) for ratio, _ in cell.combinations)
+    if config.search.algorithm != "none" and isinstance(config.search.ratio, tuple):
+        yield from ((config.search.algo, ratio) for ratio in config.search.ratio)
+
+
+def buffer_bytes(config: RunConfig, dataset: EpisodeDataset) -> int:
+    """The least that the buffer takes: every candidate accepted, and every gap the smallest."""
+    gap = config.fit.diffusion.gap_min
+    floats = (gap + 2) * dataset.obs_dim + (gap + 1) * (dataset.act_dim + 1)
+    return 4 * floats * config.augment.num_bridges
+
+
+def check_out(out: str | os.PathLike[str]) -> Path:
+    """The run's folder as an absolute path, checked to be one that can be made and written; makes nothing.
+
+    Raises:
+        UserError: when it is no folder, or cannot be one.
+    """
+    if "://" in str(out):
+        raise UserError(f"--out {out}: a run needs a folder; on a cluster, one on storage that all nodes mount")
+    folder = Path(out).expanduser().absolute()
+    there = nearest(folder)
+    if not there.is_dir():
+        raise UserError(f"--out {out} cannot be made: {there} is a file; choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out} cannot be {'written' if there == folder else 'made'}; choose another folder")
+    return folder
+
+
+def nearest(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    return folder

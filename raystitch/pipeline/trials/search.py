@@ -1,0 +1,243 @@
+"""What a search has tried and chosen: cells, their values, and ``search.json``, which is up to date at every moment."""
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from raystitch.config import GridCell, HeadlineConfig, RunConfig
+from raystitch.console import say
+from raystitch.errors import DamagedError, RunError, UserError
+from raystitch.io.digest import read_sealed, sealed
+from raystitch.io.files import set_aside, write_json
+from raystitch.models.calibration import check_delta
+from raystitch.pipeline.trials.plan import Inputs, Trial, blank_row, finished, make_trial, result_rows
+from raystitch.pipeline.trials.run_folder import keep_earlier
+from raystitch.pipeline.trials.trial import error_of
+from raystitch.pipeline.trials.trial_folder import CURVE_COLUMNS
+from raystitch.report.files import read_metrics
+from raystitch.report.summary import delta_text
+from raystitch.search_config import RatioRange, SearchConfig
+from raystitch.seeding import derive_seed
+from raystitch.trainers.ratio import parse_ratio
+
+SEARCH_FILE = "search.json"
+METRICS = ("score", "success_rate", "return_mean")
+"""The first that an evaluation has is what is searched for, as in the report."""
+
+
+class Cell(NamedTuple):
+    """A ratio and a delta, both as results.parquet has them."""
+
+    ratio: str
+    delta: str
+
+
+def make_cell(ratio: str | float, delta: float | str | None) -> Cell:
+    """A number is augmented rows per original row, kept to three digits so that its text is its value."""
+    text = ratio if isinstance(ratio, str) else f"1:{float(f'{ratio:.3g}'):g}"
+    return Cell(str(parse_ratio(text)), delta_text(delta))
+
+
+def draw_cells(search: SearchConfig, seed: int) -> list[Cell]:
+    """The cells of a random search, distinct; the same list for the same arguments."""
+    rng = np.random.default_rng(derive_seed(seed, "search"))
+    deltas = list(search.delta)
+    if not isinstance(search.ratio, RatioRange):
+        everything = list(dict.fromkeys(make_cell(*pair) for pair in product(search.ratio, deltas)))
+        return [everything[index] for index in rng.permutation(len(everything))[: search.num_samples]]
+    low, high = np.log([search.ratio.low, search.ratio.high])
+    drawn: dict[Cell, None] = {}
+    for _ in range(100 * search.num_samples):  # a range narrower than three digits has only so many values
+        drawn[make_cell(float(np.exp(rng.uniform(low, high))), deltas[rng.integers(len(deltas))])] = None
+        if len(drawn) == search.num_samples:
+            break
+    return list(drawn)
+
+
+def cell_trials(config: RunConfig, inputs: Inputs | None, cell: Cell) -> list[Trial]:
+    """The trials whose mean is the value of a cell: one per seed of the search."""
+    search = config.search
+    return [make_trial(config, inputs, search.algo, "stitched", cell.ratio, cell.delta, seed) for seed in search.seeds]
+
+
+def value_of(evaluations: Iterable[Mapping[str, Any]]) -> float:
+    """Mean over seeds of one evaluation each: of the score, else success, else the return."""
+    rows = list(evaluations)
+    metric = next(name for name in METRICS if rows[0][name] is not None)
+    return float(np.mean([row[metric] for row in rows]))
+
+
+def check_search(config: RunConfig) -> None:
+    """Raises:
+    UserError: when the search needs what is not installed.
+    """
+    if config.search.algorithm == "optuna" and importlib.util.find_spec("optuna") is None:
+        raise UserError(
+            "search.algorithm: optuna needs a package that is not installed: pip install 'raystitch[search]', "
+            "or choose random"
+        )
+
+
+def with_chosen(config: RunConfig, cell: Cell) -> RunConfig:
+    """The run with the chosen cell as its headline, in the grid for the algorithm of the search and for every other
+    that is trained on stitched data."""
+    delta = check_delta(cell.delta)
+    chosen = (cell.ratio, "off" if delta is None else delta)
+    algos = dict.fromkeys([config.search.algo, *(line.algo for line in config.grid if line.data == "stitched")])
+    stitched = [line for line in config.grid if line.data == "stitched"]
+    grid = config.grid + tuple(
+        GridCell(algo=algo, data="stitched", ratio=chosen[:1], delta=chosen[1:])
+        for algo in algos
+        if not any(line.algo == algo and chosen in line.combinations for line in stitched)
+    )
+    return replace(config, grid=grid, headline=HeadlineConfig(*chosen))
+
+
+def read_search(folder: str | Path) -> dict[str, Any]:
+    """``search.json`` of a run, empty where there is none.
+
+    Raises:
+        DamagedError: when it is not what was written.
+        UserError: when it cannot be read.
+    """
+    path = Path(folder) / SEARCH_FILE
+    if not path.exists():
+        return {}
+    found = read_sealed(path)
+    if not isinstance(found.get("trials"), list):
+        raise DamagedError(f"{path} is damaged: it lists no trials")
+    return found
+
+
+Status = Literal["running", "ok", "stopped", "failed"]
+
+
+class SearchLog:
+    """``search.json`` of a run: {algorithm, scheduler, algo, seeds, trials, chosen, settings}.
+
+    ``trials`` are rows {ratio, delta, value, num_seeds, status, step}. What a search with other settings or on other
+    bridges left is not used; before it is written over it is kept in ``earlier/``.
+    """
+
+    def __init__(self, folder: str | Path, config: RunConfig, inputs: Inputs) -> None:
+        self.path = Path(folder) / SEARCH_FILE
+        self.search = config.search
+        self.settings = json.loads(
+            json.dumps(
+                {
+                    "search": asdict(config.search),
+                    "config": asdict(getattr(config.algorithms, config.search.algo)),
+                    "evaluation": config.evaluation.to_json(),
+                    "env": config.env,
+                    **asdict(inputs),
+                }
+            )
+        )
+        try:
+            found = read_search(folder)
+        except DamagedError as error:
+            # Finished trials have their own folders, so little is repeated.
+            say(f"{error}; the search starts again ({set_aside(self.path)} is kept)")
+            found = {}
+        self.rows: list[dict[str, Any]] = found["trials"] if found.get("settings") == self.settings else []
+        self._other = bool(found) and not self.rows
+
+    @property
+    def complete(self) -> bool:
+        return len(self._ended()) >= self.search.num_cells
+
+    def resume(self) -> list[Cell]:
+        """Cells that were interrupted or failed and have to be tried again; they leave the log until then."""
+        again = [row for row in self.rows if row["status"] in ("running", "failed")]
+        self.rows = [row for row in self.rows if row not in again]
+        return [Cell(row["ratio"], row["delta"]) for row in again]
+
+    def start(self, cell: Cell) -> int:
+        """Notes that a cell is being tried; returns its place."""
+        blank = {"value": None, "num_seeds": 0, "status": "running", "step": 0}
+        self.rows.append({"ratio": cell.ratio, "delta": cell.delta, **blank})
+        self._write()
+        return len(self.rows) - 1
+
+    def end(self, place: int, status: Status, value: float | None, step: int) -> None:
+        """Notes how it ended. A failed cell has no value."""
+        num_seeds = 0 if value is None else len(self.search.seeds)
+        self.rows[place] |= {"status": status, "value": value, "num_seeds": num_seeds, "step": step}
+        self._write()
+
+    def choose(self) -> Cell:
+        """The best cell that was trained to its end, noted as chosen.
+
+        Raises:
+            RunError: when there is none.
+        """
+        ended = [row for row in self.rows if row["status"] == "ok"]
+        if not ended:
+            raise RunError(f"the search has nothing to choose from: all of its {len(self.rows)} cells failed")
+        best = max(ended, key=lambda row: row["value"])
+        chosen = Cell(best["ratio"], best["delta"])
+        self._write(chosen)
+        return chosen
+
+    def cells(self, *statuses: Status) -> Sequence[tuple[Cell, dict[str, Any]]]:
+        """Cells with one of these statuses, and their rows."""
+        return [(Cell(row["ratio"], row["delta"]), row) for row in self.rows if row["status"] in statuses]
+
+    def _ended(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["status"] != "running"]
+
+    def _write(self, chosen: Cell | None = None) -> None:
+        content = {
+            "algorithm": self.search.algorithm,
+            "scheduler": self.search.scheduler,
+            "algo": self.search.algo,
+            "seeds": list(self.search.seeds),
+            "trials": self.rows,
+            "chosen": None if chosen is None else chosen._asdict(),
+            "settings": self.settings,
+        }
+        if self._other:
+            keep_earlier(self.path)
+            self._other = False
+        write_json(self.path, sealed(content))
+
+
+def search_rows(
+    config: RunConfig, inputs: Inputs, folder: str | Path, delta_value: Callable[[str], float | None]
+) -> list[dict[str, Any]]:
+    """Rows of results.parquet of the search's own trials; those of stopped cells have what they had reached."""
+    folder = Path(folder)
+    rows: list[dict[str, Any]] = []
+    tried = dict(SearchLog(folder, config, inputs).cells("ok", "stopped", "failed"))
+    for cell, found in tried.items():
+        trials = cell_trials(config, inputs, cell)
+        open_trials = [trial for trial in trials if finished(folder / "trials" / trial.trial_id) is None]
+        errors: dict[str, str] = {}
+        if found["status"] == "failed":
+            reasons = {trial.trial_id: error_of(folder / "trials" / trial.trial_id) for trial in open_trials}
+            errors = {trial_id: reason or "its process died" for trial_id, reason in reasons.items()}
+        rows += result_rows(trials, folder / "trials", errors, delta_value)
+        if found["status"] == "stopped":
+            for trial in open_trials:
+                fixed = {"headline": True, "status": "stopped"}
+                reached = _reached(folder / "trials" / trial.trial_id)
+                rows.append(blank_row(trial, delta_value(cell.delta)) | fixed | reached)
+    return rows
+
+
+def _reached(trial_dir: Path) -> dict[str, Any]:
+    """Steps and seconds of an unfinished trial, and its last evaluation during training."""
+    rows = read_metrics(trial_dir)
+    trained = [row for row in rows if row["kind"] == "train"]
+    evaluated = [row for row in rows if row["kind"] == "eval"]
+    reached = {"train_steps": trained[-1]["step"], "train_seconds": trained[-1]["seconds"]} if trained else {}
+    if evaluated:
+        headline = next(row for row in evaluated if row["step"] == evaluated[-1]["step"])
+        reached |= {name: headline[name] for name in CURVE_COLUMNS}
+    return reached

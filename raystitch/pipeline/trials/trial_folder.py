@@ -1,0 +1,153 @@
+"""The folder of one trial.
+
+``config.json`` first, ``metrics.jsonl`` and ``checkpoint/`` while it trains, ``policy/``, and
+``returns.json`` last: a trial is finished when that file is there.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from raystitch.console import say
+from raystitch.errors import UserError
+from raystitch.io.digest import KEY as DIGEST
+from raystitch.io.digest import json_digest, read_sealed, sealed
+from raystitch.io.files import differences, set_aside, write_json
+from raystitch.io.journal import Journal
+from raystitch.trainers.evaluate import EvalResult
+from raystitch.trainers.loop import CHECKPOINT_SECONDS, Checkpoints
+
+SCHEMA_VERSION = 1
+CURVE_COLUMNS = ("target_return", "return_mean", "return_std", "success_rate", "score", "num_eval_episodes")
+
+_INSTEAD = {
+    "config.json": "it is written again where the rest of the folder belongs to these settings",
+    "returns.json": "the trial is not finished, it is done again",
+}
+
+Log = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """The folder of one trial.
+
+    Attributes:
+        note: gets a line for every damaged file that the trial does without.
+    """
+
+    out: Path
+    seed: int
+    settings: Mapping[str, Any]
+    note: Callable[[str], None] = say
+
+    @cached_property
+    def journal(self) -> Journal:
+        return Journal(self.out / "metrics.jsonl")
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(
+            path=self.out / "checkpoint" / "state.pt",
+            seconds=CHECKPOINT_SECONDS,
+            settings=json_digest(self.settings),
+            journal=self.journal,
+            note=self.note,
+        )
+
+    def finished(self) -> dict[str, Any] | None:
+        """The result of a finished trial with these settings, None when there is work to do.
+
+        A file that is damaged is named and set aside; without its ``returns.json`` the trial is done again.
+
+        Raises:
+            UserError: when the folder holds a trial with other settings.
+        """
+        config = self._sound("config.json")
+        differing = [] if config is None else differences(_unsealed(config), _unsealed(sealed(self.settings)))
+        if differing:
+            raise UserError(
+                f"{self.out} holds a trial with other settings: {', '.join(differing)}; choose another folder or "
+                "delete this one"
+            )
+        returns = self._sound("returns.json")
+        if returns is None:
+            return None
+        if config is None and returns.get("settings") != json_digest(self.settings):
+            self.redo(f"{self.out / 'returns.json'} may belong to other settings, as there is no sound config.json")
+            return None
+        if config is None:
+            self.prepare()
+        shutil.rmtree(self.checkpoints.path.parent, ignore_errors=True)
+        return returns
+
+    def redo(self, why: str) -> None:
+        """Takes the result away, so that the trial is done again."""
+        self.note(f"{why}; the trial is done again ({set_aside(self.out / 'returns.json')} is kept)")
+
+    def _sound(self, name: str) -> dict[str, Any] | None:
+        path = self.out / name
+        if not path.exists():
+            return None
+        try:
+            return read_sealed(path)
+        except UserError as error:
+            self.note(f"{error}; {_INSTEAD[name]} ({set_aside(path)} is kept)")
+            return None
+
+    def prepare(self) -> None:
+        """Writes ``config.json``."""
+        write_json(self.out / "config.json", sealed(self.settings))
+
+    def finish(
+        self, results: Sequence[EvalResult], metrics: "TrialMetrics", train_steps: int, num_stacked: int
+    ) -> dict[str, Any]:
+        """Writes ``returns.json``, last of all; the checkpoints go when everything else is on the disk.
+
+        Args:
+            results: one per target return, the headline first; none where the policy is yet to be evaluated.
+            num_stacked: seeds that were trained together.
+        """
+        for result in results:
+            metrics.evaluated(train_steps, result)
+        returns: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "status": "ok" if results else "not evaluated",
+            "train_steps": train_steps,
+            "train_seconds": metrics.train_seconds,
+            "num_stacked": num_stacked,
+            "evaluations": [{"headline": index == 0, **result.to_json()} for index, result in enumerate(results)],
+            "settings": json_digest(self.settings),
+        }
+        extent = self.journal.extent()
+        returns = sealed(returns if results else {**returns, "metrics": extent})
+        write_json(self.out / "returns.json", returns)
+        shutil.rmtree(self.checkpoints.path.parent, ignore_errors=True)
+        return returns
+
+
+class TrialMetrics:
+    """Appends rows to ``metrics.jsonl`` and hands them on."""
+
+    def __init__(self, journal: Journal, log: Log | None) -> None:
+        self.journal, self.log, self.train_seconds = journal, log, 0.0
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        self.journal.append(row)
+        if self.log is not None:
+            self.log(row)
+
+    def train_row(self, row: dict[str, Any]) -> None:
+        self.train_seconds = row["seconds"]
+        self({"kind": "train", **row})
+
+    def evaluated(self, step: int, result: EvalResult) -> None:
+        row = result.to_json()
+        self({"kind": "eval", "step": step, **{name: row[name] for name in CURVE_COLUMNS}})
+
+
+def _unsealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: item for name, item in value.items() if name != DIGEST}

@@ -1,0 +1,1 @@
+"""Bridges against the simulator, and what the criteria bought."""

@@ -1,0 +1,132 @@
+"""What each criterion of qualification removes, from the stored numbers alone, and what delta buys.
+
+Legend: N candidates, S sampled candidates.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raystitch.buffer.reader import Buffer
+from raystitch.data.episodes import Bools, Ints
+from raystitch.pipeline.validate.simulated import Simulated, error_summary, share
+from raystitch.stitching.acceptance import failed_criteria
+from raystitch.stitching.config import QualifyConfig
+
+LEVELS = ("q50", "q75", "q90", "q95", "q99", "q99.5", "q99.9")
+FIELDS = {
+    "residual": "delta",
+    "spread": "spread",
+    "rollout": "rollout",
+    "termination": "termination_max",
+    "return": "value_check",
+}
+"""Criterion -> its field of QualifyConfig; ``non_finite`` has none, it is always on."""
+AS_IF: Mapping[str, Any] = {
+    "residual": "q99",
+    "spread": "q99",
+    "rollout": "q99",
+    "termination": 0.5,
+    "return": True,
+}
+"""What a criterion that is switched off is tried with."""
+
+
+def _settings(config: QualifyConfig) -> tuple[QualifyConfig, dict[str, tuple[bool, Any]]]:
+    """The settings with every criterion on, and per criterion whether it really is and its threshold."""
+    found: dict[str, tuple[bool, Any]] = {"non_finite": (True, None)}
+    tried: dict[str, Any] = {}
+    for name, field in FIELDS.items():
+        value = getattr(config, field)
+        is_on = value not in (None, "off", False) or value is True
+        tried[field] = value if is_on else AS_IF[name]
+        found[name] = (is_on, tried[field])
+    return replace(config, **tried), found
+
+
+def _errors(simulated: Simulated, rows: Bools) -> dict[str, Any]:
+    """``count`` of the sampled candidates in ``rows`` that the simulator could be asked about, and the median of their
+    steps' and of their largest error."""
+    described = error_summary(simulated.take(np.flatnonzero(rows)))
+    largest = described["largest_error"]
+    return {
+        "count": largest["count"],
+        "step_median": described["step_error"]["median"],
+        "largest_median": largest["median"],
+    }
+
+
+def criteria_table(buffer: Buffer, rows: Ints, simulated: Simulated | None) -> list[dict[str, Any]]:
+    """What each criterion does at the generation settings, in the order they are asked.
+
+    Args:
+        rows: int64 [S], a random sample of the buffer's candidates; ``simulated``: what the simulator says about them.
+    """
+    config, settings = _settings(buffer.meta.stitch.qualify)
+    failed = failed_criteria(buffer.column, buffer.calibration, config)
+    table: list[dict[str, Any]] = []
+    earlier = np.zeros(buffer.num_candidates, np.bool_)
+    for name, fails in failed.items():
+        is_on, threshold = settings[name]
+        others = np.zeros(buffer.num_candidates, np.bool_)
+        for other, also_fails in failed.items():
+            if other != name and settings[other][0]:
+                others |= also_fails
+        entry: dict[str, Any] = {
+            "name": name,
+            "on": is_on,
+            "threshold": threshold,
+            "alone": int(fails.sum()),
+            "first": int((fails & ~earlier).sum()),
+            "only": int((fails & ~others).sum()),
+            "removed": None,
+            "kept": None,
+        }
+        if is_on:
+            earlier |= fails
+        if simulated is not None:
+            entry["removed"], entry["kept"] = (_errors(simulated, which) for which in (fails[rows], ~fails[rows]))
+        table.append(entry)
+    return table
+
+
+def calibration_curve(
+    buffer: Buffer,
+    real: tuple[Ints, NDArray[np.float64]] | None,
+    rows: Ints,
+    simulated: Simulated | None,
+) -> list[dict[str, Any]]:
+    """What reading the buffer at each quantile of ``LEVELS`` accepts, and how true that is: delta is a filter, so one
+    generation serves the curve.
+
+    Args:
+        real: gaps [R] and judged largest residuals [R] of real held-out windows; None without a bundle.
+        rows: int64 [S], ascending: all attempts of a random sample of pairs.
+        simulated: what the simulator says about ``rows``; None where it cannot be asked.
+    """
+    first = buffer.column("attempt") == 0
+    gap, residual = buffer.column("gap")[first], buffer.column("residual_max")[first]
+    curve: list[dict[str, Any]] = []
+    for level in LEVELS:
+        threshold = buffer.calibration.threshold(level, gap)
+        counted = buffer.accepted_rows(level)
+        entry: dict[str, Any] = {
+            "level": level,
+            "nominal": float(level[1:]) / 100,
+            "delta": float(np.median(threshold)) if len(threshold) else None,
+            "real_accepted": None,
+            "residual_accepted": share(residual < threshold),
+            "first_accepted": share(buffer.passing(level)[0][first]),
+            "num_bridges": len(counted),
+            "simulator": None,
+        }
+        if real is not None:
+            entry["real_accepted"] = share(real[1] < buffer.calibration.threshold(level, real[0]))
+        if simulated is not None:
+            inside = np.flatnonzero(np.isin(rows, counted))
+            entry["simulator"] = {"num_windows": len(inside), **error_summary(simulated.take(inside))}
+        curve.append(entry)
+    return curve
