@@ -40,7 +40,7 @@ def driver_seconds_and_growth(folder: Path, config: StitchConfig, first: int, la
             pairs_per_shard=PAIRS_PER_SHARD,
             num_actors=1,
             num_qualifiers=1,
-            sampler=ONE_THREAD,
+            proposer=ONE_THREAD,
             qualifier=ONE_THREAD,
         ),
         device="cpu",

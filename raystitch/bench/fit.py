@@ -19,7 +19,7 @@ from raystitch.data.episodes import EpisodeDataset, Ints
 from raystitch.data.returns import discounted_returns
 from raystitch.data.select import holdout_split
 from raystitch.device import resolve_device, uses_bf16
-from raystitch.models.batches import Transitions, Windows
+from raystitch.models.batches import FitTransitions, StateWindows
 from raystitch.models.config import FitConfig
 from raystitch.models.diffusion import diffusion_loss, training_masks
 from raystitch.models.embedding import embedding_quality
@@ -83,7 +83,7 @@ def _quantiles(name: str, values: Tensor) -> Quality:
 
 def _transitions(job: FitJob, episodes: Ints) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """obs, act, next_obs, reward of the episodes' transitions, [T, ...]."""
-    data = Transitions.find(job.dataset, episodes, job.device)
+    data = FitTransitions.find(job.dataset, episodes, job.device)
     return (
         data.observations[data.rows],
         data.actions[data.steps],
@@ -135,7 +135,7 @@ def _embedding(job: FitJob, episodes: Ints) -> Quality:
 def _diffusion(job: FitJob, episodes: Ints) -> Quality:
     """The training loss on held-out windows, always with the same masks, steps and noise."""
     config = job.config.diffusion
-    windows = Windows.find(job.dataset, job.windows.observations, episodes, config.gap_min + 2)
+    windows = StateWindows.find(job.dataset, job.windows.observations, episodes, config.gap_min + 2)
     generator = torch.Generator().manual_seed(0)
     count = min(HELD_OUT_WINDOWS, len(windows))
     chosen = torch.randperm(len(windows), generator=generator)[:count].to(job.device)

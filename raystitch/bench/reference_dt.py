@@ -25,7 +25,7 @@ INIT_STD = 0.02
 Window = tuple[NDArray[Any], ...]
 
 
-class Windows(IterableDataset[Window]):
+class ReferenceWindows(IterableDataset[Window]):
     """Endless random windows, right-padded: observations [K, O], actions [K, A], returns [K], times [K], mask [K]."""
 
     def __init__(self, dataset: EpisodeDataset, context: int, seed: int) -> None:
@@ -52,7 +52,7 @@ class Windows(IterableDataset[Window]):
             yield (*window, np.arange(start, start + self.context), mask)
 
 
-class Block(nn.Module):
+class ReferenceBlock(nn.Module):
     """Pre-norm transformer block on all tokens, [B, S, D] to [B, S, D]."""
 
     def __init__(self, config: DTConfig) -> None:
@@ -85,7 +85,7 @@ class Network(nn.Module):
         self.time = nn.Embedding(MAX_STEPS + config.context, width)
         self.embed = nn.ModuleList(nn.Linear(size, width) for size in (1, obs_dim, act_dim))
         self.norm_in, self.norm_out, self.drop = nn.LayerNorm(width), nn.LayerNorm(width), nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(ReferenceBlock(config) for _ in range(config.num_layers))
         self.head = nn.Sequential(nn.Linear(width, act_dim), nn.Tanh())
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Embedding):
@@ -110,7 +110,7 @@ class ReferenceDT:
     def __init__(self, dataset: EpisodeDataset, config: DTConfig, seed: int = 0) -> None:
         torch.manual_seed(seed)
         # Loaded by the process that trains: one thread has to do it all.
-        self.batches = iter(DataLoader(Windows(dataset, config.context, seed), batch_size=config.batch_size))
+        self.batches = iter(DataLoader(ReferenceWindows(dataset, config.context, seed), batch_size=config.batch_size))
         self.config = config
         self.network = Network(dataset.obs_dim, dataset.act_dim, config)
         self.optimizer = torch.optim.AdamW(

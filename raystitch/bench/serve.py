@@ -34,7 +34,7 @@ ENCODERS = {"Arrow": (encode_arrow, arrow_wire.MEDIA_TYPE), "JSON": (encode_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class ServeSizes:
     """How much is measured.
 
     Attributes:
@@ -60,10 +60,10 @@ def rows(limits: Limits, options: BenchOptions) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "stitcher"
         subject.bundle.save(folder)
-        return examine(subject.dataset, folder, Sizes())
+        return examine(subject.dataset, folder, ServeSizes())
 
 
-def examine(dataset: EpisodeDataset, stitcher: Path, sizes: Sizes) -> list[Row]:
+def examine(dataset: EpisodeDataset, stitcher: Path, sizes: ServeSizes) -> list[Row]:
     """All rows; some minutes with the defaults."""
     os.environ.setdefault("RAY_worker_niceness", "0")
     pairs = _pairs(dataset)
@@ -87,7 +87,7 @@ class _Bench:
         port: int,
         dataset: EpisodeDataset,
         pairs: Sequence[tuple[int, int]],
-        sizes: Sizes,
+        sizes: ServeSizes,
     ) -> None:
         self._service, self._bare, self._clients, self._port = service, bare, clients, port
         self._dataset, self._pairs, self._sizes = dataset, pairs, sizes
@@ -241,7 +241,7 @@ def _speed_rows(loads: dict[tuple[str, int], list[_Measured]], bare: dict[int, l
     return found
 
 
-def _overload_rows(load: float, came: Arrivals, sizes: Sizes, capacity: float) -> list[Row]:
+def _overload_rows(load: float, came: Arrivals, sizes: ServeSizes, capacity: float) -> list[Row]:
     name = f"{load:g} x the capacity"
     in_time = sum(status == 200 and seconds <= sizes.deadline for status, seconds in came.answers)
     served = in_time / sizes.load_seconds

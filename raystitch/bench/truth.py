@@ -9,16 +9,16 @@ from raystitch.bench.machine import Row
 from raystitch.data.normalise import Normalizer
 from raystitch.envs.simulator import Simulator
 from raystitch.pipeline.validate.simulated import TRUE_BRIDGE, error_summary, simulate
-from raystitch.pipeline.validate.windows import Windows
+from raystitch.pipeline.validate.windows import TransitionWindows
 from raystitch.stitching.candidates import Candidates
 from raystitch.stitching.wrapup import steps_of
 
 
-def candidate_windows(candidates: Candidates) -> Windows:
+def candidate_windows(candidates: Candidates) -> TransitionWindows:
     """Candidates as windows."""
     exists = steps_of(candidates.observations, candidates.gap)
     window, step = np.nonzero(exists)
-    return Windows(
+    return TransitionWindows(
         observations=candidates.observations[:, :-1][exists],
         next_observations=candidates.observations[:, 1:][exists],
         actions=candidates.actions[exists],

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,8 @@ class AugmentConfig:
         chain_pool: stitched trajectories that a chain round has to choose from, at most; they lie in memory.
         num_actors: Ray actors that propose, at most; None: one per GPU, or per CPU where there is no GPU.
         min_actors: start with this many and add more while shards wait for one; None: all of them at once.
-        num_qualifiers: Ray actors that judge and write, at most; None: one per six samplers.
-        sampler, qualifier: what one actor of each kind reserves.
+        num_qualifiers: Ray actors that judge and write, at most; None: one per six proposers.
+        proposer, qualifier: what one actor of each kind reserves.
         max_retries: times a shard that failed is tried again before the run does without it.
         skip_failed: record a shard that failed for good as an empty one, so that the buffer can be finished without
             it; otherwise the run ends with an error that names it, once all others are there.
@@ -52,6 +53,9 @@ class AugmentConfig:
             and so must the wait for nodes that a cluster adds on demand.
     """
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"sampler": "proposer"}
+    """Keys of earlier versions, which the reader of a configuration names in its error."""
+
     num_bridges: int = 20000
     pairs_per_shard: int = 512
     chain_rounds: int = 0
@@ -59,7 +63,7 @@ class AugmentConfig:
     num_actors: int | None = None
     min_actors: int | None = None
     num_qualifiers: int | None = None
-    sampler: ActorConfig = field(default_factory=ActorConfig)
+    proposer: ActorConfig = field(default_factory=ActorConfig)
     qualifier: ActorConfig = field(default_factory=ActorConfig)
     max_retries: int = 2
     skip_failed: bool = False

@@ -1,4 +1,4 @@
-"""The two kinds of actors of ``augment``: samplers that propose a shard, qualifiers that judge and write it.
+"""The two kinds of actors of ``augment``: proposers that propose a shard, qualifiers that judge and write it.
 
 Each is a few lines around functions that run without Ray. A shard stays one row between the stages. What goes wrong
 travels as data: raised in an actor, Ray would print a traceback, lose the type, and stop all other shards.
@@ -80,7 +80,7 @@ SharedRef = list["ray.ObjectRef[Shared]"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class ShardJob:
     """What one kind of actor does in one round.
 
     Attributes:
@@ -142,7 +142,7 @@ def load_bundle(files: Mapping[str, bytes], device: str) -> Bundle:
 
 
 class _Actor:
-    def __init__(self, job: Job, shared: SharedRef, starts: ActorHandle) -> None:
+    def __init__(self, job: ShardJob, shared: SharedRef, starts: ActorHandle) -> None:
         self.job, self._ref, self._starts = job, shared, starts
 
     def start(self, shard: int) -> None:
@@ -162,7 +162,7 @@ class _Actor:
         return Stitcher(load_bundle(self.shared.bundle, self.job.device), self.job.stitch_config)
 
 
-class Sampler(_Actor):
+class Proposer(_Actor):
     """Shard numbers in, proposed candidates out."""
 
     @cached_property
@@ -211,7 +211,7 @@ class Qualifier(_Actor):
         return {"outcome": np.array([outcome.to_json()], object)}
 
 
-def _there_already(job: Job, shard: int) -> ShardStats | None:
+def _there_already(job: ShardJob, shard: int) -> ShardStats | None:
     """A shard that somebody else has made since this run looked: another driver on the same buffer."""
     storage, name = Storage(job.out), part_name(shard)
     if not storage.exists(f"{SHARDS}/{name}"):

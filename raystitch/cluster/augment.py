@@ -1,4 +1,4 @@
-"""``augment`` on Ray Data: shard numbers -> sampler actors -> qualifier actors that write -> what became of each."""
+"""``augment`` on Ray Data: shard numbers -> proposer actors -> qualifier actors that write -> what became of each."""
 
 import contextlib
 import copy
@@ -15,9 +15,18 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from raystitch.buffer.config import AugmentConfig
-from raystitch.cluster.actors import Job, Outcome, Qualifier, Sampler, Shared, SharedRef, bundle_files, start_counter
+from raystitch.cluster.actors import (
+    Outcome,
+    Proposer,
+    Qualifier,
+    ShardJob,
+    Shared,
+    SharedRef,
+    bundle_files,
+    start_counter,
+)
 from raystitch.cluster.metrics import AugmentMetrics
-from raystitch.cluster.pools import IN_FLIGHT, Pool, plan_pools
+from raystitch.cluster.pools import IN_FLIGHT, ActorPool, plan_pools
 from raystitch.cluster.resources import Need, actor_needs, await_node, check_resources, live_nodes
 from raystitch.cluster.runtime import check_shared, describe_cluster, ensure_ray
 from raystitch.cluster.waiting import Waiting
@@ -35,7 +44,7 @@ SMALLEST_WAVE = 64
 MAX_BLOCKS, BLOCKS_PER_ACTOR = 1024, 16
 """Blocks of shards handed to one execution, at most; more only where there are many actors to share them."""
 SPARE_SHARDS = 8
-"""Proposed shards that may wait for a qualifier beside those that samplers work on."""
+"""Proposed shards that may wait for a qualifier beside those that proposers work on."""
 SHARDS_PER_BLOCK = 16
 """Of consecutive shards: fewer, so that they are made about in order and shared evenly, as long as blocks suffice."""
 
@@ -106,23 +115,25 @@ class _Generation:
                 ray.put(Shared(bundle=files, dataset=self.dataset, trajectories=ledger.trajectories(self.dataset)))
             ]
             while not ledger.round_done:
-                samplers, qualifiers = self._pools()
-                num_blocks = max(MAX_BLOCKS, BLOCKS_PER_ACTOR * samplers.max_size)
+                proposers, qualifiers = self._pools()
+                num_blocks = max(MAX_BLOCKS, BLOCKS_PER_ACTOR * proposers.max_size)
                 shards = ledger.missing(min(num_blocks * SHARDS_PER_BLOCK, max(SMALLEST_WAVE, 2 * ledger.expected())))
                 if shards:
-                    self._wave(shards, shared, samplers, qualifiers, min(num_blocks, len(shards)))
+                    self._wave(shards, shared, proposers, qualifiers, min(num_blocks, len(shards)))
 
-    def _wave(self, shards: list[int], shared: SharedRef, samplers: Pool, qualifiers: Pool, num_blocks: int) -> None:
+    def _wave(
+        self, shards: list[int], shared: SharedRef, proposers: ActorPool, qualifiers: ActorPool, num_blocks: int
+    ) -> None:
         """One execution over some missing shards of a round; ends it as soon as there are enough."""
         ledger, unheard, seconds = self.ledger, set(shards), self.ledger.config.no_progress_timeout
-        needs = [*(pool_need(*pool) for pool in ((samplers, "sampler"), (qualifiers, "qualifier"))), DATA_TASK]
+        needs = [*(pool_need(*pool) for pool in ((proposers, "proposer"), (qualifiers, "qualifier"))), DATA_TASK]
         waiting = Waiting(needs, ledger.note, f"augment.no_progress_timeout is {duration(seconds)}; ")
         retrying = not ledger.failures.keys().isdisjoint(shards)
         try:
             # Closed here also after an error, whose traceback would keep it alive past Ray's own end.
             with (
                 waiting.said(),
-                contextlib.closing(self._outcomes(shards, shared, samplers, qualifiers, num_blocks)) as outcomes,
+                contextlib.closing(self._outcomes(shards, shared, proposers, qualifiers, num_blocks)) as outcomes,
             ):
                 for outcome in outcomes:
                     waiting.moved()
@@ -160,7 +171,7 @@ class _Generation:
         check_resources([], config)
         self.ledger.note(describe(*self._pools()))
 
-    def _pools(self) -> tuple[Pool, Pool]:
+    def _pools(self) -> tuple[ActorPool, ActorPool]:
         """The actors, as the cluster is now."""
         return plan_pools([node for node in live_nodes() if node.get("CPU", 0) > 0], self.ledger.config)
 
@@ -172,11 +183,11 @@ class _Generation:
         return 1.5 * self.ledger.config.pairs_per_shard * 4 * floats
 
     def _outcomes(
-        self, shards: Sequence[int], shared: SharedRef, samplers: Pool, qualifiers: Pool, num_blocks: int
+        self, shards: Sequence[int], shared: SharedRef, proposers: ActorPool, qualifiers: ActorPool, num_blocks: int
     ) -> Generator[Outcome, None, None]:
         ledger = self.ledger
-        sampler_job, qualifier_job = (
-            Job(
+        proposer_job, qualifier_job = (
+            ShardJob(
                 stitch_config=self.stitch_config,
                 device=pool.device(self.device),
                 threads=pool.threads,
@@ -186,14 +197,14 @@ class _Generation:
                 chain_round=ledger.chain_round,
                 manifest=ledger.manifest,
             )
-            for pool in (samplers, qualifiers)
+            for pool in (proposers, qualifiers)
         )
-        in_flight = samplers.max_size * IN_FLIGHT + SPARE_SHARDS
+        in_flight = proposers.max_size * IN_FLIGHT + SPARE_SHARDS
         common = shared, start_counter()
         with _ray_data(ledger.config.no_progress_timeout, in_flight * self._shard_bytes):
             pipeline = (
                 ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=num_blocks)
-                .map_batches(Sampler, fn_constructor_args=(sampler_job, *common), **samplers.options(num_blocks))
+                .map_batches(Proposer, fn_constructor_args=(proposer_job, *common), **proposers.options(num_blocks))
                 .map_batches(Qualifier, fn_constructor_args=(qualifier_job, *common), **qualifiers.options(len(shards)))
             )
             for row in pipeline.iter_rows():
@@ -205,7 +216,7 @@ def _ray_data(no_progress_timeout: float, bytes_in_flight: float) -> Generator[N
     """Ray Data's settings as they suit this pipeline; a caller's own come back afterwards.
 
     Args:
-        bytes_in_flight: of proposed candidates that wait for a qualifier; samplers pause when there are more.
+        bytes_in_flight: of proposed candidates that wait for a qualifier; proposers pause when there are more.
     """
     context, logger = DataContext.get_current(), logging.getLogger("ray.data")
     options = copy.copy(context.execution_options)
@@ -230,19 +241,19 @@ def _ray_data(no_progress_timeout: float, bytes_in_flight: float) -> Generator[N
         logger.setLevel(level)
 
 
-def pool_need(pool: Pool, kind: str) -> Need:
+def pool_need(pool: ActorPool, kind: str) -> Need:
     """Return the resources that one actor of a pool reserves."""
     resources = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}
     return Need(who=f"augment.{kind}", resources=resources, advice=f"lower what augment.{kind} asks for")
 
 
-def describe(samplers: Pool, qualifiers: Pool) -> str:
+def describe(proposers: ActorPool, qualifiers: ActorPool) -> str:
     """One line about the cluster, the actors and where the metrics are."""
     here = ray.get_runtime_context().get_node_id()  # the driver counts, and its node's agent exports
     nodes = [node for node in ray.nodes() if node["NodeID"] == here]
     scrape = [f"http://{n['NodeManagerAddress']}:{n['MetricsExportPort']}/metrics" for n in nodes]
     return (
-        f"{describe_cluster()}; samplers: {samplers.sizes} ({samplers} each), qualifiers: {qualifiers.sizes} "
+        f"{describe_cluster()}; proposers: {proposers.sizes} ({proposers} each), qualifiers: {qualifiers.sizes} "
         f"({qualifiers} each); Prometheus metrics at {scrape[0]}"
     )
 

@@ -65,5 +65,5 @@ class _Instruments:
         self.accepted = Gauge(f"{prefix}_bridges_accepted", "accepted bridges in the buffer", keys)
         self.wanted = Gauge(f"{prefix}_bridges_wanted", "accepted bridges asked for", keys)
         self.seconds_left = Gauge(f"{prefix}_seconds_left", "estimated time to the end", keys)
-        self.propose = Histogram(f"{prefix}_propose_seconds", "a shard's time in a sampler", SECONDS, keys)
+        self.propose = Histogram(f"{prefix}_propose_seconds", "a shard's time in a proposer", SECONDS, keys)
         self.qualify = Histogram(f"{prefix}_qualify_seconds", "a shard's time in a qualifier", SECONDS, keys)

@@ -9,9 +9,9 @@ from ray.data import ActorPoolStrategy
 
 from raystitch.buffer.config import ActorConfig, AugmentConfig
 
-SAMPLERS_PER_QUALIFIER = 6
+PROPOSERS_PER_QUALIFIER = 6
 """Judging and writing a shard takes about a sixth of the time of proposing it (docs/engine.md)."""
-SAMPLER_SHARE = 0.75
+PROPOSER_SHARE = 0.75
 """Of the CPUs, and of a GPU that both kinds share."""
 
 IN_FLIGHT = 2
@@ -22,7 +22,7 @@ Node = Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pool:
+class ActorPool:
     """Actors of one kind: between ``min_size`` and ``max_size`` of them, and what each reserves."""
 
     min_size: int
@@ -67,27 +67,27 @@ class Pool:
         }
 
 
-def plan_pools(nodes: Sequence[Node], config: AugmentConfig) -> tuple[Pool, Pool]:
-    """The samplers' pool and the qualifiers'.
+def plan_pools(nodes: Sequence[Node], config: AugmentConfig) -> tuple[ActorPool, ActorPool]:
+    """The proposers' pool and the qualifiers'.
 
     What is left open is chosen so that all actors fit at once and a CPU stays free for Ray Data's own tasks where there
-    is more than one. With GPUs, samplers share three quarters of each and qualifiers the rest.
+    is more than one. With GPUs, proposers share three quarters of each and qualifiers the rest.
     """
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     largest = max((node.get("CPU", 0.0) for node in nodes), default=1.0)
     gpus = math.floor(sum(node.get("GPU", 0.0) for node in nodes))
     free = max(cpus - 1.0, cpus / 2)
-    sampler, qualifier = config.sampler, config.qualifier
-    num_samplers = config.num_actors or _how_many(nodes, sampler, gpus, cpus, free)
+    proposer, qualifier = config.proposer, config.qualifier
+    num_proposers = config.num_actors or _how_many(nodes, proposer, gpus, cpus, free)
     if config.min_actors is not None:
-        num_samplers = max(num_samplers, config.min_actors)
-    num_qualifiers = config.num_qualifiers or -(-num_samplers // SAMPLERS_PER_QUALIFIER)
+        num_proposers = max(num_proposers, config.min_actors)
+    num_qualifiers = config.num_qualifiers or -(-num_proposers // PROPOSERS_PER_QUALIFIER)
 
     def shared_gpu(asked: float | None, share: float, actors: int) -> float:
         if asked is not None:
             return asked
-        # If sampler.num_gpus is set, keep qualifiers on the CPU by default.
-        if not gpus or sampler.num_gpus is not None:
+        # If proposer.num_gpus is set, keep qualifiers on the CPU by default.
+        if not gpus or proposer.num_gpus is not None:
             return 0.0
         return math.floor(1000 * share / math.ceil(actors / gpus)) / 1000
 
@@ -97,31 +97,31 @@ def plan_pools(nodes: Sequence[Node], config: AugmentConfig) -> tuple[Pool, Pool
         part = min(free * share / actors, most)
         return float(int(part)) if part >= 1 else max(0.001, math.floor(1000 * part) / 1000)
 
-    sampler_gpus = shared_gpu(sampler.num_gpus, SAMPLER_SHARE, num_samplers)
+    proposer_gpus = shared_gpu(proposer.num_gpus, PROPOSER_SHARE, num_proposers)
     return (
-        Pool(
-            min_size=num_samplers if config.min_actors is None else config.min_actors,
-            max_size=num_samplers,
-            num_cpus=shared_cpu(sampler.num_cpus, SAMPLER_SHARE, num_samplers, 1.0 if sampler_gpus else largest),
-            num_gpus=sampler_gpus,
-            resources=sampler.resources,
+        ActorPool(
+            min_size=num_proposers if config.min_actors is None else config.min_actors,
+            max_size=num_proposers,
+            num_cpus=shared_cpu(proposer.num_cpus, PROPOSER_SHARE, num_proposers, 1.0 if proposer_gpus else largest),
+            num_gpus=proposer_gpus,
+            resources=proposer.resources,
         ),
-        Pool(
+        ActorPool(
             min_size=1 if config.min_actors is not None else num_qualifiers,
             max_size=num_qualifiers,
-            num_cpus=shared_cpu(qualifier.num_cpus, 1 - SAMPLER_SHARE, num_qualifiers, 1.0),
-            num_gpus=shared_gpu(qualifier.num_gpus, 1 - SAMPLER_SHARE, num_qualifiers),
+            num_cpus=shared_cpu(qualifier.num_cpus, 1 - PROPOSER_SHARE, num_qualifiers, 1.0),
+            num_gpus=shared_gpu(qualifier.num_gpus, 1 - PROPOSER_SHARE, num_qualifiers),
             resources=qualifier.resources,
         ),
     )
 
 
-def _how_many(nodes: Sequence[Node], sampler: ActorConfig, gpus: int, cpus: float, free: float) -> int:
-    """As many samplers as fit: one per GPU or, where there is none, per CPU."""
-    asked = {"CPU": sampler.num_cpus, "GPU": sampler.num_gpus, **sampler.resources}
+def _how_many(nodes: Sequence[Node], proposer: ActorConfig, gpus: int, cpus: float, free: float) -> int:
+    """As many proposers as fit: one per GPU or, where there is none, per CPU."""
+    asked = {"CPU": proposer.num_cpus, "GPU": proposer.num_gpus, **proposer.resources}
     known = {name: amount for name, amount in asked.items() if amount}
     if known:
         room = {name: sum(node.get(name, 0.0) for node in nodes) for name in known}
         room["CPU"] = min(room.get("CPU", free), free)
         return max(1, min(math.floor(room[name] / amount + 1e-9) for name, amount in known.items()))
-    return max(1, gpus if gpus and sampler.num_gpus is None else math.floor(cpus))
+    return max(1, gpus if gpus and proposer.num_gpus is None else math.floor(cpus))

@@ -67,7 +67,7 @@ def fit_need(device: str) -> Need:
 
 
 def actor_needs(config: AugmentConfig, device: str) -> list[Need]:
-    """Of one sampler and one qualifier; what is left open is worked out from the cluster and fits any."""
+    """Of one proposer and one qualifier; what is left open is worked out from the cluster and fits any."""
 
     def need(kind: str, actor: ActorConfig, cuda: bool) -> Need:
         asked = {"CPU": actor.num_cpus, "GPU": actor.num_gpus, **actor.resources}
@@ -78,7 +78,7 @@ def actor_needs(config: AugmentConfig, device: str) -> list[Need]:
         return Need(who=f"augment.{kind}", resources=known, advice=advice)
 
     return [
-        need("sampler", config.sampler, device.startswith("cuda")),
+        need("proposer", config.proposer, device.startswith("cuda")),
         need("qualifier", config.qualifier, False),
     ]
 
@@ -259,7 +259,7 @@ def _lacking(needs: Sequence[Need], augment: AugmentConfig | None) -> str | None
 
 
 def _no_room(config: AugmentConfig, nodes: Sequence[Node]) -> str | None:
-    """Return why the actors do not all fit. If samplers take every slot, no qualifier can start: deadlock."""
+    """Return why the actors do not all fit. If proposers take every slot, no qualifier can start: deadlock."""
     pools = plan_pools([node for node in nodes if node.get("CPU", 0) > 0], config)
     wanted: dict[str, float] = {}
     for pool in pools:
@@ -268,10 +268,10 @@ def _no_room(config: AugmentConfig, nodes: Sequence[Node]) -> str | None:
     there = {name: sum(node.get(name, 0.0) for node in nodes) for name in wanted}
     if all(amount <= there[name] + 1e-6 for name, amount in wanted.items()):
         return None
-    sizes = [f"{pool.min_size} {name}" for pool, name in zip(pools, ("samplers", "qualifiers"), strict=True)]
+    sizes = [f"{pool.min_size} {name}" for pool, name in zip(pools, ("proposers", "qualifiers"), strict=True)]
     return (
         f"augment starts {' and '.join(sizes)} that ask for {amounts(wanted)} together, but all nodes have "
-        f"{amounts(there)}; lower augment.num_actors or what augment.sampler and augment.qualifier ask for"
+        f"{amounts(there)}; lower augment.num_actors or what augment.proposer and augment.qualifier ask for"
         f"{_or_add()}"
     )
 

@@ -63,7 +63,7 @@ def register(subparsers: Subparsers) -> None:
         "--num-actors",
         type=_actors,
         metavar="A",
-        help="sampler actors, or MIN:MAX to add them while work waits (default: one per GPU, else per CPU)",
+        help="proposer actors, or MIN:MAX to add them while work waits (default: one per GPU, else per CPU)",
     )
     parser.add_argument("--seed", type=whole, default=0, metavar="S", help="default: %(default)s")
     add_env(parser)

@@ -22,9 +22,9 @@ from raystitch.endpoint.problems import Problem, invalid
 from raystitch.endpoint.request import (
     ROLES,
     GivenTrajectory,
-    Options,
+    ModelSizes,
+    RequestOptions,
     Role,
-    Sizes,
     StitchRequest,
     check_length,
     check_rows,
@@ -46,7 +46,7 @@ _UNSAFE = {
 }
 
 
-class ArrowOptions(Options):
+class ArrowOptions(RequestOptions):
     """The options of an Arrow request: in its schema's metadata, under ``options``."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -55,7 +55,7 @@ class ArrowOptions(Options):
     target_terminated: bool = False
 
 
-def read_arrow_request(body: bytes, sizes_of: Callable[[str], Sizes], limits: LimitsConfig) -> StitchRequest:
+def read_arrow_request(body: bytes, sizes_of: Callable[[str], ModelSizes], limits: LimitsConfig) -> StitchRequest:
     """A checked request.
 
     Args:
@@ -74,7 +74,9 @@ def read_arrow_request(body: bytes, sizes_of: Callable[[str], Sizes], limits: Li
         raise validation_problem(error, "options") from None
     sizes = sizes_of(options.model)
     plain = checked_options(
-        Options(**options.model_dump(include=set(Options.model_fields), exclude_unset=True)), sizes, limits
+        RequestOptions(**options.model_dump(include=set(RequestOptions.model_fields), exclude_unset=True)),
+        sizes,
+        limits,
     )
     role = table["role"]
     if role.null_count:
@@ -184,7 +186,9 @@ _EXPECTED = {
 }
 
 
-def _trajectory(role: Role, table: pa.Table, sizes: Sizes, limits: LimitsConfig, terminated: bool) -> GivenTrajectory:
+def _trajectory(
+    role: Role, table: pa.Table, sizes: ModelSizes, limits: LimitsConfig, terminated: bool
+) -> GivenTrajectory:
     num_states = table.num_rows
     check_length(role, num_states, limits)
     steps = table["step"]

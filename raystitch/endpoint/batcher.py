@@ -21,7 +21,7 @@ from raystitch.endpoint.metrics import Recorder
 from raystitch.endpoint.models import ServedModel
 from raystitch.endpoint.pace import Pace
 from raystitch.endpoint.problems import Problem, busy, invalid, unavailable
-from raystitch.endpoint.queue import Job, JobQueue, Stitched
+from raystitch.endpoint.queue import JobQueue, QueuedRequest, Stitched
 from raystitch.endpoint.request import ROLES, GivenTrajectory, Role, StitchRequest
 from raystitch.errors import UserError
 from raystitch.seeding import child_seeds
@@ -91,7 +91,7 @@ class Batcher:
             Problem: 429 when the queue is full, 504 at the deadline or when it cannot be met, 422 for trajectories
                 that cannot be stitched, 503 when the endpoint stops.
         """
-        job = Job(model, request, request_id, deadline)
+        job = QueuedRequest(model, request, request_id, deadline)
         self._submit(job)
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
@@ -124,7 +124,7 @@ class Batcher:
                 raise busy(f"{queued} candidates are waiting already; try again later", math.ceil(seconds))
             self._waiting.check(count, deadline, config)
 
-    def _submit(self, job: Job) -> None:
+    def _submit(self, job: QueuedRequest) -> None:
         with self._changed:
             if self._closed:
                 raise unavailable("the endpoint is stopping")
@@ -133,7 +133,7 @@ class Batcher:
             self._waiting.add(job)
             self._changed.notify()
 
-    def _forget(self, job: Job) -> None:
+    def _forget(self, job: QueuedRequest) -> None:
         """Makes room at once when nobody waits for the job any more: the deadline passed, or the client went away."""
         with self._changed:
             self._waiting.discard(job)
@@ -143,7 +143,7 @@ class Batcher:
             if jobs:
                 self._run(jobs)
 
-    def _next(self) -> list[Job] | None:
+    def _next(self) -> list[QueuedRequest] | None:
         """The jobs of the next call; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
@@ -173,16 +173,16 @@ class Batcher:
             return False
         return self._receiving() > 0 or len(self._waiting) < self._last_requests
 
-    def _run(self, jobs: Sequence[Job]) -> None:
+    def _run(self, jobs: Sequence[QueuedRequest]) -> None:
         begun, cpu = time.monotonic(), time.thread_time()
         for job in jobs:
             self._recorder.queued(begun - job.entered)
         self._attempt(jobs)
         self.cpu_seconds += time.thread_time() - cpu
 
-    def _attempt(self, jobs: Sequence[Job]) -> None:
+    def _attempt(self, jobs: Sequence[QueuedRequest]) -> None:
         """One call; where it fails, one for each request, so that nobody pays for another's request."""
-        ready: list[tuple[Job, _Prepared]] = []
+        ready: list[tuple[QueuedRequest, _Prepared]] = []
         computed = 0
         self._pace.begin(sum(job.count for job in jobs))
         try:
@@ -213,7 +213,7 @@ class Batcher:
             if self._exits:
                 faulthandler.cancel_dump_traceback_later()
 
-    def _prepare(self, job: Job) -> "_Prepared | None":
+    def _prepare(self, job: QueuedRequest) -> "_Prepared | None":
         """The request's pairs; None, with its answer, when there are none."""
         try:
             return _Prepared(job.model, job.request)
@@ -225,12 +225,12 @@ class Batcher:
             self._fail(job, error)
         return None
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail(self, job: QueuedRequest, error: Exception) -> None:
         """A fault of ours: this request gets a 503, the next one its chance."""
         self._recorder.fault(error, [job.request_id])
         self._finish(job, unavailable("stitching failed unexpectedly; it was logged under this request's id"))
 
-    def _stitch(self, ready: "Sequence[tuple[Job, _Prepared]]") -> None:
+    def _stitch(self, ready: "Sequence[tuple[QueuedRequest, _Prepared]]") -> None:
         pairs = Pairs.concatenate([prepared.pairs for _, prepared in ready])
         seeds = np.concatenate([prepared.seeds for _, prepared in ready])
         candidates = ready[0][0].model.stitcher.stitch(pairs, seeds)
@@ -242,21 +242,21 @@ class Batcher:
             self._finish(job, Stitched(prepared.source, prepared.target, mine))
             first += job.count
 
-    def _finish(self, job: Job, result: Stitched | Problem) -> None:
+    def _finish(self, job: QueuedRequest, result: Stitched | Problem) -> None:
         if job.result.done():
             return
         self._num_running -= job.count
         _settle(job, result)
 
 
-def _settle(job: Job, result: Stitched | Problem) -> None:
+def _settle(job: QueuedRequest, result: Stitched | Problem) -> None:
     if isinstance(result, Problem):
         job.result.set_exception(result)
     else:
         job.result.set_result(result)
 
 
-def _refuse(job: Job, problem: Problem) -> None:
+def _refuse(job: QueuedRequest, problem: Problem) -> None:
     """Answers a job that waits, unless nobody wants the answer any more."""
     if job.result.set_running_or_notify_cancel():
         _settle(job, problem)

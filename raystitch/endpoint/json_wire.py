@@ -17,9 +17,9 @@ from raystitch.endpoint.request import (
     MAX_NUMBER,
     ROLES,
     GivenTrajectory,
-    Options,
+    ModelSizes,
+    RequestOptions,
     Role,
-    Sizes,
     StitchRequest,
     check_length,
     check_rows,
@@ -60,7 +60,7 @@ class StitchBody(BaseModel):
 
     source: TrajectoryBody
     target: TrajectoryBody
-    options: Options = Options()  # pyright: ignore[reportCallIssue]
+    options: RequestOptions = RequestOptions()  # pyright: ignore[reportCallIssue]
 
 
 def refuse_floods(body: bytes, limits: LimitsConfig, numbers_per_step: int) -> None:
@@ -88,7 +88,7 @@ def refuse_floods(body: bytes, limits: LimitsConfig, numbers_per_step: int) -> N
     raise invalid("body", f"has more than {most} values, which is more than two trajectories of the longest kind have")
 
 
-def read_json_request(body: bytes, sizes_of: Callable[[str], Sizes], limits: LimitsConfig) -> StitchRequest:
+def read_json_request(body: bytes, sizes_of: Callable[[str], ModelSizes], limits: LimitsConfig) -> StitchRequest:
     """A checked request.
 
     Args:
@@ -110,7 +110,7 @@ def read_json_request(body: bytes, sizes_of: Callable[[str], Sizes], limits: Lim
     )
 
 
-def _trajectory(role: Role, body: TrajectoryBody, sizes: Sizes, limits: LimitsConfig) -> GivenTrajectory:
+def _trajectory(role: Role, body: TrajectoryBody, sizes: ModelSizes, limits: LimitsConfig) -> GivenTrajectory:
     num_states = len(body.observations)
     check_length(role, num_states, limits)
     actions = rewards = None

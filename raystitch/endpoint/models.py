@@ -12,7 +12,7 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
 from raystitch.endpoint.config import EndpointConfig, LimitsConfig, ModelConfig
 from raystitch.endpoint.problems import Problem, invalid
-from raystitch.endpoint.request import Sizes
+from raystitch.endpoint.request import ModelSizes
 from raystitch.endpoint.versions import Versions
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
@@ -41,9 +41,9 @@ class ServedModel:
     versions: tuple[str, ...] = ()
 
     @cached_property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> ModelSizes:
         diffusion = self.bundle.config.diffusion
-        return Sizes(self.bundle.obs_dim, self.bundle.act_dim, diffusion.gap_min, diffusion.gap_max)
+        return ModelSizes(self.bundle.obs_dim, self.bundle.act_dim, diffusion.gap_min, diffusion.gap_max)
 
     @cached_property
     def _view(self) -> dict[str, Any]:

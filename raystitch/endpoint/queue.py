@@ -41,7 +41,7 @@ class Stitched:
 
 
 @dataclass(eq=False)
-class Job:
+class QueuedRequest:
     """A request on its way; ``deadline`` in ``time.monotonic`` seconds."""
 
     model: ServedModel
@@ -70,14 +70,14 @@ class JobQueue:
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
-        self._jobs: list[Job] = []
+        self._jobs: list[QueuedRequest] = []
         self._sizes: deque[int] = deque(maxlen=_SIZES)
         self.candidates = 0
 
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def __iter__(self) -> Iterator[Job]:
+    def __iter__(self) -> Iterator[QueuedRequest]:
         return iter(self._jobs)
 
     def check(self, count: int, deadline: float, config: BatchingConfig) -> None:
@@ -123,11 +123,11 @@ class JobQueue:
         """A request of this size came, whether it is let in or not."""
         self._sizes.append(count)
 
-    def add(self, job: Job) -> None:
+    def add(self, job: QueuedRequest) -> None:
         bisect.insort_right(self._jobs, job, key=_deadline)
         self.candidates += job.count
 
-    def discard(self, job: Job) -> bool:
+    def discard(self, job: QueuedRequest) -> bool:
         """Removes a job. Returns whether it was there."""
         if job not in self._jobs:
             return False
@@ -135,12 +135,12 @@ class JobQueue:
         self.candidates -= job.count
         return True
 
-    def clear(self) -> list[Job]:
+    def clear(self) -> list[QueuedRequest]:
         """Removes and returns all."""
         jobs, self._jobs, self.candidates = self._jobs, [], 0
         return jobs
 
-    def drop_late(self) -> list[Job]:
+    def drop_late(self) -> list[QueuedRequest]:
         """Removes and returns those that can no longer be answered in time, even if they were next."""
         now = time.monotonic()
         late = [job for job in self._jobs if now + self._pace.seconds(job.count) > job.deadline]
@@ -148,13 +148,13 @@ class JobQueue:
             self.discard(job)
         return late
 
-    def take(self, config: BatchingConfig) -> list[Job]:
+    def take(self, config: BatchingConfig) -> list[QueuedRequest]:
         """Removes the first job and those of its kind that fit into its call: up to ``max_candidates``, and so that
         neither a job of the call nor one that is passed over becomes late by the company."""
         if not self._jobs:
             return []
-        jobs: list[Job] = []
-        left: list[Job] = []
+        jobs: list[QueuedRequest] = []
+        left: list[QueuedRequest] = []
         count, now, end_by = 0, time.monotonic(), self._jobs[0].deadline
         for job in self._jobs:
             together = count + job.count
@@ -179,5 +179,5 @@ class JobQueue:
         return first.deadline - SLACK * self._pace.seconds(first.count)
 
 
-def _deadline(job: Job) -> float:
+def _deadline(job: QueuedRequest) -> float:
     return job.deadline

@@ -42,7 +42,7 @@ def _whole(value: Any) -> Any:
 _Whole = BeforeValidator(_whole)
 
 
-class Options(BaseModel):
+class RequestOptions(BaseModel):
     """How the two trajectories are stitched."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -98,11 +98,11 @@ class StitchRequest:
 
     source: GivenTrajectory
     target: GivenTrajectory
-    options: Options
+    options: RequestOptions
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ModelSizes:
     """What a model's trajectories look like."""
 
     obs_dim: int
@@ -111,7 +111,9 @@ class Sizes:
     gap_max: int
 
 
-def checked_options(options: Options, sizes: Sizes, limits: LimitsConfig, prefix: str = "options") -> Options:
+def checked_options(
+    options: RequestOptions, sizes: ModelSizes, limits: LimitsConfig, prefix: str = "options"
+) -> RequestOptions:
     """The options for this model and this endpoint's limits.
 
     Raises:

@@ -90,7 +90,11 @@ def _explain(error: ValidationError, data: Any, kind: type, where: Mapping[KeyPa
     prefix = next((where[tuple(path[:end])] for end in range(len(path), -1, -1) if tuple(path[:end]) in where), "")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] in unknown:
-        known = _keys_at(kind, tuple(path[:-1]))
+        at = _kind_at(kind, tuple(path[:-1]))
+        renamed = getattr(at, "RENAMED", {}).get(path[-1])
+        if renamed is not None:
+            return f"{prefix}{key}: was renamed; write {'.'.join([*key.split('.')[:-1], renamed])}{more}"
+        known = [field.name for field in fields(at)] if is_dataclass(at) else []
         near = difflib.get_close_matches(str(path[-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(known)}"
         return f"{prefix}{key}: unknown key; {hint}{more}"
@@ -111,13 +115,14 @@ def _get(data: Any, path: KeyPath) -> Any:
     return data
 
 
-def _keys_at(kind: Any, path: KeyPath) -> list[str]:
+def _kind_at(kind: Any, path: KeyPath) -> Any:
+    """The config dataclass at a place of ``kind``; another type where there is none."""
     for part in (*path, None):
         if get_origin(kind) in (types.UnionType, Union):
             kind = next((branch for branch in get_args(kind) if is_dataclass(branch)), object)
         if part is not None:
             kind = get_args(kind)[0] if isinstance(part, int) else get_type_hints(kind).get(part, object)
-    return list(get_type_hints(kind)) if is_dataclass(kind) else []
+    return kind
 
 
 class _Loader(yaml.SafeLoader):

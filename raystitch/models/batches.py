@@ -13,7 +13,7 @@ from raystitch.data.episodes import EpisodeDataset, Floats, Ints
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
+class StateWindows:
     """Windows of consecutive recorded states that start at ``starts``.
 
     Attributes:
@@ -36,7 +36,7 @@ class Windows:
         episodes: Ints,
         min_states: int,
         returns: Floats | None = None,
-    ) -> "Windows":
+    ) -> "StateWindows":
         """All windows of ``episodes`` with at least ``min_states`` (at least 2) recorded states.
 
         Args:
@@ -72,7 +72,7 @@ def recorded_stops(dataset: EpisodeDataset) -> Ints:
 
 
 @dataclass(frozen=True, eq=False)
-class Transitions:
+class FitTransitions:
     """Transitions of the fitted episodes whose next state is recorded; raw units.
 
     Attributes:
@@ -90,7 +90,7 @@ class Transitions:
     stops: Tensor
 
     @classmethod
-    def find(cls, dataset: EpisodeDataset, episodes: Ints, device: torch.device) -> "Transitions":
+    def find(cls, dataset: EpisodeDataset, episodes: Ints, device: torch.device) -> "FitTransitions":
         chosen = np.zeros(dataset.num_episodes, np.bool_)
         chosen[episodes] = True
         steps = np.flatnonzero(chosen[dataset.episode_of] & dataset.next_observed)

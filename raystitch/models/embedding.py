@@ -23,7 +23,7 @@ from raystitch.data.episodes import EpisodeDataset, Ints
 from raystitch.data.normalise import Normalizer
 from raystitch.models.batches import recorded_stops
 from raystitch.models.config import EmbeddingConfig
-from raystitch.models.mlp import StackedMLP
+from raystitch.models.mlp import EnsembleMLP
 from raystitch.models.scales import Standardizer
 from raystitch.seeding import numpy_rng
 
@@ -40,7 +40,7 @@ class TemporalEmbedding(nn.Module):
         super().__init__()
         self.expectile = config.expectile
         self.state = Standardizer(state)
-        self.mlp = StackedMLP(1, len(state.mean), config.size, config.hidden, config.num_layers, generator)
+        self.mlp = EnsembleMLP(1, len(state.mean), config.size, config.hidden, config.num_layers, generator)
 
     def forward(self, obs: Tensor) -> Tensor:
         """Raw states [*, O] -> phi [*, Z]."""

@@ -20,7 +20,7 @@ from raystitch.io.checkpoints import CheckpointFile
 from raystitch.io.digest import KEY as DIGEST
 from raystitch.io.digest import json_digest, read_sealed, sealed
 from raystitch.io.files import differences, write_json
-from raystitch.models.batches import Windows, recorded_stops
+from raystitch.models.batches import StateWindows, recorded_stops
 from raystitch.models.bundle import STITCHER_FILE, Bundle, bundle_plan
 from raystitch.models.calibration import Calibration
 from raystitch.models.config import FitConfig
@@ -145,9 +145,11 @@ def calibrate(
     )
 
 
-def _calibration_windows(dataset: EpisodeDataset, config: FitConfig, episodes: Ints, device: torch.device) -> Windows:
+def _calibration_windows(
+    dataset: EpisodeDataset, config: FitConfig, episodes: Ints, device: torch.device
+) -> StateWindows:
     shortest = config.diffusion.gap_min + 2
-    windows = Windows.find(dataset, torch.from_numpy(dataset.observations).to(device), episodes, shortest)
+    windows = StateWindows.find(dataset, torch.from_numpy(dataset.observations).to(device), episodes, shortest)
     if len(windows) == 0:
         raise UserError(
             f"{dataset.name}: no held-out episode has gap_min + 2 = {shortest} states, so delta cannot be calibrated; "

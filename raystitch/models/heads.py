@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raystitch.models.config import FitConfig, HeadConfig
 from raystitch.models.embedding import TemporalEmbedding
-from raystitch.models.mlp import StackedMLP
+from raystitch.models.mlp import EnsembleMLP
 from raystitch.models.scales import ActionScale, HeadScales, Standardizer
 
 Members = Literal["judges", "proposers", "all"]
@@ -41,7 +41,7 @@ class DynamicsEnsemble(nn.Module):
         self.delta = Standardizer(scales.delta)
         self.action = ActionScale(scales)
         obs_dim, act_dim = len(scales.state.mean), len(scales.action_low)
-        self.mlp = StackedMLP(
+        self.mlp = EnsembleMLP(
             config.num_members, obs_dim + act_dim, obs_dim, config.hidden, config.num_layers, generator
         )
 
@@ -122,7 +122,7 @@ class InverseDynamics(nn.Module):
         self.delta = Standardizer(scales.delta)
         self.action = ActionScale(scales)
         obs_dim, act_dim = len(scales.state.mean), len(scales.action_low)
-        self.mlp = StackedMLP(config.num_members, 2 * obs_dim, act_dim, config.hidden, config.num_layers, generator)
+        self.mlp = EnsembleMLP(config.num_members, 2 * obs_dim, act_dim, config.hidden, config.num_layers, generator)
 
     def _inputs(self, obs: Tensor, next_obs: Tensor) -> Tensor:
         return torch.cat([self.state.encode(obs), self.delta.encode(next_obs - obs)], -1)
@@ -174,7 +174,7 @@ class RewardModel(nn.Module):
         self.register_buffer("levels", torch.from_numpy(scales.reward_levels.copy()))
         obs_dim, act_dim = len(scales.state.mean), len(scales.action_low)
         in_dim = obs_dim + act_dim + (obs_dim if self.use_next else 0)
-        self.mlp = StackedMLP(config.num_members, in_dim, 1, config.hidden, config.num_layers, generator)
+        self.mlp = EnsembleMLP(config.num_members, in_dim, 1, config.hidden, config.num_layers, generator)
 
     def _inputs(self, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
         parts = [self.state.encode(obs), self.action.encode(act)]
@@ -209,7 +209,7 @@ class TerminationModel(nn.Module):
         super().__init__()
         self.state = Standardizer(scales.state)
         self.register_buffer("any_terminal", _scalar(float(scales.any_terminal)))
-        self.mlp = StackedMLP(
+        self.mlp = EnsembleMLP(
             config.num_members, len(scales.state.mean), 1, config.hidden, config.num_layers, generator
         )
 
@@ -236,7 +236,7 @@ class ValueModel(nn.Module):
         self.state = Standardizer(scales.state)
         self.register_buffer("mean", _scalar(scales.value_mean))
         self.register_buffer("std", _scalar(scales.value_std))
-        self.mlp = StackedMLP(
+        self.mlp = EnsembleMLP(
             config.num_members, len(scales.state.mean), 1, config.hidden, config.num_layers, generator
         )
 

@@ -37,7 +37,7 @@ class FitProgress:
 
 
 @dataclass(kw_only=True, eq=False)
-class Part:
+class FitPart:
     """What the loop trains.
 
     Attributes:
@@ -57,7 +57,7 @@ class Part:
 
 
 def train_part(
-    part: Part,
+    part: FitPart,
     *,
     seed: int,
     checkpoint: CheckpointFile | None,
@@ -133,7 +133,7 @@ def _average(average: dict[str, Tensor], module: nn.Module, decay: float) -> Non
 
 
 def _write(
-    part: Part, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, checkpoint: CheckpointFile, step: int
+    part: FitPart, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, checkpoint: CheckpointFile, step: int
 ) -> None:
     checkpoint.save(
         {
@@ -147,7 +147,7 @@ def _write(
 
 
 def _restore(
-    part: Part, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, checkpoint: CheckpointFile
+    part: FitPart, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, checkpoint: CheckpointFile
 ) -> int:
     saved = checkpoint.load(next(part.module.parameters()).device)
     if saved is None:

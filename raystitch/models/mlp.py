@@ -14,7 +14,7 @@ CACHED_ROWS = 512
 """Rows evaluated at once on a CPU, so that their hidden layers stay in the cache: a third faster."""
 
 
-class StackedMLP(nn.Module):
+class EnsembleMLP(nn.Module):
     """M MLPs of equal shape with ``num_layers`` hidden layers; all but the first are residual: h + W silu(h).
 
     The residual path brings one-step dynamics errors to a fraction of a plain MLP's in the same training time

@@ -13,12 +13,12 @@ from raystitch.data.episodes import EpisodeDataset, Floats, Ints
 from raystitch.data.normalise import Normalizer
 from raystitch.data.returns import discounted_returns
 from raystitch.errors import UserError
-from raystitch.models.batches import Transitions, Windows, recorded_stops
+from raystitch.models.batches import FitTransitions, StateWindows, recorded_stops
 from raystitch.models.bundle import build_unet, return_quantiles
 from raystitch.models.config import EmbeddingConfig, FitConfig, HeadConfig
 from raystitch.models.diffusion import cosine_schedule, diffusion_loss, drop_returns, training_masks
 from raystitch.models.heads import build_heads
-from raystitch.models.loop import Part
+from raystitch.models.loop import FitPart
 from raystitch.models.scales import HeadScales
 from raystitch.seeding import derive_seed
 
@@ -61,15 +61,15 @@ class FitJob:
         encoded = torch.from_numpy(self.normalizer.encode(dataset.observations)).to(device)
         standard_returns = (returns - self.scales.value_mean) / self.scales.value_std
         self.return_quantiles = return_quantiles(standard_returns)
-        self.windows = Windows.find(dataset, encoded, train, config.diffusion.gap_min + 2, standard_returns)
+        self.windows = StateWindows.find(dataset, encoded, train, config.diffusion.gap_min + 2, standard_returns)
         if len(self.windows) == 0:
             raise UserError(
                 f"{dataset.name}: no fitted episode has gap_min + 2 = {config.diffusion.gap_min + 2} states; "
                 f"lower diffusion.gap_min or holdout_fraction={config.holdout_fraction}"
             )
-        self.data = Transitions.find(dataset, train, device)
+        self.data = FitTransitions.find(dataset, train, device)
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[FitPart]:
         diffusion = self.config.diffusion
         value_state = {"bootstrap": torch.from_numpy(self.first_bootstrap).to(self.device)}
         losses: dict[str, Callable[[int, torch.Generator], Tensor]] = {
@@ -81,7 +81,7 @@ class FitJob:
             "embedding": self._embedding_loss,
         }
         parts = [
-            Part(
+            FitPart(
                 name="diffusion",
                 module=self.unet,
                 loss=self._diffusion_loss,
@@ -93,7 +93,7 @@ class FitJob:
         for name, loss in losses.items():
             head: HeadConfig | EmbeddingConfig = getattr(self.config, name)
             parts.append(
-                Part(
+                FitPart(
                     name=name,
                     module=getattr(self.heads, name),
                     loss=loss,

@@ -45,7 +45,7 @@ class Selection:
 
 
 @dataclass(frozen=True, eq=False)
-class Options:
+class PairOptions:
     """What a mode proposes: source states and gaps [N, Q] and, by ``found.query``, targets for them, best first.
 
     ``gap`` [N, A] belongs to the alternatives.
@@ -59,11 +59,11 @@ class Options:
         query = self.found.query[rows, column]
         return States(self.source.episode[rows, query], self.source.step[rows, query])
 
-    def take(self, rows: Ints) -> "Options":
-        return Options(self.source.at(rows), self.found.take(rows), self.gap[rows])
+    def take(self, rows: Ints) -> "PairOptions":
+        return PairOptions(self.source.at(rows), self.found.take(rows), self.gap[rows])
 
 
-Propose = Callable[[Pools, StitchConfig, Ints], Options]
+Propose = Callable[[Pools, StitchConfig, Ints], PairOptions]
 
 
 class PairSelector(Protocol):
@@ -72,23 +72,23 @@ class PairSelector(Protocol):
     def __call__(self, pools: Pools, config: StitchConfig, seeds: Ints) -> Selection: ...
 
 
-def random_options(pools: Pools, config: StitchConfig, seeds: Ints) -> Options:
+def random_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOptions:
     """The paper's: a random low-return episode and a random high-return one; the value check is the only choice."""
     sources = _draw_sources(pools, seeds, 1)
     target, joinable = _random_targets(pools, sources, seeds)
     order = np.broadcast_to(np.arange(RANDOM_TARGETS, dtype=np.float64), target.shape)
     found = Alternatives(np.zeros_like(target), target, np.where(joinable, order, np.inf))
-    return Options(sources, found, np.full(target.shape, NO_GAP))
+    return PairOptions(sources, found, np.full(target.shape, NO_GAP))
 
 
-def successor_options(pools: Pools, config: StitchConfig, seeds: Ints) -> Options:
+def successor_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOptions:
     """Targets nearest to a state of the source's own future, a random gap later."""
     sources, gap = _draw_with_future(pools, seeds, config.pairs.num_tries)
     queries = pools.encode(pools.observations(States(sources.episode, sources.step + gap + 1)))
     return _nearest(pools, sources, gap, queries)
 
 
-def imagined_options(pools: Pools, config: StitchConfig, seeds: Ints) -> Options:
+def imagined_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOptions:
     """Targets nearest to any state of an imagined future, wherever the source itself went afterwards."""
     tries = config.pairs.num_tries
     sources = _draw_sources(pools, seeds, tries)
@@ -103,7 +103,7 @@ def imagined_options(pools: Pools, config: StitchConfig, seeds: Ints) -> Options
     return _nearest(pools, source, gap, queries)
 
 
-def distance_options(pools: Pools, config: StitchConfig, seeds: Ints) -> Options:
+def distance_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOptions:
     """Targets that the temporal-distance embedding puts the drawn gap away, near to where the source itself was then,
     ranked by value gain."""
     sources, gap = _draw_with_future(pools, seeds, config.pairs.num_tries)
@@ -120,7 +120,7 @@ def distance_options(pools: Pools, config: StitchConfig, seeds: Ints) -> Options
     num_rows, tries, count = target.shape
     query = np.broadcast_to(np.repeat(np.arange(tries), count), (num_rows, tries * count))
     found = Alternatives(query, target.reshape(query.shape), np.where(usable, apart, np.inf).reshape(query.shape))
-    options = Options(
+    options = PairOptions(
         sources, found, gap_of_steps(steps, pools.gap_min, pools.bundle.config.diffusion.gap_max).reshape(query.shape)
     )
     options = _reorder(options, np.argsort(found.distance, axis=1, kind="stable"))
@@ -130,7 +130,7 @@ def distance_options(pools: Pools, config: StitchConfig, seeds: Ints) -> Options
     return _reorder(options, np.argsort(rank, axis=1, kind="stable"))
 
 
-def nearest_options(pools: Pools, config: StitchConfig, seeds: Ints) -> Options:
+def nearest_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOptions:
     """Targets nearest to the source state itself, for joining without a bridge."""
     sources = _draw_sources(pools, seeds, config.pairs.num_tries)
     gap = np.full_like(sources.step, JOINED)
@@ -221,17 +221,17 @@ def _random_targets(pools: Pools, sources: States, seeds: Ints) -> tuple[Ints, B
     return target, pools.joinable(episode, target)
 
 
-def _nearest(pools: Pools, sources: States, gap_NQ: Ints, queries: NDArray[np.float32]) -> Options:
+def _nearest(pools: Pools, sources: States, gap_NQ: Ints, queries: NDArray[np.float32]) -> PairOptions:
     points = pools.search_points(queries, sources.episode)
     found = pools.nearest.find(points, sources.episode, overlap=pools.overlap)
-    return Options(sources, found, np.take_along_axis(gap_NQ, found.query, 1))
+    return PairOptions(sources, found, np.take_along_axis(gap_NQ, found.query, 1))
 
 
-def _reorder(options: Options, order: Ints) -> Options:
-    return Options(options.source, options.found.reorder(order), np.take_along_axis(options.gap, order, 1))
+def _reorder(options: PairOptions, order: Ints) -> PairOptions:
+    return PairOptions(options.source, options.found.reorder(order), np.take_along_axis(options.gap, order, 1))
 
 
-def _gains(pools: Pools, options: Options) -> NDArray[np.float64]:
+def _gains(pools: Pools, options: PairOptions) -> NDArray[np.float64]:
     """Promised gain of every alternative [N, A]; where no gap is known, of the shortest bridge."""
     num_rows, count = options.gap.shape
     rows, column = np.arange(num_rows)[:, None], np.arange(count)
@@ -239,17 +239,17 @@ def _gains(pools: Pools, options: Options) -> NDArray[np.float64]:
     return pools.gain(options.sources(rows, column), pools.targets.at(options.found.target), gap)
 
 
-def _pick(pools: Pools, options: Options, column: Ints) -> Selection:
+def _pick(pools: Pools, options: PairOptions, column: Ints) -> Selection:
     rows = np.arange(len(column))
     target = pools.targets.at(options.found.target[rows, column])
     return Selection(options.sources(rows, column), target, options.gap[rows, column])
 
 
-def _leftovers(pools: Pools, options: Options, seeds: Ints, used: Ints) -> Selection:
+def _leftovers(pools: Pools, options: PairOptions, seeds: Ints, used: Ints) -> Selection:
     """Rows without an option that promises a gain: any option, or else a random target from their first source."""
     target, joinable = _random_targets(pools, options.source, seeds)
     found = options.found
-    extended = Options(
+    extended = PairOptions(
         options.source,
         Alternatives(
             np.concatenate([found.query, np.zeros_like(target)], 1),

@@ -52,7 +52,7 @@ class WindowBatch:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class RatioPart:
     """One side of the ratio: episodes to draw from, in proportion to weight x length, or to weight alone."""
 
     first_episode: int
@@ -62,7 +62,7 @@ class Part:
     @classmethod
     def of(
         cls, segments: Segments, first_episode: int, device: torch.device, uniform_over: UniformOver = "transitions"
-    ) -> "Part":
+    ) -> "RatioPart":
         """``uniform_over``: whether, at equal weights, every transition is as likely as any other or every episode."""
         mass = segments.weight * (segments.total if uniform_over == "transitions" else 1)
         return cls(
@@ -110,8 +110,8 @@ class TrainData:
     run_start: Tensor
     run_before: Tensor
     rtg_offset: Tensor
-    original: Part
-    augmented: Part
+    original: RatioPart
+    augmented: RatioPart
     normalizer: Normalizer
     action_low: Floats
     action_high: Floats

@@ -14,9 +14,9 @@ from raystitch.data.normalise import Normalizer
 from raystitch.device import resolve_device
 from raystitch.errors import UserError
 from raystitch.io.cache import Scratch
-from raystitch.trainers.batches import Kind, Part, TrainData, UniformOver
+from raystitch.trainers.batches import Kind, RatioPart, TrainData, UniformOver
 from raystitch.trainers.config import DATA_MODES, MEMORY_GIB, DataMode, Synthetic
-from raystitch.trainers.pool import Pool, build_pool, pool_bytes
+from raystitch.trainers.pool import TransitionPool, build_pool, pool_bytes
 from raystitch.trainers.segments import (
     Segments,
     bridge_segments,
@@ -147,7 +147,7 @@ def _returns(dataset: EpisodeDataset, rewards: NDArray[Any], rtg: NDArray[Any]) 
 def _on_device(
     dataset: EpisodeDataset,
     kind: Kind,
-    pool: Pool,
+    pool: TransitionPool,
     normalizer: Normalizer,
     original: Segments,
     augmented: Segments,
@@ -183,8 +183,8 @@ def _on_device(
         run_start=both(original.start.astype(small, copy=False), augmented.start.astype(small, copy=False)),
         run_before=both(before(original), before(augmented)),
         rtg_offset=both(*(part.return_offsets(rewards, rtg)[0] for part in (original, augmented))),
-        original=Part.of(original, 0, device),
-        augmented=Part.of(augmented, len(original), device, uniform_over),
+        original=RatioPart.of(original, 0, device),
+        augmented=RatioPart.of(augmented, len(original), device, uniform_over),
         normalizer=normalizer,
         action_low=dataset.action_low,
         action_high=dataset.action_high,

@@ -49,7 +49,7 @@ def add_dropout(x: Tensor, change: Tensor, rate: float, generators: Generators) 
     return x + change if keep is None else torch.addcmul(x, change.to(x.dtype), keep)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Pre-norm transformer block on [S, B, T, D]; with ``bf16`` all of it but norms and residuals is in bf16."""
 
     def __init__(self, width: int, num_heads: int, rate: float, bf16: bool) -> None:
@@ -123,7 +123,7 @@ class DecisionTransformer(nn.Module):
         self.embed_action = StackedLinear(act_dim, width)
         self.embed_time = nn.Parameter(torch.empty(1, max_time + 1, width).normal_(std=INIT_STD))
         self.norm_in, self.norm_out = StackedLayerNorm(width), StackedLayerNorm(width)
-        self.blocks = nn.ModuleList(Block(width, num_heads, rate, bf16) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(TransformerBlock(width, num_heads, rate, bf16) for _ in range(num_layers))
         self.head = StackedLinear(width, act_dim)
         for block in self.blocks:
             for layer in block.children():

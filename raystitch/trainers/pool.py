@@ -32,7 +32,7 @@ Columns = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Pool:
+class TransitionPool:
     """Standardised transitions on the CPU, the dataset's and then the bridges'.
 
     Attributes:
@@ -76,7 +76,7 @@ def _bytes(shape: tuple[int, ...], kind: type[np.generic]) -> int:
 
 def build_pool(
     dataset: EpisodeDataset, bridges: Bridges | None, normalizer: Normalizer, memory: float, scratch: Scratch | None
-) -> Pool:
+) -> TransitionPool:
     """The pool, in memory up to ``memory`` bytes and otherwise in files.
 
     Args:
@@ -92,7 +92,9 @@ def build_pool(
     return _in_files(dataset, bridges, normalizer, scratch or Scratch("pools"))
 
 
-def _in_memory(layout: Mapping[str, tuple[tuple[int, ...], type[np.generic]]], pieces: Iterator[Columns]) -> Pool:
+def _in_memory(
+    layout: Mapping[str, tuple[tuple[int, ...], type[np.generic]]], pieces: Iterator[Columns]
+) -> TransitionPool:
     arrays = {name: np.empty(shape, kind) for name, (shape, kind) in layout.items()}
     filled = dict.fromkeys(arrays, 0)
     for piece in pieces:
@@ -100,10 +102,12 @@ def _in_memory(layout: Mapping[str, tuple[tuple[int, ...], type[np.generic]]], p
             arrays[name][filled[name] : filled[name] + len(values)] = values
             filled[name] += len(values)
     assert all(filled[name] == len(array) for name, array in arrays.items())
-    return Pool(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+    return TransitionPool(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
-def _in_files(dataset: EpisodeDataset, bridges: Bridges | None, normalizer: Normalizer, scratch: Scratch) -> Pool:
+def _in_files(
+    dataset: EpisodeDataset, bridges: Bridges | None, normalizer: Normalizer, scratch: Scratch
+) -> TransitionPool:
     layout = _layout(dataset, bridges)
 
     def write(folder: Path) -> None:
@@ -121,7 +125,9 @@ def _in_files(dataset: EpisodeDataset, bridges: Bridges | None, normalizer: Norm
     content = "" if bridges is None else bridges.content
     name = hashlib.sha256(f"{VERSION} {dataset.fingerprint} {content}".encode()).hexdigest()[:32]
     folder = scratch.folder(name, write)
-    return Pool(**{name: _mapped(folder / f"{name}.bin", shape, kind) for name, (shape, kind) in layout.items()})
+    return TransitionPool(
+        **{name: _mapped(folder / f"{name}.bin", shape, kind) for name, (shape, kind) in layout.items()}
+    )
 
 
 def _mapped(path: Path, shape: tuple[int, ...], kind: type[np.generic]) -> Tensor:

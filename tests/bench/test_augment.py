@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from raystitch.bench.augment import ONE, PLAIN, Sizes, examine
+from raystitch.bench.augment import ONE, PLAIN, AugmentSizes, examine
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
@@ -13,7 +13,7 @@ from raystitch.models.fit import fit_bundle
 @pytest.mark.slow
 def test_rows_of_augment(maze: EpisodeDataset, tiny_fit: FitConfig) -> None:
     bundle = fit_bundle(maze, tiny_fit)
-    found = examine(maze, bundle, Sizes(shard_seconds=0.3, num_shards=2, tiny_shards=(2, 6)))
+    found = examine(maze, bundle, AugmentSizes(shard_seconds=0.3, num_shards=2, tiny_shards=(2, 6)))
     json.dumps([row.to_json() for row in found], allow_nan=False)
     by_name = {row.what: row for row in found}
     plain, one = by_name[PLAIN], by_name[ONE]

@@ -43,18 +43,18 @@ def test_the_address_is_named_or_the_environment_s_or_the_job_s(monkeypatch: pyt
 def test_what_stages_ask_for() -> None:
     assert fit_need("auto").fits(CPU_NODE) and not fit_need("auto").fits({"memory": 1e9})
     assert not fit_need("cuda").fits(CPU_NODE) and fit_need("cuda:0").fits(GPU_NODE)
-    sampler, qualifier = actor_needs(AugmentConfig(), "cuda")
-    assert not sampler.fits(CPU_NODE) and sampler.fits(GPU_NODE) and qualifier.fits(CPU_NODE)
-    shared, _ = actor_needs(AugmentConfig(sampler=ActorConfig(num_cpus=2, num_gpus=0.5, resources={"T4": 1})), "auto")
+    proposer, qualifier = actor_needs(AugmentConfig(), "cuda")
+    assert not proposer.fits(CPU_NODE) and proposer.fits(GPU_NODE) and qualifier.fits(CPU_NODE)
+    shared, _ = actor_needs(AugmentConfig(proposer=ActorConfig(num_cpus=2, num_gpus=0.5, resources={"T4": 1})), "auto")
     assert shared.resources == {"CPU": 2, "GPU": 0.5, "T4": 1}
-    assert "augment.sampler" in shared.who and "augment.sampler" in shared.advice
+    assert "augment.proposer" in shared.who and "augment.proposer" in shared.advice
     trial = trial_need(ResourceConfig(trial_cpus=6, trial_gpus=0.5))
     assert not trial.fits(CPU_NODE) and not trial.fits(GPU_NODE) and trial.fits({"CPU": 6.0, "GPU": 0.5})
     assert str(trial) == "CPU 6, GPU 0.5"
     config = load_run_config("smoke")
     assert all(need.fits({"CPU": 1.0}) for need in run_needs(config))
     wants = replace(config, resources=replace(config.resources, device="cuda"))
-    assert [need.who for need in run_needs(wants) if not need.fits(CPU_NODE)] == ["fit", "augment.sampler"]
+    assert [need.who for need in run_needs(wants) if not need.fits(CPU_NODE)] == ["fit", "augment.proposer"]
 
 
 class _Page(BaseHTTPRequestHandler):
@@ -171,8 +171,8 @@ def test_a_cluster_that_lacks_something_is_told_at_once(cluster: Cluster, tmp_pa
             "a trial asks for: CPU 3; the largest has CPU 2, GPU 0; lower resources.trial",
         ),
         (
-            ["augment={num_actors: 2, sampler: {num_cpus: 1}, qualifier: {num_cpus: 1}}"],
-            "2 samplers and 1 qualifiers that ask for CPU 3 together, but all nodes have CPU 2",
+            ["augment={num_actors: 2, proposer: {num_cpus: 1}, qualifier: {num_cpus: 1}}"],
+            "2 proposers and 1 qualifiers that ask for CPU 3 together, but all nodes have CPU 2",
         ),
     ):
         began = time.monotonic()

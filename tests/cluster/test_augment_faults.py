@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 from raystitch.buffer.reader import open_buffer
 from raystitch.cluster import augment as augment_module
-from raystitch.cluster.actors import Qualifier, Sampler
+from raystitch.cluster.actors import Proposer, Qualifier
 from raystitch.cluster.pools import IN_FLIGHT
 from raystitch.errors import RunError
 from raystitch.stitching.candidates import Candidates
@@ -30,7 +30,7 @@ Walks = Any
 ENOUGH = {"num_bridges": 60, "num_actors": 2}
 
 
-class Poisoned(Sampler):
+class Poisoned(Proposer):
     """Fails on shard 1, in the way that the file ``fault`` in the folder above the buffer says."""
 
     def propose(self, shard: int) -> Candidates:
@@ -52,7 +52,7 @@ def by_value() -> Iterator[None]:
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch, by_value: None) -> None:
-    monkeypatch.setattr(augment_module, "Sampler", Poisoned)
+    monkeypatch.setattr(augment_module, "Proposer", Poisoned)
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ class Slow(Qualifier):
         return super().__call__(batch)
 
 
-class Noting(Sampler):
+class Noting(Proposer):
     """Leaves a note of every shard that it proposed beside the buffer."""
 
     def propose(self, shard: int) -> Candidates:
@@ -114,10 +114,10 @@ class Noting(Sampler):
 
 
 @pytest.mark.slow
-def test_samplers_pause_when_too_much_waits_for_a_qualifier(
+def test_proposers_pause_when_too_much_waits_for_a_qualifier(
     walks: Walks, tmp_path: Path, ray_session: None, by_value: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(augment_module, "Sampler", Noting)
+    monkeypatch.setattr(augment_module, "Proposer", Noting)
     monkeypatch.setattr(augment_module, "Qualifier", Slow)
     waiting = list[int]()
 
@@ -134,12 +134,12 @@ def test_more_than_this_machine_has_is_refused_at_once(walks: Walks, tmp_path: P
     # A process of its own: this one may hold a Ray that was not started by augment.
     began = time.monotonic()
     done = subprocess.run(
-        command(walks, tmp_path, "--set", "augment.sampler.resources.accelerator=0.5"), capture_output=True, text=True
+        command(walks, tmp_path, "--set", "augment.proposer.resources.accelerator=0.5"), capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert "no machine here has what augment.sampler asks for: CPU" in done.stderr.splitlines()[-1]
+    assert "no machine here has what augment.proposer asks for: CPU" in done.stderr.splitlines()[-1]
     assert "accelerator 0.5; the largest has CPU" in done.stderr.splitlines()[-1]
-    assert "lower augment.sampler" in done.stderr.splitlines()[-1]
+    assert "lower augment.proposer" in done.stderr.splitlines()[-1]
     assert time.monotonic() - began < 60
 
 
@@ -168,10 +168,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch, host_address: str) -> Iterator[Clus
 def test_a_gpu_that_is_missing_is_refused_and_shared_once_it_is_there(
     walks: Walks, undisturbed: Path, tmp_path: Path, cluster: Cluster, host_address: str
 ) -> None:
-    """A custom resource stands for the GPU: two samplers share one."""
+    """A custom resource stands for the GPU: two proposers share one."""
     more = (
         "--set",
-        "augment.sampler.resources.accelerator=0.5",
+        "augment.proposer.resources.accelerator=0.5",
         "--num-actors",
         "1:2",
         "--address",
@@ -179,7 +179,7 @@ def test_a_gpu_that_is_missing_is_refused_and_shared_once_it_is_there(
     )
     refused = subprocess.run(command(walks, tmp_path, *more), capture_output=True, text=True, timeout=150, check=False)
     assert refused.returncode == 2
-    assert "no machine here has what augment.sampler asks for: CPU" in refused.stderr.splitlines()[-1]
+    assert "no machine here has what augment.proposer asks for: CPU" in refused.stderr.splitlines()[-1]
     assert "or add a node that has it" in refused.stderr.splitlines()[-1]
     assert not list(tmp_path.glob("buffer/shards/part-*"))
     cluster.add_node(node_ip_address=host_address, num_cpus=1, resources={"accelerator": 1})

@@ -12,7 +12,7 @@ from raystitch.bench.chaos.augment_faults import FAULTS, run_fault
 from raystitch.bench.chaos.rows import make_target
 from raystitch.bench.chaos.target import Target
 
-QUICK = ("sampler",)
+QUICK = ("proposer",)
 SLOW = (
     "qualifier",
     "driver",
@@ -22,7 +22,7 @@ SLOW = (
     "two drivers on S3 (stale read)",
     "unreadable folder",
 )
-RECOVER = ("sampler", "qualifier", "driver")
+RECOVER = ("proposer", "qualifier", "driver")
 """Where nothing else could have finished the run."""
 
 

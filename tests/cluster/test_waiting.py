@@ -71,7 +71,7 @@ def test_a_cluster_that_others_hold_is_said_and_waited_for_in_bounds(
     waiting = [line for line in _messages(done.stderr) if line.startswith("waiting for CPU")]
     assert len(waiting) >= 2, done.stderr
     assert re.match(
-        r"waiting for CPU [\d.]+ for augment\.sampler.*; free: [\d.]+ has CPU 0 of 1; other jobs on the cluster: "
+        r"waiting for CPU [\d.]+ for augment\.proposer.*; free: [\d.]+ has CPU 0 of 1; other jobs on the cluster: "
         r"\d+ \(process \d+ on [\d.]+\); 1\d s so far \(augment\.no_progress_timeout is 25 s; Ctrl-C ends it\)",
         waiting[0],
     ), waiting

@@ -14,7 +14,7 @@ from pathlib import Path
 from raystitch.endpoint.arrow_wire import read_arrow_request
 from raystitch.endpoint.config import LimitsConfig
 from raystitch.endpoint.problems import Problem
-from raystitch.endpoint.request import Sizes
+from raystitch.endpoint.request import ModelSizes
 
 # Lengths and offsets that lie.
 NUMBERS = (0, 1, -1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, -(2**63))
@@ -51,7 +51,7 @@ def main(folder: str, count: int, seed: int = 0) -> None:
             mutate(content, rng)
         begun = time.monotonic()
         try:
-            read_arrow_request(bytes(content), lambda _: Sizes(4, 2, 2, 8), LimitsConfig())
+            read_arrow_request(bytes(content), lambda _: ModelSizes(4, 2, 2, 8), LimitsConfig())
             outcomes["read"] += 1
         except Problem as problem:
             if problem.status not in (400, 422):

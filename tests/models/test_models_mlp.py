@@ -1,11 +1,11 @@
 import torch
 from torch.nn.functional import linear, silu
 
-from raystitch.models.mlp import StackedMLP
+from raystitch.models.mlp import EnsembleMLP
 
 
-def make() -> StackedMLP:
-    return StackedMLP(3, 5, 2, 16, 2, torch.Generator().manual_seed(0))
+def make() -> EnsembleMLP:
+    return EnsembleMLP(3, 5, 2, 16, 2, torch.Generator().manual_seed(0))
 
 
 def test_each_member_is_an_ordinary_residual_mlp() -> None:

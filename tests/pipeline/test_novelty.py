@@ -8,7 +8,7 @@ import pytest
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.normalise import Normalizer
 from raystitch.pipeline.validate.novelty import RealStates, nearest, novelty
-from raystitch.pipeline.validate.windows import Windows, perturbed, real_windows
+from raystitch.pipeline.validate.windows import TransitionWindows, perturbed, real_windows
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def normalizer(drift: EpisodeDataset) -> Normalizer:
     return Normalizer.fit(drift.observations)
 
 
-def pieces(drift: EpisodeDataset, count: int, seed: int = 0, episodes: int = 40) -> Windows:
+def pieces(drift: EpisodeDataset, count: int, seed: int = 0, episodes: int = 40) -> TransitionWindows:
     rng = np.random.default_rng(seed)
     return real_windows(drift, np.arange(episodes), rng.integers(3, 9, count), rng)
 

@@ -14,7 +14,7 @@ from raystitch.trainers.batches import RatioSampler
 from raystitch.trainers.config import DTConfig
 from raystitch.trainers.data import build_data
 from raystitch.trainers.dt import DTPolicy, action_loss, create, learning_rate, networks, update
-from raystitch.trainers.dt_model import Block, DecisionTransformer, dropout
+from raystitch.trainers.dt_model import DecisionTransformer, TransformerBlock, dropout
 from raystitch.trainers.loop import train_policy
 from raystitch.trainers.ratio import parse_ratio
 from raystitch.trainers.stacked import stack
@@ -84,7 +84,7 @@ def test_attention_equals_torchs(model: DecisionTransformer) -> None:
     torch.manual_seed(2)
     query, key, value = torch.randn(3, S, B, 3 * K, 16)
     block = model.blocks[0]
-    assert isinstance(block, Block)
+    assert isinstance(block, TransformerBlock)
     ours = block._attend(query, key, value, model.future, None)
     q, k, v = (x[0].unflatten(-1, (2, 8)).transpose(1, 2) for x in (query, key, value))
     theirs = F.scaled_dot_product_attention(q, k, v, is_causal=True)

@@ -27,7 +27,7 @@ from raystitch.bench.chaos.target import (
 )
 from raystitch.errors import RunError
 
-SAMPLER, QUALIFIER = "Sampler", "Qualifier"
+PROPOSER, QUALIFIER = "Proposer", "Qualifier"
 
 
 def run_fault(name: str, folder: Path, target: Target) -> FaultResult:
@@ -43,7 +43,7 @@ def run_fault(name: str, folder: Path, target: Target) -> FaultResult:
 
 def _kill_actor(name: str, folder: Path, target: Target) -> FaultResult:
     """SIGKILL of the only actor of a kind while it works; the run goes on by itself."""
-    kind, out = {"sampler": SAMPLER, "qualifier": QUALIFIER}[name], folder / "buffer"
+    kind, out = {"proposer": PROPOSER, "qualifier": QUALIFIER}[name], folder / "buffer"
     with Driver(arguments(target, out)) as driver:
         wait_for_shards(driver, out, 2, target)
         before = actors(os.getpid(), kind)
@@ -123,14 +123,14 @@ def _lose_node(name: str, folder: Path, target: Target) -> FaultResult:
     """One of three machines that compute vanishes with the actors on it."""
     out = folder / "buffer"
     with three_nodes() as (address, remove_node_of):
-        settings = {"num_actors": "2", "sampler.num_cpus": "0.5", "qualifier.num_cpus": "0.5"}
+        settings = {"num_actors": "2", "proposer.num_cpus": "0.5", "qualifier.num_cpus": "0.5"}
         with Driver(arguments(target, out, settings, address=address)) as driver:
             wait_for_shards(driver, out, 2, target)
-            before = actors(os.getpid(), SAMPLER)
-            victim = until(lambda: _busy(actors(os.getpid(), SAMPLER).values()), "a sampler works", target.patience)
+            before = actors(os.getpid(), PROPOSER)
+            victim = until(lambda: _busy(actors(os.getpid(), PROPOSER).values()), "a proposer works", target.patience)
             lost = remove_node_of(victim.pid)
             killed, killed_at = time.monotonic(), time.time_ns()
-            heir = found_by(lambda: actors(os.getpid(), SAMPLER).keys() - before.keys(), driver, target)
+            heir = found_by(lambda: actors(os.getpid(), PROPOSER).keys() - before.keys(), driver, target)
             replaced_at = time.time_ns()
             recovered = found_by(lambda: written_since(out, replaced_at), driver, target) if heir else None
             seconds = time.monotonic() - killed if recovered else None
@@ -152,7 +152,7 @@ def _two_drivers(name: str, folder: Path, target: Target) -> FaultResult:
 
 
 FAULTS: Mapping[str, Callable[[str, Path, Target], FaultResult]] = {
-    "sampler": _kill_actor,
+    "proposer": _kill_actor,
     "qualifier": _kill_actor,
     "driver": _kill_driver,
     "node": _lose_node,
@@ -199,4 +199,4 @@ def three_nodes() -> Iterator[tuple[str, Callable[[int], str]]]:
 
 
 def _kinds_below(root: int) -> dict[int, str]:
-    return {pid: f"a {kind.lower()}" for kind in (SAMPLER, QUALIFIER) for pid in actors(root, kind)}
+    return {pid: f"a {kind.lower()}" for kind in (PROPOSER, QUALIFIER) for pid in actors(root, kind)}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from raystitch.data.episodes import EpisodeDataset, Floats, Ints
 from raystitch.data.normalise import Normalizer
-from raystitch.pipeline.validate.windows import Windows, real_windows
+from raystitch.pipeline.validate.windows import TransitionWindows, real_windows
 
 CHUNK_NUMBERS = 2_000_000
 LOW_QUANTILE = 0.05
@@ -46,12 +46,12 @@ class RealStates:
         return cls(np.ascontiguousarray(states), episode, left)
 
 
-def _inner(windows: Windows, rows: Ints, normalizer: Normalizer) -> Floats:
+def _inner(windows: TransitionWindows, rows: Ints, normalizer: Normalizer) -> Floats:
     """The inner states of windows of one gap as vectors, standardised, float32 [Q, g * D]."""
     return normalizer.encode(windows.inner_states(rows))[:, :, normalizer.active].reshape(len(rows), -1)
 
 
-def nearest(windows: Windows, real: RealStates, normalizer: Normalizer) -> tuple[Floats64, Floats64]:
+def nearest(windows: TransitionWindows, real: RealStates, normalizer: Normalizer) -> tuple[Floats64, Floats64]:
     """Exact search: distance of each window to the nearest real one of its length, float64 [W].
 
     Returns:
@@ -98,7 +98,7 @@ def _search(queries: Floats, own: Ints, real: RealStates, starts: Ints, gap: int
     return best
 
 
-def _nearest_of(windows: Windows, others: Windows, normalizer: Normalizer) -> Floats64:
+def _nearest_of(windows: TransitionWindows, others: TransitionWindows, normalizer: Normalizer) -> Floats64:
     """Distance of each window to the nearest of ``others`` of the same gap and another episode, float64 [W]; inf where
     there is none."""
     found = np.full(len(windows), np.inf)
@@ -124,8 +124,8 @@ def _quantiles(values: Floats64) -> dict[str, float | int | None]:
 
 
 def novelty(
-    bridges: Windows,
-    real: Windows,
+    bridges: TransitionWindows,
+    real: TransitionWindows,
     dataset: EpisodeDataset,
     train: Ints,
     normalizer: Normalizer,

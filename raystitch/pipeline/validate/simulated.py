@@ -16,7 +16,7 @@ from raystitch.data.episodes import Bools, EpisodeDataset, Ints
 from raystitch.data.normalise import Normalizer
 from raystitch.envs.simulator import SimResult, Simulator, Unavailable, open_simulator
 from raystitch.errors import UserError
-from raystitch.pipeline.validate.windows import Windows
+from raystitch.pipeline.validate.windows import TransitionWindows
 
 CDF_LEVELS = np.linspace(0.0, 1.0, 41)
 TRUE_BRIDGE = 0.5
@@ -31,7 +31,7 @@ class Simulated:
         error: float64 [T], NaN where the simulator could not be asked.
     """
 
-    windows: Windows
+    windows: TransitionWindows
     answer: SimResult
     error: NDArray[np.float64]
 
@@ -52,7 +52,9 @@ class Simulated:
         return Simulated(windows=self.windows.take(rows), answer=answer, error=self.error[steps])
 
 
-def simulate(simulator: Simulator, windows: Windows, normalizer: Normalizer, known: Bools | None = None) -> Simulated:
+def simulate(
+    simulator: Simulator, windows: TransitionWindows, normalizer: Normalizer, known: Bools | None = None
+) -> Simulated:
     """Every transition of the windows in the simulator; rows outside ``known`` (bool [T]) count as not usable."""
     answer = simulator.step_from(windows.observations, windows.actions)
     if known is not None:

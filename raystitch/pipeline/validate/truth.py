@@ -20,7 +20,7 @@ from raystitch.pipeline.validate.novelty import novelty
 from raystitch.pipeline.validate.rank import rank_correlation
 from raystitch.pipeline.validate.simulated import Simulated, describe, open_for, share, simulate
 from raystitch.pipeline.validate.windows import (
-    Windows,
+    TransitionWindows,
     bridge_windows,
     inverse_actions,
     judged_residuals,
@@ -78,14 +78,20 @@ def _draw(buffer: Buffer, count: int, rng: np.random.Generator) -> dict[str, Int
     return rows
 
 
-def _real_sets(real: Windows, bundle: Bundle | None, normalizer: Normalizer, rng: np.random.Generator) -> list[Windows]:
+def _real_sets(
+    real: TransitionWindows, bundle: Bundle | None, normalizer: Normalizer, rng: np.random.Generator
+) -> list[TransitionWindows]:
     """``real, real_noise, real_inverse`` (with a bundle)."""
     treated = [real, perturbed(real, normalizer, NOISE, rng)]
     return treated if bundle is None else [*treated, inverse_actions(real, bundle)]
 
 
 def _simulate_sets(
-    simulator: Simulator, bridges: Windows, places: dict[str, Ints], reals: list[Windows], normalizer: Normalizer
+    simulator: Simulator,
+    bridges: TransitionWindows,
+    places: dict[str, Ints],
+    reals: list[TransitionWindows],
+    normalizer: Normalizer,
 ) -> dict[str, Simulated]:
     """Everything that is compared with the simulator; ``places``: set -> windows of ``bridges``."""
     asked = simulate(simulator, bridges, normalizer)

@@ -16,7 +16,7 @@ from raystitch.models.bundle import Bundle
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Windows:
+class TransitionWindows:
     """W runs of consecutive transitions; a window of gap g has g + 1.
 
     Attributes:
@@ -50,11 +50,11 @@ class Windows:
         """The transitions of the given windows, in their order, int64."""
         return ranges(self.starts[rows], self.gap[rows] + 1)
 
-    def take(self, rows: Ints) -> "Windows":
+    def take(self, rows: Ints) -> "TransitionWindows":
         """The given windows, in the given order."""
         steps = self.steps_of(rows)
         window, step = _places(self.gap[rows])
-        return Windows(
+        return TransitionWindows(
             observations=self.observations[steps],
             next_observations=self.next_observations[steps],
             actions=self.actions[steps],
@@ -78,10 +78,10 @@ def _places(gap: Ints) -> tuple[Ints, Ints]:
     return np.repeat(np.arange(len(gap)), lengths), ranges(np.zeros(len(gap), np.int64), lengths)
 
 
-def bridge_windows(bridges: BridgeSet) -> Windows:
+def bridge_windows(bridges: BridgeSet) -> TransitionWindows:
     """Bridges as windows, their own reward estimates included."""
     window, step = _places(bridges.gap)
-    return Windows(
+    return TransitionWindows(
         observations=bridges.observations[bridges.obs_index],
         next_observations=bridges.observations[bridges.obs_index + 1],
         actions=bridges.actions,
@@ -93,7 +93,7 @@ def bridge_windows(bridges: BridgeSet) -> Windows:
     )
 
 
-def real_windows(dataset: EpisodeDataset, episodes: Ints, gaps: Ints, rng: np.random.Generator) -> Windows:
+def real_windows(dataset: EpisodeDataset, episodes: Ints, gaps: Ints, rng: np.random.Generator) -> TransitionWindows:
     """One piece of a real episode per gap, drawn uniformly; gaps longer than every episode are left out."""
     recorded = dataset.lengths[episodes] - ~dataset.final_observed[episodes]
     nothing = np.zeros(0, np.int64)
@@ -111,7 +111,7 @@ def real_windows(dataset: EpisodeDataset, episodes: Ints, gaps: Ints, rng: np.ra
     gap = np.concatenate(kept)
     rows = ranges(np.concatenate(starts), gap + 1)
     window, step = _places(gap)
-    return Windows(
+    return TransitionWindows(
         observations=dataset.observations[dataset.obs_index[rows]],
         next_observations=dataset.observations[dataset.obs_index[rows] + 1],
         actions=dataset.actions[rows],
@@ -123,7 +123,9 @@ def real_windows(dataset: EpisodeDataset, episodes: Ints, gaps: Ints, rng: np.ra
     )
 
 
-def perturbed(windows: Windows, normalizer: Normalizer, noise_std: float, rng: np.random.Generator) -> Windows:
+def perturbed(
+    windows: TransitionWindows, normalizer: Normalizer, noise_std: float, rng: np.random.Generator
+) -> TransitionWindows:
     """Every state moved by N(0, noise_std) per active dimension in standardised units, once per state."""
     scale = noise_std * normalizer.std * normalizer.active
     noise = (scale * rng.standard_normal(windows.observations.shape)).astype(np.float32)
@@ -137,7 +139,7 @@ def perturbed(windows: Windows, normalizer: Normalizer, noise_std: float, rng: n
     )
 
 
-def inverse_actions(windows: Windows, bundle: Bundle) -> Windows:
+def inverse_actions(windows: TransitionWindows, bundle: Bundle) -> TransitionWindows:
     """The same states with the actions that the bundle's inverse dynamics gives between them."""
     with torch.inference_mode():
         obs, next_obs = (
@@ -146,7 +148,7 @@ def inverse_actions(windows: Windows, bundle: Bundle) -> Windows:
         return replace(windows, actions=bundle.inverse(obs, next_obs).cpu().numpy())
 
 
-def judged_residuals(windows: Windows, bundle: Bundle) -> NDArray[np.float64]:
+def judged_residuals(windows: TransitionWindows, bundle: Bundle) -> NDArray[np.float64]:
     """The judges' residual of each transition, float64 [T]."""
     with torch.inference_mode():
         columns = (windows.observations, windows.actions, windows.next_observations)
