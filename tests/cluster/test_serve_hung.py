@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from raystitch.bench.chaos.processes import descendants
+from raystitch.cluster.serve import application as module
 from raystitch.cluster.serve.application import StitchService
-from raystitch.cluster.serve.application import application as module
 from raystitch.cluster.serve.run import serving
 from raystitch.commands.serve import roll_back
 from raystitch.endpoint.config import EndpointConfig, LimitsConfig, ModelConfig

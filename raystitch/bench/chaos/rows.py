@@ -1,10 +1,11 @@
-"""Faults done to ``augment``, several times each: what happened, what was lost, how long it took to go on."""
+"""Faults done to ``augment`` and ``sweep``, several times each: what was lost, how long it took to go on."""
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from raystitch.bench.chaos.augment_faults import FAULTS, run_fault
 from raystitch.bench.chaos.sweep_faults import SWEEP_FAULTS, SweepFault, SweepTarget, run_sweep_fault, undisturbed_run
@@ -22,6 +23,8 @@ from raystitch.models.bundle import Bundle
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.generate.augment import augment_local
 from raystitch.stitching.config import GuidanceConfig, QualifyConfig, SamplerConfig, StitchConfig
+
+Result = TypeVar("Result", FaultResult, SweepFault)
 
 ROUNDS = 3
 NUM_SHARDS = 40
@@ -77,11 +80,12 @@ def rows(limits: Limits, options: BenchOptions) -> list[Row]:
                 if result.impossible:
                     break
     say(chaos_table(results))
-    bad = {result.fault for result in results if not (result.survived or result.impossible)}
-    if bad:
-        raise RunError(f"these faults did not leave the undisturbed buffer: {', '.join(sorted(bad))}")
-    found = [row for fault in FAULTS for row in _fault_rows(fault, [r for r in results if r.fault == fault])]
-    return found + sweep_rows(ROUNDS)
+    _refuse(results, "the undisturbed buffer")
+    counts: dict[str, Callable[[FaultResult], int]] = {
+        "lost": lambda r: r.lost + r.changed,
+        "doubled": lambda r: r.doubled,
+    }
+    return _fault_rows(FAULTS, results, "ids", counts) + sweep_rows(ROUNDS)
 
 
 def chaos_table(results: list[FaultResult]) -> str:
@@ -103,17 +107,27 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
 
 
-def _fault_rows(fault: str, results: list[FaultResult]) -> list[Row]:
-    tried = [result for result in results if not result.impossible]
-    if not tried:
-        return []
-    seconds = [r.seconds_to_recover for r in tried if r.seconds_to_recover is not None]
-    found = [
-        Row(f"{fault}: times done", len(tried), "runs"),
-        Row(f"{fault}: ids lost", sum(r.lost + r.changed for r in tried), "ids"),
-        Row(f"{fault}: ids doubled", sum(r.doubled for r in tried), "ids"),
-    ]
-    return found + ([Row(f"{fault}: longest recovery", max(seconds), "s")] if seconds else [])
+def _refuse(results: Sequence[FaultResult | SweepFault], expected: str) -> None:
+    """Raise RunError naming the faults that did not leave what was expected."""
+    bad = {result.fault for result in results if not (result.survived or result.impossible)}
+    if bad:
+        raise RunError(f"these faults did not leave {expected}: {', '.join(sorted(bad))}")
+
+
+def _fault_rows(
+    faults: Iterable[str], results: Sequence[Result], unit: str, counts: Mapping[str, Callable[[Result], int]]
+) -> list[Row]:
+    """The sums of every fault's ``counts`` over its rounds and its longest recovery; none where it was impossible."""
+    rows: list[Row] = []
+    for fault in faults:
+        tried = [result for result in results if result.fault == fault and not result.impossible]
+        if not tried:
+            continue
+        rows.append(Row(f"{fault}: times done", len(tried), "runs"))
+        rows += [Row(f"{fault}: {unit} {name}", sum(map(count, tried)), unit) for name, count in counts.items()]
+        seconds = [result.seconds_to_recover for result in tried if result.seconds_to_recover is not None]
+        rows += [Row(f"{fault}: longest recovery", max(seconds), "s")] if seconds else []
+    return rows
 
 
 TRAIN_STEPS = 4000
@@ -179,10 +193,12 @@ def sweep_rows(rounds: int) -> list[Row]:
                 if result.impossible:
                     break
     say(sweep_chaos_table(results))
-    bad = {result.fault for result in results if not (result.survived or result.impossible)}
-    if bad:
-        raise RunError(f"these faults did not end with the undisturbed result: {', '.join(sorted(bad))}")
-    return [row for fault in SWEEP_FAULTS for row in _fault_rows(fault, [r for r in results if r.fault == fault])]
+    _refuse(results, "the undisturbed result")
+    counts: dict[str, Callable[[SweepFault], int]] = {
+        "lost or changed": lambda r: r.lost + r.changed,
+        "repeated or doubled": lambda r: r.repeated + r.doubled,
+    }
+    return _fault_rows(SWEEP_FAULTS, results, "trials", counts)
 
 
 def sweep_chaos_table(results: Sequence[SweepFault]) -> str:
@@ -197,16 +213,3 @@ def sweep_chaos_table(results: Sequence[SweepFault]) -> str:
             for r in results
         ],
     )
-
-
-def _fault_rows(fault: str, results: Sequence[SweepFault]) -> list[Row]:
-    tried = [result for result in results if not result.impossible]
-    if not tried:
-        return []
-    seconds = [r.seconds_to_recover for r in tried if r.seconds_to_recover is not None]
-    found = [
-        Row(f"{fault}: times done", len(tried), "runs"),
-        Row(f"{fault}: trials lost or changed", sum(r.lost + r.changed for r in tried), "trials"),
-        Row(f"{fault}: trials repeated or doubled", sum(r.repeated + r.doubled for r in tried), "trials"),
-    ]
-    return found + ([Row(f"{fault}: longest recovery", max(seconds), "s")] if seconds else [])
