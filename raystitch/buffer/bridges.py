@@ -143,6 +143,8 @@ class BridgeSet(References):
         accepted: bool [B], at the generation settings.
         observations: float32 [T + B, O]; bridge b holds rows ``offsets[b] + b .. offsets[b + 1] + b`` inclusive.
         actions: float32 [T, A]; rewards: float32 [T].
+        residual, spread: float32 [T], the judges' residual and disagreement of each step (squared L2, standardised
+            units); None where the buffer does not hold them (schema 2).
     """
 
     ids: NDArray[np.str_]
@@ -154,6 +156,8 @@ class BridgeSet(References):
     observations: Floats
     actions: Floats
     rewards: Floats
+    residual: Floats | None = None
+    spread: Floats | None = None
 
     @cached_property
     def obs_index(self) -> Ints:
@@ -172,6 +176,8 @@ class BridgeSet(References):
             observations=self.observations[ranges(self.obs_offsets[index], lengths + 1)],
             actions=self.actions[steps],
             rewards=self.rewards[steps],
+            residual=None if self.residual is None else self.residual[steps],
+            spread=None if self.spread is None else self.spread[steps],
         )
 
     @property
@@ -192,8 +198,9 @@ class BridgeSet(References):
     def content(self) -> str:
         """A digest of the bridges."""
         digest = hashlib.sha256()
-        for column in (self.rows, self.gap, self.observations, self.actions, self.rewards):
-            digest.update(np.ascontiguousarray(column).data)
+        for column in (self.rows, self.gap, self.observations, self.actions, self.rewards, self.residual, self.spread):
+            if column is not None:
+                digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()
 
 

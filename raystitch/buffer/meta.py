@@ -112,7 +112,8 @@ def _require_empty(storage: Storage) -> None:
 
 
 def _require_same(storage: Storage, existing: BufferMeta, meta: BufferMeta) -> None:
-    differing = differences(existing.settings(), meta.settings())
+    asked = replace(meta, schema_version=existing.schema_version)  # a buffer goes on in the schema it was begun with
+    differing = differences(existing.settings(), asked.settings())
     if differing:
         reads_anyway = all(key.startswith("stitch.qualify.delta ") for key in differing)
         hint = "; it can be read at any --delta by train, export and buffer info" if reads_anyway else ""

@@ -15,7 +15,7 @@ import pyarrow.dataset as pads
 from raystitch.buffer.bridges import CHUNK_TRANSITIONS, PER_BRIDGE, BridgeSet, References, chunk_bounds, ranges
 from raystitch.buffer.ids import RoundCounts, count_rounds, dense, find_rows, pair_rows, parse_ids, rows_that_count
 from raystitch.buffer.meta import read_meta
-from raystitch.buffer.schema import PARENTS, BufferMeta, flat_steps, make_schema
+from raystitch.buffer.schema import JUDGED_STEPS, LACKS, PARENTS, BufferMeta, flat_steps, make_schema
 from raystitch.buffer.shard_file import SHARDS, ShardFile, ShardStats, read_shard_file
 from raystitch.buffer.survey import list_shards
 from raystitch.data.episodes import Bools, Floats, Ints
@@ -50,7 +50,7 @@ class Buffer:
         self._storage, self._files, self._sound = storage, files, set[int]()
         self.file_starts = np.cumsum([0, *(file.batch.num_rows for file in files)]).astype(np.int64)
         """First row of each file, and the number of candidates."""
-        schema = make_schema(meta.obs_dim, meta.act_dim)
+        schema = make_schema(meta.obs_dim, meta.act_dim, meta.schema_version)
         batches = [file.batch.replace_schema_metadata(None) for file in files]
         for file, batch in zip(files, batches, strict=True):
             if not batch.schema.equals(schema):
@@ -205,6 +205,8 @@ class Buffer:
             "actions": [np.zeros((0, self.meta.act_dim), np.float32)],
             "rewards": [np.zeros(0, np.float32)],
         }
+        if self.has_judged_steps:
+            columns |= {"residual": [np.zeros(0, np.float32)], "spread": [np.zeros(0, np.float32)]}
         cuts = np.searchsorted(rows, self.file_starts)
         for number in np.flatnonzero(np.diff(cuts)).tolist():
             local = rows[cuts[number] : cuts[number + 1]] - self.file_starts[number]
@@ -215,6 +217,9 @@ class Buffer:
             columns["observations"].append(states[ranges(starts[local] + local, lengths + 1)])
             columns["actions"].append(moves[steps])
             columns["rewards"].append(earned[steps])
+            if (judged := self.judged_steps(number)) is not None:
+                columns["residual"].append(judged[0][steps])
+                columns["spread"].append(judged[1][steps])
             batch = self._files[number].batch
             columns["ids"].append(np.array(batch["bridge_id"].take(pa.array(local)).to_pylist(), np.str_))
             for name in names:
@@ -239,6 +244,32 @@ class Buffer:
             self._sound.add(number)
         batch = self._files[number].batch
         return flat_steps(batch["observations"]), flat_steps(batch["actions"]), flat_steps(batch["rewards"])
+
+    @property
+    def has_judged_steps(self) -> bool:
+        """Whether the residual and spread of every step are stored, as they are from schema 3 on."""
+        return set(JUDGED_STEPS) <= set(self.table.schema.names)
+
+    def require_judged_steps(self) -> None:
+        """Raises: UserError when the residual and spread of every step are not stored."""
+        if not self.has_judged_steps:
+            raise UserError(
+                f"{self.uri} has {LACKS[self.meta.schema_version]} and spreads; "
+                "generate it again with `raystitch augment` and another --out"
+            )
+
+    def judged_steps(self, number: int) -> tuple[Floats, Floats] | None:
+        """Residual and spread [T] of every step of a file's candidates, views of the map; None where the buffer has
+        none (schema 2).
+
+        Raises:
+            UserError: when the file's checksum shows damage; it is looked at once per process.
+        """
+        if not self.has_judged_steps:
+            return None
+        self.steps(number)  # checks the file
+        batch = self._files[number].batch
+        return flat_steps(batch["residuals"]), flat_steps(batch["spreads"])
 
     def step_starts(self, number: int) -> Ints:
         """First transition of each candidate of a file and, last, their number: int64 [n + 1]."""
@@ -298,7 +329,7 @@ class Buffer:
     def to_pyarrow(self) -> pads.FileSystemDataset:
         """All candidates as a pyarrow Dataset over the files."""
         paths = [self._storage.location(f"{SHARDS}/{file.name}") for file in self._files]
-        schema = make_schema(self.meta.obs_dim, self.meta.act_dim)
+        schema = self.table.schema
         format_ = pads.IpcFileFormat()
         fragments = [format_.make_fragment(path, filesystem=filesystem) for filesystem, path in paths]
         return pads.FileSystemDataset(fragments, schema, format_, filesystem=paths[0][0] if paths else None)

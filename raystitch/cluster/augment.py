@@ -196,6 +196,7 @@ class _Generation:
                 pairs_per_shard=ledger.config.pairs_per_shard,
                 chain_round=ledger.chain_round,
                 manifest=ledger.manifest,
+                schema_version=ledger.schema_version,
             )
             for pool in (proposers, qualifiers)
         )

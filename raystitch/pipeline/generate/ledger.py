@@ -10,7 +10,7 @@ from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.meta import META_FILE, create_buffer, read_meta
 from raystitch.buffer.reader import open_buffer
 from raystitch.buffer.rounds import close_round, current_round, finish, sound_rounds
-from raystitch.buffer.schema import BufferMeta, ClosedRound
+from raystitch.buffer.schema import LACKS, SCHEMA_VERSION, BufferMeta, ClosedRound
 from raystitch.buffer.shard_file import SHARDS, ShardStats, write_failed
 from raystitch.buffer.survey import remove_damaged, survey
 from raystitch.data.episodes import EpisodeDataset
@@ -64,6 +64,7 @@ class Ledger:
 
     Attributes:
         size: observation and action size, of the empty shards that stand for failed ones.
+        schema_version: of the shards: the one that the buffer was begun with.
         rounds: the closed rounds.
         tally: what the shards of the round at hand hold.
         failures: shards of the round at hand that failed and are not there: how often, and why the last time.
@@ -72,6 +73,7 @@ class Ledger:
     path: str
     config: AugmentConfig
     size: tuple[int, int] = (0, 0)
+    schema_version: int = SCHEMA_VERSION
     progress: Progress | None = None
     rounds: tuple[ClosedRound, ...] = ()
     tally: Tally = field(default_factory=Tally)
@@ -273,7 +275,7 @@ class Ledger:
                 f"do without with augment.skip_failed=true"
             )
         for shard, why in needed.items():
-            self.add(write_failed(self.path, shard, *self.size, self.manifest, why))
+            self.add(write_failed(self.path, shard, *self.size, self.manifest, why, self.schema_version))
             self.skipped.append(shard)
             self.note(f"shard {shard} is recorded as empty ({why})")
 
@@ -350,10 +352,13 @@ def open_ledger(
     meta = planned_meta(dataset, bundle, stitch_config, config, seed)
     storage = Storage(out)
     path = storage.uri if storage.local is None else str(storage.local)
-    create_buffer(path, meta)
-    ledger = Ledger(path=path, config=config, size=(dataset.obs_dim, dataset.act_dim), progress=progress)
+    version = create_buffer(path, meta).schema_version
+    size = dataset.obs_dim, dataset.act_dim
+    ledger = Ledger(path=path, config=config, size=size, schema_version=version, progress=progress)
     if why := storage.unguarded(META_FILE):
         ledger.note(f"{storage.where()}: {LAST_WINS} ({why})")
+    if version in LACKS:
+        ledger.note(f"{storage.where()} goes on in {LACKS[version]}; a new --out holds them")
     ledger.survey()
     ledger.report()
     return ledger
