@@ -1,4 +1,5 @@
-"""Bridges: where they leave and enter (``References``), and those with their steps in memory (``BridgeSet``).
+"""Bridges: where they leave and enter (``References``), with their steps in memory (``BridgeSet``) or left in mapped
+files (``MappedBridges``).
 
 A buffer of any size is used through its references, 64 to 90 bytes each, and chunks of bridges one after the other.
 Legend: B bridges, T their transitions, O observation size, A action size.
@@ -18,6 +19,25 @@ from raystitch.data.episodes import Bools, Floats, Ints
 
 CHUNK_TRANSITIONS = 50_000
 """Transitions that are in memory at a time where a buffer is read from beginning to end."""
+
+PER_BRIDGE = (
+    "ids",
+    "rows",
+    "source_episode",
+    "source_step",
+    "target_episode",
+    "target_step",
+    "gap",
+    "residual_max",
+    "termination_max",
+    "return_source",
+    "return_stitched",
+    "accepted",
+    "chain_round",
+    "source_parent",
+    "target_parent",
+)
+"""Attributes of a ``BridgeSet`` with one value per bridge."""
 
 
 def ranges(starts: Ints, lengths: Ints) -> Ints:
@@ -182,7 +202,7 @@ class BridgeSet(References):
 
     @property
     def all_references(self) -> References:
-        """Those of all bridges; this is a ``Bridges``."""
+        """The references of all bridges: this set is a ``Bridges``."""
         return self
 
     def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator["BridgeSet"]:
@@ -227,20 +247,59 @@ class Bridges(Protocol):
         ...
 
 
-PER_BRIDGE = (
-    "ids",
-    "rows",
-    "source_episode",
-    "source_step",
-    "target_episode",
-    "target_step",
-    "gap",
-    "residual_max",
-    "termination_max",
-    "return_source",
-    "return_stitched",
-    "accepted",
-    "chain_round",
-    "source_parent",
-    "target_parent",
-)
+class CandidateStore(Protocol):
+    """Stored candidates whose steps can be read row by row: an open buffer."""
+
+    @property
+    def content(self) -> str:
+        """A digest of all that is stored."""
+        ...
+
+    def column(self, name: str) -> np.ndarray[Any, Any]:
+        """A column of one value per candidate."""
+        ...
+
+    def references(self, rows: Ints) -> References:
+        """Candidates without their steps, in the order of ``rows``."""
+        ...
+
+    def take(self, rows: Ints) -> BridgeSet:
+        """Candidates in memory, in ascending order of ``rows``."""
+        ...
+
+
+class MappedBridges:
+    """Some candidates of a buffer as ``Bridges``; their steps are read when they are asked for."""
+
+    def __init__(self, buffer: CandidateStore, rows: Ints) -> None:
+        """``rows``: int64, ascending."""
+        self.buffer, self._rows = buffer, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def all_references(self) -> References:
+        return self._references
+
+    @cached_property
+    def _references(self) -> References:
+        return self.buffer.references(self._rows)
+
+    @property
+    def num_transitions(self) -> int:
+        return self.all_references.num_transitions
+
+    @property
+    def content(self) -> str:
+        digest = hashlib.sha256(self.buffer.content.encode())
+        digest.update(np.ascontiguousarray(self._rows).data)
+        return digest.hexdigest()
+
+    def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator[BridgeSet]:
+        lengths = self.buffer.column("gap")[self._rows] + 1
+        for begin, end in pairwise(chunk_bounds(lengths, max_transitions).tolist()):
+            yield self.buffer.take(self._rows[begin:end])
+
+    def take_positions(self, positions: Ints) -> BridgeSet:
+        return self.buffer.take(self._rows[positions])

@@ -5,19 +5,19 @@ import json
 import os
 from collections.abc import Collection, Iterator
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from raystitch.buffer.bridges import CHUNK_TRANSITIONS, PER_BRIDGE, BridgeSet, References, chunk_bounds, ranges
-from raystitch.buffer.ids import RoundCounts, count_rounds, dense, find_rows, pair_rows, parse_ids, rows_that_count
+from raystitch.buffer.bridges import CHUNK_TRANSITIONS, PER_BRIDGE, BridgeSet, MappedBridges, References, ranges
 from raystitch.buffer.meta import read_meta
+from raystitch.buffer.rows import RoundCounts, count_rounds, dense, find_rows, pair_rows, parse_ids, rows_that_count
 from raystitch.buffer.schema import JUDGED_STEPS, LACKS, PARENTS, BufferMeta, flat_steps, make_schema
 from raystitch.buffer.shard_file import SHARDS, ShardFile, ShardStats, read_shard_file
 from raystitch.buffer.survey import list_shards
+from raystitch.buffer.transitions import Over, StepBatch, Transitions
 from raystitch.data.episodes import Bools, Floats, Ints
 from raystitch.errors import UserError
 from raystitch.io.storage import Storage
@@ -25,8 +25,8 @@ from raystitch.models.calibration import Calibration, Delta
 from raystitch.stitching.acceptance import passes
 from raystitch.stitching.candidates import REASONS
 
-if TYPE_CHECKING:
-    from raystitch.buffer.transitions import BridgeTransitions, Over, StepBatch, Transitions
+if TYPE_CHECKING:  # torch takes a second to import, which `raystitch buffer info` does without
+    from raystitch.buffer.torch_dataset import BridgeTransitions
 
 AtDelta = Delta | Literal["generation"]
 
@@ -160,7 +160,7 @@ class Buffer:
         """
         return self.take(self.accepted_rows(delta))
 
-    def mapped(self, delta: AtDelta = "generation") -> "MappedBridges":
+    def mapped(self, delta: AtDelta = "generation") -> MappedBridges:
         """The accepted bridges at ``delta`` left where they are: references in memory, steps in the map."""
         return MappedBridges(self, self.accepted_rows(delta))
 
@@ -290,7 +290,7 @@ class Buffer:
             raise
         _CHECKED.add(known)
 
-    @cached_property
+    @property
     def content(self) -> str:
         """A digest of what the shards hold, from their checksums; unchanged by compaction."""
         return hashlib.sha256(json.dumps([stats.checksum for stats in self.stats.values()]).encode()).hexdigest()
@@ -304,10 +304,8 @@ class Buffer:
         """Size of the files."""
         return sum(self._storage.size(f"{SHARDS}/{file.name}") for file in self._files)
 
-    def transitions(self, delta: AtDelta = "generation") -> "Transitions":
+    def transitions(self, delta: AtDelta = "generation") -> Transitions:
         """The accepted bridges' transitions, to be drawn from or read in any order without loading the buffer."""
-        from raystitch.buffer.transitions import Transitions
-
         return Transitions(self, self.accepted_rows(delta))
 
     def batches(
@@ -318,9 +316,9 @@ class Buffer:
         *,
         num_batches: int | None = None,
         start: int = 0,
-        over: "Over" = "transitions",
+        over: Over = "transitions",
         window: int = 64,
-    ) -> "Iterator[StepBatch]":
+    ) -> Iterator[StepBatch]:
         """Random batches straight from the mapped files; see ``Transitions.batches``."""
         return self.transitions(delta).batches(
             batch_size, seed, num_batches=num_batches, start=start, over=over, window=window
@@ -336,46 +334,9 @@ class Buffer:
 
     def to_torch(self, delta: AtDelta = "generation") -> "BridgeTransitions":
         """The accepted bridges' transitions as a torch Dataset."""
-        from raystitch.buffer.transitions import BridgeTransitions
+        from raystitch.buffer.torch_dataset import BridgeTransitions
 
         return BridgeTransitions(self.transitions(delta))
-
-
-class MappedBridges:
-    """Some candidates of a buffer as ``Bridges``; their steps are read when they are asked for."""
-
-    def __init__(self, buffer: Buffer, rows: Ints) -> None:
-        """``rows``: int64, ascending."""
-        self.buffer, self._rows = buffer, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def all_references(self) -> References:
-        return self._references
-
-    @cached_property
-    def _references(self) -> References:
-        return self.buffer.references(self._rows)
-
-    @property
-    def num_transitions(self) -> int:
-        return self.all_references.num_transitions
-
-    @property
-    def content(self) -> str:
-        digest = hashlib.sha256(self.buffer.content.encode())
-        digest.update(np.ascontiguousarray(self._rows).data)
-        return digest.hexdigest()
-
-    def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator[BridgeSet]:
-        lengths = self.buffer.column("gap")[self._rows] + 1
-        for begin, end in pairwise(chunk_bounds(lengths, max_transitions).tolist()):
-            yield self.buffer.take(self._rows[begin:end])
-
-    def take_positions(self, positions: Ints) -> BridgeSet:
-        return self.buffer.take(self._rows[positions])
 
 
 def open_buffer(
