@@ -117,7 +117,9 @@ class _Generation:
             while not ledger.round_done:
                 proposers, qualifiers = self._pools()
                 num_blocks = max(MAX_BLOCKS, BLOCKS_PER_ACTOR * proposers.max_size)
-                shards = ledger.missing(min(num_blocks * SHARDS_PER_BLOCK, max(SMALLEST_WAVE, 2 * ledger.expected())))
+                shards = ledger.next_shards(
+                    min(num_blocks * SHARDS_PER_BLOCK, max(SMALLEST_WAVE, 2 * ledger.expected()))
+                )
                 if shards:
                     self._wave(shards, shared, proposers, qualifiers, min(num_blocks, len(shards)))
 

@@ -30,8 +30,11 @@ LAST_WINS = "this store has no conditional writes: let one run at a time work on
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSummary:
-    """What a finished generation holds. ``new_shards``, ``new_bridges``, ``retries`` and ``seconds`` are of this call
-    alone; ``reasons`` counts the candidates that this call saw, in the last round, by why they were rejected."""
+    """The contents of a finished generation.
+
+    ``new_shards``, ``new_bridges``, ``retries`` and ``seconds`` are of this call alone; ``reasons`` counts the
+    candidates that this call saw, in the last round, by why they were rejected.
+    """
 
     uri: str
     num_accepted: int
@@ -116,10 +119,10 @@ class Ledger:
     def done(self) -> bool:
         return self.chain_round == self.config.chain_rounds and self.round_done
 
-    def survey(self) -> None:
-        """Takes stock of what is there; damaged files are named and removed, their shards made again.
+    def discard_damaged(self) -> None:
+        """Names and removes damaged files, and takes stock of the rest: what is not there is made again.
 
-        So are shards that failed before, in the round at hand, unless the run may do without them.
+        Shards of the round at hand that failed before are made again too, unless the run may do without them.
         """
         found = survey(self.path)
         for name, why in found.damaged.items():
@@ -133,7 +136,7 @@ class Ledger:
         self.skipped += [s.shard for s in there if s.error]
 
     def open_rounds(self) -> Iterator[int]:
-        """The rounds that lack shards, one after the other; each has to be filled before the next is asked for."""
+        """Yields the rounds that lack shards, and closes each; it has to be filled before the next is asked for."""
         while not self.done:
             if not self.round_done:
                 yield self.chain_round
@@ -141,20 +144,21 @@ class Ledger:
             if self.chain_round < self.config.chain_rounds:
                 if close_round(self.path, self.rounds, self.wanted) is None:
                     self.note(f"{self.path}: {GONE}")
-                self.survey()
+                self.discard_damaged()
                 self.report()
 
     def trajectories(self, dataset: EpisodeDataset) -> Trajectories | None:
-        """What the round at hand selects its pairs from; None is the dataset alone."""
+        """Return the trajectories that the round at hand selects its pairs from; None is the dataset alone."""
         if not self.rounds:
             return None
         closed = open_buffer(self.path, num_shards=self.first_shard)
         return chained_trajectories(dataset, closed, self.rounds, self.config.chain_pool)
 
-    def missing(self, count: int) -> list[int]:
-        """The next ``count`` shards to make, those that failed before first; never none while the round lacks some.
+    def next_shards(self, count: int) -> list[int]:
+        """Chooses up to ``count`` shards to make next: those that failed before first, never none while the round
+        lacks some.
 
-        With ``skip_failed``, shards that failed too often are recorded as empty ones here.
+        With ``skip_failed``, shards that failed too often are written as empty ones here.
 
         Raises:
             RunError: when a shard failed too often, ``max_shards`` shards were not enough, or the first ``patience``
@@ -166,7 +170,7 @@ class Ledger:
             if again:
                 self.retries += len(again)
                 return again[:count]
-            self._do_without()
+            self._write_failed_as_empty()
             if self.round_done:
                 return []
         first, known = self.first_shard, self.failures.keys() | self.tally.accepted_of.keys()
@@ -181,7 +185,7 @@ class Ledger:
         return missing
 
     def expected(self) -> int:
-        """About how many more shards the round at hand needs."""
+        """Estimate how many more shards the round at hand needs."""
         per_shard = self.tally.accepted / len(self.tally) if self.tally.accepted else self.config.pairs_per_shard / 2
         return max(1, round((self.wanted - self.tally.accepted) / per_shard))
 
@@ -226,7 +230,7 @@ class Ledger:
         """Trims the buffer to the smallest prefix that is enough; None where shards are gone that were there."""
         complete = finish(self.path, self.config.num_bridges)
         if complete is None:
-            self.survey()
+            self.discard_damaged()
             self.note(f"{self.path}: {GONE}")
             return None
         return AugmentSummary(
@@ -262,8 +266,8 @@ class Ledger:
             seconds_left=None if rate is None else (sum(rounds) - accepted) / rate,
         )
 
-    def _do_without(self) -> None:
-        """Records the failed shards that the round needs as empty, or gives up naming them."""
+    def _write_failed_as_empty(self) -> None:
+        """Writes the failed shards that the round needs as empty ones, or gives up naming them."""
         end = self.tally.prefix_end(self.wanted, self.failures)
         needed = {shard: why for shard, (_, why) in sorted(self.failures.items()) if end is None or shard < end}
         if not self.config.skip_failed:
@@ -359,6 +363,6 @@ def open_ledger(
         ledger.note(f"{storage.where()}: {LAST_WINS} ({why})")
     if version in LACKS:
         ledger.note(f"{storage.where()} goes on in {LACKS[version]}; a new --out holds them")
-    ledger.survey()
+    ledger.discard_damaged()
     ledger.report()
     return ledger
