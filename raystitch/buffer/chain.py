@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raystitch.buffer.bridges import BridgeSet, References
+from raystitch.buffer.bridges import BridgeSet, MappedBridges, References
 from raystitch.buffer.episodes import Runs, StitchedEpisodes, concatenate, gather, stitched_index, stitched_runs
-from raystitch.buffer.reader import Buffer, MappedBridges
+from raystitch.buffer.reader import Buffer
 from raystitch.buffer.schema import ClosedRound
 from raystitch.data.episodes import Bools, EpisodeDataset, Ints
 from raystitch.seeding import derive_seed, numpy_rng

@@ -117,7 +117,9 @@ class _Generation:
             while not ledger.round_done:
                 proposers, qualifiers = self._pools()
                 num_blocks = max(MAX_BLOCKS, BLOCKS_PER_ACTOR * proposers.max_size)
-                shards = ledger.missing(min(num_blocks * SHARDS_PER_BLOCK, max(SMALLEST_WAVE, 2 * ledger.expected())))
+                shards = ledger.next_shards(
+                    min(num_blocks * SHARDS_PER_BLOCK, max(SMALLEST_WAVE, 2 * ledger.expected()))
+                )
                 if shards:
                     self._wave(shards, shared, proposers, qualifiers, min(num_blocks, len(shards)))
 
@@ -196,6 +198,7 @@ class _Generation:
                 pairs_per_shard=ledger.config.pairs_per_shard,
                 chain_round=ledger.chain_round,
                 manifest=ledger.manifest,
+                schema_version=ledger.schema_version,
             )
             for pool in (proposers, qualifiers)
         )

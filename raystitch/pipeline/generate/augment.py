@@ -80,9 +80,9 @@ def augment_local(
             stitcher = Stitcher(bundle, stitch_config)
             index = source_index(dataset, bundle, stitch_config, ledger.trajectories(dataset))
             while not ledger.round_done:
-                (shard,) = ledger.missing(1)
+                (shard,) = ledger.next_shards(1)
                 candidates = make_shard(stitcher, index, seed, shard, config.pairs_per_shard)
-                table = candidates_to_table(candidates, shard, chain_round)
+                table = candidates_to_table(candidates, shard, chain_round, ledger.schema_version)
                 ledger.add(write_shard(ledger.path, shard, table, ledger.manifest))
         summary = ledger.finish()
         if summary is not None:
