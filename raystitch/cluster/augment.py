@@ -15,6 +15,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from raystitch.buffer.config import AugmentConfig
+from raystitch.cluster.actor_pools import IN_FLIGHT, ActorPool, plan_pools
 from raystitch.cluster.actors import (
     Outcome,
     Proposer,
@@ -26,8 +27,7 @@ from raystitch.cluster.actors import (
     start_counter,
 )
 from raystitch.cluster.metrics import AugmentMetrics
-from raystitch.cluster.pools import IN_FLIGHT, ActorPool, plan_pools
-from raystitch.cluster.resources import Need, actor_needs, await_node, check_resources, live_nodes
+from raystitch.cluster.resources import Need, actor_needs, await_node, live_nodes, require_resources
 from raystitch.cluster.runtime import check_shared, describe_cluster, ensure_ray
 from raystitch.cluster.waiting import Waiting
 from raystitch.console import duration
@@ -170,7 +170,7 @@ class _Generation:
         config = self.ledger.config
         for need in actor_needs(config, self.device):
             await_node(need, self.ledger.note, config.no_progress_timeout)
-        check_resources([], config)
+        require_resources([], config)
         self.ledger.note(describe(*self._pools()))
 
     def _pools(self) -> tuple[ActorPool, ActorPool]:
