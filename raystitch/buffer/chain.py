@@ -46,8 +46,8 @@ def chained_trajectories(
         may_enter=np.concatenate([everywhere, enter]),
         fragments=_fragments(dataset, runs, ends),
         bridge_ids=np.concatenate([none, bridges.ids[chosen]]),
-        first_episode=np.concatenate([own, ends[:, 0]]),
-        last_episode=np.concatenate([own, ends[:, 1]]),
+        first_episode=dataset.episode_numbers[np.concatenate([own, ends[:, 0]])],
+        last_episode=dataset.episode_numbers[np.concatenate([own, ends[:, 1]])],
     )
 
 

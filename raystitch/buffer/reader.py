@@ -223,7 +223,7 @@ class Buffer:
             batch = self._files[number].batch
             columns["ids"].append(np.array(batch["bridge_id"].take(pa.array(local)).to_pylist(), np.str_))
             for name in names:
-                columns[name].append(batch[name].to_numpy(zero_copy_only=False)[local])
+                columns[name].append(self.table[name].chunk(number).to_numpy(zero_copy_only=False)[local])
         taken: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
         return BridgeSet(
             **taken,

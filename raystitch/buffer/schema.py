@@ -165,6 +165,7 @@ class BufferMeta:
         calibration: JSON form of ``stitching.calibration.Calibration``, so that quantile deltas need no bundle.
         seed: root seed of the generation.
         complete: None while generation has not finished for the first time.
+        selected_from: fingerprint of the whole dataset where it was made from a part; episode numbers are the whole's.
         rounds: the closed rounds, which is all but the last.
         schema_version: of all its shards; a buffer keeps the one that it was begun with.
     """
@@ -184,10 +185,13 @@ class BufferMeta:
     seed: int
     complete: Complete | None = None
     rounds: tuple[ClosedRound, ...] = ()
+    selected_from: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
         value = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if self.selected_from is None:
+            del value["selected_from"]
         return value | {
             "action_low": list(self.action_low),
             "action_high": list(self.action_high),

@@ -45,7 +45,7 @@ _Whole = BeforeValidator(_whole)
 class Options(BaseModel):
     """How the two trajectories are stitched."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, title="Options")
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     delta: (
         Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -27,6 +27,7 @@ from raystitch.models.config import FitConfig
 from raystitch.models.heads import Heads
 from raystitch.models.loop import FitProgress, train_part
 from raystitch.models.parts import FitJob
+from raystitch.models.scales import finite_bounds
 from raystitch.seeding import derive_seed
 
 RESUME_FOLDER = ".fit"
@@ -70,7 +71,7 @@ def fit_bundle(
         if finished is not None:
             shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)
             return finished
-        write_json(folder / RESUME_FOLDER / PLAN_FILE, sealed(_plan(dataset, config)))
+        write_json(folder / RESUME_FOLDER / PLAN_FILE, sealed(_plan(dataset, config) | _bounds(dataset)))
     train, holdout = holdout_split(dataset.num_episodes, config.holdout_fraction, derive_seed(config.seed, "holdout"))
     _calibration_windows(dataset, config, holdout, resolved)  # before the fit, not after it
     job = FitJob(dataset, config, train, resolved)
@@ -109,6 +110,7 @@ def _bundle(job: FitJob, calibration: Calibration) -> Bundle:
         **vars(job.heads),
         calibration=calibration,
         device=job.device,
+        selected_from=None if job.dataset.selected_from is None else job.dataset.whole_fingerprint,
     )
 
 
@@ -195,7 +197,7 @@ def existing_fit(
     Raises:
         UserError: when the folder belongs to another dataset or config.
     """
-    folder, plan = Path(folder), _plan(dataset, config)
+    folder, plan = Path(folder), _plan(dataset, config) | _bounds(dataset)
     if (folder / STITCHER_FILE).exists():
         try:
             _refuse_other(folder, bundle_plan(folder), plan)
@@ -228,11 +230,19 @@ def rehearse_fit(dataset: EpisodeDataset, config: FitConfig) -> Bundle:
 
 
 def _plan(dataset: EpisodeDataset, config: FitConfig) -> dict[str, Any]:
-    """Return the dataset and settings that a folder must match for a fit to continue in it."""
+    """Return the dataset and settings that a checkpoint must match for a fit to continue from it."""
     return {"dataset": dataset.fingerprint, **asdict(config)}
 
 
+def _bounds(dataset: EpisodeDataset) -> dict[str, Any]:
+    """Return what actions are scaled by, which a named environment may replace."""
+    low, high = finite_bounds(dataset)
+    return {"action_low": low.tolist(), "action_high": high.tolist()}
+
+
 def _refuse_other(folder: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    if "action_low" not in stored:  # fits that older versions began do not say
+        asked = {name: value for name, value in asked.items() if name not in ("action_low", "action_high")}
     different = differences({name: value for name, value in stored.items() if name != DIGEST}, asked)
     if different:
         raise UserError(

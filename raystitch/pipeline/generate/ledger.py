@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from raystitch.buffer.chain import chained_trajectories
 from raystitch.buffer.config import AugmentConfig
+from raystitch.buffer.episodes import on_dataset
 from raystitch.buffer.meta import META_FILE, create_buffer, read_meta
 from raystitch.buffer.reader import open_buffer
 from raystitch.buffer.rounds import close_round, current_round, finish, sound_rounds
@@ -151,7 +152,7 @@ class Ledger:
         """Return the trajectories that the round at hand selects its pairs from; None is the dataset alone."""
         if not self.rounds:
             return None
-        closed = open_buffer(self.path, num_shards=self.first_shard)
+        closed = on_dataset(open_buffer(self.path, num_shards=self.first_shard), dataset)
         return chained_trajectories(dataset, closed, self.rounds, self.config.chain_pool)
 
     def next_shards(self, count: int) -> list[int]:
@@ -327,6 +328,7 @@ def planned_meta(
         bundle_hash=bundle.hash,
         dataset_name=dataset.name,
         dataset_fingerprint=dataset.fingerprint,
+        selected_from=None if dataset.selected_from is None else dataset.whole_fingerprint,
         obs_dim=dataset.obs_dim,
         act_dim=dataset.act_dim,
         action_low=tuple(bundle.action_low.tolist()),
