@@ -65,7 +65,9 @@ class Buffer:
     @property
     def hash(self) -> str:
         """``sha256:...`` of what the content is a function of; unchanged by compaction."""
-        content = json.dumps([self.meta.settings(), sorted(self.stats)], sort_keys=True)
+        # Schema 3 stores more about the same candidates: trials on a buffer of either schema are the same trials.
+        settings = self.meta.settings() | {"schema_version": 2}
+        content = json.dumps([settings, sorted(self.stats)], sort_keys=True)
         return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
 
     @cached_property
