@@ -1,4 +1,4 @@
-"""When a round has enough bridges: the smallest prefix of its shards is closed, and the next round builds on it.
+"""The end of a round: the smallest prefix of its shards with enough bridges is closed, and the next round builds on it.
 
 Shards are numbered through all rounds. A shard names the manifest that its round builds on, so a shard that was made on
 top of anything else than what is there now is told apart by itself and made again.
@@ -20,8 +20,11 @@ from raystitch.io.storage import Storage
 
 
 def prefix_length(stats: Mapping[int, ShardStats], num_bridges: int, first_shard: int = 0) -> int | None:
-    """Where the smallest gapless run of shards from ``first_shard`` on with ``num_bridges`` accepted ends; None while
-    there is none."""
+    """Return where the smallest gapless run of shards from ``first_shard`` on with ``num_bridges`` accepted ends.
+
+    Returns:
+        The shard after the last one; None while there is no such run.
+    """
     accepted, shard = 0, first_shard
     while shard in stats:
         accepted += stats[shard].accepted

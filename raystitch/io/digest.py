@@ -1,4 +1,4 @@
-"""Digests that find damage: XXH3 (128 bits), at the speed of memory. They are no protection against forgery."""
+"""Digests (XXH3, 128 bits) that find damage in bytes, JSON files and Arrow tables; no protection against forgery."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def read_sealed(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def checksum(batch: pa.RecordBatch) -> str:
-    """``xxh3:...`` over the names, types and content of every column.
+    """Compute ``xxh3:...`` over the names, types and content of every column.
 
     Raises:
         ValueError: for a column type that no buffer has.
@@ -74,12 +74,12 @@ def checksum(batch: pa.RecordBatch) -> str:
 
 
 def checksum_of(table: pa.Table, names: Iterable[str]) -> str:
-    """The same over some columns of a table, which need not lie in one piece: they are copied if they do not."""
+    """Compute the checksum of some columns of a table; those that do not lie in one piece are copied."""
     return _digest((name, _in_one_piece(table[name])) for name in names)
 
 
 def checksum_text(text: str) -> str:
-    """The same over a text."""
+    """Compute the digest of a text."""
     return "xxh3:" + xxhash.xxh3_128_hexdigest(text.encode())
 
 

@@ -1,1 +1,1 @@
-"""From pairs to a buffer of bridges, shard by shard, in one process and without Ray."""
+"""Generation of a buffer of bridges, shard by shard, in one process and without Ray."""

@@ -7,7 +7,7 @@ from raystitch.buffer.shard_file import ShardStats
 
 
 class Tally:
-    """What the shards of one round hold together; about a hundred bytes per shard, however large the shards are.
+    """Sums over the shards of one round; about a hundred bytes per shard, however large the shards are.
 
     Attributes:
         first: number of the round's first shard.
@@ -48,7 +48,7 @@ class Tally:
         return True
 
     def prefix_end(self, wanted: int, without: Collection[int] = ()) -> int | None:
-        """Where the smallest gapless run of shards with ``wanted`` accepted bridges ends; None while there is none.
+        """Return where the smallest gapless run of shards with ``wanted`` accepted ends; None while there is none.
 
         Args:
             without: shards that are not there and are passed over.
@@ -67,5 +67,5 @@ class Tally:
         return None
 
     def enough(self, wanted: int) -> bool:
-        """Whether there is such a run without a gap."""
+        """Return True if there is such a run without a gap."""
         return self._accepted_before_end >= wanted
