@@ -20,7 +20,7 @@ from raystitch.stitching.config import (
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Settings of ``raystitch fit`` and ``raystitch augment`` under one name.
+    """The settings of ``raystitch fit`` and ``raystitch augment`` behind one name.
 
     Attributes:
         purpose: what it is for, in a few words.

@@ -16,6 +16,8 @@ from raystitch.buffer.bridges import BridgeSet, References, ranges
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
 
 TimeLimit = int | None | Literal["env"]
+BLOCK = 1 << 15
+"""Episodes that are put together at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,7 +300,3 @@ def bridge_episodes(dataset: EpisodeDataset, bridges: BridgeSet) -> StitchedEpis
         env=dataset.env,
     )
     return StitchedEpisodes(episodes=episodes, is_synthetic=np.ones(bridges.num_transitions, np.bool_))
-
-
-BLOCK = 1 << 15
-"""Episodes that are put together at a time."""

@@ -33,6 +33,8 @@ from raystitch.io.storage import Storage
 
 NAMED = 20
 """Missing parents that are named one by one."""
+MERGED_BYTES = 64 << 20
+"""Size of merged files, at most."""
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
@@ -142,9 +144,6 @@ def _finite(batch: pa.RecordBatch, name: str) -> bool:
         return True
     accepted = batch[name].filter(batch["accepted"])
     return bool(np.isfinite(flat_steps(accepted)).all())
-
-
-MERGED_BYTES = 64 << 20
 
 
 def compact(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -70,24 +70,24 @@ def checksum(batch: pa.RecordBatch) -> str:
     Raises:
         ValueError: for a column type that no buffer has.
     """
-    return _digest(zip(batch.schema.names, batch.columns, strict=True))
+    return _columns_digest(zip(batch.schema.names, batch.columns, strict=True))
 
 
 def checksum_of(table: pa.Table, names: Iterable[str]) -> str:
     """Compute the checksum of some columns of a table; those that do not lie in one piece are copied."""
-    return _digest((name, _in_one_piece(table[name])) for name in names)
+    return _columns_digest((name, _in_one_piece(table[name])) for name in names)
 
 
 def checksum_text(text: str) -> str:
     """Compute the digest of a text."""
-    return "xxh3:" + xxhash.xxh3_128_hexdigest(text.encode())
+    return digest(text.encode())
 
 
 def _in_one_piece(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
 
 
-def _digest(columns: Iterable[tuple[str, pa.Array]]) -> str:
+def _columns_digest(columns: Iterable[tuple[str, pa.Array]]) -> str:
     state = xxhash.xxh3_128()
     for name, column in columns:
         state.update(f"{name}:{column.type}:{len(column)};".encode())

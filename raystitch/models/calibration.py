@@ -12,6 +12,7 @@ from raystitch.data.episodes import Floats, Ints
 from raystitch.errors import UserError
 
 Delta = float | str | None
+QUANTILES = np.concatenate([np.linspace(0, 0.9, 19), np.linspace(0.91, 0.99, 9), [0.995, 0.999, 1.0]])
 _QUANTILE = re.compile(r"q(\d{1,2}(\.\d+)?|100)")
 
 
@@ -33,9 +34,6 @@ def check_delta(delta: Delta, name: str = "delta") -> Delta:
     if not delta >= 0:
         raise ValueError(f"{name} must be >= 0, got {name}={delta}")
     return float(delta)
-
-
-QUANTILES = np.concatenate([np.linspace(0, 0.9, 19), np.linspace(0.91, 0.99, 9), [0.995, 0.999, 1.0]])
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterable
 
+from raystitch.buffer.rounds import prefix_end
 from raystitch.buffer.shard_file import ShardStats
 
 
@@ -54,16 +55,9 @@ class Tally:
             without: shards that are not there and are passed over.
         """
         if self.enough(wanted):
-            accepted, shard = 0, self.first
-        elif without and self.accepted >= wanted:
-            accepted, shard = self._accepted_before_end, self._end
-        else:
-            return None
-        while shard in self.accepted_of or shard in without:
-            accepted += self.accepted_of.get(shard, 0)
-            shard += 1
-            if accepted >= wanted:
-                return shard
+            return prefix_end(self.accepted_of, wanted, self.first, without)
+        if without and self.accepted >= wanted:
+            return prefix_end(self.accepted_of, wanted - self._accepted_before_end, self._end, without)
         return None
 
     def enough(self, wanted: int) -> bool:
