@@ -19,7 +19,9 @@ from raystitch.stitching.chain import Trajectories
 def chained_trajectories(
     dataset: EpisodeDataset, buffer: Buffer, rounds: Sequence[ClosedRound], max_stitched: int
 ) -> Trajectories:
-    """The dataset's episodes and at most ``max_stitched`` stitched ones of ``rounds``; a function of what was decided.
+    """Return the dataset's episodes and at most ``max_stitched`` stitched ones of ``rounds``.
+
+    They are a function of what was decided about the candidates.
 
     Stitched episodes are cut at the environment's time limit, and one whose bridge does not end before it is left out.
     """
@@ -52,7 +54,7 @@ def chained_trajectories(
 
 
 def _draw(bridges: References, rows: Ints, count: int, seed: int) -> Ints:
-    """At most ``count`` of the rows, ascending: at random, but no source twice before every source was taken once."""
+    """Draw at most ``count`` of the rows, ascending: no source is drawn twice before every source was drawn once."""
     shuffled = numpy_rng(seed).permutation(rows)
     source = np.stack([bridges.source_parent, bridges.source_episode], 1)[shuffled]
     _, group = np.unique(source, axis=0, return_inverse=True)
@@ -64,7 +66,7 @@ def _draw(bridges: References, rows: Ints, count: int, seed: int) -> Ints:
 
 
 def _is_generated(dataset: EpisodeDataset, bridges: BridgeSet, observation: Ints) -> Bools:
-    """Which rows of the two pools are generated states: not a bridge's first and last, which are real."""
+    """Mark the rows of the two pools that are generated states: not a bridge's first and last, which are real."""
     inner = np.ones(len(bridges.observations), np.bool_)
     inner[bridges.obs_offsets[:-1]] = False
     inner[bridges.obs_offsets[1:] - 1] = False
@@ -72,7 +74,7 @@ def _is_generated(dataset: EpisodeDataset, bridges: BridgeSet, observation: Ints
 
 
 def _real_states(stitched: StitchedEpisodes, generated: Bools, limit: int | None) -> tuple[Bools, Bools]:
-    """The states of stitched episodes to leave (after the first bridge) and to enter (before the last), bool [S]."""
+    """Mark the states of stitched episodes to leave (after the first bridge) and enter (before the last), bool [S]."""
     episodes = stitched.episodes
     lengths = episodes.lengths + 1
     step = np.arange(len(episodes.observations)) - np.repeat(episodes.obs_offsets[:-1], lengths)

@@ -1,4 +1,4 @@
-"""Buffers out of here: Minari, the D4RL layout and Parquet. What is written loads and trains elsewhere.
+"""Exports of a buffer that load and train elsewhere: Minari, the D4RL layout and Parquet.
 
 Episodes are put together and written piece by piece, so memory does not grow with their steps.
 """
@@ -30,7 +30,7 @@ What = Literal["bridges", "episodes", "mixed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written."""
+    """The number of episodes and transitions that were written."""
 
     num_episodes: int
     num_transitions: int
@@ -208,7 +208,7 @@ def stitched_stream(
 
 
 def _outcome(dataset: EpisodeDataset, references: References, limit: int | None) -> tuple[Ints, Ints, Bools]:
-    """Of every bridge's stitched episode: transitions, generated ones among them, and whether its end was recorded."""
+    """Return for every bridge's stitched episode its transitions, the generated ones, and if its end was recorded."""
     runs = stitched_runs(dataset, references)[0]
     count = len(references)
     lengths, synthetic, cut = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, np.bool_)
@@ -223,7 +223,7 @@ def _outcome(dataset: EpisodeDataset, references: References, limit: int | None)
 
 
 def _count(dataset: EpisodeDataset, synthetic: Ints, ratio: tuple[float, float]) -> int:
-    """How many episodes with so many generated transitions each come nearest to ``ratio``."""
+    """Return the number of episodes, with so many generated transitions each, that comes nearest to ``ratio``."""
     original, augmented = ratio
     wanted = dataset.num_transitions * augmented / original
     so_far = np.concatenate([[0], np.cumsum(synthetic)])

@@ -1,4 +1,4 @@
-"""From the states of a bridge to its actions, rewards and return (DiffStitch, trajectory wrap-up).
+"""Actions, rewards and return of a bridge from its states (DiffStitch, trajectory wrap-up).
 
 Legend: N rows, G largest gap, O observation size, A action size. A bridge of gap g has g + 1 steps.
 """
@@ -13,7 +13,7 @@ from raystitch.models.bundle import Bundle
 
 
 def steps_of(bridges: Floats, gap: Ints) -> Bools:
-    """Which of the G + 1 steps exist, bool [N, G + 1]."""
+    """Mark which of the G + 1 steps exist, bool [N, G + 1]."""
     return np.arange(bridges.shape[1] - 1) <= gap[:, None]
 
 
