@@ -19,7 +19,7 @@ from raystitch.stitching.config import (
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What ``raystitch fit`` and ``raystitch augment`` are told by one name.
+    """The settings of ``raystitch fit`` and ``raystitch augment`` behind one name.
 
     Attributes:
         purpose: what it is for, in a few words.
