@@ -136,7 +136,7 @@ def compare(
     sign, p_value = 0, None
     if spread is not None:
         p_value = float(2 * t.sf(abs(estimate) / error, freedom)) if error > 0 else float(estimate == 0)
-        # The interval and the test must agree: they are about the same mean, but not about the same statistic.
+        # Clear only when both say so: the interval of the statistic and the t-test of the mean.
         clear = p_value < 1 - CONFIDENCE
         sign = int(low > 0 and estimate > 0 and clear) - int(high < 0 and estimate < 0 and clear)
     value = float(statistic(left) - statistic(right))
