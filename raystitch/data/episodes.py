@@ -160,7 +160,8 @@ class EpisodeDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """``sha256:...`` over the content; the same trajectories give the same value however they were stored."""
+        """Return ``sha256:...`` over the content; the same trajectories give the same value however they were
+        stored."""
         digest = hashlib.sha256()
         for column in (self.observations, self.actions, self.rewards, self.terminated, self.truncated, self.offsets):
             digest.update(str((column.shape, column.dtype.str)).encode())
@@ -214,7 +215,7 @@ def from_episodes(
     action_high: ArrayLike,
     env: EnvSpec | None = None,
 ) -> EpisodeDataset:
-    """Puts single episodes together into columns.
+    """Put single episodes together into columns.
 
     Rewards may have axes of length 1 too many, and vectors of one number may come without their axis.
 
