@@ -19,14 +19,13 @@ import ray
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.cluster.augment import augment
 from raystitch.cluster.fit import fit
-from raystitch.cluster.resources import check_resources, run_needs
+from raystitch.cluster.resources import require_resources, run_needs
 from raystitch.cluster.runtime import check_shared, cluster_address, ensure_ray, job_id
 from raystitch.cluster.search import run_search
 from raystitch.cluster.trials import num_slots, reserve_memory, run_groups
 from raystitch.config import ResourceConfig, RunConfig, default_out
 from raystitch.console import Progress, duration, say
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.data.load import parse_ref
 from raystitch.errors import RunError, TrialsFailed, UserError
 from raystitch.io.files import make_folder, write_json
 from raystitch.io.lease import held_here, leased
@@ -69,7 +68,7 @@ def run_sweep(
         RunError: when a stage fails, or all trials do.
     """
     folder = _folder(default_out(config) if out is None else out)
-    config = replace(config, dataset=_absolute(config.dataset))
+    config = replace(config, dataset=config.dataset_ref.absolute().ref)
     if dry_run:
         print_plan(config, folder)
     with ExitStack() as stack:
@@ -95,7 +94,7 @@ def _checked(config: RunConfig, folder: Path, address: str | None, stack: ExitSt
         there = nearest(folder)
         check_shared(there, LOCK_FILE if (there / LOCK_FILE).is_file() else ".")
     else:
-        check_resources(run_needs(config), config.augment)
+        require_resources(run_needs(config), config.augment)
     with _stage("data"):
         checked = check_run(config, folder)
     for note in checked.notes:
@@ -163,7 +162,7 @@ def _judge(
 def _attached(config: RunConfig, address: str | None) -> Iterator[None]:
     """Ray is up and has, or can get, what every stage asks for."""
     with ensure_ray(address, object_store_gib=config.resources.object_store_gib, announce=say):
-        check_resources(run_needs(config), config.augment)
+        require_resources(run_needs(config), config.augment)
         yield
 
 
@@ -180,12 +179,6 @@ class _stage:
         seconds = time.monotonic() - self.began
         if kind is None and seconds > 1:
             say(f"{self.name}: {duration(seconds)}")
-
-
-def _absolute(ref: str) -> str:
-    """A dataset reference that means the same in Ray's workers, whose working folder is another one."""
-    kind, name = parse_ref(ref)
-    return f"d4rl:{Path(name).expanduser().absolute()}" if kind == "d4rl" else ref
 
 
 def _folder(out: str | os.PathLike[str]) -> Path:
@@ -233,10 +226,9 @@ def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple
     if existing_fit(folder / STITCHER, dataset, config.fit, "cpu") is None:
         with _stage("fit"), Progress() as progress:
             fit(
-                config.dataset,
+                config.dataset_ref,
                 config.fit,
                 folder / STITCHER,
-                d4rl_env=config.env,
                 device=resources.device,
                 num_retries=resources.num_retries,
                 progress=lambda at: progress.update(

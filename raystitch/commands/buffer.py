@@ -71,6 +71,7 @@ def register(subparsers: Subparsers) -> None:
 
 def _info(args: argparse.Namespace) -> None:
     from raystitch.buffer.maintain import describe
+    from raystitch.buffer.schema import LACKS
 
     found = describe(args.buffer, args.delta)
     if args.json:
@@ -82,6 +83,8 @@ def _info(args: argparse.Namespace) -> None:
         f"{number(found['bytes'] / 2**20)} MiB"
     )
     print(f"dataset {found['dataset']}, bundle {found['bundle'][:19]}, seed {found['seed']}, gamma {found['gamma']:g}")
+    if found["schema_version"] in LACKS:
+        print(LACKS[found["schema_version"]])
     for line in _troubles(found):
         print(line)
     delta = "off" if found["delta"] is None else found["delta"]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.data.load import load_dataset
 from raystitch.data.plane import maze_floor, principal_axes
+from raystitch.data.ref import DatasetRef
 from raystitch.endpoint.config import EndpointConfig, LimitsConfig, ModelConfig
 from raystitch.endpoint.problems import Problem, invalid
 from raystitch.endpoint.request import ModelSizes
@@ -114,7 +114,7 @@ def load_model(name: str, config: ModelConfig, stitch: StitchConfig, device: str
     bundle = Bundle.load(config.stitcher, device)
     dataset = None
     if config.dataset is not None:
-        dataset = load_dataset(config.dataset, env_id=config.env, default_env=bundle.env)
+        dataset = DatasetRef(config.dataset, env=config.env).load(bundle.env)
         bundle.check_dataset(dataset)
     return ServedModel(name, bundle, Stitcher(bundle, stitch), dataset)
 

@@ -42,10 +42,10 @@ def _whole(value: Any) -> Any:
 _Whole = BeforeValidator(_whole)
 
 
-class RequestOptions(BaseModel):
+class Options(BaseModel):
     """How the two trajectories are stitched."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, title="Options")
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     delta: (
         Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -98,7 +98,7 @@ class StitchRequest:
 
     source: GivenTrajectory
     target: GivenTrajectory
-    options: RequestOptions
+    options: Options
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,7 @@ class ModelSizes:
     gap_max: int
 
 
-def checked_options(
-    options: RequestOptions, sizes: ModelSizes, limits: LimitsConfig, prefix: str = "options"
-) -> RequestOptions:
+def checked_options(options: Options, sizes: ModelSizes, limits: LimitsConfig, prefix: str = "options") -> Options:
     """Return the options for this model within this endpoint's limits.
 
     Raises:

@@ -25,7 +25,7 @@ class Trajectories:
         may_leave, may_enter: bool [S], per observation row of ``dataset``.
         fragments: int64 [E, M], the real episodes in each; unused places are -1.
         bridge_ids: str [E], the bridge whose stitched episode it is; empty for real episodes.
-        first_episode, last_episode: int64 [E], the real episodes that it begins and ends with.
+        first_episode, last_episode: int64 [E], numbers of the real episodes that it begins and ends with.
     """
 
     dataset: EpisodeDataset

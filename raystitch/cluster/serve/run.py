@@ -14,12 +14,12 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
-from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeInstanceDetails
 
 from raystitch.cluster.local_ray import temp_folder
-from raystitch.cluster.resources import Need, check_copies
+from raystitch.cluster.private_ray import serve_details
+from raystitch.cluster.resources import Need, require_copies
 from raystitch.cluster.runtime import cluster_address, ensure_ray, is_local
 from raystitch.cluster.serve.application import DEPLOYMENT, NAME, build
 from raystitch.cluster.signals import Requests
@@ -228,7 +228,7 @@ def serving(
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     options = HTTPOptions(host=host, port=port, request_timeout_s=_longest(config))
     with ensure_ray(address, announce=announce):
-        check_copies(_replica_need(**resources), resources.get("replicas", (1, 1))[0])
+        require_copies(_replica_need(**resources), resources.get("replicas", (1, 1))[0])
         _check_free(place, address)
         try:
             try:
@@ -250,10 +250,7 @@ def _remove(name: str) -> None:
 
 def _serve_details() -> ServeInstanceDetails:
     """Return what runs on the cluster's Serve and where it listens; empty if there is no Serve."""
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is None:
-        return ServeInstanceDetails(proxies={}, applications={})
-    return ServeInstanceDetails(**client.get_serve_details())
+    return ServeInstanceDetails(**(serve_details() or {"proxies": {}, "applications": {}}))
 
 
 def _check_free(place: Address, address: str | None) -> None:
