@@ -134,7 +134,7 @@ def decode_arrow(body: bytes) -> Result:
 
 
 def decoded(body: bytes, decode: Callable[[bytes], T]) -> T:
-    """Raises: StitchError when the server (or what stands before it) says what this version does not understand."""
+    """Raises: StitchError when this version does not understand the answer of the server, or of a proxy before it."""
     try:
         return decode(body)
     except (LookupError, TypeError, ValueError, pa.ArrowException) as error:

@@ -12,7 +12,7 @@ from raystitch.errors import UserError
 Floats = NDArray[np.float32]
 
 WIDE = 1000.0
-"""Bounds this many times as far apart as the actions carry no information."""
+"""Bounds that are this many times as far apart as the actions carry no information."""
 
 
 def usable_bounds(low: ArrayLike, high: ArrayLike, actions: Floats, where: str) -> tuple[Floats, Floats, list[Problem]]:

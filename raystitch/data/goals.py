@@ -39,7 +39,7 @@ def with_position(keys: tuple[str, ...] | None, space: spaces.Space[Any], stored
 
 
 class GoalsLeftOut:
-    """Counts the values that ``desired_goal`` takes in a dataset of which only ``observation`` is read."""
+    """Counts the different values of ``desired_goal`` in a dataset of which only ``observation`` is read."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = names

@@ -33,7 +33,7 @@ _RESERVE = 0.25
 
 @dataclass(frozen=True, eq=False)
 class Stitched:
-    """A request's candidates and its two trajectories with what was inferred."""
+    """A request's candidates and its two trajectories, inferred columns included."""
 
     source: Episode
     target: Episode

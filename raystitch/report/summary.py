@@ -120,7 +120,7 @@ class Line:
 
     @property
     def selection(self) -> Interval | None:
-        """Best minus last checkpoint, mean over seeds: what choosing checkpoints by their evaluation would add."""
+        """Best minus last checkpoint, mean over seeds: the gain from choosing checkpoints by their evaluation."""
         if not self.best:
             return None
         return interval(np.array([self.best[seed] - self.values[seed] for seed in self.best]), mean)
