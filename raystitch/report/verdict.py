@@ -1,5 +1,5 @@
 """The answer in words: does stitching help, how certain is that, is qualification needed, and which budget would be
-better. Every sentence comes from the numbers of the run; nothing is claimed that they do not show.
+better.
 
 Every sentence comes from the numbers of the run; nothing is claimed that they do not show.
 """
