@@ -16,7 +16,7 @@ def _key(part: int | str) -> int:
 
 
 def derive_seed(root: int, *path: int | str) -> int:
-    """A 63-bit seed for the node ``path`` below ``root``; equal paths give equal seeds on every machine."""
+    """Return a 63-bit seed for the node ``path`` below ``root``; equal paths give equal seeds on every machine."""
     sequence = np.random.SeedSequence(root, spawn_key=tuple(_key(part) for part in path))
     high, low = sequence.generate_state(2, np.uint32)
     return int(high) >> 1 << 32 | int(low)
@@ -48,7 +48,7 @@ def uniforms(seeds: Ints, count: int, stream: int) -> NDArray[np.float64]:
 
 
 def integers(uniform: NDArray[np.float64], bound: int | Ints) -> Ints:
-    """Maps uniform numbers in [0, 1) to integers in 0 .. bound - 1."""
+    """Map uniform numbers in [0, 1) to integers in 0 .. bound - 1."""
     return np.minimum((uniform * bound).astype(np.int64), np.asarray(bound, np.int64) - 1)
 
 

@@ -1,8 +1,11 @@
-"""The only package that imports ray."""
+"""Actors and tasks around functions that run without Ray. No other package imports ray.
+
+tests/cluster tells when it broke.
+"""
 
 import os
 
-# Before any module here imports ray, which reads these once.
+# Ray reads these once, when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Ray's report of actors that were stopped on purpose, because there are enough bridges. Other deaths are still shown.
+# Hides Ray's report of actors that were stopped because there are enough bridges. Other deaths are still shown.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", r"killed by `ray\.kill`")
