@@ -1,1 +1,1 @@
-"""From a batch of trajectory pairs to a batch of bridges: pairs, gap, bridge, wrap-up, qualification."""
+"""Turns pairs of trajectories into bridges, in five stages: pairs, gap, bridge, wrap-up, qualification."""
