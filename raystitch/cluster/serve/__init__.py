@@ -1,4 +1,4 @@
-"""The endpoint on Ray Serve; ``raystitch.cluster.serve:app`` is what a Serve config names."""
+"""The endpoint on Ray Serve; a Serve config names it ``raystitch.cluster.serve:app``."""
 
 from raystitch.cluster.serve.application import app
 
