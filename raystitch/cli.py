@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from raystitch.commands import COMMANDS
+from raystitch.commands import COMMANDS, completion
 from raystitch.errors import RunError, TrialsFailed, UserError
 
 PACKAGE = Path(__file__).parent
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-class _Version(argparse.Action):
+class _Version(argparse._VersionAction):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from raystitch import __version__
 
@@ -46,10 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
         description="Trajectory stitching for offline reinforcement learning.",
         epilog="example: raystitch sweep demo --dry-run\n\nRAYSTITCH_RUNS moves the folder that sweeps write to.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
     for register in COMMANDS:
         register(commands)
+    completion.register(commands, build_parser)
     return parser
 
 

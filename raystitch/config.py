@@ -9,6 +9,7 @@ from typing import Literal
 import yaml
 
 from raystitch.buffer.config import AugmentConfig
+from raystitch.data.ref import DatasetRef
 from raystitch.errors import UserError
 from raystitch.io.config_file import load_config, plain
 from raystitch.models.calibration import check_delta
@@ -178,6 +179,11 @@ class RunConfig:
                 f"search.scheduler: asha compares cells at evaluations during training; evaluation.every must be "
                 f"between 1 and {search.algo}.train_steps={steps}, got evaluation.every={every}"
             )
+
+    @property
+    def dataset_ref(self) -> DatasetRef:
+        """The trajectories of the run."""
+        return DatasetRef(self.dataset, env=self.env)
 
     @property
     def headline_cell(self) -> tuple[str, float | str | None] | None:

@@ -1,4 +1,5 @@
-"""Bridges: where they leave and enter (``References``), and those with their steps in memory (``BridgeSet``).
+"""Bridges: where they leave and enter (``References``), with their steps in memory (``BridgeSet``) or left in mapped
+files (``MappedBridges``).
 
 A buffer of any size is used through its references, 64 to 90 bytes each, and chunks of bridges one after the other.
 Legend: B bridges, T their transitions, O observation size, A action size.
@@ -18,6 +19,25 @@ from raystitch.data.episodes import Bools, Floats, Ints
 
 CHUNK_TRANSITIONS = 50_000
 """Transitions that are in memory at a time where a buffer is read from beginning to end."""
+
+PER_BRIDGE = (
+    "ids",
+    "rows",
+    "source_episode",
+    "source_step",
+    "target_episode",
+    "target_step",
+    "gap",
+    "residual_max",
+    "termination_max",
+    "return_source",
+    "return_stitched",
+    "accepted",
+    "chain_round",
+    "source_parent",
+    "target_parent",
+)
+"""Attributes of a ``BridgeSet`` with one value per bridge."""
 
 
 def ranges(starts: Ints, lengths: Ints) -> Ints:
@@ -143,6 +163,8 @@ class BridgeSet(References):
         accepted: bool [B], at the generation settings.
         observations: float32 [T + B, O]; bridge b holds rows ``offsets[b] + b .. offsets[b + 1] + b`` inclusive.
         actions: float32 [T, A]; rewards: float32 [T].
+        residual, spread: float32 [T], the judges' residual and disagreement of each step (squared L2, standardised
+            units); None where the buffer does not hold them (schema 2).
     """
 
     ids: NDArray[np.str_]
@@ -154,6 +176,8 @@ class BridgeSet(References):
     observations: Floats
     actions: Floats
     rewards: Floats
+    residual: Floats | None = None
+    spread: Floats | None = None
 
     @cached_property
     def obs_index(self) -> Ints:
@@ -172,11 +196,13 @@ class BridgeSet(References):
             observations=self.observations[ranges(self.obs_offsets[index], lengths + 1)],
             actions=self.actions[steps],
             rewards=self.rewards[steps],
+            residual=None if self.residual is None else self.residual[steps],
+            spread=None if self.spread is None else self.spread[steps],
         )
 
     @property
     def all_references(self) -> References:
-        """Those of all bridges; this is a ``Bridges``."""
+        """The references of all bridges: this set is a ``Bridges``."""
         return self
 
     def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator["BridgeSet"]:
@@ -192,8 +218,9 @@ class BridgeSet(References):
     def content(self) -> str:
         """A digest of the bridges."""
         digest = hashlib.sha256()
-        for column in (self.rows, self.gap, self.observations, self.actions, self.rewards):
-            digest.update(np.ascontiguousarray(column).data)
+        for column in (self.rows, self.gap, self.observations, self.actions, self.rewards, self.residual, self.spread):
+            if column is not None:
+                digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()
 
 
@@ -220,20 +247,59 @@ class Bridges(Protocol):
         ...
 
 
-PER_BRIDGE = (
-    "ids",
-    "rows",
-    "source_episode",
-    "source_step",
-    "target_episode",
-    "target_step",
-    "gap",
-    "residual_max",
-    "termination_max",
-    "return_source",
-    "return_stitched",
-    "accepted",
-    "chain_round",
-    "source_parent",
-    "target_parent",
-)
+class CandidateStore(Protocol):
+    """Stored candidates whose steps can be read row by row: an open buffer."""
+
+    @property
+    def content(self) -> str:
+        """A digest of all that is stored."""
+        ...
+
+    def column(self, name: str) -> np.ndarray[Any, Any]:
+        """A column of one value per candidate."""
+        ...
+
+    def references(self, rows: Ints) -> References:
+        """Candidates without their steps, in the order of ``rows``."""
+        ...
+
+    def take(self, rows: Ints) -> BridgeSet:
+        """Candidates in memory, in ascending order of ``rows``."""
+        ...
+
+
+class MappedBridges:
+    """Some candidates of a buffer as ``Bridges``; their steps are read when they are asked for."""
+
+    def __init__(self, buffer: CandidateStore, rows: Ints) -> None:
+        """``rows``: int64, ascending."""
+        self.buffer, self._rows = buffer, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def all_references(self) -> References:
+        return self._references
+
+    @cached_property
+    def _references(self) -> References:
+        return self.buffer.references(self._rows)
+
+    @property
+    def num_transitions(self) -> int:
+        return self.all_references.num_transitions
+
+    @property
+    def content(self) -> str:
+        digest = hashlib.sha256(self.buffer.content.encode())
+        digest.update(np.ascontiguousarray(self._rows).data)
+        return digest.hexdigest()
+
+    def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator[BridgeSet]:
+        lengths = self.buffer.column("gap")[self._rows] + 1
+        for begin, end in pairwise(chunk_bounds(lengths, max_transitions).tolist()):
+            yield self.buffer.take(self._rows[begin:end])
+
+    def take_positions(self, positions: Ints) -> BridgeSet:
+        return self.buffer.take(self._rows[positions])

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raystitch.buffer.bridges import BridgeSet, References
+from raystitch.buffer.bridges import BridgeSet, MappedBridges, References
 from raystitch.buffer.episodes import Runs, StitchedEpisodes, concatenate, gather, stitched_index, stitched_runs
-from raystitch.buffer.reader import Buffer, MappedBridges
+from raystitch.buffer.reader import Buffer
 from raystitch.buffer.schema import ClosedRound
 from raystitch.data.episodes import Bools, EpisodeDataset, Ints
 from raystitch.seeding import derive_seed, numpy_rng
@@ -46,8 +46,8 @@ def chained_trajectories(
         may_enter=np.concatenate([everywhere, enter]),
         fragments=_fragments(dataset, runs, ends),
         bridge_ids=np.concatenate([none, bridges.ids[chosen]]),
-        first_episode=np.concatenate([own, ends[:, 0]]),
-        last_episode=np.concatenate([own, ends[:, 1]]),
+        first_episode=dataset.episode_numbers[np.concatenate([own, ends[:, 0]])],
+        last_episode=dataset.episode_numbers[np.concatenate([own, ends[:, 1]])],
     )
 
 

@@ -6,16 +6,51 @@ An ``EpisodeIndex`` points into two pools, the dataset's rows followed by the br
 ``gather`` and real rows come out bit for bit. Legend: E stitched episodes, N their transitions.
 """
 
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from raystitch.buffer.bridges import BridgeSet, References, ranges
-from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
+from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints, wrong_dataset
+from raystitch.errors import UserError
+
+if TYPE_CHECKING:
+    from raystitch.buffer.reader import Buffer
 
 TimeLimit = int | None | Literal["env"]
+
+
+def on_dataset(buffer: "Buffer", dataset: EpisodeDataset) -> "Buffer":
+    """Return the buffer with its episodes as rows of ``dataset``: of the whole that it was made from, or of a part.
+
+    Raises:
+        UserError: when the dataset holds other trajectories, or lacks an episode that the buffer refers to.
+    """
+    meta, opened = buffer.meta, copy(buffer)
+    whole = meta.selected_from or meta.dataset_fingerprint
+    if dataset.whole_fingerprint != whole:
+        remedy = "give that dataset, or augment this one"
+        raise UserError(wrong_dataset(buffer.uri, meta.dataset_name, whole, dataset, remedy))
+    if dataset.selected_from is None:
+        return buffer
+    for name in ("source_episode", "target_episode"):
+        field, pieces = buffer.table.schema.field(name), list[pa.Array]()
+        for chunk in buffer.table[name].chunks:
+            numbers = chunk.to_numpy()
+            rows = dataset.rows_of(numbers)
+            if (rows < 0).any():
+                raise UserError(
+                    f"{buffer.uri} refers to episode {numbers[np.argmax(rows < 0)]} of {meta.dataset_name}, which is "
+                    f"not among the {dataset.num_episodes} selected; select all, or augment the selection"
+                )
+            pieces.append(pa.array(rows, field.type))
+        place = buffer.table.schema.get_field_index(name)
+        opened.table = opened.table.set_column(place, field, pa.chunked_array(pieces, field.type))
+    return opened
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +294,8 @@ def concatenate(first: StitchedEpisodes, second: StitchedEpisodes) -> StitchedEp
     a, b = first.episodes, second.episodes
     columns = ("observations", "actions", "rewards", "terminated", "truncated", "final_observed")
     both = {name: np.concatenate([getattr(a, name), getattr(b, name)]) for name in columns}
-    episodes = replace(a, **both, offsets=np.concatenate([a.offsets, a.offsets[-1] + b.offsets[1:]]))
+    offsets = np.concatenate([a.offsets, a.offsets[-1] + b.offsets[1:]])
+    episodes = replace(a, **both, offsets=offsets, selected_from=None)
     return StitchedEpisodes(episodes=episodes, is_synthetic=np.concatenate([first.is_synthetic, second.is_synthetic]))
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raystitch.buffer.bridges import CHUNK_TRANSITIONS, Bridges, References, chunk_bounds
-from raystitch.buffer.episodes import BLOCK, bridge_episodes, rebuild, stitched_runs
+from raystitch.buffer.episodes import BLOCK, bridge_episodes, on_dataset, rebuild, stitched_runs
 from raystitch.buffer.reader import AtDelta, Buffer
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
@@ -35,20 +35,6 @@ class Exported:
     num_episodes: int
     num_transitions: int
     num_synthetic: int
-
-
-def check_dataset(buffer: Buffer, dataset: EpisodeDataset) -> None:
-    """Refuses a dataset that the buffer does not refer to.
-
-    Raises:
-        UserError: other sizes or other trajectories.
-    """
-    meta = buffer.meta
-    if dataset.fingerprint != meta.dataset_fingerprint:
-        raise UserError(
-            f"{buffer.uri} was generated from {meta.dataset_name} ({meta.dataset_fingerprint[:19]}..), but "
-            f"{dataset.name} holds other trajectories ({dataset.fingerprint[:19]}..); give that dataset"
-        )
 
 
 def export(
@@ -79,8 +65,7 @@ def export(
             raise UserError(f"{name}={value!r} is not one of {', '.join(choices)}")
     if format != "minari" and Path(out).exists():
         raise UserError(f"{out} exists already; give another --out")
-    check_dataset(buffer, dataset)
-    bridges = buffer.mapped(delta)
+    bridges = on_dataset(buffer, dataset).mapped(delta)
     if len(bridges) == 0:
         raise UserError(f"{buffer.uri} holds no bridge that passes delta={delta}; use a larger delta")
     if what == "bridges":

@@ -14,7 +14,7 @@ from raystitch.buffer.meta import read_meta
 from raystitch.buffer.reader import AtDelta, open_buffer
 from raystitch.buffer.removal import remove_unnamed
 from raystitch.buffer.rounds import sound_rounds
-from raystitch.buffer.schema import PARENTS, BufferMeta, Complete, flat_steps, make_schema
+from raystitch.buffer.schema import JUDGED_STEPS, PARENTS, BufferMeta, Complete, flat_steps, make_schema
 from raystitch.buffer.shard_file import (
     SHARDS,
     ShardFile,
@@ -110,7 +110,8 @@ def _builds_on(meta: BufferMeta, shard: int) -> str:
 
 def _file_problems(file: ShardFile, meta: BufferMeta) -> list[str]:
     batch = file.batch.replace_schema_metadata(None)
-    if not batch.schema.equals(make_schema(meta.obs_dim, meta.act_dim)):
+    schema = make_schema(meta.obs_dim, meta.act_dim, meta.schema_version)
+    if not batch.schema.equals(schema):
         return ["its columns are not those that buffer.json describes"]
     damaged = file.damaged_shards()
     if damaged:
@@ -118,7 +119,8 @@ def _file_problems(file: ShardFile, meta: BufferMeta) -> list[str]:
         return [f"its checksum differs (shard {which}): the file was changed after it was written"]
     problems: list[str] = []
     gap = batch["gap"].to_numpy()
-    for name, extra in (("observations", 2), ("actions", 1), ("rewards", 1)):
+    lists = [name for name in ("actions", "rewards", *JUDGED_STEPS) if name in schema.names]
+    for name, extra in (("observations", 2), *((name, 1) for name in lists)):
         if not np.array_equal(batch[name].value_lengths().to_numpy(zero_copy_only=False), gap + extra):
             problems.append(f"the length of {name} is not gap + {extra}")
     for stats, rows in file.shards():
@@ -243,7 +245,7 @@ def describe(uri: str | os.PathLike[str], delta: AtDelta = "generation") -> dict
         lacks), ``damaged`` (file -> what is wrong with it, as far as opening shows; ``verify`` looks at every byte),
         ``failed`` (shard -> why it could not be made), ``candidates, accepted, transitions, delta, reasons`` (counts),
         ``rounds`` (list of ``RoundCounts``), ``residual_median, gap_mean`` (of the accepted; None without any),
-        ``dataset, bundle, seed, gamma, stitch, augment``.
+        ``dataset, bundle, seed, gamma, schema_version, stitch, augment``.
 
     Raises:
         UserError: when it is not a buffer.
@@ -275,6 +277,7 @@ def describe(uri: str | os.PathLike[str], delta: AtDelta = "generation") -> dict
         "bundle": meta.bundle_hash,
         "seed": meta.seed,
         "gamma": meta.gamma,
+        "schema_version": meta.schema_version,
         "stitch": asdict(meta.stitch),
         "augment": asdict(meta.augment),
     }

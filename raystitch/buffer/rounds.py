@@ -15,6 +15,7 @@ from raystitch.buffer.removal import remove_unnamed
 from raystitch.buffer.schema import BufferMeta, ClosedRound, Complete
 from raystitch.buffer.shard_file import SHARDS, ShardStats, part_name
 from raystitch.buffer.survey import Path, list_shards, shards_of, survey
+from raystitch.io.holders import is_temporary
 from raystitch.io.storage import Storage
 
 
@@ -167,7 +168,7 @@ def _remove_leftovers(storage: Storage, meta: BufferMeta, complete: Complete) ->
         shards = shards_of(name)
         if shards and shards.start >= complete.num_shards:
             over.append(name)
-        elif name.endswith(".tmp") and storage.is_leftover(f"{SHARDS}/{name}"):
+        elif is_temporary(name) and storage.is_leftover(f"{SHARDS}/{name}"):
             storage.delete(f"{SHARDS}/{name}")
     if meta.augment.num_bridges <= complete.num_bridges:
         remove_unnamed(storage, meta, over)

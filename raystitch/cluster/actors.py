@@ -22,7 +22,7 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from raystitch.buffer.schema import candidates_to_table
+from raystitch.buffer.schema import SCHEMA_VERSION, candidates_to_table
 from raystitch.buffer.shard_file import SHARDS, ShardStats, part_name, read_stats, write_shard
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import RunError, StorageError, UserError
@@ -95,6 +95,7 @@ class ShardJob:
     pairs_per_shard: int
     chain_round: int = 0
     manifest: str = ""
+    schema_version: int = SCHEMA_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +204,8 @@ class Qualifier(_Actor):
         if packed:
             try:
                 self.start(outcome.shard)
-                table = candidates_to_table(self.stitcher.qualify(unpack(packed)), outcome.shard, job.chain_round)
+                judged = self.stitcher.qualify(unpack(packed))
+                table = candidates_to_table(judged, outcome.shard, job.chain_round, job.schema_version)
                 outcome = Outcome(
                     shard=outcome.shard,
                     stats=write_shard(job.out, outcome.shard, table, job.manifest),

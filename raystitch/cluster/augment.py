@@ -32,7 +32,7 @@ from raystitch.cluster.runtime import check_shared, describe_cluster, ensure_ray
 from raystitch.cluster.waiting import Waiting
 from raystitch.console import duration
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.data.load import load_dataset
+from raystitch.data.ref import DatasetRef
 from raystitch.errors import RunError
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.generate.ledger import AugmentSummary, Ledger, open_ledger
@@ -52,7 +52,7 @@ DATA_TASK = Need(who="Ray Data's own tasks", resources={"CPU": 1.0}, advice="fre
 
 
 def augment(
-    dataset: EpisodeDataset | str,
+    dataset: EpisodeDataset | DatasetRef | str,
     bundle_dir: str | os.PathLike[str],
     *,
     out: str | os.PathLike[str],
@@ -78,7 +78,8 @@ def augment(
         RunError: when too little is accepted, a shard fails for good, the buffer cannot be written or Ray fails.
     """
     stitch_config, config = stitch_config or StitchConfig(), config or AugmentConfig()
-    trajectories = load_dataset(dataset) if isinstance(dataset, str) else dataset
+    named = DatasetRef(dataset) if isinstance(dataset, str) else dataset
+    trajectories = named.load() if isinstance(named, DatasetRef) else named
     bundle = Bundle.load(bundle_dir, "cpu")
     metrics = AugmentMetrics(str(out))
     ledger = open_ledger(trajectories, bundle, stitch_config, config, out, seed, metrics.watch(progress))
@@ -117,7 +118,9 @@ class _Generation:
             while not ledger.round_done:
                 proposers, qualifiers = self._pools()
                 num_blocks = max(MAX_BLOCKS, BLOCKS_PER_ACTOR * proposers.max_size)
-                shards = ledger.missing(min(num_blocks * SHARDS_PER_BLOCK, max(SMALLEST_WAVE, 2 * ledger.expected())))
+                shards = ledger.next_shards(
+                    min(num_blocks * SHARDS_PER_BLOCK, max(SMALLEST_WAVE, 2 * ledger.expected()))
+                )
                 if shards:
                     self._wave(shards, shared, proposers, qualifiers, min(num_blocks, len(shards)))
 
@@ -196,6 +199,7 @@ class _Generation:
                 pairs_per_shard=ledger.config.pairs_per_shard,
                 chain_round=ledger.chain_round,
                 manifest=ledger.manifest,
+                schema_version=ledger.schema_version,
             )
             for pool in (proposers, qualifiers)
         )

@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from raystitch.cluster.resources import Need, await_node, fit_need, live_nodes
 from raystitch.cluster.waiting import Waiting
 from raystitch.console import say
-from raystitch.data.load import load_dataset
+from raystitch.data.ref import DatasetRef
 from raystitch.errors import RunError, UserError
 from raystitch.io.config_file import plain
 from raystitch.models.config import FitConfig
@@ -25,11 +25,10 @@ RETRY_SECONDS = 1.0
 
 
 def fit(
-    dataset_ref: str,
+    dataset: DatasetRef,
     config: FitConfig,
     out: str | Path,
     *,
-    d4rl_env: str | None = None,
     device: str = "auto",
     num_retries: int = 0,
     progress: Callable[[FitProgress], None] | None = None,
@@ -47,7 +46,7 @@ def fit(
     attempts = 1 + num_retries
     for attempt in range(1, attempts + 1):
         try:
-            _fit_once(dataset_ref, config, Path(out), d4rl_env, device, progress)
+            _fit_once(dataset, config, Path(out), device, progress)
             return
         except RayError as error:
             why = _reason(error)
@@ -59,10 +58,9 @@ def fit(
 
 
 def _fit_once(
-    dataset_ref: str,
+    dataset: DatasetRef,
     config: FitConfig,
     out: Path,
-    d4rl_env: str | None,
     device: str,
     progress: Callable[[FitProgress], None] | None,
 ) -> None:
@@ -78,7 +76,7 @@ def _fit_once(
     waiting = Waiting([reserved], say)
     try:
         with waiting.said():
-            for reference in remote.remote(dataset_ref, d4rl_env, config, str(out.absolute()), device):
+            for reference in remote.remote(dataset, config, str(out.absolute()), device):
                 report: Any = ray.get(reference)
                 waiting.moved()
                 if isinstance(report, str):
@@ -98,17 +96,14 @@ def _reason(error: RayError) -> str:
     return lines[-1] if isinstance(error, RayTaskError) else f"its process died: {lines[0]}"
 
 
-def _fit(
-    dataset_ref: str, d4rl_env: str | None, config: FitConfig, out: str, device: str
-) -> Generator[dict[str, Any] | str, None, None]:
+def _fit(dataset: DatasetRef, config: FitConfig, out: str, device: str) -> Generator[dict[str, Any] | str, None, None]:
     """Streams progress and notes while a thread fits."""
     reports: queue.Queue[FitProgress | str | None] = queue.Queue()
     failures: list[BaseException] = []
 
     def work() -> None:
         try:
-            dataset = load_dataset(dataset_ref, env_id=d4rl_env)
-            fit_bundle(dataset, config, Path(out), device, progress=reports.put, note=reports.put)
+            fit_bundle(dataset.load(), config, Path(out), device, progress=reports.put, note=reports.put)
         except BaseException as error:
             failures.append(error)
         finally:

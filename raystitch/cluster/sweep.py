@@ -26,7 +26,6 @@ from raystitch.cluster.trials import num_slots, reserve_memory, run_groups
 from raystitch.config import ResourceConfig, RunConfig, default_out
 from raystitch.console import Progress, duration, say
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.data.load import parse_ref
 from raystitch.errors import RunError, TrialsFailed, UserError
 from raystitch.io.files import make_folder, write_json
 from raystitch.io.lease import held_here, leased
@@ -69,7 +68,7 @@ def run_sweep(
         RunError: when a stage fails, or all trials do.
     """
     folder = _folder(default_out(config) if out is None else out)
-    config = replace(config, dataset=_absolute(config.dataset))
+    config = replace(config, dataset=config.dataset_ref.absolute().ref)
     if dry_run:
         print_plan(config, folder)
     with ExitStack() as stack:
@@ -182,12 +181,6 @@ class _stage:
             say(f"{self.name}: {duration(seconds)}")
 
 
-def _absolute(ref: str) -> str:
-    """A dataset reference that means the same in Ray's workers, whose working folder is another one."""
-    kind, name = parse_ref(ref)
-    return f"d4rl:{Path(name).expanduser().absolute()}" if kind == "d4rl" else ref
-
-
 def _folder(out: str | os.PathLike[str]) -> Path:
     """The run's folder, checked to be one that can be written before hours of work and not after them."""
     if job_id() is not None and "://" not in str(out) and not Path(out).expanduser().is_absolute():
@@ -233,10 +226,9 @@ def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple
     if existing_fit(folder / STITCHER, dataset, config.fit, "cpu") is None:
         with _stage("fit"), Progress() as progress:
             fit(
-                config.dataset,
+                config.dataset_ref,
                 config.fit,
                 folder / STITCHER,
-                d4rl_env=config.env,
                 device=resources.device,
                 num_retries=resources.num_retries,
                 progress=lambda at: progress.update(

@@ -32,6 +32,10 @@ from raystitch.errors import UserError
 
 if TYPE_CHECKING:
     from raystitch.buffer.config import AugmentConfig
+    from raystitch.pipeline.generate.progress import AugmentProgress
+
+INTERVAL_SECONDS = 10.0
+"""Between two lines of progress where stderr is not a terminal."""
 
 
 def register(subparsers: Subparsers) -> None:
@@ -139,12 +143,6 @@ def _sizes(args: argparse.Namespace, overrides: list[str]) -> "AugmentConfig":
     if args.skip_failed:
         overrides.append("skip_failed=true")
     return stage_config(AugmentConfig, "augment", run_config, overrides)
-
-
-if TYPE_CHECKING:
-    from raystitch.pipeline.generate.progress import AugmentProgress
-
-INTERVAL_SECONDS = 10.0
 
 
 class AugmentConsole:

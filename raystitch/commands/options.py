@@ -112,11 +112,11 @@ def add_env(parser: argparse.ArgumentParser) -> None:
 
 
 def open_dataset(ref: str, env_id: str | None = None) -> "EpisodeDataset":
-    """The dataset that a user names; ``env_id`` is his ``--env``. What speaks against it is said."""
-    from raystitch.data.load import load_dataset
+    """Load the dataset that a user names, with his ``--env``, and say what speaks against training on it."""
+    from raystitch.data.ref import DatasetRef
     from raystitch.pipeline.trials.checks import suitable_notes
 
-    dataset = load_dataset(ref, env_id=env_id)
+    dataset = DatasetRef(ref, env=env_id).load()
     for note in suitable_notes(dataset):
         say(f"note: {note}")
     return dataset
@@ -127,21 +127,21 @@ def add_moved_dataset(parser: argparse.ArgumentParser) -> None:
 
 
 def buffer_dataset(buffer: "Buffer", ref: str | None, env_id: str | None = None) -> "EpisodeDataset":
-    """The dataset that a buffer's bridges refer to; ``ref`` and ``env_id`` are what the user names."""
-    from raystitch.buffer.export import check_dataset
-    from raystitch.data.load import load_dataset, load_recorded
+    """Load the dataset that a buffer's bridges refer to; ``ref`` and ``env_id`` are what the user names."""
+    from raystitch.buffer.episodes import on_dataset
+    from raystitch.data.ref import DatasetRef
 
     meta = buffer.meta
     try:
         if ref is not None:
-            dataset = load_dataset(ref, env_id=env_id, default_env=meta.env)
+            dataset = DatasetRef(ref, env=env_id).load(meta.env)
         else:
-            dataset = load_recorded(meta.dataset_name, env_id=env_id, default_env=meta.env)
+            dataset = DatasetRef(meta.dataset_name, env=env_id).load_recorded(meta.env)
     except UserError as error:
         if ref is not None:
             raise
         raise UserError(f"{error} (the buffer's dataset; if it moved, name it with --dataset REF)") from error
-    check_dataset(buffer, dataset)
+    on_dataset(buffer, dataset)
     return dataset
 
 

@@ -172,6 +172,7 @@ def _with_env(columns: dict[str, NDArray[Any]]) -> EpisodeDataset:
         action_high=np.ones(2, np.float32),
         env=demo_spec(),
         found=(),
+        selected_from=None,
     )
 
 

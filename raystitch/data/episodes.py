@@ -4,8 +4,9 @@ Legend: E episodes, N transitions, O observation size, A action size.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +34,19 @@ class Episode:
     truncated: bool
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SelectedFrom:
+    """Where the episodes of a selection come from.
+
+    Attributes:
+        fingerprint: the whole dataset's.
+        episode_numbers: int64 [E], the number that each episode has there.
+    """
+
+    fingerprint: str
+    episode_numbers: Ints
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class EpisodeDataset:
     """A dataset of episodes.
@@ -50,6 +64,7 @@ class EpisodeDataset:
         final_observed: bool [E], False where a file lacks the observation after the last action; the row then
             repeats the last known observation and must not be used as a next state.
         found: what the reader found odd, and how it read on; ``inspect`` lists it among the problems.
+        selected_from: None for a whole dataset.
 
     All in raw units, as recorded. ``load_dataset`` reads one, ``from_episodes`` puts one together.
 
@@ -75,6 +90,7 @@ class EpisodeDataset:
     env: EnvSpec | None = None
     final_observed: Bools = field(default_factory=lambda: np.zeros(0, np.bool_))
     found: tuple[Problem, ...] = ()
+    selected_from: SelectedFrom | None = None
 
     def __post_init__(self) -> None:
         if self.final_observed.size == 0:
@@ -91,6 +107,7 @@ class EpisodeDataset:
         for column, rows in expected.items():
             if len(getattr(self, column)) != rows:
                 raise UserError(f"{self.name}: {column} has {len(getattr(self, column))} rows, expected {rows}")
+        assert self.selected_from is None or len(self.selected_from.episode_numbers) == num_episodes
         for column, axes in (("observations", 2), ("actions", 2), ("rewards", 1), ("terminated", 1), ("truncated", 1)):
             shape = getattr(self, column).shape
             if len(shape) != axes:
@@ -167,6 +184,29 @@ class EpisodeDataset:
             digest.update(np.ascontiguousarray(column).data)
         return "sha256:" + digest.hexdigest()
 
+    @cached_property
+    def scaling_fingerprint(self) -> str:
+        """``sha256:...`` over the content, the action bounds and the environment: equal where scaled actions are."""
+        bounds = [self.action_low.tolist(), self.action_high.tolist()]
+        content = [self.fingerprint, *bounds, None if self.env is None else self.env.to_json()]
+        return "sha256:" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def whole_fingerprint(self) -> str:
+        """``fingerprint`` of the dataset that these episodes were selected from; its own for a whole one."""
+        return self.fingerprint if self.selected_from is None else self.selected_from.fingerprint
+
+    @cached_property
+    def episode_numbers(self) -> Ints:
+        """Number of each episode in the whole dataset, int64 [E]; buffers refer to episodes by it."""
+        return np.arange(self.num_episodes) if self.selected_from is None else self.selected_from.episode_numbers
+
+    def rows_of(self, numbers: Ints) -> Ints:
+        """Return where the episodes of these numbers are in this dataset, int64 like ``numbers``; -1 where left out."""
+        order = np.argsort(self.episode_numbers)
+        at = np.minimum(np.searchsorted(self.episode_numbers, numbers, sorter=order), self.num_episodes - 1)
+        return np.where(self.episode_numbers[order[at]] == numbers, order[at], -1)
+
     def episode(self, index: int) -> Episode:
         start, stop = int(self.offsets[index]), int(self.offsets[index + 1])
         return Episode(
@@ -180,8 +220,13 @@ class EpisodeDataset:
     def __iter__(self) -> Iterator[Episode]:
         return (self.episode(index) for index in range(self.num_episodes))
 
+    def select(self, episodes: Ints) -> "EpisodeDataset":
+        """Return the given episodes, in the given order, as a part of this dataset: they keep their numbers."""
+        origin = SelectedFrom(fingerprint=self.whole_fingerprint, episode_numbers=self.episode_numbers[episodes])
+        return replace(self.subset(episodes), selected_from=origin)
+
     def subset(self, episodes: Ints) -> "EpisodeDataset":
-        """The given episodes, in the given order, as a dataset of its own."""
+        """Return the given episodes, in the given order, as a dataset of its own."""
         episodes = np.asarray(episodes, np.int64)
         lengths = self.lengths[episodes]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -206,6 +251,19 @@ class EpisodeDataset:
         )
 
 
+def wrong_dataset(what: str, name: str, fingerprint: str, dataset: EpisodeDataset, remedy: str) -> str:
+    """Return the message for ``what`` (a bundle, a buffer, a run) that was made from other trajectories.
+
+    Args:
+        name, fingerprint: the dataset that it was made from, the whole of it.
+        dataset: the one that was given. remedy: what to do about it.
+    """
+    return (
+        f"{what} was made from {name} ({fingerprint[:19]}..), but {dataset.name} holds other trajectories "
+        f"({dataset.whole_fingerprint[:19]}..); {remedy}"
+    )
+
+
 def from_episodes(
     episodes: Sequence[Episode],
     *,
@@ -214,7 +272,7 @@ def from_episodes(
     action_high: ArrayLike,
     env: EnvSpec | None = None,
 ) -> EpisodeDataset:
-    """Puts single episodes together into columns.
+    """Put single episodes together into columns.
 
     Rewards may have axes of length 1 too many, and vectors of one number may come without their axis.
 
@@ -254,7 +312,7 @@ def from_episodes(
 
 
 def _columns(episode: Episode, where: str) -> tuple[Floats, Floats, Floats]:
-    """The episode's observations [T + 1, O], actions [T, A] and rewards [T]."""
+    """Return the episode's observations [T + 1, O], actions [T, A] and rewards [T]."""
     arrays: dict[str, NDArray[Any]] = {}
     for column in ("observations", "actions", "rewards"):
         try:

@@ -21,7 +21,7 @@ class DatasetWarning(UserWarning):
 
 
 def parse_ref(ref: str) -> tuple[str, str]:
-    """Kind (``minari``, ``d4rl`` or ``demo``) and name of a dataset reference; a bare id or path has its kind found.
+    """Return the kind (``minari``, ``d4rl`` or ``demo``) and the name of a dataset reference; finds a bare one's kind.
 
     Raises:
         UserError: for anything that is none of them.
@@ -46,7 +46,7 @@ def load_dataset(
     allow_nan: bool = False,
     default_env: EnvSpec | None = None,
 ) -> EpisodeDataset:
-    """Loads the dataset ``ref`` names.
+    """Load the dataset that ``ref`` names.
 
     Args:
         ref: ``minari:ID`` or a bare id, ``d4rl:FILE.hdf5`` or a bare path ending in .hdf5, ``demo:pointmaze``; a path
@@ -77,26 +77,6 @@ def load_dataset(
     for problem in dataset.found:
         warnings.warn(f"{dataset.name}: {problem['message']}", DatasetWarning, stacklevel=2)
     return dataset
-
-
-def load_recorded(ref: str, env_id: str | None = None, default_env: EnvSpec | None = None) -> EpisodeDataset:
-    """Loads the dataset that a buffer or a run names, which a stranger may have written: nothing is downloaded for it.
-
-    Args:
-        env_id, default_env: as for ``load_dataset``.
-
-    Raises:
-        UserError: as ``load_dataset``, and when a Minari dataset is not on this machine.
-    """
-    kind, name = parse_ref(ref)
-    if kind == "minari":
-        from raystitch.data.minari_root import check_dataset_id, dataset_path, minari_root, resolve
-        from raystitch.data.spaces import split_keys
-
-        dataset_id, _ = split_keys(name)
-        if not dataset_path(resolve(check_dataset_id(dataset_id))).is_dir():
-            raise UserError(f"{ref} is not in {minari_root()}, and what a file names is not downloaded")
-    return load_dataset(ref, env_id=env_id, default_env=default_env)
 
 
 def _demo(name: str, env_id: str | None, allow_nan: bool, default_env: EnvSpec | None) -> EpisodeDataset:

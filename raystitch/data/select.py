@@ -1,4 +1,6 @@
-"""Which episodes are sources, which are targets, and which no model is fitted on."""
+"""Which episodes of a dataset are meant, which are sources, which are targets, and which no model is fitted on."""
+
+from typing import Protocol
 
 import numpy as np
 
@@ -7,8 +9,50 @@ from raystitch.errors import UserError
 from raystitch.seeding import numpy_rng
 
 
+class EpisodeSelector(Protocol):
+    """Chooses the episodes of a dataset that a run works on; a function of the dataset alone."""
+
+    def __call__(self, dataset: EpisodeDataset) -> Ints:
+        """Return the episodes that are kept, int64, ascending, at least one."""
+        ...
+
+
+def all_episodes(dataset: EpisodeDataset) -> Ints:
+    """Keep every episode."""
+    return np.arange(dataset.num_episodes)
+
+
+EPISODE_SELECTORS: dict[str, EpisodeSelector] = {"all": all_episodes}
+"""By the name that ``DatasetRef.select`` takes."""
+
+
+def select_episodes(dataset: EpisodeDataset, name: str) -> EpisodeDataset:
+    """Return the part of a dataset that the selector ``name`` keeps; the dataset itself where that is all of it.
+
+    Raises:
+        UserError: when there is no such selector, or it keeps nothing.
+    """
+    selector = find_selector(name)
+    kept = selector(dataset)
+    assert kept.dtype == np.int64 and (np.diff(kept) > 0).all(), f"{name} must return ascending int64 episodes"
+    if not len(kept):
+        raise UserError(f"{dataset.name}: select={name} keeps none of {dataset.num_episodes} episodes")
+    return dataset if len(kept) == dataset.num_episodes else dataset.select(kept)
+
+
+def find_selector(name: str) -> EpisodeSelector:
+    """Return the selector of a name.
+
+    Raises:
+        UserError: when there is none; lists those there are.
+    """
+    if name not in EPISODE_SELECTORS:
+        raise UserError(f"select={name!r} is not one of {', '.join(EPISODE_SELECTORS)}")
+    return EPISODE_SELECTORS[name]
+
+
 def low_high_split(dataset: EpisodeDataset, source_fraction: float, target_fraction: float) -> tuple[Ints, Ints]:
-    """Episodes with the lowest and with the highest returns.
+    """Split off the episodes with the lowest and with the highest returns.
 
     Args:
         source_fraction, target_fraction: shares of the episodes, in (0, 1]; each gives at least one. They may overlap.
@@ -24,7 +68,7 @@ def low_high_split(dataset: EpisodeDataset, source_fraction: float, target_fract
 
 
 def holdout_split(num_episodes: int, fraction: float, seed: int) -> tuple[Ints, Ints]:
-    """A random split of whole episodes; each part gets at least one.
+    """Split whole episodes at random; each part gets at least one.
 
     Returns:
         int64 episodes to fit on and int64 episodes held out, both ascending.

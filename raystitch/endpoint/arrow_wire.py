@@ -23,7 +23,7 @@ from raystitch.endpoint.request import (
     ROLES,
     GivenTrajectory,
     ModelSizes,
-    RequestOptions,
+    Options,
     Role,
     StitchRequest,
     check_length,
@@ -46,7 +46,7 @@ _UNSAFE = {
 }
 
 
-class ArrowOptions(RequestOptions):
+class ArrowOptions(Options):
     """The options of an Arrow request: in its schema's metadata, under ``options``."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -74,7 +74,7 @@ def read_arrow_request(body: bytes, sizes_of: Callable[[str], ModelSizes], limit
         raise validation_problem(error, "options") from None
     sizes = sizes_of(options.model)
     plain = checked_options(
-        RequestOptions(**options.model_dump(include=set(RequestOptions.model_fields), exclude_unset=True)),
+        Options(**options.model_dump(include=set(Options.model_fields), exclude_unset=True)),
         sizes,
         limits,
     )

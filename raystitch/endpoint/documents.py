@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from raystitch.endpoint import arrow_wire, json_wire, problems
 from raystitch.endpoint.config import LimitsConfig
 from raystitch.endpoint.json_wire import StitchBody
-from raystitch.endpoint.request import DEFAULT_CANDIDATES
+from raystitch.endpoint.request import DEFAULT_CANDIDATES, Options
 from raystitch.endpoint.security import PROTECTED
 
 _DESCRIPTION = """Two trajectories in, the bridge between them out. See `docs/endpoint.md` of the repository."""
@@ -172,7 +172,7 @@ def stitch_extra(limits: LimitsConfig) -> dict[str, Any]:
     binary = {"schema": {"type": "string", "format": "binary"}}
     body = StitchBody.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = body.pop("$defs")
-    definitions["Options"]["properties"]["num_candidates"] |= {
+    definitions[Options.__name__]["properties"]["num_candidates"] |= {
         "maximum": limits.max_candidates,
         "default": min(DEFAULT_CANDIDATES, limits.max_candidates),
     }

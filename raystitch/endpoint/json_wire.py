@@ -18,7 +18,7 @@ from raystitch.endpoint.request import (
     ROLES,
     GivenTrajectory,
     ModelSizes,
-    RequestOptions,
+    Options,
     Role,
     StitchRequest,
     check_length,
@@ -60,7 +60,7 @@ class StitchBody(BaseModel):
 
     source: TrajectoryBody
     target: TrajectoryBody
-    options: RequestOptions = RequestOptions()  # pyright: ignore[reportCallIssue]
+    options: Options = Options()  # pyright: ignore[reportCallIssue]
 
 
 def refuse_floods(body: bytes, limits: LimitsConfig, numbers_per_step: int) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.data.load import load_dataset
+from raystitch.data.plane import maze_floor, principal_axes
+from raystitch.data.ref import DatasetRef
 from raystitch.endpoint.config import EndpointConfig, LimitsConfig, ModelConfig
 from raystitch.endpoint.problems import Problem, invalid
 from raystitch.endpoint.request import ModelSizes
 from raystitch.endpoint.versions import Versions
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.trials.figures import maze_cells, principal_axes
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.stitcher import Stitcher
 
@@ -49,11 +49,11 @@ class ServedModel:
     def _view(self) -> dict[str, Any]:
         """How the studio draws states."""
         bundle = self.bundle
-        if bundle.env is not None and "PointMaze" in bundle.env.env_id:
-            with suppress(UserError):  # a bundle from elsewhere may name an environment that cannot be made here
-                walls, marks = maze_cells(bundle.env)
-                shown = [{"kind": kind, "x": x, "y": y} for kind, x, y in marks]
-                return {"kind": "maze", "dims": [0, 1], "walls": walls, "marks": shown}
+        with suppress(UserError):  # a bundle from elsewhere may name an environment that cannot be made here
+            maze = maze_floor(bundle.env)
+            if maze is not None:
+                marks = [{"kind": kind, "x": x, "y": y} for kind, x, y in maze.marks]
+                return {"kind": "maze", "dims": [0, 1], "walls": maze.walls, "marks": marks}
         active, axes = bundle.normalizer.active, np.zeros((2, bundle.obs_dim))
         if self.dataset is None:
             for row, dim in enumerate(np.flatnonzero(active)[:2]):
@@ -114,7 +114,7 @@ def load_model(name: str, config: ModelConfig, stitch: StitchConfig, device: str
     bundle = Bundle.load(config.stitcher, device)
     dataset = None
     if config.dataset is not None:
-        dataset = load_dataset(config.dataset, env_id=config.env, default_env=bundle.env)
+        dataset = DatasetRef(config.dataset, env=config.env).load(bundle.env)
         bundle.check_dataset(dataset)
     return ServedModel(name, bundle, Stitcher(bundle, stitch), dataset)
 

@@ -42,7 +42,7 @@ def _whole(value: Any) -> Any:
 _Whole = BeforeValidator(_whole)
 
 
-class RequestOptions(BaseModel):
+class Options(BaseModel):
     """How the two trajectories are stitched."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -98,7 +98,7 @@ class StitchRequest:
 
     source: GivenTrajectory
     target: GivenTrajectory
-    options: RequestOptions
+    options: Options
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,7 @@ class ModelSizes:
     gap_max: int
 
 
-def checked_options(
-    options: RequestOptions, sizes: ModelSizes, limits: LimitsConfig, prefix: str = "options"
-) -> RequestOptions:
+def checked_options(options: Options, sizes: ModelSizes, limits: LimitsConfig, prefix: str = "options") -> Options:
     """The options for this model and this endpoint's limits.
 
     Raises:

@@ -27,7 +27,7 @@ from raystitch.endpoint.metrics import NoRecorder, Recorder
 from raystitch.endpoint.models import Models, ModelSet, ServedModel
 from raystitch.endpoint.problems import Problem, busy, invalid, unavailable
 from raystitch.endpoint.queue import Stitched
-from raystitch.endpoint.request import GivenTrajectory, RequestOptions, StitchRequest, validation_problem
+from raystitch.endpoint.request import GivenTrajectory, Options, StitchRequest, validation_problem
 from raystitch.endpoint.security import client_of
 from raystitch.errors import UserError
 
@@ -250,7 +250,7 @@ def _made_up(model: ServedModel, count: int) -> StitchRequest:
         observations = bundle.normalizer.decode(steps.astype(np.float32))
         return GivenTrajectory(observations=observations, actions=None, rewards=None, terminated=False)
 
-    return StitchRequest(source=walk(), target=walk(), options=RequestOptions.model_validate({"num_candidates": count}))
+    return StitchRequest(source=walk(), target=walk(), options=Options.model_validate({"num_candidates": count}))
 
 
 def _client(request: Request, config: EndpointConfig) -> str:

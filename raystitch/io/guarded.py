@@ -7,7 +7,6 @@ because pyarrow's file systems know no conditional requests.
 
 import contextlib
 import re
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,9 +16,8 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from raystitch.errors import UserError
 from raystitch.io.files import atomic_path
+from raystitch.io.holders import temporary_name
 
-PROBE = ".buffer.json.probe-"
-"""Begins the name of what is written to find out whether a store compares; it is removed at once."""
 NO_CREDENTIALS = (
     "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a "
     "role"
@@ -112,7 +110,7 @@ class ObjectGuard:
     def probe(self) -> str:
         """Why the store does not compare: it is asked for a second creation, and for the replacement of a version that
         never was, and has to refuse both."""
-        name = f"{PROBE}{secrets.token_hex(8)}.tmp"
+        name = temporary_name("buffer.json")  # removed at once; should that fail, it counts as temporary
         with _as_os_error():
             self._store.put(name, b"1", use_multipart=False)
         try:

@@ -10,21 +10,21 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from raystitch.data.episodes import Bools, EpisodeDataset, Floats
+from raystitch.data.episodes import Bools, EpisodeDataset, Floats, wrong_dataset
 from raystitch.data.normalise import Normalizer
 from raystitch.device import Precision, resolve_device, uses_bf16
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import DamagedError, UserError
+from raystitch.io.config_file import parse_config
 from raystitch.io.digest import read_sealed
 from raystitch.io.files import atomic_path, write_json
 from raystitch.models.calibration import Calibration
-from raystitch.models.config import FitConfig
+from raystitch.models.config import PARTS, FitConfig
 from raystitch.models.denoise import Denoiser
 from raystitch.models.diffusion import Network, Schedule, cosine_schedule
 from raystitch.models.embedding import TemporalEmbedding
@@ -41,7 +41,6 @@ from raystitch.models.unet import TemporalUNet
 
 SCHEMA_VERSION = 3
 STITCHER_FILE = "stitcher.json"
-PARTS = ("diffusion", "dynamics", "inverse", "reward", "termination", "value", "embedding")
 
 
 def build_unet(obs_dim: int, config: FitConfig) -> TemporalUNet:
@@ -69,6 +68,7 @@ class Bundle:
 
     Attributes:
         dataset_name, dataset_fingerprint, env, max_episode_steps: where it came from.
+        selected_from: fingerprint of the whole dataset where it was fitted on a part; it can stitch all of it.
         normalizer: of the observations; ``standardizer`` is the same as a torch module.
         action_low, action_high: float32 [A], finite; reward_low, reward_high: the data's range.
         diffusion: U-Net (averaged weights); ``denoiser`` wraps it for the samplers; schedule: its diffusion schedule.
@@ -105,6 +105,7 @@ class Bundle:
     embedding: TemporalEmbedding
     calibration: Calibration
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    selected_from: str | None = None
 
     def __post_init__(self) -> None:
         for part in PARTS:
@@ -215,6 +216,7 @@ class Bundle:
                 "fingerprint": self.dataset_fingerprint,
                 "env": None if self.env is None else self.env.to_json(),
                 "max_episode_steps": self.max_episode_steps,
+                **({} if self.selected_from is None else {"selected_from": self.selected_from}),
             },
             "obs_dim": self.obs_dim,
             "act_dim": self.act_dim,
@@ -270,15 +272,7 @@ class Bundle:
         heads = build_heads(config, scales, torch.Generator())
         normalizer = description["normalizer"]
         env = description["dataset"]["env"]
-        modules: dict[str, nn.Module] = {
-            "diffusion": unet,
-            "dynamics": heads.dynamics,
-            "inverse": heads.inverse,
-            "reward": heads.reward,
-            "termination": heads.termination,
-            "value": heads.value,
-            "embedding": heads.embedding,
-        }
+        modules: dict[str, nn.Module] = {"diffusion": unet, **vars(heads)}
         for part, module in modules.items():
             try:
                 module.load_state_dict(weights[part])
@@ -302,18 +296,14 @@ class Bundle:
             diffusion=unet,
             schedule=cosine_schedule(config.diffusion.num_diffusion_steps),
             return_quantiles=np.asarray(description["return_quantiles"], np.float32),
-            dynamics=heads.dynamics,
-            inverse=heads.inverse,
-            reward=heads.reward,
-            termination=heads.termination,
-            value=heads.value,
-            embedding=heads.embedding,
+            **vars(heads),
             calibration=Calibration.from_json(description["calibration"]),
             device=resolved,
+            selected_from=description["dataset"].get("selected_from"),
         )
 
     def check_dataset(self, dataset: EpisodeDataset) -> None:
-        """Refuses a dataset this bundle was not fitted on.
+        """Refuse a dataset of other trajectories than this bundle was fitted on; it may hold more or fewer of them.
 
         Raises:
             UserError: another observation or action size, or other trajectories; says which.
@@ -327,18 +317,21 @@ class Bundle:
                     f"the stitcher was fitted on {self.dataset_name} with {what} size {mine}, "
                     f"but {dataset.name} has {what} size {theirs}; fit a stitcher on {dataset.name}"
                 )
-        if dataset.fingerprint != self.dataset_fingerprint:
-            raise UserError(
-                f"the stitcher was fitted on {self.dataset_name} ({self.dataset_fingerprint[:19]}..), "
-                f"but {dataset.name} holds other trajectories ({dataset.fingerprint[:19]}..); "
-                f"use that dataset or fit a stitcher on this one"
-            )
+        whole = self.selected_from or self.dataset_fingerprint
+        if dataset.whole_fingerprint != whole:
+            remedy = "use that dataset or fit a stitcher on this one"
+            raise UserError(wrong_dataset("the stitcher", self.dataset_name, whole, dataset, remedy))
 
 
 def bundle_plan(folder: Path) -> dict[str, Any]:
-    """The dataset and the settings that a bundle was fitted with, from ``stitcher.json`` alone. Raises as ``load``."""
+    """Return the dataset, action bounds and settings that a bundle was fitted with, from ``stitcher.json`` alone.
+
+    Raises:
+        DamagedError, UserError: as ``Bundle.load``.
+    """
     description = _read_description(folder)
-    return {"dataset": description["dataset"]["fingerprint"], **description["config"]}
+    bounds = {name: description[name] for name in ("action_low", "action_high")}
+    return {"dataset": description["dataset"]["fingerprint"], **bounds, **description["config"]}
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -362,12 +355,7 @@ def config_from_json(value: Any, *, where: str | os.PathLike[str]) -> FitConfig:
     Raises:
         UserError: naming the field.
     """
-    try:
-        return TypeAdapter(FitConfig).validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: config {key}: {first['msg']}") from error
+    return parse_config(value, FitConfig, {(): f"{where}: config "})
 
 
 def _read_part(folder: Path, part: str, hashes: dict[str, str]) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from raystitch.models.config import FitConfig
 from raystitch.models.heads import Heads
 from raystitch.models.loop import FitProgress, train_part
 from raystitch.models.parts import FitJob
+from raystitch.models.scales import finite_bounds
 from raystitch.seeding import derive_seed
 
 RESUME_FOLDER = ".fit"
@@ -70,7 +71,7 @@ def fit_bundle(
         if finished is not None:
             shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)
             return finished
-        write_json(folder / RESUME_FOLDER / PLAN_FILE, sealed(_plan(dataset, config)))
+        write_json(folder / RESUME_FOLDER / PLAN_FILE, sealed(_plan(dataset, config) | _bounds(dataset)))
     train, holdout = holdout_split(dataset.num_episodes, config.holdout_fraction, derive_seed(config.seed, "holdout"))
     _calibration_windows(dataset, config, holdout, resolved)  # before the fit, not after it
     job = FitJob(dataset, config, train, resolved)
@@ -83,9 +84,17 @@ def fit_bundle(
             progress=progress,
             bf16=uses_bf16(config.precision, resolved),
         )
-    calibration = calibrate(dataset, config, job.heads, holdout, resolved)
-    bundle = Bundle(
-        config=config,
+    bundle = _bundle(job, calibrate(dataset, config, job.heads, holdout, resolved))
+    if folder is not None:
+        bundle.save(folder)
+        shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)
+    return bundle
+
+
+def _bundle(job: FitJob, calibration: Calibration) -> Bundle:
+    dataset = job.dataset
+    return Bundle(
+        config=job.config,
         dataset_name=dataset.name,
         dataset_fingerprint=dataset.fingerprint,
         env=dataset.env,
@@ -100,19 +109,16 @@ def fit_bundle(
         return_quantiles=job.return_quantiles,
         **vars(job.heads),
         calibration=calibration,
-        device=resolved,
+        device=job.device,
+        selected_from=None if job.dataset.selected_from is None else job.dataset.whole_fingerprint,
     )
-    if folder is not None:
-        bundle.save(folder)
-        shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)
-    return bundle
 
 
 @torch.no_grad()
 def calibrate(
     dataset: EpisodeDataset, config: FitConfig, heads: Heads, episodes: Ints, device: torch.device
 ) -> Calibration:
-    """The criteria's numbers on real windows of ``episodes`` with inverse-dynamics actions.
+    """Measures the criteria's numbers on real windows of ``episodes`` with inverse-dynamics actions.
 
     Raises:
         UserError: when none of the episodes has a window of gap_min + 2 states.
@@ -184,14 +190,14 @@ def existing_fit(
     device: str = "auto",
     note: Callable[[str], None] = say,
 ) -> Bundle | None:
-    """The finished bundle that ``folder`` holds, None where a fit has to begin or go on; changes nothing.
+    """Return the finished bundle that ``folder`` holds, None where a fit has to begin or go on; changes nothing.
 
     A damaged bundle counts as none; ``note`` gets a line that says so.
 
     Raises:
         UserError: when the folder belongs to another dataset or config.
     """
-    folder, plan = Path(folder), _plan(dataset, config)
+    folder, plan = Path(folder), _plan(dataset, config) | _bounds(dataset)
     if (folder / STITCHER_FILE).exists():
         try:
             _refuse_other(folder, bundle_plan(folder), plan)
@@ -208,27 +214,35 @@ def existing_fit(
 
 
 def rehearse_fit(dataset: EpisodeDataset, config: FitConfig) -> Bundle:
-    """A bundle as ``config`` describes it, but with tiny networks after one step: it knows nothing, and shows in a
-    moment whether the dataset can be fitted.
+    """Fits a bundle as ``config`` describes it, but with tiny networks and for one step.
+
+    It knows nothing, and shows in a moment whether the dataset can be fitted.
 
     Raises:
         UserError, RunError: as ``fit_bundle``.
     """
     diffusion = config.diffusion
-    heads = {
-        name: replace(getattr(config, name), hidden=8, num_layers=1, train_steps=1, batch_size=8)
-        for name in ("dynamics", "inverse", "reward", "termination", "value", "embedding")
+    heads: dict[str, Any] = {
+        name: replace(head, hidden=8, num_layers=1, train_steps=1, batch_size=8) for name, head in config.heads.items()
     }
     tiny = replace(diffusion, width=8, num_blocks=1, train_steps=1, batch_size=8)
     return fit_bundle(dataset, replace(config, diffusion=tiny, calibration_windows=16, **heads), device="cpu")
 
 
 def _plan(dataset: EpisodeDataset, config: FitConfig) -> dict[str, Any]:
-    """Return the dataset and settings that a folder must match for a fit to continue in it."""
+    """Return the dataset and settings that a checkpoint must match for a fit to continue from it."""
     return {"dataset": dataset.fingerprint, **asdict(config)}
 
 
+def _bounds(dataset: EpisodeDataset) -> dict[str, Any]:
+    """Return what actions are scaled by, which a named environment may replace."""
+    low, high = finite_bounds(dataset)
+    return {"action_low": low.tolist(), "action_high": high.tolist()}
+
+
 def _refuse_other(folder: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    if "action_low" not in stored:  # fits that older versions began do not say
+        asked = {name: value for name, value in asked.items() if name not in ("action_low", "action_high")}
     different = differences({name: value for name, value in stored.items() if name != DIGEST}, asked)
     if different:
         raise UserError(

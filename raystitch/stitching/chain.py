@@ -25,7 +25,7 @@ class Trajectories:
         may_leave, may_enter: bool [S], per observation row of ``dataset``.
         fragments: int64 [E, F], the real episodes in each trajectory; unused places are -1.
         bridge_ids: str [E], the bridge that made each stitched trajectory; empty for real episodes.
-        first_episode, last_episode: int64 [E], the real episodes with which each trajectory begins and ends.
+        first_episode, last_episode: int64 [E], numbers of the real episodes with which each begins and ends.
     """
 
     dataset: EpisodeDataset

@@ -123,7 +123,7 @@ def _in_files(
             assert (folder / f"{name}.bin").stat().st_size == _bytes(shape, kind)
 
     content = "" if bridges is None else bridges.content
-    name = hashlib.sha256(f"{VERSION} {dataset.fingerprint} {content}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{VERSION} {dataset.scaling_fingerprint} {content}".encode()).hexdigest()[:32]
     folder = scratch.folder(name, write)
     return TransitionPool(
         **{name: _mapped(folder / f"{name}.bin", shape, kind) for name, (shape, kind) in layout.items()}

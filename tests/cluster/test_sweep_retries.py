@@ -20,6 +20,7 @@ from raystitch.config import load_run_config
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
+from raystitch.data.ref import DatasetRef
 from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
 from raystitch.models.config import FitConfig
@@ -45,7 +46,7 @@ def fit_while_killed(ref: str, config: FitConfig, out: Path, retries: int) -> No
     killer = threading.Thread(target=kill_the_fit, args=(out,))
     killer.start()
     try:
-        fit(ref, config, out, device="cpu", num_retries=retries)
+        fit(DatasetRef(ref), config, out, device="cpu", num_retries=retries)
     finally:
         killer.join(150)
 
@@ -66,7 +67,7 @@ def test_a_fit_whose_process_dies_goes_on_and_ends_as_if_nothing_had_been(
     with pytest.raises(RunError, match=r"fitting failed: its process died: .*; run it again to continue"):
         fit_while_killed(f"d4rl:{file}", config, tmp_path / "other", retries=0)
     with pytest.raises(UserError, match="holds a fit with other settings"):  # not a word of trying again
-        fit(f"d4rl:{file}", tiny_fit, tmp_path / "stitcher", device="cpu", num_retries=3)
+        fit(DatasetRef(f"d4rl:{file}"), tiny_fit, tmp_path / "stitcher", device="cpu", num_retries=3)
     assert "tried again" not in capsys.readouterr().err
 
 

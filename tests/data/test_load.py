@@ -7,8 +7,9 @@ import pytest
 
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
-from raystitch.data.load import load_dataset, load_recorded, parse_ref
+from raystitch.data.load import load_dataset, parse_ref
 from raystitch.data.minari_io import write_minari
+from raystitch.data.ref import DatasetRef
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
 
@@ -88,6 +89,6 @@ def test_the_demo_s_environment_is_replaced_too() -> None:
 
 
 def test_a_dataset_that_a_file_names_is_not_downloaded(pendulum: EpisodeDataset) -> None:
-    assert load_recorded("minari:local/x-v0").fingerprint == pendulum.fingerprint
+    assert DatasetRef("minari:local/x-v0").load_recorded().fingerprint == pendulum.fingerprint
     with pytest.raises(UserError, match="what a file names is not downloaded"):
-        load_recorded("minari:local/elsewhere-v0")
+        DatasetRef("minari:local/elsewhere-v0").load_recorded()

@@ -70,6 +70,20 @@ def test_an_unfinished_folder_of_other_settings_is_refused(
         fit_bundle(dataset, tiny_config(60), tmp_path, "cpu")
 
 
+def test_a_folder_of_the_same_file_with_other_action_bounds_is_refused(
+    dataset: EpisodeDataset, tiny_config: MakeConfig, tmp_path: Path
+) -> None:
+    """Actions are scaled by the bounds, which ``--env`` may replace; half of the parts must not be scaled otherwise."""
+    wider = replace(dataset, action_low=3 * dataset.action_low, action_high=3 * dataset.action_high)
+    with pytest.raises(Stop):
+        fit_bundle(dataset, tiny_config(40), tmp_path, "cpu", stop_at("inverse", 20))
+    with pytest.raises(UserError, match=r"other settings: action_high .*, action_low"):
+        fit_bundle(wider, tiny_config(40), tmp_path, "cpu")
+    fit_bundle(dataset, tiny_config(40), tmp_path, "cpu")
+    with pytest.raises(UserError, match=r"other settings: action_high .*, action_low"):
+        fit_bundle(wider, tiny_config(40), tmp_path, "cpu")
+
+
 def test_bad_input_is_named(dataset: EpisodeDataset, tiny_config: MakeConfig, tmp_path: Path) -> None:
     config = tiny_config(20)
     long = replace(config, diffusion=DiffusionConfig(horizon=64, width=8, multipliers=(1, 2)))

@@ -1,6 +1,6 @@
 """Training data in files give the same batches as in memory."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +8,7 @@ import torch
 
 from raystitch.buffer.bridges import BridgeSet
 from raystitch.data.episodes import EpisodeDataset
+from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
 from raystitch.io.cache import Scratch
 from raystitch.trainers.batches import Kind, RatioSampler, TrainData
@@ -52,6 +53,20 @@ def test_one_pool_serves_all_trials_and_another_buffer_has_its_own(
     first = pools(bridges)
     assert pools(bridges) == first
     assert len(pools(bridges.take(range(10)))) == 2  # pyright: ignore[reportArgumentType]
+
+
+def test_the_same_file_with_other_action_bounds_has_its_own_pool(drift: EpisodeDataset, tmp_path: Path) -> None:
+    """Actions are stored scaled to the bounds, which ``--env`` may replace; the trajectories stay the same."""
+    scratch = Scratch("pools", parent=tmp_path)
+    wider = replace(drift, action_low=3 * drift.action_low, action_high=3 * drift.action_high)
+    assert wider.fingerprint == drift.fingerprint
+    narrow, wide = (
+        build_data(dataset, "transitions", device="cpu", memory_gib=0, scratch=scratch).actions
+        for dataset in (drift, wider)
+    )
+    torch.testing.assert_close(wide, narrow / 3)
+    elsewhere = replace(drift, env=EnvSpec(env_id="Pendulum-v1"))
+    assert len({dataset.scaling_fingerprint for dataset in (drift, wider, elsewhere, replace(drift))}) == 3
 
 
 def test_scratch_folders_are_whole_or_not_there_and_the_oldest_go(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 """
 
 import os
+from dataclasses import replace
 
 import numpy as np
 
@@ -30,17 +31,26 @@ def shard_seeds(root_seed: int, shard: int, pairs_per_shard: int) -> Ints:
 def propose_shard(
     stitcher: Stitcher, source_index: SourceIndex, root_seed: int, shard: int, pairs_per_shard: int
 ) -> Candidates:
-    """The candidates of a shard before qualification; a pure function of its arguments.
+    """Return the candidates of a shard before qualification; a pure function of its arguments.
 
-    In a chain round they refer to real episodes and bridges, and pairs that would pass through the same real episode
-    twice (a source for which no target was left) are dropped.
+    They refer to episodes by their numbers in the whole dataset, also where pairs are selected from a part. In a chain
+    round they refer to real episodes and bridges, and pairs that would pass through the same real episode twice (a
+    source for which no target was left) are dropped.
     """
     seeds, chain = shard_seeds(root_seed, shard, pairs_per_shard), source_index.chain
     pairs = source_index.select(seeds)
     if chain is None:
-        return stitcher.propose(pairs, seeds)
+        return _numbered(stitcher.propose(pairs, seeds), source_index.pools.dataset)
     kept = np.flatnonzero(~chain.loops(pairs))
     return chain.refer(stitcher.propose(pairs.take(kept), seeds[kept]))
+
+
+def _numbered(candidates: Candidates, dataset: EpisodeDataset) -> Candidates:
+    """Return candidates between rows of ``dataset`` as references to the episodes of the whole."""
+    if dataset.selected_from is None:
+        return candidates
+    source, target = (dataset.episode_numbers[at] for at in (candidates.source_episode, candidates.target_episode))
+    return replace(candidates, source_episode=source, target_episode=target)
 
 
 def make_shard(
@@ -80,9 +90,9 @@ def augment_local(
             stitcher = Stitcher(bundle, stitch_config)
             index = source_index(dataset, bundle, stitch_config, ledger.trajectories(dataset))
             while not ledger.round_done:
-                (shard,) = ledger.missing(1)
+                (shard,) = ledger.next_shards(1)
                 candidates = make_shard(stitcher, index, seed, shard, config.pairs_per_shard)
-                table = candidates_to_table(candidates, shard, chain_round)
+                table = candidates_to_table(candidates, shard, chain_round, ledger.schema_version)
                 ledger.add(write_shard(ledger.path, shard, table, ledger.manifest))
         summary = ledger.finish()
         if summary is not None:

@@ -28,7 +28,7 @@ def fit_seconds(config: RunConfig) -> float:
     diffusion = config.fit.diffusion
     scale = sum(m**2 for m in diffusion.multipliers) / 21 * len(diffusion.multipliers) / 3
     flops = UNET_FLOPS_FACTOR * diffusion.width**2 * diffusion.horizon * diffusion.batch_size * scale
-    heads = (config.fit.dynamics, config.fit.inverse, config.fit.reward, config.fit.termination, config.fit.value)
+    heads = [head for head in config.fit.heads.values() if isinstance(head, HeadConfig)]
     return diffusion.train_steps * (STEP_OVERHEAD_SECONDS + flops / FLOPS_PER_SECOND) + sum(map(_head_seconds, heads))
 
 

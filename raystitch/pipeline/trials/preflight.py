@@ -12,7 +12,6 @@ from pathlib import Path
 from raystitch.buffer.meta import META_FILE, check_buffer, read_meta
 from raystitch.config import RunConfig
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.data.load import load_dataset
 from raystitch.errors import DamagedError, UserError
 from raystitch.io.files import require_space
 from raystitch.io.storage import Storage
@@ -52,7 +51,7 @@ def check_run(config: RunConfig, folder: Path) -> Checked:
         RunError: when the disk has no room.
     """
     check_search(config)
-    dataset = load_dataset(config.dataset, env_id=config.env)
+    dataset = config.dataset_ref.load()
     check_evaluation(dataset, config.evaluation)
     notes = check_suitable(dataset)
     _check_algorithms(config, dataset)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from raystitch.buffer.episodes import on_dataset
 from raystitch.buffer.reader import open_buffer
 from raystitch.config import RunConfig, load_run_config
-from raystitch.data.load import load_recorded
 from raystitch.envs.spec import confirmed_id
 from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
@@ -137,8 +137,7 @@ def find_trial(trials: Sequence[Trial], trial_id: str, where: str) -> Trial:
 
 
 def _inputs(config: RunConfig, run: Path) -> Inputs:
-    dataset = load_recorded(config.dataset, env_id=config.env)
+    dataset = config.dataset_ref.load_recorded()
     bundle, buffer = Bundle.load(run / "stitcher", "cpu"), open_buffer(run / "buffer")
-    if buffer.meta.dataset_fingerprint != dataset.fingerprint:
-        raise UserError(f"{config.dataset} is not what it was when {run} was made: its content changed since")
+    on_dataset(buffer, dataset)
     return Inputs(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)

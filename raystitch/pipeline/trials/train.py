@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Required, TypedDict, Unpack
 
 from raystitch.buffer.bridges import Bridges
-from raystitch.buffer.episodes import Joins
+from raystitch.buffer.episodes import Joins, on_dataset
 from raystitch.buffer.reader import Buffer, MappedBridges, open_buffer
 from raystitch.console import say
 from raystitch.data.episodes import EpisodeDataset
@@ -120,12 +120,7 @@ def open_bridges(dataset: EpisodeDataset, buffer: Buffer | str | Path, delta: fl
         UserError: when the buffer cannot be read or was made from another dataset.
     """
     opened = buffer if isinstance(buffer, Buffer) else open_buffer(str(buffer))
-    if opened.meta.dataset_fingerprint != dataset.fingerprint:
-        raise UserError(
-            f"{opened.uri} holds bridges between the episodes of {opened.meta.dataset_name}, not of {dataset.name}; "
-            "train on that dataset, or augment this one"
-        )
-    return opened.mapped(delta)
+    return on_dataset(opened, dataset).mapped(delta)
 
 
 def run_trial(

@@ -25,7 +25,7 @@ TRUE_BRIDGE = 0.5
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Simulated:
-    """What the simulator says about W windows.
+    """The simulator's answers for W windows.
 
     Attributes:
         error: float64 [T], NaN where the simulator could not be asked.
@@ -102,7 +102,7 @@ def error_summary(simulated: Simulated) -> dict[str, Any]:
 
 
 def describe(simulated: Simulated) -> dict[str, Any]:
-    """What the report says about one set of windows; see ``validate`` for the keys."""
+    """Describe one set of windows; the keys are those of ``sets`` in truth.py."""
     windows, answer, error = simulated.windows, simulated.answer, simulated.error
     usable = error[answer.usable]
     ends = windows.largest(np.where(answer.usable, answer.terminated, np.nan).astype(np.float64))

@@ -1,7 +1,8 @@
-"""``bridge_id`` as numbers: what whole columns of ids are compared by, without a Python string per row.
+"""Which rows of a buffer belong together, and which count: ids as numbers, pairs, parents and chain rounds.
 
 An id is ``shard-row-attempt``, where row is the row of the pair's first attempt in its shard, so ids say by themselves
-in which rows of the buffer attempts of a pair begin. Legend: N ids.
+in which rows of the buffer attempts of a pair begin. Whole columns of them are compared as numbers, without a Python
+string per row. Legend: N ids or candidates, A rows that count.
 """
 
 from dataclasses import dataclass
