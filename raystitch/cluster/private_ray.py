@@ -40,7 +40,7 @@ NEEDED_FOR: Mapping[str, str] = {
 
 
 def lookup(name: str) -> Any:
-    """The value of a key of ``NEEDED_FOR``.
+    """Return the value of a name in ``NEEDED_FOR``.
 
     Raises:
         RunError: when this Ray does not have it, saying which feature needs it and which versions have it.
@@ -90,7 +90,7 @@ class ClusterStatus:
 
 
 def cluster_status() -> ClusterStatus:
-    """The state of the connected cluster now."""
+    """Return the state of the connected cluster."""
     reply = lookup("ray.core.generated.autoscaler_pb2:GetClusterStatusReply")()
     worker = lookup("ray._private.worker:global_worker")
     try:

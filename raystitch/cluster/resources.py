@@ -66,7 +66,7 @@ def _amount(name: str, amount: float) -> str:
 
 
 def fit_need(device: str) -> Need:
-    """The need of fitting: it takes all CPUs of a node but can make do with one."""
+    """The least that fitting needs; it takes all CPUs of a node if it can."""
     gpu = {"GPU": 1.0} if device.startswith("cuda") else {}
     return Need(who="fit", resources={"CPU": 1.0, **gpu}, advice="set resources.device: cpu" if gpu else "add CPUs")
 

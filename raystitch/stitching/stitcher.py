@@ -1,4 +1,8 @@
-"""From pairs to qualified candidates: the one object that Ray actors, the endpoint, pipelines and notebooks share."""
+"""The Stitcher, which turns pairs into qualified candidates, and the micro-batches in which it works through them.
+
+Ray actors, the endpoint, pipelines and notebooks all use this one object.
+Legend: N pairs of a call, B rows of a micro-batch, G largest gap.
+"""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -18,6 +22,8 @@ from raystitch.stitching.qualify import qualify
 from raystitch.stitching.repair import Attempt, repairs
 from raystitch.stitching.wrapup import infer_actions, infer_rewards, stitched_return
 
+T = TypeVar("T")
+
 
 class Stitcher:
     """Proposes and qualifies bridges. A row's result depends on its pair and its seed, not on its batch-mates.
@@ -27,8 +33,8 @@ class Stitcher:
         config: None for the defaults.
 
     Raises:
-        UserError: when the judges' disagreement is a criterion and there is only one judge, or a return is asked of a
-            network that takes none.
+        UserError: when the judges' disagreement is a criterion and there is only one judge, or when sampling is to
+            depend on a return and the network was fitted without.
 
     Example:
         >>> stitcher = rs.Stitcher(bundle, stitching)
@@ -53,7 +59,7 @@ class Stitcher:
         self._micro_batches = MicroBatches(self.config.sampler.micro_batch)
 
     def propose(self, pairs: Pairs, seeds: Ints) -> Candidates:
-        """Gap, states, actions and rewards of one bridge per pair, then those of its repairs; ``seeds`` int64 [N].
+        """Propose one bridge per pair, with gap, states, actions and rewards, and its repairs; ``seeds`` int64 [N].
 
         Row n < N is the first attempt of pair n; ``first_row`` of a repair is the row of its pair's first attempt.
 
@@ -73,7 +79,7 @@ class Stitcher:
         return candidates.take(np.lexsort((candidates.first_row, candidates.attempt)))
 
     def qualify(self, candidates: Candidates) -> Candidates:
-        """The candidates with residuals, decision and reason by dynamics members that ``propose`` never asks."""
+        """Add residuals, decision and reason to candidates, by dynamics members that ``propose`` never uses."""
         return _concatenate(
             self._micro_batches.run(
                 len(candidates), lambda rows: qualify(self.bundle, candidates.take(rows), self.config.qualify)
@@ -81,11 +87,11 @@ class Stitcher:
         )
 
     def stitch(self, pairs: Pairs, seeds: Ints) -> Candidates:
-        """``qualify`` after ``propose``."""
+        """Propose and qualify."""
         return self.qualify(self.propose(pairs, seeds))
 
     def _propose(self, pairs: Pairs, seeds: Ints, rows: Ints) -> list[Candidates]:
-        """All attempts at some pairs, which are ``rows`` of the call's."""
+        """All attempts at B pairs, which are ``rows`` (int64 [B]) of the call's N."""
         bundle, config = self.bundle, self.config
         gap = pairs.gap if pairs.gap_is_given else GAPS[config.gap.mode](bundle, config, pairs, seeds)
         bridges = build_bridges(bundle, pairs, gap, seeds, config.sampler, guidance=config.guidance)
@@ -97,6 +103,7 @@ class Stitcher:
         ]
 
     def _wrap_up(self, pairs: Pairs, seeds: Ints, attempt: Attempt, number: int, first_row: Ints) -> Candidates:
+        """The candidates of one attempt, with actions, rewards and returns; pairs and seeds are the attempt's own."""
         bundle, gap = self.bundle, attempt.gap
         rewards, reward_stds = infer_rewards(bundle, attempt.bridges, attempt.actions, gap)
         gamma, kappa = bundle.gamma, self.config.qualify.kappa
@@ -118,22 +125,14 @@ class Stitcher:
         )
 
 
-def _concatenate(parts: list[Candidates]) -> Candidates:
-    columns = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Candidates)}
-    return Candidates(**columns)
-
-
-T = TypeVar("T")
-
-
 class MicroBatches:
-    """Runs work on portions of rows. When memory runs out the portion is halved, stays so, and the work goes on."""
+    """Runs work on portions of rows. If memory runs out, the portion is halved for good and the work goes on."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def run(self, count: int, work: Callable[[Ints], T]) -> list[T]:
-        """``work(rows)`` for consecutive portions of 0 .. count - 1 (once with no rows where count is 0).
+        """Call ``work(rows)`` on consecutive portions of 0 .. count - 1 (once with no rows if ``count`` is 0).
 
         Raises:
             RunError: when a single row does not fit.
@@ -153,10 +152,15 @@ class MicroBatches:
             else:
                 start += len(rows)
                 continue
-            # Outside the handler, whose traceback keeps the tensors of the failed attempt alive.
+            # Outside the handler: its traceback keeps the tensors of the failed attempt alive.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         return done
+
+
+def _concatenate(parts: list[Candidates]) -> Candidates:
+    columns = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Candidates)}
+    return Candidates(**columns)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
