@@ -24,7 +24,7 @@ from raystitch.models.loop import FitProgress
 from raystitch.pipeline.trials.plan import finished
 from raystitch.pipeline.trials.train import run_trial, run_trials
 from raystitch.trainers.config import BCConfig, EvalConfig
-from raystitch.trainers.policy import load_policy
+from raystitch.trainers.registry import load_policy
 
 SETTINGS: dict[str, Any] = {
     "algo": "bc",
