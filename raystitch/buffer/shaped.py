@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from raystitch.buffer.bridges import CHUNK_TRANSITIONS, Bridges, BridgeSet, References
 from raystitch.data.episodes import Floats, Ints
-from raystitch.shaping.config import RewardConfig
+from raystitch.shaping.config import RECORDED, RewardConfig
 from raystitch.shaping.rewards import StoredSteps, apply_rewards, generated_steps
 
 
@@ -22,7 +22,7 @@ def _known(bridges: BridgeSet, name: str) -> Floats | None:
 
 def shape_bridges(bridges: Bridges, config: RewardConfig) -> Bridges:
     """Return the bridges with the rewards of ``config``; the bridges themselves where those are the recorded ones."""
-    return bridges if config == RewardConfig() else ShapedBridges(bridges=bridges, config=config)
+    return bridges if config == RECORDED else ShapedBridges(bridges=bridges, config=config)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -36,6 +36,10 @@ class RewardConfig:
     name: RewardName = "recorded"
 
 
+RECORDED = RewardConfig()
+"""The rewards as they are stored."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReturnConfig:
     """What returns-to-go promise.

@@ -17,6 +17,8 @@ from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
 from raystitch.models.embedding import embed
 from raystitch.seeding import integers
+from raystitch.shaping.config import RECORDED, RewardConfig
+from raystitch.shaping.rewards import shape_dataset
 from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import PairConfig
 from raystitch.stitching.contexts import WEIGHT, Contexts, Partners
@@ -43,6 +45,7 @@ class Pools:
         needs_future: leave only states whose own recorded future reaches past the smallest gap.
         source_episodes, target_episodes: replace the split by return.
         chain: of a chain round, whose dataset is ``dataset``: which states may be left and entered, who goes with whom.
+        rewards: what the real steps count for; the rewards of a chain round are shaped already.
 
     Raises:
         UserError: when nothing can be left or entered, saying why.
@@ -58,8 +61,9 @@ class Pools:
         source_episodes: Ints | None = None,
         target_episodes: Ints | None = None,
         chain: Trajectories | None = None,
+        rewards: RewardConfig = RECORDED,
     ) -> None:
-        self.dataset = dataset
+        self.dataset = dataset = dataset if chain is not None else shape_dataset(dataset, rewards)
         self.chain = chain
         self.bundle = bundle
         self.config = config
