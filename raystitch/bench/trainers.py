@@ -187,7 +187,7 @@ def _compiled(algo: str) -> Iterator[None]:
 
     def create(nets: Mapping[str, nn.Module], config: Any) -> Any:
         state = original.create(nets, config)
-        for part in vars(state).values():
+        for part in state.parts().values():
             if isinstance(part, nn.Module):
                 part.compile()
         return state

@@ -10,7 +10,7 @@ ReturnName = Literal["plain"]
 
 @dataclass(frozen=True, kw_only=True)
 class WeightConfig:
-    """How likely the episodes of the augmented part are drawn.
+    """Settings of the weights that say how likely the episodes of the augmented part are drawn.
 
     Attributes:
         name: key of ``WEIGHTS``; ``uniform`` leaves episodes as they are.
@@ -27,7 +27,7 @@ class WeightConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
-    """What the stored steps, real and generated, are rewarded with.
+    """Settings of the rewards of stored steps, real and generated.
 
     Attributes:
         name: key of ``REWARDS``; ``recorded`` keeps the stored rewards.
@@ -42,7 +42,7 @@ RECORDED = RewardConfig()
 
 @dataclass(frozen=True, kw_only=True)
 class ReturnConfig:
-    """What returns-to-go promise.
+    """Settings of the returns-to-go.
 
     Attributes:
         name: key of ``RETURNS``; ``plain`` sums the rewards up to the episode's end.

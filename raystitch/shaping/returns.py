@@ -60,7 +60,7 @@ class EpisodeReturns:
 
 
 def step_returns(values: Floats, episodes: PooledEpisodes) -> EpisodeReturns:
-    """Return what a rule gives that has a value for every step of every episode.
+    """Return the returns-to-go of a rule that has a value for every step of every episode.
 
     Args:
         values: float32 [M], those of all steps of the first episode, then of the second, as ``pool_rows`` lists them.
@@ -82,8 +82,11 @@ class ReturnFunction(Protocol):
     """A rule for returns-to-go, one line of ``RETURNS``."""
 
     def __call__(self, config: ReturnConfig, episodes: PooledEpisodes) -> EpisodeReturns:
-        """Return what every step promises. A rule that adds up over runs keeps ``rest`` and gives offsets, as ``plain``
-        does; any other gives a value per step, see ``step_returns``."""
+        """Return the returns-to-go.
+
+        A rule that adds up over runs keeps ``rest`` and gives offsets, as ``plain`` does; any other gives a value for
+        every step of every episode, see ``step_returns``. An episode's must not depend on the others.
+        """
         ...
 
 
@@ -107,7 +110,7 @@ def returns_to_go_of(config: ReturnConfig, episodes: PooledEpisodes) -> EpisodeR
 
 
 def concatenate(first: EpisodeReturns, second: EpisodeReturns) -> EpisodeReturns:
-    """Return what one rule gave for two sets of episodes of one pool as that of all of them; both have R runs."""
+    """Return the returns-to-go of two sets of episodes of one pool, both of R runs and by the same rule, as one."""
     offset = np.concatenate([first.offset, second.offset])
     if first.start is None or second.start is None:
         assert first.start is second.start, "a rule gives pool rows always or never"
@@ -117,10 +120,10 @@ def concatenate(first: EpisodeReturns, second: EpisodeReturns) -> EpisodeReturns
 
 
 def run_sums(episodes: PooledEpisodes) -> tuple[Floats, NDArray[np.float64]]:
-    """Return the sum of the rewards after each run less what ``rest`` counts of it, and the return of each episode.
+    """Return what to add to ``rest`` in each run for undiscounted returns-to-go, and the return of each episode.
 
     Returns:
-        float32 [E, R], to be added to ``rest`` in each run for the episode's undiscounted return-to-go; float64 [E].
+        float32 [E, R] and float64 [E].
     """
     offset, whole = np.zeros(episodes.length.shape, np.float32), np.zeros(len(episodes))
     rest, rewards = episodes.rest, episodes.rewards

@@ -16,7 +16,7 @@ from raystitch.shaping.config import WeightConfig
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EpisodeFacts:
-    """What a weighting may know about E episodes.
+    """Everything that a weighting may know about E episodes.
 
     Attributes:
         returns: float64 [E], undiscounted sums of the shaped rewards.

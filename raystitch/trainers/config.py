@@ -30,7 +30,7 @@ what comes after it, without the prefix that the original data has already."""
 
 @dataclass(frozen=True, kw_only=True)
 class DataNeeds:
-    """What an algorithm asks of its training data.
+    """Requirements of an algorithm on its training data.
 
     Attributes:
         synthetic: what of stitched episodes enters batches of transitions.
@@ -48,7 +48,7 @@ class DataNeeds:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """Which training data ``build_data`` makes.
+    """Settings of the training data that ``build_data`` makes.
 
     Attributes:
         kind: batches of transitions or of windows. Windows are of whole stitched episodes, whatever ``synthetic`` says.
@@ -151,7 +151,7 @@ class MLPConfig:
         return DataNeeds(synthetic=self.synthetic, uniform_over=self.uniform_over)
 
     def _flops(self, passes: float) -> float:
-        """``passes``: times a network of the configured size goes forward and back."""
+        """Return the operations of a step in which networks of the configured size go forward and back ``passes`` times."""
         return 6.0 * passes * self.num_layers * self.hidden**2 * self.batch_size
 
 

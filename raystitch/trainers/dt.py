@@ -26,7 +26,7 @@ from raystitch.trainers.state import Algorithm, Metrics, TrainState
 
 @dataclass(kw_only=True)
 class DTState(TrainState):
-    """``turns`` go forward and back one after the other: the seeds on a CPU, all of them at once elsewhere."""
+    """State of DT; ``turns`` go forward and back one after the other: single seeds on a CPU, all at once elsewhere."""
 
     model: DecisionTransformer
     optimizer: torch.optim.AdamW
@@ -107,7 +107,7 @@ class DTPolicy(Policy):
         self.reset(0)
 
     def reset(self, num_envs: int, target_return: float | None = None) -> None:
-        """``target_return`` None asks for the largest return of the original data."""
+        """Start episodes; ``target_return`` None asks for the largest return of the original data."""
         if target_return is not None and not math.isfinite(target_return):
             raise UserError(f"target return must be finite, got {target_return}")
         target = self.meta.return_max if target_return is None else target_return

@@ -36,7 +36,7 @@ def views(weights: Tensor, sizes: Sequence[int]) -> list[Layer]:
 
 
 class _Through(torch.autograd.Function):
-    """(x [N, R, I], weights [N, P], sizes, bf16) to [N, A, R]; once differentiable."""
+    """The networks as one function of x [N, R, I], weights [N, P], sizes and bf16 to [N, A, R]; once differentiable."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, sizes: Sequence[int], bf16: bool) -> Tensor:
@@ -117,8 +117,10 @@ class StackedMLP(nn.Module):
         return out.mT.view(*x.shape[:-1], self.sizes[-1])
 
     def of(self, x: Tensor, index: int) -> Tensor:
-        """Return what network ``index`` of the second stacked dimension makes of ``x`` [S, R, in]; only ``x`` gets
-        gradients."""
+        """Return the output of network ``index`` of the second stacked dimension for ``x`` [S, R, in].
+
+        Only ``x`` gets gradients.
+        """
         return _Through.apply(x, self.weights.detach()[:, index], self.sizes, self.bf16).mT
 
 
