@@ -11,13 +11,20 @@ from raystitch.buffer.bridges import BridgeSet, MappedBridges, References
 from raystitch.buffer.episodes import Runs, StitchedEpisodes, concatenate, gather, stitched_index, stitched_runs
 from raystitch.buffer.reader import Buffer
 from raystitch.buffer.schema import ClosedRound
+from raystitch.buffer.shaped import shape_bridges
 from raystitch.data.episodes import Bools, EpisodeDataset, Ints
 from raystitch.seeding import derive_seed, numpy_rng
+from raystitch.shaping.config import RECORDED, RewardConfig
+from raystitch.shaping.rewards import shape_dataset
 from raystitch.stitching.chain import Trajectories
 
 
 def chained_trajectories(
-    dataset: EpisodeDataset, buffer: Buffer, rounds: Sequence[ClosedRound], max_stitched: int
+    dataset: EpisodeDataset,
+    buffer: Buffer,
+    rounds: Sequence[ClosedRound],
+    max_stitched: int,
+    rewards: RewardConfig = RECORDED,
 ) -> Trajectories:
     """Return the dataset's episodes and at most ``max_stitched`` stitched ones of ``rounds``.
 
@@ -27,7 +34,8 @@ def chained_trajectories(
     """
     num_rows = sum(stats.rows for stats in buffer.stats.values() if stats.shard < rounds[-1].end)
     rows = buffer.accepted_rows()
-    closed = MappedBridges(buffer, rows[rows < num_rows])
+    dataset = shape_dataset(dataset, rewards)
+    closed = shape_bridges(MappedBridges(buffer, rows[rows < num_rows]), rewards)
     of_all = closed.all_references
     limit = dataset.env.max_episode_steps if dataset.env is not None else None
     fits = of_all.source_step + of_all.gap + 1 < (np.inf if limit is None else limit)

@@ -17,12 +17,15 @@ import pyarrow.parquet as pq
 from raystitch.buffer.bridges import CHUNK_TRANSITIONS, Bridges, References, chunk_bounds
 from raystitch.buffer.episodes import BLOCK, bridge_episodes, on_dataset, rebuild, stitched_runs
 from raystitch.buffer.reader import AtDelta, Buffer
+from raystitch.buffer.shaped import shape_bridges
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
 from raystitch.data.minari_io import write_minari
 from raystitch.data.stream import EpisodeStream, Piece
 from raystitch.errors import UserError
 from raystitch.io.files import atomic_path
+from raystitch.shaping.config import RECORDED, RewardConfig
+from raystitch.shaping.rewards import shape_dataset
 
 Format = Literal["minari", "d4rl", "parquet"]
 What = Literal["bridges", "episodes", "mixed"]
@@ -46,6 +49,7 @@ def export(
     what: What = "episodes",
     ratio: tuple[float, float] = (1.0, 1.0),
     max_transitions: int = CHUNK_TRANSITIONS,
+    rewards: RewardConfig = RECORDED,
 ) -> Exported:
     """Writes the bridges accepted at ``delta`` for other tools, whole or not at all.
 
@@ -55,6 +59,7 @@ def export(
             the dataset and stitched episodes.
         ratio: of ``mixed``, original : synthetic transitions.
         max_transitions: in memory at a time; one row group of a Parquet file.
+        rewards: what real and generated steps are rewarded with.
 
     Raises:
         UserError: an unknown choice, another dataset, nothing accepted at this delta, ``out`` exists.
@@ -65,7 +70,8 @@ def export(
             raise UserError(f"{name}={value!r} is not one of {', '.join(choices)}")
     if format != "minari" and Path(out).exists():
         raise UserError(f"{out} exists already; give another --out")
-    bridges = on_dataset(buffer, dataset).mapped(delta)
+    bridges = shape_bridges(on_dataset(buffer, dataset).mapped(delta), rewards)
+    dataset = shape_dataset(dataset, rewards)
     if len(bridges) == 0:
         raise UserError(f"{buffer.uri} holds no bridge that passes delta={delta}; use a larger delta")
     if what == "bridges":

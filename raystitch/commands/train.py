@@ -180,7 +180,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         args.policy = str(nested)
     require_folder(args.policy, "a saved policy (the policy/ folder of a trial)", "policy.json")
     from raystitch.trainers.evaluate import evaluate
-    from raystitch.trainers.policy import load_policy
+    from raystitch.trainers.registry import load_policy
 
     policy = load_policy(args.policy, args.device)
     env = environment(args.env) or policy.meta.env
