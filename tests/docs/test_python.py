@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import raystitch as rs
+from raystitch.data.select import EPISODE_SELECTORS
 from raystitch.models.samplers import SAMPLERS
 from raystitch.shaping.returns import RETURNS
 from raystitch.shaping.rewards import REWARDS
@@ -16,6 +17,7 @@ from raystitch.shaping.weights import WEIGHTS
 from raystitch.stitching.gap import GAPS
 from raystitch.stitching.selectors import SELECTORS
 from tests.contract import test_shaping
+from tests.data import test_ref
 from tests.docs.pages import ROOT, run_python
 from tests.models import test_models_denoise, test_models_samplers
 from tests.stitching import test_pairs
@@ -29,6 +31,7 @@ REGISTERED = (
     (WEIGHTS, "better_half"),
     (REWARDS, "doubted"),
     (RETURNS, "discounted"),
+    (EPISODE_SELECTORS, "richer_half"),
 )
 
 
@@ -51,8 +54,10 @@ def extended(folder: Path, monkeypatch: pytest.MonkeyPatch, drift: rs.EpisodeDat
     return run_python(ROOT / "docs/extending.md", {"dataset": drift, "bundle": rs.fit(drift, tiny_fit, device="cpu")})
 
 
-def test_what_the_page_on_extending_adds_keeps_the_contracts(extended: int, tiny_fit: rs.FitConfig) -> None:
-    assert extended == 3
+def test_what_the_page_on_extending_adds_keeps_the_contracts(
+    extended: int, drift: rs.EpisodeDataset, tiny_fit: rs.FitConfig
+) -> None:
+    assert extended == 4
     test_models_samplers.test_results_do_not_depend_on_batch_mates("ddim_half")
     test_models_samplers.test_refine_sees_every_step_and_what_it_returns_is_used("ddim_half")
     test_models_samplers.test_a_start_with_little_noise_stays_near_it("ddim_half")
@@ -64,6 +69,7 @@ def test_what_the_page_on_extending_adds_keeps_the_contracts(extended: int, tiny
     test_shaping.test_contract_of_every_weighting("better_half")
     test_shaping.test_contract_of_every_rule_for_rewards("doubted")
     test_shaping.test_contract_of_every_rule_for_returns("discounted")
+    test_ref.test_every_selector_keeps_some_episodes_in_order_and_is_a_function_of_the_data("richer_half", drift)
 
 
 def test_files_that_the_page_on_extending_names_exist() -> None:
