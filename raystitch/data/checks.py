@@ -21,6 +21,11 @@ ABSURD_RATIO = 1e6
 """A value this many times as large as 99 % of its dimension's, and than 1, is an error of recording."""
 ABSURD = 1e18
 """The square of a larger number does not fit into float32."""
+WIDE = 16.0
+"""Below this size float32 resolves a millionth, and no dataset means less."""
+LOST_SHARE = 0.5
+"""A dimension is reported when more than this share of its steps vanish in float32."""
+GIB = 2**30
 
 
 def problem(kind: str, message: str, count: int) -> Problem:
@@ -81,9 +86,6 @@ def check_magnitudes(columns: Mapping[str, NDArray[np.floating]], where: str) ->
             )
 
 
-GIB = 2**30
-
-
 def free_memory() -> int:
     """Return the bytes that this process can still allocate: the machine's free memory, or a container's lower
     limit."""
@@ -118,11 +120,6 @@ class MemoryBudget:
                 f"{self.where}: reading it takes {self.taken / GIB:,.1f} GiB or more, but {self.limit / GIB:,.1f} GiB "
                 "of memory are free; read fewer episodes, or use a machine with more memory"
             )
-
-
-WIDE = 16.0
-"""Below this size float32 resolves a millionth, and no dataset means less."""
-LOST_SHARE = 0.5
 
 
 class Resolution:

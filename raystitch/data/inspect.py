@@ -12,10 +12,18 @@ from raystitch.data.checks import Problem, absurd_rows, problem
 from raystitch.data.context import still_dimensions
 from raystitch.data.episodes import EpisodeDataset, Floats, Ints
 
-# An action this close to a bound, as a share of its range, is saturated.
 SATURATED = 1e-3
+"""An action this close to a bound, as a share of its range, is saturated."""
 EQUAL = 1e-6
 """Returns that differ by less, as a share of their size, are equal but for rounding."""
+JUMP_RATIO = 20.0
+"""A step that jumps is this many times as large as nine in ten steps of its dimension."""
+JUMP_SHARE = 0.25
+"""A transition jumps when more than this share of the moving dimensions do. A contact or an angle is one or two."""
+MAX_JUMPS = 0.2
+"""If a larger share of the transitions jump, jumps belong to the task and are not reported."""
+JUMP_SAMPLE = 100_000
+FULL_TURNS = (2 * np.pi, 360.0)
 
 
 def _summary(values: NDArray[Any]) -> dict[str, float]:
@@ -192,16 +200,6 @@ def inspect(dataset: EpisodeDataset) -> dict[str, Any]:
     }
 
 
-FAR = 20.0
-"""A step that jumps is this many times as large as nine in ten steps of its dimension,"""
-SHARE = 0.25
-"""and it jumps in more than this share of the moving dimensions: contacts and wrapped angles jump in one or two."""
-MOST = 0.2
-"""If a larger share of the steps are jumps, the task itself jumps."""
-SAMPLE = 100_000
-TURNS = (2 * np.pi, 360.0)
-
-
 def jumps(dataset: EpisodeDataset) -> tuple[Ints, float]:
     """Transitions that jump, int64, and how many times the typical step the largest of them is (0 without one).
 
@@ -213,7 +211,7 @@ def jumps(dataset: EpisodeDataset) -> tuple[Ints, float]:
     moving, worst = 0, np.zeros(len(rows), np.float32)
     if not len(rows):
         return rows, 0.0
-    sample = slice(None, None, max(1, len(rows) // SAMPLE))
+    sample = slice(None, None, max(1, len(rows) // JUMP_SAMPLE))
     for index in range(dataset.obs_dim):
         steps = _steps(dataset.observations[:, index], rows)
         taken = steps[sample]
@@ -222,10 +220,10 @@ def jumps(dataset: EpisodeDataset) -> tuple[Ints, float]:
             continue  # a constant, a goal, or something that hardly ever moves
         typical = float(np.quantile(taken, 0.9))
         moving += 1
-        count += steps > FAR * typical
+        count += steps > JUMP_RATIO * typical
         np.maximum(worst, steps / np.float32(typical), out=worst)
-    found = np.flatnonzero(count > SHARE * moving) if moving else np.zeros(0, np.int64)
-    if not len(found) or len(found) > MOST * len(rows):
+    found = np.flatnonzero(count > JUMP_SHARE * moving) if moving else np.zeros(0, np.int64)
+    if not len(found) or len(found) > MAX_JUMPS * len(rows):
         return np.zeros(0, np.int64), 0.0
     return inside[found], float(worst[found].max())
 
@@ -235,7 +233,7 @@ def _steps(column: Floats, rows: Ints) -> Floats:
     with np.errstate(invalid="ignore", over="ignore"):
         steps = np.abs(column[rows + 1] - column[rows])
         width = float(np.fmax.reduce(column) - np.fmin.reduce(column))
-        for turn in TURNS:
+        for turn in FULL_TURNS:
             if 0.9 * turn < width <= 1.001 * turn:
                 steps = np.minimum(steps, np.float32(turn) - steps)
     steps[~np.isfinite(steps)] = 0

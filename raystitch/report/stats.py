@@ -16,6 +16,8 @@ from scipy.stats import ncf, t
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
 
+Curve = Mapping[int, float]
+"""The measure of one seed: step -> value."""
 NUM_RESAMPLES = 5000
 CONFIDENCE = 0.95
 POWER = 0.8
@@ -215,10 +217,6 @@ def detectable_difference(spread: float, num_seeds: int) -> float:
     limit = 30.0 / np.sqrt(num_seeds)
     found = root_scalar(lambda ratio: float(_power(ratio, num_seeds)) - POWER, bracket=(1e-6, limit))
     return spread * float(found.root)
-
-
-Curve = Mapping[int, float]
-"""The measure of one seed: step -> value."""
 
 
 def evaluations(entries: Sequence[Mapping[str, Any]], column: str) -> dict[int, float]:
