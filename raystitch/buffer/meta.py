@@ -27,7 +27,7 @@ def read_meta(storage: Storage) -> BufferMeta:
             return _parse(storage, content)
         except UserError as error:
             # pyarrow asks an object store for a file's size and then reads that many bytes. If another file replaces it
-            # in between, the read is cut short, or ends in bytes that are nobody's; reading again returns the whole.
+            # in between, the read is cut short or ends in bytes that nobody wrote; reading again returns all of it.
             if not attempts or not isinstance(error.__cause__, json.JSONDecodeError | UnicodeDecodeError):
                 raise
             time.sleep(0.05)

@@ -133,7 +133,7 @@ def rows_that_count(passing: Bools, pair: Ints, attempt: Ints, chain_round: Ints
         passing: bool [N]. pair: int64 [N], equal for the attempts of one pair. attempt, chain_round: int64 [N].
         parents: rows of the source's and the target's parent, int64 [N] each; -1 for none, -2 for one that is lost.
     """
-    # A row more, for the parents that are not rows: -1 counts, -2 (the last row but one) does not.
+    # Two rows more, for parents that are not rows: -1 counts, -2 (the last row but one) does not.
     counts = np.zeros(len(passing) + 2, np.bool_)
     counts[-1] = True
     for current in np.unique(chain_round):

@@ -4,7 +4,7 @@ Legend: N candidates, G largest gap, O observation size, A action size.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -214,14 +214,11 @@ class BufferMeta:
                 f"{' and '.join(map(str, READ_VERSIONS))}; generate the buffer again or use the version that wrote it"
             )
         try:
-            complete = value["complete"]
             parsed = {
                 "action_low": tuple(value["action_low"]),
                 "action_high": tuple(value["action_high"]),
                 "env": None if value["env"] is None else EnvSpec.from_json(value["env"]),
-                **_configs(value),
-                "complete": None if complete is None else Complete(**complete),
-                "rounds": tuple(ClosedRound(**closed) for closed in value.get("rounds", ())),
+                **_nested(value),
             }
             return cls(**(value | parsed))
         except (UserError, KeyError, TypeError, ValueError) as error:
@@ -239,19 +236,21 @@ class BufferMeta:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Configs:
+class _Nested:
     stitch: StitchConfig
     augment: AugmentConfig
+    complete: Complete | None = None
+    rounds: tuple[ClosedRound, ...] = ()
 
 
-def _configs(value: Mapping[str, Any]) -> dict[str, StitchConfig | AugmentConfig]:
-    """Return ``stitch`` and ``augment`` of a ``buffer.json`` of any version.
+def _nested(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a ``buffer.json`` of any version that are dataclasses of their own.
 
     Raises:
         UserError: naming the key that is not one, or whose value is not.
     """
-    augment = value["augment"]
+    nested = {field.name: value[field.name] for field in fields(_Nested) if field.name in value}
+    augment = nested.get("augment", {})
     if value["schema_version"] == 2 and "sampler" in augment:
-        augment = {AugmentConfig.RENAMED.get(name, name): entry for name, entry in augment.items()}
-    found = parse_config({"stitch": value["stitch"], "augment": augment}, _Configs)
-    return {"stitch": found.stitch, "augment": found.augment}
+        nested["augment"] = {AugmentConfig.RENAMED.get(name, name): entry for name, entry in augment.items()}
+    return vars(parse_config(nested, _Nested))

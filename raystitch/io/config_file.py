@@ -87,8 +87,8 @@ def _over_defaults(data: Any, kind: Any) -> Any:
 
 def _explain(error: ValidationError, data: Any, kind: type, where: Mapping[KeyPath, str]) -> str:
     problems = error.errors(include_url=False)
-    # An unknown key is often why a required one is missing, so it is named first; of a value that may be one of several
-    # kinds, the kind that it nearly is says more than those that it is not at all.
+    # An unknown key often explains a missing one, so it is named first. For a union type, report the closest branch's
+    # error.
     unknown = ("unexpected_keyword_argument", "extra_forbidden")
     first = min(problems, key=lambda at: (at["type"] not in unknown, at["type"] != "value_error", -len(at["loc"])))
     path: list[str | int] = []

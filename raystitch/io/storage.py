@@ -183,7 +183,7 @@ class Storage:
             StorageError: when it cannot be written.
         """
         if self.local is not None:
-            # Appended to the empty file: what truncates it first makes ext4 write it to the disk on closing.
+            # Appended to the empty file: if opening truncated it, ext4 would write it to the disk on closing.
             with atomic_path(self.local / name, durable=durable) as temporary, pa.OSFile(str(temporary), "ab") as sink:
                 yield sink
             return

@@ -31,8 +31,11 @@ def _merge(outputs_MBX: Tensor, leading: torch.Size) -> Tensor:
 
 
 class DynamicsEnsemble(nn.Module):
-    """s' = f(s, a): members predict the standardised s' - s. The last ``num_judges`` members are the judges, which
-    only qualification asks; the others (proposers) serve gap selection, guidance and repair."""
+    """Dynamics s' = f(s, a): members predict the standardised s' - s.
+
+    The last ``num_judges`` members are the judges, which only qualification asks; the others (proposers) serve gap
+    selection, guidance and repair.
+    """
 
     def __init__(self, config: HeadConfig, num_judges: int, scales: HeadScales, generator: torch.Generator) -> None:
         super().__init__()
@@ -110,7 +113,7 @@ class DynamicsEnsemble(nn.Module):
 
 
 class InverseDynamics(nn.Module):
-    """a = g(s, s'), clipped to the action bounds (DiffStitch wrap-up)."""
+    """Inverse dynamics a = g(s, s'), clipped to the action bounds (DiffStitch wrap-up)."""
 
     def __init__(self, config: HeadConfig, scales: HeadScales, generator: torch.Generator) -> None:
         super().__init__()
@@ -148,8 +151,11 @@ class InverseDynamics(nn.Module):
 
 
 class RewardModel(nn.Module):
-    """r(s, a, s') or the paper's r(s, a), clipped to the data's range; snapped to the data's levels when the data
-    has only a few distinct rewards, so that a sparse reward does not leak into states that never gave any."""
+    """Reward r(s, a, s') or the paper's r(s, a), clipped to the data's range.
+
+    Where the data has only a few distinct rewards, predictions snap to them, so that a sparse reward does not leak
+    into states that never gave any.
+    """
 
     mean: Tensor
     std: Tensor
@@ -222,7 +228,7 @@ class TerminationModel(nn.Module):
 
 
 class ValueModel(nn.Module):
-    """V(s): expected discounted return of the data's behaviour from s, time-outs bootstrapped."""
+    """Value V(s): expected discounted return of the data's behaviour from s, time-outs bootstrapped."""
 
     mean: Tensor
     std: Tensor

@@ -75,7 +75,7 @@ class _Block(nn.Module):
 
 
 class _Grow(nn.ConvTranspose1d):
-    """Twice the resolution: a transposed convolution of kernel 4 and stride 2, computed as an ordinary one.
+    """A layer that doubles the resolution: a transposed convolution (kernel 4, stride 2), computed as an ordinary one.
 
     On CPUs in bf16 the result of torch's own depends on how many rows there are, in the last bit of a float32 that is
     rounded then; with it a row would depend on its batch-mates.
@@ -88,7 +88,7 @@ class _Grow(nn.ConvTranspose1d):
         """[B, C, H] -> [B, C', 2 H]"""
         after, left, right, before = self.weight.permute(2, 1, 0)
         nothing = torch.zeros_like(left)
-        # What the two new positions take from the old ones before, at and after theirs.
+        # The weights of each new position for the old ones before, at and after it.
         kernel = torch.stack([torch.stack([before, left, nothing], -1), torch.stack([nothing, right, after], -1)], 1)
         bias = None if self.bias is None else self.bias.repeat_interleave(2)
         y = nn.functional.conv1d(input, kernel.flatten(0, 1), bias, padding=1)
