@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _warn(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
-    """Our own warnings as a line; those of libraries are for developers and stay silent."""
+    """Print our own warnings as a line. Warnings of libraries are for developers and stay silent."""
     if Path(filename).is_relative_to(PACKAGE):
         _report("warning", message)
 
@@ -66,7 +66,7 @@ def _report(name: str, message: object) -> None:
 
 
 def _unexpected(name: str, error: BaseException) -> int:
-    """A fault of ours: one line for the user, the traceback in a file for the report of the fault."""
+    """Report a fault of ours: one line for the user, the traceback in a file for the bug report."""
     if os.environ.get("RAYSTITCH_DEBUG"):
         traceback.print_exception(error)
         return 1
@@ -78,7 +78,7 @@ def _unexpected(name: str, error: BaseException) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line ``argv`` (default: the process's) and returns the exit status."""
+    """Run the command line ``argv`` (default: the process's) and return the exit status."""
     args = build_parser().parse_args(argv)
     name = f"raystitch {args.command}"
     try:
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _report(name, getattr(args, "on_interrupt", "interrupted"))
         return 130
     except BrokenPipeError:
-        # The reader of our output went away (`raystitch ... | head`): nothing is left to say, or to say it to.
+        # The reader of our output is gone (`raystitch ... | head`), so there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:

@@ -20,7 +20,7 @@ from raystitch.stitching.config import (
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Settings of ``raystitch fit`` and ``raystitch augment`` under one name.
+    """The settings of ``raystitch fit`` and ``raystitch augment`` behind one name.
 
     Attributes:
         purpose: what it is for, in a few words.
@@ -69,8 +69,10 @@ def _published_fit() -> FitConfig:
 
 
 def _published_stitch() -> StitchConfig:
-    """The same paper's generation. Its delta (0.8 - 1.5) is on another scale: here it is a squared L2 norm in
-    standardised units."""
+    """Return the same paper's generation.
+
+    Its delta (0.8 - 1.5) is on another scale: here it is a squared L2 norm in standardised units.
+    """
     return StitchConfig(
         pairs=PairConfig(mode="random", source_cut="ends", target_cut="ends"),
         gap=GapConfig(mode="imagine", similarity="cosine"),
@@ -80,8 +82,6 @@ def _published_stitch() -> StitchConfig:
         qualify=QualifyConfig(delta=1.0, kappa=0.0),
     )
 
-
-DEFAULT_PRESET = "fast"
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {

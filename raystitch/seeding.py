@@ -17,7 +17,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def derive_seed(root: int, *path: int | str) -> int:
-    """A 63-bit seed for the node ``path`` below ``root``; equal paths give equal seeds on every machine."""
+    """Return a 63-bit seed for the node ``path`` below ``root``; equal paths give equal seeds on every machine."""
     sequence = np.random.SeedSequence(root, spawn_key=tuple(_key(part) for part in path))
     high, low = sequence.generate_state(2, np.uint32)
     return int(high) >> 1 << 32 | int(low)

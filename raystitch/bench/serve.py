@@ -259,7 +259,7 @@ def _overload_rows(load: float, came: Arrivals, sizes: ServeSizes, capacity: flo
 
 
 def _pairs(dataset: EpisodeDataset) -> list[tuple[int, int]]:
-    """Draw pairs of episodes of at least 20 steps: sources in the lower half by return, targets in the highest fifth."""
+    """Draw pairs of episodes of 20 steps or more: sources in the lower half by return, targets in the highest fifth."""
     order = np.argsort(dataset.returns, kind="stable")
     order = order[dataset.lengths[order] >= 20]
     rng = np.random.default_rng(0)

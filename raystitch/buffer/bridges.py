@@ -7,7 +7,7 @@ Legend: B bridges, T their transitions, O observation size, A action size.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Protocol
@@ -41,15 +41,18 @@ PER_BRIDGE = (
 
 
 def ranges(starts: Ints, lengths: Ints) -> Ints:
-    """The concatenation of ``arange(start, start + length)`` over the rows, int64."""
+    """Return the concatenation of ``arange(start, start + length)`` over the rows, int64."""
     total = int(lengths.sum())
     before = np.cumsum(lengths) - lengths
     return np.arange(total, dtype=np.int64) + np.repeat(starts - before, lengths)
 
 
 def chunk_bounds(lengths: Ints, most: int) -> Ints:
-    """Where to cut rows of these ``lengths`` so that no piece is longer than ``most`` (or is a single row): int64, from
-    0 to the number of rows."""
+    """Return where to cut rows of these ``lengths`` so that no piece is longer than ``most``, or is a single row.
+
+    Returns:
+        int64, from 0 to the number of rows.
+    """
     ends = np.cumsum(lengths)
     bounds = [0]
     while bounds[-1] < len(lengths):
@@ -104,11 +107,11 @@ class References:
 
     @cached_property
     def is_chained(self) -> bool:
-        """Whether any bridge has a parent."""
+        """True if any bridge has a parent."""
         return bool((self.source_parent != -1).any() or (self.target_parent != -1).any())
 
     def parent_positions(self) -> tuple[Ints, Ints]:
-        """Where the source's and the target's parent lie in this set, int64 [B] each; -1 for real episodes.
+        """Return where the source's and the target's parent lie in this set, int64 [B] each; -1 for real episodes.
 
         Raises:
             ValueError: when a parent is not in it.
@@ -134,7 +137,7 @@ class References:
         return found[0], found[1]
 
     def with_ancestors(self, positions: Ints) -> Ints:
-        """These and every bridge that they are chained onto, as ascending positions in this set, int64."""
+        """Return these and every bridge that they are chained onto, as ascending positions in this set, int64."""
         if not self.is_chained:
             return np.unique(positions)
         parents = self.parent_positions()
@@ -144,13 +147,6 @@ class References:
             new = np.setdiff1d(above[above >= 0], found)
             found = np.union1d(found, new)
         return found
-
-    def references(self, index: Ints) -> "References":
-        """The references of the given bridges, in the given order."""
-        columns: dict[str, Any] = {
-            f.name: getattr(self, f.name)[index] for f in fields(References) if f.name != "offsets"
-        }
-        return References(**columns, offsets=np.concatenate([[0], np.cumsum(columns["gap"] + 1)]).astype(np.int64))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -230,12 +226,12 @@ class Bridges(Protocol):
     def __len__(self) -> int: ...
     @property
     def all_references(self) -> References:
-        """Of every bridge, in order."""
+        """References of every bridge, in order."""
         ...
 
     @property
     def content(self) -> str:
-        """Equal where bridges are equal, and the name of files that are made from them."""
+        """A digest, equal where bridges are equal; it names files that are made from them."""
         ...
 
     def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator[BridgeSet]:

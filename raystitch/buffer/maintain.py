@@ -1,4 +1,4 @@
-"""Looking after a buffer on disk: finding damage, merging small files."""
+"""Maintenance of a buffer on disk: ``verify`` finds damage, ``compact`` merges small files, ``describe`` sums it up."""
 
 import os
 import re
@@ -33,6 +33,8 @@ from raystitch.io.storage import Storage
 
 NAMED = 20
 """Missing parents that are named one by one."""
+MERGED_BYTES = 64 << 20
+"""Size of merged files, at most."""
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
@@ -83,12 +85,12 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
 
 
 def failed_shards(path: str | os.PathLike[str]) -> dict[int, str]:
-    """The shards that the buffer does without, as they could not be made: number -> why."""
+    """Return the shards that could not be made, so that the buffer does without: number -> why."""
     return {shard: stats.error for shard, stats in survey(path, thorough=False).stats.items() if stats.error}
 
 
 def _copy(column: pa.Array) -> pa.Array:
-    """Lets go of the mapped file that the column lies in."""
+    """Return a copy, which keeps no mapped file open."""
     return pa.concat_arrays([column, column.slice(0, 0)])
 
 
@@ -103,7 +105,7 @@ def _round_problems(known: dict[int, ShardStats], meta: BufferMeta) -> Iterator[
 
 
 def _builds_on(meta: BufferMeta, shard: int) -> str:
-    """The hash of the closed round that a shard has to be made on top of."""
+    """Return the hash of the closed round that a shard has to be made on top of."""
     before = [closed.hash for closed in meta.rounds if closed.end <= shard]
     return before[-1] if before else ""
 
@@ -137,14 +139,11 @@ def _file_problems(file: ShardFile, meta: BufferMeta) -> list[str]:
 
 
 def _finite(batch: pa.RecordBatch, name: str) -> bool:
-    """Whether the accepted rows have finite values only; of those of other rows nothing is asked."""
+    """Return True if the accepted rows have finite values only; other rows may have any."""
     if np.isfinite(flat_steps(batch[name])).all():
         return True
     accepted = batch[name].filter(batch["accepted"])
     return bool(np.isfinite(flat_steps(accepted)).all())
-
-
-MERGED_BYTES = 64 << 20
 
 
 def compact(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -174,7 +173,7 @@ def compact(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def superseded(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Files of shards that are not read because a merged one holds the same: name -> the merged one."""
+    """Return the files that are not read because a merged one holds the same: name -> the merged one."""
     names = Storage(path).names(SHARDS)
     used, found = by_shard(names), dict[str, str]()
     for name in names:
@@ -226,8 +225,8 @@ def _sound_file(storage: Storage, name: str) -> ShardFile:
 
 
 def _remove_superseded(storage: Storage, meta: BufferMeta) -> None:
-    """Removes what a run left that was killed between writing a merged file and removing what it was merged from, and
-    what had to wait for the grace period."""
+    """Removes files that a merged one replaces: those that had to wait for the grace period, and those of a run that
+    was killed before it removed them."""
     with storage.lock():
         by_holder: dict[str, list[str]] = {}
         for name, holder in superseded(storage.uri).items():
@@ -238,7 +237,7 @@ def _remove_superseded(storage: Storage, meta: BufferMeta) -> None:
 
 
 def describe(uri: str | os.PathLike[str], delta: AtDelta = "generation") -> dict[str, Any]:
-    """Plain data for JSON; of a buffer that is unfinished or damaged what there is of it.
+    """Return plain data for JSON; for an unfinished or damaged buffer, what there is of it.
 
     Returns:
         ``buffer, complete, shards, files, bytes`` (on disk), ``missing`` (numbers of shards that a finished buffer

@@ -26,9 +26,9 @@ def read_meta(storage: Storage) -> BufferMeta:
         try:
             return _parse(storage, content)
         except UserError as error:
-            # pyarrow asks an object store for a file's size and then reads that many bytes. If a longer file replaces
-            # it in between, the read is cut short; reading again returns the whole file.
-            if not attempts or not isinstance(error.__cause__, json.JSONDecodeError):
+            # pyarrow asks an object store for a file's size and then reads that many bytes. If another file replaces it
+            # in between, the read is cut short, or ends in bytes that are nobody's; reading again returns the whole.
+            if not attempts or not isinstance(error.__cause__, json.JSONDecodeError | UnicodeDecodeError):
                 raise
             time.sleep(0.05)
 

@@ -1,4 +1,4 @@
-"""Reading a buffer: shards stay in the memory map, delta is a filter over the stored numbers."""
+"""An open buffer: shards stay in the memory map, delta is a filter over the stored numbers."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ import pyarrow.dataset as pads
 from raystitch.buffer.bridges import CHUNK_TRANSITIONS, PER_BRIDGE, BridgeSet, MappedBridges, References, ranges
 from raystitch.buffer.meta import read_meta
 from raystitch.buffer.rows import RoundCounts, count_rounds, dense, find_rows, pair_rows, parse_ids, rows_that_count
-from raystitch.buffer.schema import JUDGED_STEPS, LACKS, PARENTS, BufferMeta, flat_steps, make_schema
+from raystitch.buffer.schema import JUDGED_STEPS, PARENTS, BufferMeta, flat_steps, make_schema
 from raystitch.buffer.shard_file import SHARDS, ShardFile, ShardStats, read_shard_file
 from raystitch.buffer.survey import list_shards
 from raystitch.buffer.transitions import Over, StepBatch, Transitions
@@ -79,7 +79,7 @@ class Buffer:
         return self.table[name].to_numpy()
 
     def passing(self, delta: AtDelta = "generation") -> tuple[Bools, Ints]:
-        """Which candidates pass at ``delta`` and why not, bool [N] and int64 [N] (index into REASONS).
+        """Decide which candidates pass at ``delta`` and why not, bool [N] and int64 [N] (index into REASONS).
 
         Raises:
             UserError: for a delta that is not one.
@@ -91,7 +91,7 @@ class Buffer:
             raise UserError(str(error)) from error
 
     def reasons(self, delta: AtDelta = "generation") -> dict[str, int]:
-        """How many candidates have each reason at ``delta``."""
+        """Count the candidates of each reason at ``delta``."""
         counts = np.bincount(self.passing(delta)[1], minlength=len(REASONS))
         return {reason: int(count) for reason, count in zip(REASONS, counts, strict=True)}
 
@@ -145,7 +145,7 @@ class Buffer:
         return found[0], found[1]
 
     def rounds(self, delta: AtDelta = "generation") -> list[RoundCounts]:
-        """What each chain round brought at ``delta``."""
+        """Count what each chain round brought at ``delta``."""
         return count_rounds(
             self.accepted_rows(delta), self.pairs, self.column("attempt"), self.column("chain_round"), self.parents
         )
@@ -178,7 +178,7 @@ class Buffer:
         return self.mapped(delta).chunks(max_transitions)
 
     def references(self, rows: Ints) -> References:
-        """Any candidates without their steps, in the order of ``rows``."""
+        """Return any candidates without their steps, in the order of ``rows``."""
         names = ("source_episode", "source_step", "target_episode", "target_step", "gap")
         columns: dict[str, Ints] = {name: self.column(name)[rows] for name in names}
         chained: dict[str, Ints] = {}
@@ -192,7 +192,7 @@ class Buffer:
         return References(**columns, **chained, rows=rows, offsets=offsets)
 
     def take(self, rows: Ints) -> BridgeSet:
-        """Any candidates as bridges, in ascending order of ``rows``; reads the files that hold them and no other.
+        """Reads any candidates as bridges, in ascending order of ``rows``, from the files that hold them and no other.
 
         Raises:
             UserError: when the checksum of one of these files shows damage.
@@ -249,16 +249,8 @@ class Buffer:
 
     @property
     def has_judged_steps(self) -> bool:
-        """Whether the residual and spread of every step are stored, as they are from schema 3 on."""
+        """True if the residual and spread of every step are stored, as they are from schema 3 on."""
         return set(JUDGED_STEPS) <= set(self.table.schema.names)
-
-    def require_judged_steps(self) -> None:
-        """Raises: UserError when the residual and spread of every step are not stored."""
-        if not self.has_judged_steps:
-            raise UserError(
-                f"{self.uri} has {LACKS[self.meta.schema_version]} and spreads; "
-                "generate it again with `raystitch augment` and another --out"
-            )
 
     def judged_steps(self, number: int) -> tuple[Floats, Floats] | None:
         """Residual and spread [T] of every step of a file's candidates, views of the map; None where the buffer has

@@ -1,4 +1,4 @@
-"""When a round has enough bridges: the smallest prefix of its shards is closed, and the next round builds on it.
+"""The end of a round: the smallest prefix of its shards with enough bridges is closed, and the next round builds on it.
 
 Shards are numbered through all rounds. A shard names the manifest that its round builds on, so a shard that was made on
 top of anything else than what is there now is told apart by itself and made again.
@@ -6,7 +6,7 @@ top of anything else than what is there now is told apart by itself and made aga
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from raystitch.buffer.config import bridges_of_round
@@ -20,13 +20,28 @@ from raystitch.io.storage import Storage
 
 
 def prefix_length(stats: Mapping[int, ShardStats], num_bridges: int, first_shard: int = 0) -> int | None:
-    """Where the smallest gapless run of shards from ``first_shard`` on with ``num_bridges`` accepted ends; None while
-    there is none."""
+    """Return where the smallest gapless run of shards from ``first_shard`` on with ``num_bridges`` accepted ends.
+
+    Returns:
+        The shard after the last one; None while there is no such run.
+    """
+    return prefix_end({shard: found.accepted for shard, found in stats.items()}, num_bridges, first_shard)
+
+
+def prefix_end(
+    accepted_of: Mapping[int, int], wanted: int, first_shard: int, without: Collection[int] = ()
+) -> int | None:
+    """Return where the smallest gapless run of shards from ``first_shard`` on with ``wanted`` accepted bridges ends.
+
+    Args:
+        accepted_of: accepted bridges of each shard there is.
+        without: shards that are not there and are passed over.
+    """
     accepted, shard = 0, first_shard
-    while shard in stats:
-        accepted += stats[shard].accepted
+    while shard in accepted_of or shard in without:
+        accepted += accepted_of.get(shard, 0)
         shard += 1
-        if accepted >= num_bridges:
+        if accepted >= wanted:
             return shard
     return None
 

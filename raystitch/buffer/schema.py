@@ -1,4 +1,4 @@
-"""What a buffer's files hold: the Arrow schema of a shard and the settings in ``buffer.json``.
+"""The content of a buffer's files: the Arrow schema of a shard and the settings in ``buffer.json``.
 
 Legend: N candidates, G largest gap, O observation size, A action size.
 """
@@ -228,7 +228,7 @@ class BufferMeta:
             raise UserError(f"{where} is not a buffer description: {error}") from error
 
     def settings(self) -> dict[str, Any]:
-        """The settings that two runs must share to fill one buffer."""
+        """Return the settings that two runs must share to fill one buffer."""
         value = self.to_json()
         for name in ("dataset_name", "calibration", "complete", "env", "rounds"):
             del value[name]

@@ -25,14 +25,14 @@ PART = re.compile(r"part-(\d{6,})\.arrow")
 MERGED = re.compile(r"merged-(\d{6,})-(\d{6,})\.arrow")
 DECIDED = ("bridge_id", *PARENTS, *INTEGERS, "accepted")
 BROKEN = (OSError, pa.ArrowException, LookupError, TypeError, ValueError, OverflowError)
-"""What reading damaged bytes may raise."""
+"""Exceptions that reading damaged bytes may raise."""
 AGAIN = "run `raystitch augment` with the same arguments to generate it again"
 _KEY = b"raystitch"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardStats:
-    """What a shard holds.
+    """Statistics and checksums of a shard.
 
     Attributes:
         accepted: pairs of which an attempt is accepted.

@@ -1,4 +1,7 @@
-"""The commands behind ``raystitch``, a file per group; each file imports what it runs only when it runs it."""
+"""The commands behind ``raystitch``, a file per group; a file imports what it runs only when it runs it.
+
+tests/cli and tests/contract/test_cli_bad_input.py tell when one broke.
+"""
 
 from raystitch.commands import augment, bench, buffer, data, export, fit, serve, sweep, train, validate
 

@@ -1,4 +1,4 @@
-"""``raystitch buffer``: what a buffer of bridges holds."""
+"""``raystitch buffer``: the content of a buffer of bridges."""
 
 import argparse
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_TROUBLES = 10
-"""Lines about damaged, missing or failed shards, of each kind."""
+"""Limit on lines about damaged, missing or failed shards, of each kind."""
 WIDTH, HEIGHT = 60, 16
 """Characters of the picture of a bridge."""
 
@@ -104,7 +104,7 @@ def _plural(count: int, what: str) -> str:
 
 
 def _troubles(found: dict[str, Any]) -> list[str]:
-    """A line for each file and shard that something is wrong with, at most ten of a kind."""
+    """One line for each damaged, missing or failed file or shard, at most ten of a kind."""
     lines: list[str] = []
     for kind, entries, hint in (
         ("damaged", [f"shards/{name}: {why}" for name, why in found["damaged"].items()], "are damaged"),
@@ -118,7 +118,7 @@ def _troubles(found: dict[str, Any]) -> list[str]:
 
 
 def _failed(failed: Mapping[int, str]) -> list[str]:
-    """The last line of each error, which says what went wrong."""
+    """The last line of each error, which names its cause."""
     return [f"shard {shard}: {(why.splitlines() or [''])[-1]}" for shard, why in failed.items()]
 
 
@@ -128,7 +128,7 @@ def _limited(kind: str, entries: list[str], hint: str) -> list[str]:
 
 
 def _settings(found: dict[str, Any]) -> list[str]:
-    """``stitch.sampler.num_steps=20`` and so on, for what was asked for otherwise than by default."""
+    """``stitch.sampler.num_steps=20`` and so on, for all settings that differ from their defaults."""
     from raystitch.buffer.config import AugmentConfig
     from raystitch.stitching.config import StitchConfig
 

@@ -104,7 +104,7 @@ def _name(text: str) -> str:
 
 
 def _prefix(text: str) -> str:
-    """``/`` or ``/team/stitch``; what begins with ``/-`` is Serve's own."""
+    """``/`` or ``/team/stitch``; paths that begin with ``/-`` belong to Ray Serve."""
     if text != "/" and not re.fullmatch(r"(/[A-Za-z0-9_.~][A-Za-z0-9_.~-]*)+", text):
         raise argparse.ArgumentTypeError(f"must be / or a path such as /team, without a slash at its end, got {text!r}")
     return text
@@ -129,7 +129,7 @@ def _share(text: str) -> float:
 
 
 def _replicas(text: str) -> tuple[int, int]:
-    """``2`` or ``1:4`` as (least, most)."""
+    """Read ``2`` or ``1:4`` as (least, most)."""
     least, _, most = text.rpartition(":")
     low, high = count(least or most), count(most)
     if low > high:
@@ -194,7 +194,7 @@ def _run(args: argparse.Namespace, asked: "Requests") -> None:
 
 
 def _hosts(args: argparse.Namespace, config: "EndpointConfig") -> tuple[str, ...]:
-    """The names of the configuration and the arguments, and the one that it listens on."""
+    """The names of the configuration and of the arguments, and the name that it listens on."""
     given = list(args.allowed_host)
     if not re.fullmatch(r"[0-9.]+|.*:.*", args.host):
         given.append(args.host)
@@ -207,7 +207,7 @@ def _hosts(args: argparse.Namespace, config: "EndpointConfig") -> tuple[str, ...
 
 
 def _models(args: argparse.Namespace, config: "EndpointConfig") -> "dict[str, ModelConfig]":
-    """The configuration's models and those of the arguments; folders are absolute, for replicas work elsewhere."""
+    """The models of the configuration and of the arguments; folders are absolute, because replicas run elsewhere."""
     from raystitch.endpoint.config import DEFAULT_MODEL, ModelConfig
 
     given = _by_name("--stitcher", args.stitcher, DEFAULT_MODEL)
@@ -227,7 +227,7 @@ def _models(args: argparse.Namespace, config: "EndpointConfig") -> "dict[str, Mo
 
 
 def _by_name(option: str, values: Sequence[str], default: str) -> dict[str, str]:
-    """``NAME=VALUE``, or a bare value for the default name."""
+    """Read ``NAME=VALUE``, or a bare value for the default name."""
     found: dict[str, str] = {}
     for value in values:
         name, separator, rest = value.partition("=")

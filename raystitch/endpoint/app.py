@@ -35,7 +35,7 @@ def create_app(endpoint: Endpoint, tokens: Tokens | None = None, *, behind_serve
     """The ASGI application.
 
     Args:
-        tokens: what callers must show one of; None lets everybody in.
+        tokens: callers must show one of them; None lets everybody in.
         behind_serve: Ray Serve's proxy writes the request's id into the answer, and its replica ends the endpoint.
     """
     config = endpoint.config
@@ -102,7 +102,7 @@ class PrefixRoot:
 
 
 def _add_errors(app: FastAPI) -> None:
-    """All errors have one shape."""
+    """Answer all errors in one shape."""
 
     async def problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)

@@ -1,4 +1,4 @@
-"""What may be made again, within a limit: copies of files on an object store, and folders of scratch files.
+"""Files that may be made again, within a limit: copies of an object store's files, and folders of scratch files.
 
 Copies are there so that files of an object store can be memory-mapped. They lie in ``$RAYSTITCH_CACHE``, else in
 ``raystitch`` in the user's cache folder (XDG); scratch folders lie in folders of their own below it. Each of these
@@ -23,14 +23,14 @@ DEFAULT_GIB = 20.0
 
 
 def cache_folder() -> Path:
-    """Where the copies lie; it need not exist."""
+    """Return the folder of the cache; it need not exist."""
     if asked := os.environ.get("RAYSTITCH_CACHE"):
         return Path(asked).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raystitch"
 
 
 def cache_bytes() -> int:
-    """How much the copies may take.
+    """Return the number of bytes that one kind of entries may take.
 
     Raises:
         UserError: when ``$RAYSTITCH_CACHE_GIB`` is no positive number.
@@ -46,12 +46,12 @@ def cache_bytes() -> int:
 
 
 def cached_path(key: str) -> Path:
-    """The place of the copy of what ``key`` names."""
+    """Return the place of the copy of the file that ``key`` names."""
     return cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.arrow"
 
 
 def fetch(key: str, size: int, open_source: Callable[[], pa.NativeFile]) -> Path:
-    """The local copy of a file, made where there is none.
+    """Return the local copy of a file; it is made where there is none.
 
     Args:
         key: tells versions of the file apart.

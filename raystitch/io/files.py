@@ -1,4 +1,4 @@
-"""Whole-or-nothing file writing: a reader never sees half a file; and what settings in two files differ in."""
+"""Files and folders that are written whole or not at all, locks, JSON files, and how nested settings differ."""
 
 import contextlib
 import errno
@@ -285,7 +285,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What differs between two nested settings, in words: ``a.b (there 1, asked 2)``."""
+    """Say how two nested settings differ: ``a.b (there 1, asked 2)``."""
     there, now = _flat(stored), _flat(asked)
     return [
         f"{key} (there {there.get(key)!r}, asked {now.get(key)!r})"

@@ -31,7 +31,7 @@ def _namespace() -> int:
 
 
 def _started(process: int) -> int | None:
-    """When a process of this namespace started, in ticks since boot; None when there is no such process."""
+    """Return when a process of this namespace started, in ticks since boot; None if there is no such process."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):

@@ -139,10 +139,6 @@ class Bundle:
         change = self.dynamics.delta
         return ((change.active == 0) & (change.mean == 0)).cpu().numpy()
 
-    def denoise(self, noisy_BHO: Tensor, known_BHO: Tensor, mask_BH: Tensor, k_B: Tensor) -> Tensor:
-        """Predicted clean states, standardised units [B, H, O]: the plain ``denoiser``, in float32."""
-        return self.denoiser(precision="float32", compile="off")(noisy_BHO, known_BHO, mask_BH, k_B)
-
     def denoiser(
         self,
         *,
@@ -151,7 +147,7 @@ class Bundle:
         precision: Precision = "auto",
         compile: Literal["auto", "on", "off"] = "auto",
     ) -> Denoiser:
-        """What the samplers call.
+        """Return the network as the samplers call it.
 
         Args:
             return_weight: see ``Denoiser``; not 0 needs a network fitted with ``diffusion.return_dropout``.

@@ -20,7 +20,7 @@ CHECKPOINT_SECONDS = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class FitProgress:
-    """How far a fit has come.
+    """The position of a fit.
 
     Attributes:
         part: ``diffusion``, ``dynamics``, ...

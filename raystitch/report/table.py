@@ -48,7 +48,7 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
     "dt": ("Decision Transformer", "DT"),
     "bc": ("Behaviour cloning", "BC"),
 }
-"""Algorithm -> (full name, name in narrow tables); one that is not here is called by its key."""
+"""Algorithm -> (full name, name in narrow tables). An algorithm that is not listed goes by its key."""
 
 DATA_ORDER = ("original", "weighted", "duplicated", "joined", "stitched")
 
@@ -62,7 +62,7 @@ BASELINE_WORDS = {
     "joined": "real fragments joined without a bridge",
     "no": "bridges without qualification",
 }
-"""First word of a baseline's name -> what sentences call it."""
+"""First word of a baseline's name -> its name in sentences."""
 
 SET_NAMES = {
     "accepted": "accepted bridges",
@@ -77,14 +77,14 @@ SET_NAMES = {
 
 
 def write_results(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Writes the table, whole or not at all."""
+    """Write the table, whole or not at all."""
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=RESULTS_SCHEMA)
     with atomic_path(path, durable=True) as temporary:
         pq.write_table(table, temporary)
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of the table.
+    """Read the rows of the table.
 
     Raises:
         UserError: when it cannot be read or lacks a column.

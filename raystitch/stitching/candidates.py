@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from raystitch.data.episodes import Floats, Ints
 
 REASONS = ("ok", "non_finite", "residual", "spread", "rollout", "termination", "return")
-"""Why a candidate is (not) accepted: the first criterion that fails, in this order."""
+"""Reasons why a candidate is (not) accepted: the first criterion that fails, in this order."""
 
 
 @dataclass(kw_only=True, eq=False)

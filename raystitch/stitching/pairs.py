@@ -11,6 +11,7 @@ import numpy as np
 from raystitch.data.episodes import Episode, EpisodeDataset, Floats, Ints, from_episodes
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
+from raystitch.shaping.config import RECORDED, RewardConfig
 from raystitch.stitching.candidates import Pairs
 from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import PairConfig, StitchConfig
@@ -39,6 +40,7 @@ class SourceIndex:
     Args:
         source_episodes, target_episodes: int64, replace the split of the dataset by return.
         chain: the trajectories of a chain round; ``dataset`` is theirs.
+        rewards: what the steps of the dataset count for in the returns of pairs.
 
     Raises:
         UserError: when the dataset has no state to leave or to enter, saying why.
@@ -53,6 +55,7 @@ class SourceIndex:
         source_episodes: Ints | None = None,
         target_episodes: Ints | None = None,
         chain: Trajectories | None = None,
+        rewards: RewardConfig = RECORDED,
     ) -> None:
         self.config = config or StitchConfig()
         self.chain = chain
@@ -64,6 +67,7 @@ class SourceIndex:
             source_episodes=source_episodes,
             target_episodes=target_episodes,
             chain=chain,
+            rewards=rewards,
         )
 
     def select(self, seeds: Ints) -> Pairs:

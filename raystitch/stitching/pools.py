@@ -18,6 +18,8 @@ from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
 from raystitch.models.embedding import embed
 from raystitch.seeding import integers
+from raystitch.shaping.config import RECORDED, RewardConfig
+from raystitch.shaping.rewards import shape_dataset
 from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import PairConfig
 from raystitch.stitching.contexts import WEIGHT, Contexts, Partners
@@ -44,6 +46,7 @@ class Pools:
         needs_future: leave only states whose own recorded future reaches past the smallest gap.
         source_episodes, target_episodes: int64, replace the split by return.
         chain: the trajectories of a chain round, which restrict states and pairs; ``dataset`` is theirs.
+        rewards: what the real steps count for; the rewards of a chain round are shaped already.
 
     Attributes:
         targets: [M], the states that may be entered, by episode and step.
@@ -65,8 +68,9 @@ class Pools:
         source_episodes: Ints | None = None,
         target_episodes: Ints | None = None,
         chain: Trajectories | None = None,
+        rewards: RewardConfig = RECORDED,
     ) -> None:
-        self.dataset = dataset
+        self.dataset = dataset = dataset if chain is not None else shape_dataset(dataset, rewards)
         self.chain = chain
         self.bundle = bundle
         self.config = config

@@ -14,13 +14,14 @@ import torch
 from raystitch.data.episodes import Ints
 from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
+from raystitch.shaping.config import RECORDED, RewardConfig
 from raystitch.stitching.bridge import build_bridges
 from raystitch.stitching.candidates import Candidates, Pairs
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.gap import GAPS
 from raystitch.stitching.qualify import qualify
 from raystitch.stitching.repair import Attempt, repairs
-from raystitch.stitching.wrapup import infer_actions, infer_rewards, stitched_return
+from raystitch.stitching.wrapup import infer_actions, infer_rewards, shaped_rewards, stitched_return
 
 T = TypeVar("T")
 
@@ -31,6 +32,7 @@ class Stitcher:
     Args:
         bundle: the fitted models; the work is done on their device.
         config: None for the defaults.
+        rewards: what generated steps count for in ``return_stitched``; the rewards themselves stay as generated.
 
     Raises:
         UserError: when the judges' disagreement is a criterion and there is only one judge, or when sampling is to
@@ -46,8 +48,9 @@ class Stitcher:
         True
     """
 
-    def __init__(self, bundle: Bundle, config: StitchConfig | None = None) -> None:
+    def __init__(self, bundle: Bundle, config: StitchConfig | None = None, *, rewards: RewardConfig = RECORDED) -> None:
         self.bundle = bundle
+        self.rewards = rewards
         self.config = config or StitchConfig()
         spread = self.config.qualify.spread
         if spread not in (None, "off") and bundle.config.num_judges < 2:
@@ -106,6 +109,7 @@ class Stitcher:
         """The candidates of one attempt, with actions, rewards and returns; pairs and seeds are the attempt's own."""
         bundle, gap = self.bundle, attempt.gap
         rewards, reward_stds = infer_rewards(bundle, attempt.bridges, attempt.actions, gap)
+        counted = shaped_rewards(self.rewards, rewards, gap)
         gamma, kappa = bundle.gamma, self.config.qualify.kappa
         return Candidates(
             source_episode=pairs.source_episode,
@@ -121,7 +125,7 @@ class Stitcher:
             rewards=rewards,
             return_source=pairs.return_source,
             return_target=pairs.return_target,
-            return_stitched=stitched_return(rewards, reward_stds, gap, pairs.return_target, gamma, kappa),
+            return_stitched=stitched_return(counted, reward_stds, gap, pairs.return_target, gamma, kappa),
         )
 
 

@@ -107,12 +107,6 @@ def test_info_says_what_an_old_buffer_lacks(old: Path, buffer: Buffer, capsys: p
     assert "schema" not in capsys.readouterr().out
 
 
-def test_step_numbers_asked_of_an_old_buffer_are_refused_with_a_reason(old: Path, buffer: Buffer) -> None:
-    with pytest.raises(UserError, match=r"schema 2: no per-step residuals.*another --out"):
-        open_buffer(old).require_judged_steps()
-    buffer.require_judged_steps()
-
-
 def test_shards_of_both_schemas_in_one_buffer_are_refused(
     old: Path, make_candidates: Callable[..., Candidates]
 ) -> None:

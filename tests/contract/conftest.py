@@ -18,7 +18,7 @@ from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.generate.augment import augment_local
 from raystitch.stitching.config import QualifyConfig, StitchConfig
-from raystitch.trainers.config import BCConfig
+from raystitch.trainers.config import BCConfig, DataSpec
 from raystitch.trainers.data import build_data
 from raystitch.trainers.loop import train_policy
 from tests.contract.canary import COMMAND, FIRED, IN_OPEN, MODULE, PLANTS, WATCHING, Canary
@@ -65,7 +65,9 @@ def fitted(drift: EpisodeDataset, tiny_fit: FitConfig, tmp_path_factory: pytest.
     bundle = fit_bundle(dataset, tiny_fit, root / "stitcher", "cpu")
     stitch = StitchConfig(qualify=QualifyConfig(delta="off", termination_max=None, value_check=False))
     augment_local(dataset, bundle, stitch, AugmentConfig(num_bridges=4, pairs_per_shard=8), out=root / "buffer")
-    policy = train_policy(build_data(dataset, "transitions", device="cpu"), "bc", BCConfig(train_steps=2, hidden=8))
+    policy = train_policy(
+        build_data(dataset, DataSpec(kind="transitions", device="cpu")), "bc", BCConfig(train_steps=2, hidden=8)
+    )
     policy.save(root / "policy")
     return root
 

@@ -18,7 +18,7 @@ from raystitch.io.checkpoints import CheckpointFile
 from raystitch.pipeline.trials.plan import finished
 from raystitch.pipeline.trials.train import run_trial, run_trials
 from raystitch.trainers.config import BCConfig, EvalConfig
-from raystitch.trainers.policy import load_policy
+from raystitch.trainers.registry import load_policy
 from tests.files.damage import DAMAGES, Stop, cut, empty, flip, named, to_folder
 
 SETTINGS: dict[str, Any] = {

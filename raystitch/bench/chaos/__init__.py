@@ -1,1 +1,4 @@
-"""Real faults done to ``augment`` and ``sweep``, whose results are compared with those of undisturbed runs."""
+"""Faults done for real to ``augment`` and ``sweep``; the result is compared with an undisturbed run.
+
+tests/bench/chaos runs a small one.
+"""

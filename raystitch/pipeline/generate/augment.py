@@ -1,4 +1,4 @@
-"""From a dataset and a bundle to a buffer: what a shard holds; ``ledger`` says which there have to be.
+"""Generation of a buffer from a dataset and a bundle: the content of a shard. ``ledger`` says which are needed.
 
 ``augment_local`` does it in one process; ``raystitch.cluster.augment`` spreads the same functions over Ray actors.
 """

@@ -1,4 +1,4 @@
-"""Which shards of a buffer exist, which are missing, when a round and when the buffer has enough."""
+"""The ledger of a generation: the shards that exist, those to make next, and when there are enough."""
 
 import os
 import time
@@ -64,7 +64,7 @@ class AugmentSummary:
 
 @dataclass(kw_only=True)
 class Ledger:
-    """Which shards of a buffer exist, which rounds are closed and whether the round at hand has enough.
+    """The shards of a buffer that exist, its closed rounds, and what the round at hand lacks.
 
     Attributes:
         size: observation and action size, of the empty shards that stand for failed ones.
@@ -113,7 +113,7 @@ class Ledger:
 
     @property
     def only_failures_missing(self) -> bool:
-        """Whether the round would have enough if the shards that failed were there, whatever they hold."""
+        """True if the round would have enough once the shards that failed were there, whatever they hold."""
         return self.tally.prefix_end(self.wanted, self.failures) is not None
 
     @property

@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Collection, Iterable
 
+from raystitch.buffer.rounds import prefix_end
 from raystitch.buffer.shard_file import ShardStats
 
 
 class Tally:
-    """What the shards of one round hold together; about a hundred bytes per shard, however large the shards are.
+    """Sums over the shards of one round; about a hundred bytes per shard, however large the shards are.
 
     Attributes:
         first: number of the round's first shard.
@@ -48,24 +49,17 @@ class Tally:
         return True
 
     def prefix_end(self, wanted: int, without: Collection[int] = ()) -> int | None:
-        """Where the smallest gapless run of shards with ``wanted`` accepted bridges ends; None while there is none.
+        """Return where the smallest gapless run of shards with ``wanted`` accepted ends; None while there is none.
 
         Args:
             without: shards that are not there and are passed over.
         """
         if self.enough(wanted):
-            accepted, shard = 0, self.first
-        elif without and self.accepted >= wanted:
-            accepted, shard = self._accepted_before_end, self._end
-        else:
-            return None
-        while shard in self.accepted_of or shard in without:
-            accepted += self.accepted_of.get(shard, 0)
-            shard += 1
-            if accepted >= wanted:
-                return shard
+            return prefix_end(self.accepted_of, wanted, self.first, without)
+        if without and self.accepted >= wanted:
+            return prefix_end(self.accepted_of, wanted - self._accepted_before_end, self._end, without)
         return None
 
     def enough(self, wanted: int) -> bool:
-        """Whether there is such a run without a gap."""
+        """Return True if there is such a run without a gap."""
         return self._accepted_before_end >= wanted

@@ -23,8 +23,8 @@ from raystitch.pipeline.trials.plan import finished
 from raystitch.pipeline.trials.search import check_search, read_search
 from raystitch.stitching.pairs import SourceIndex
 from raystitch.trainers.data import check_trainable
-from raystitch.trainers.loop import find_algorithm
 from raystitch.trainers.ratio import parse_ratio
+from raystitch.trainers.registry import find_algorithm
 from raystitch.trainers.segments import original_segments
 
 STITCHER, BUFFER = "stitcher", "buffer"

@@ -17,12 +17,13 @@ from raystitch.pipeline.trials.checks import check_evaluation, environment_of
 from raystitch.pipeline.trials.trial_folder import SCHEMA_VERSION, Log, TrialFolder, TrialMetrics
 from raystitch.seeding import derive_seed
 from raystitch.trainers.batches import TrainData
-from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfig, DataMode, EvalConfig
+from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfig, DataMode, DataSpec, EvalConfig
 from raystitch.trainers.data import build_data
 from raystitch.trainers.evaluate import EvalResult, evaluate
-from raystitch.trainers.loop import find_algorithm, train_policies, train_policy
-from raystitch.trainers.policy import Policy, load_policy
+from raystitch.trainers.loop import train_policies, train_policy
+from raystitch.trainers.policy import Policy
 from raystitch.trainers.ratio import Ratio, parse_ratio
+from raystitch.trainers.registry import find_algorithm, load_policy
 
 OnEval = Callable[[int, Mapping[int, EvalResult]], None]
 """(step, headline results by position of the trial) after an evaluation during training."""
@@ -378,17 +379,16 @@ def _build(
     if not isinstance(config, ALGORITHM_CONFIGS[algo]):
         raise UserError(f"algo={algo} takes a {ALGORITHM_CONFIGS[algo].__name__}, got a {type(config).__name__}")
     ratio.counts(config.batch_size)
-    built = build_data(
-        dataset,
-        algorithm.kind,
-        data if ratio.augmented else "original",
-        bridges=bridges,
-        joined=joined,
-        synthetic=getattr(config, "synthetic", "episodes"),
-        uniform_over=config.uniform_over,
-        top_fraction=getattr(config, "top_fraction", 1.0),
+    needs = config.data_needs()
+    spec = DataSpec(
+        kind=algorithm.kind,
+        data=data if ratio.augmented else "original",
+        synthetic=needs.synthetic,
+        uniform_over=needs.uniform_over,
+        top_fraction=needs.top_fraction,
         device=device,
         memory_gib=memory_gib,
     )
+    built = build_data(dataset, spec, bridges=bridges, joined=joined)
     built.require(ratio)
     return built

@@ -24,7 +24,7 @@ FIELDS = {
     "termination": "termination_max",
     "return": "value_check",
 }
-"""Criterion -> its field of QualifyConfig; ``non_finite`` has none, it is always on."""
+"""Criterion -> its field of QualifyConfig; ``non_finite`` has no field, because it is always on."""
 AS_IF: Mapping[str, Any] = {
     "residual": "q99",
     "spread": "q99",
@@ -32,11 +32,11 @@ AS_IF: Mapping[str, Any] = {
     "termination": 0.5,
     "return": True,
 }
-"""What a criterion that is switched off is tried with."""
+"""Settings to try a criterion with that is switched off."""
 
 
 def _settings(config: QualifyConfig) -> tuple[QualifyConfig, dict[str, tuple[bool, Any]]]:
-    """The settings with every criterion on, and per criterion whether it really is and its threshold."""
+    """Return the settings with every criterion on, and for each its threshold and whether it really is on."""
     found: dict[str, tuple[bool, Any]] = {"non_finite": (True, None)}
     tried: dict[str, Any] = {}
     for name, field in FIELDS.items():

@@ -79,14 +79,14 @@ from raystitch.stitching.candidates import REASONS
 SCHEMA_VERSION = 2
 NOISE = 0.05
 NUM_JUDGED = 4000
-"""Real windows that the calibration is checked with; only the judges see them, so they are cheap."""
+"""Number of real windows to check the calibration with; only the judges see them, so they are cheap."""
 MAX_POINTS = 400
 BRIDGE_SETS = ("accepted", "rejected", "first_attempts", "repaired")
 SETS = (*BRIDGE_SETS, "real", "real_noise", "real_inverse")
 
 
 def _attempts(buffer: Buffer) -> dict[str, Any]:
-    """How far first attempts go and what repair adds to them, at the generation settings."""
+    """Count the pairs that first attempts settle and the pairs that repair rescues, at the generation settings."""
     passing, _ = buffer.passing()
     attempt = buffer.column("attempt")
     counted = attempt[buffer.accepted_rows()]
@@ -101,9 +101,10 @@ def _attempts(buffer: Buffer) -> dict[str, Any]:
 
 
 def _draw(buffer: Buffer, count: int, rng: np.random.Generator) -> dict[str, Ints]:
-    """Rows of at most ``count`` bridges per set, and in ``natural`` all attempts of as many pairs; int64, ascending.
+    """Draw rows of at most ``count`` bridges per set, and in ``natural`` all attempts of as many pairs; int64,
+    ascending.
 
-    One random order of the pairs serves every draw, so the sets share what has to be simulated.
+    One random order of the pairs serves every draw, so the sets overlap and fewer bridges have to be simulated.
     """
     pairs, attempt = buffer.pairs, buffer.column("attempt")
     order = rng.permutation(int(pairs.max(initial=-1)) + 1)[pairs]
@@ -127,7 +128,7 @@ def _draw(buffer: Buffer, count: int, rng: np.random.Generator) -> dict[str, Int
 def _real_sets(
     real: TransitionWindows, bundle: Bundle | None, normalizer: Normalizer, rng: np.random.Generator
 ) -> list[TransitionWindows]:
-    """``real, real_noise, real_inverse`` (with a bundle)."""
+    """Return ``real``, ``real_noise`` and, with a bundle, ``real_inverse``."""
     treated = [real, perturbed(real, normalizer, NOISE, rng)]
     return treated if bundle is None else [*treated, inverse_actions(real, bundle)]
 
@@ -139,12 +140,12 @@ def _simulate_sets(
     reals: list[TransitionWindows],
     normalizer: Normalizer,
 ) -> dict[str, Simulated]:
-    """Everything that is compared with the simulator; ``places``: set -> windows of ``bridges``."""
+    """Compare every set with the simulator; ``places``: set -> windows of ``bridges``."""
     asked = simulate(simulator, bridges, normalizer)
     found = {name: asked.take(rows) for name, rows in places.items()}
     known: Bools | None = None
     for name, windows in zip(("real", "real_noise", "real_inverse"), reals, strict=False):
-        # Noise moves a clipped velocity off the clip, but what it was before is as unknown as it was.
+        # Noise moves a clipped velocity off the clip, but its true value stays unknown.
         found[name] = simulate(simulator, windows, normalizer, known if name == "real_noise" else None)
         if name == "real":
             known = found[name].answer.usable
@@ -169,7 +170,7 @@ def _judged_on_known_steps(
 def _points(
     judged: NDArray[np.float64], largest: NDArray[np.float64], gap: Ints, accepted: Bools
 ) -> dict[str, list[Any]]:
-    """At most ``MAX_POINTS`` bridges for a scatter plot; they are in random order of pairs, so the first will do."""
+    """At most ``MAX_POINTS`` bridges for a scatter plot: the first ones, because they are in random order of pairs."""
     rows = np.flatnonzero(np.isfinite(judged) & np.isfinite(largest))[:MAX_POINTS]
     columns = {"residual": judged, "error": largest, "gap": gap, "accepted": accepted}
     return {name: column[rows].tolist() for name, column in columns.items()}
