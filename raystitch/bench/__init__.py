@@ -25,11 +25,11 @@ BENCHMARKS = {
 ONLY_WHEN_NAMED = ("chaos",)
 """Benchmarks that take long and kill processes."""
 TAKE_OPTIONS = ("engine", "fit", "serve")
-"""The benchmarks that can be run on a dataset of the user's."""
+"""Benchmarks that can run on the user's dataset."""
 
 
 def check_names(names: Sequence[str]) -> list[str]:
-    """The benchmarks asked for; when none is named all of them but ``ONLY_WHEN_NAMED``.
+    """Return the benchmarks to run: the named ones, or without names all but ``ONLY_WHEN_NAMED``.
 
     Raises:
         UserError: for an unknown name.
@@ -41,7 +41,7 @@ def check_names(names: Sequence[str]) -> list[str]:
 
 
 def run_benchmark(name: str, options: BenchOptions | None = None) -> dict[str, Any]:
-    """One benchmark as the JSON object that ``raystitch bench`` prints; only ``TAKE_OPTIONS`` look at ``options``."""
+    """Run a benchmark, return the JSON object that ``raystitch bench`` prints; only ``TAKE_OPTIONS`` use options."""
     limits: Limits = measure_limits(resolve_device().type)
     rows: list[Row] = import_module(BENCHMARKS[name]).rows(limits, options or BenchOptions())
     return {

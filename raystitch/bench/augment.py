@@ -1,4 +1,4 @@
-"""How fast buffers fill: plain loops of one thread, and Ray with one and two proposers, start-up apart."""
+"""``bench augment``: the speed at which buffers fill, by plain loops of one thread and by Ray, without start-up."""
 
 import os
 import tempfile
@@ -20,18 +20,18 @@ from raystitch.pipeline.generate.progress import AugmentProgress
 from raystitch.stitching.config import QualifyConfig, StitchConfig
 
 CONFIG = StitchConfig(qualify=QualifyConfig(delta="off", termination_max=None, value_check=False))
-"""Every pair is accepted, so what is learnt does not matter; sampling, guidance and repair are the defaults."""
+"""Every pair is accepted, so the fit does not matter; sampling, guidance and repair are the defaults."""
 PLAIN, ONE = "plain loop, one thread", "Ray, one proposer and one qualifier"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSizes:
-    """How much is measured.
+    """The amount of work that is measured.
 
     Attributes:
-        shard_seconds: a shard takes about this long in a plain loop.
-        num_shards: shards per proposer or process between the two looks at the clock.
-        tiny_shards: the driver's load is that between these numbers of tiny shards.
+        shard_seconds: about the time of a shard in a plain loop.
+        num_shards: shards per proposer or process between the two readings of the clock.
+        tiny_shards: the driver's load is measured between these numbers of tiny shards.
     """
 
     shard_seconds: float = 20.0
@@ -41,7 +41,11 @@ class AugmentSizes:
 
 @dataclass(frozen=True)
 class _Run:
-    """``rate``: pairs/s once every proposer has brought its first shard, which took ``first_seconds``."""
+    """One run on Ray.
+
+    Attributes:
+        rate: pairs per second, once every proposer has finished its first shard. first_seconds: until the first shard.
+    """
 
     rate: float
     first_seconds: float
@@ -49,15 +53,15 @@ class _Run:
 
 
 def rows(limits: Limits, options: BenchOptions) -> list[Row]:
-    """Making bridges, a calculation for up to a thousand GPUs, and reading and writing buffers."""
+    """Rows about making bridges, a calculation for up to a thousand GPUs, and reading and writing buffers."""
     dataset = make_walks(10_000)
     found = examine(dataset, make_bundle(dataset), AugmentSizes())
     return [*found, *buffer_io.write_rows(limits), *buffer_io.read_rows(limits)]
 
 
 def examine(dataset: EpisodeDataset, bundle: Bundle, sizes: AugmentSizes) -> list[Row]:
-    """The rates of plain loops and of Ray, the driver's load, and the calculation; some minutes with the defaults."""
-    # The actors' lower priority is for users at the same machine; here both have to meet other load alike.
+    """Measure plain loops, Ray and the driver's load, and calculate scaling; some minutes with the defaults."""
+    # Actors have a lower priority for the sake of users at the same machine; here it would favour the plain loops.
     os.environ.setdefault("RAY_worker_niceness", "0")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -98,7 +102,7 @@ def examine(dataset: EpisodeDataset, bundle: Bundle, sizes: AugmentSizes) -> lis
 
 
 def _on_ray(dataset: EpisodeDataset, folder: Path, proposers: int, pairs: int, num_shards: int) -> _Run:
-    """The clock runs from the arrival of the ``proposers``-th shard, when each has brought one, to that of the last."""
+    """Time ``augment`` from the arrival of shard number ``proposers``, when each has made one, to that of the last."""
     arrivals: list[float] = []
 
     def watch(at: AugmentProgress) -> None:
@@ -112,7 +116,7 @@ def _on_ray(dataset: EpisodeDataset, folder: Path, proposers: int, pairs: int, n
         out=out,
         stitch_config=CONFIG,
         config=AugmentConfig(
-            num_bridges=(wanted - 1) * pairs + 1,  # all of the last shard but one are not needed
+            num_bridges=(wanted - 1) * pairs + 1,  # of the last shard, one bridge is needed
             pairs_per_shard=pairs,
             num_actors=proposers,
             num_qualifiers=1,

@@ -1,4 +1,4 @@
-"""How fast a shard is written, next to Arrow's bare writer, and how fast its checksum is, next to copying memory."""
+"""The speed of writing a buffer, next to Arrow's bare writer, and of reading one, next to arrays in memory."""
 
 import tempfile
 import time
@@ -18,11 +18,15 @@ from raystitch.buffer.shard_file import as_batch, write_shard
 from raystitch.io.digest import checksum
 
 GAPS = (4, 24)
-ROUNDS = 15
+WRITE_ROUNDS, READ_ROUNDS = 15, 7
+NUM_BRIDGES, ROWS_PER_SHARD = 30_000, 1_000
+BATCH_SIZE, NUM_BATCHES = 256, 512
+GROWTH = (1_000, 30_000, 300_000, 1_000_000)
+T = TypeVar("T")
 
 
 def write_rows(limits: Limits, num_rows: int = 10_000) -> list[Row]:
-    """Both write the same table into new files of the same folder, in turn; what was written goes between."""
+    """Rows about a shard and its checksum: Arrow and raystitch write the same table in turn, into an empty folder."""
     table = shard_table(dataset(), 0, num_rows, np.random.default_rng(0), GAPS)
     batch = as_batch(table)
     with tempfile.TemporaryDirectory() as name:
@@ -37,7 +41,7 @@ def write_rows(limits: Limits, num_rows: int = 10_000) -> list[Row]:
             for file in shards.iterdir():
                 file.unlink()
 
-        # Cleared before each, so that both get memory for their files in the same state.
+        # The folder is cleared before each write, so that both find memory for their files in the same state.
         works = {
             "clear": clear,
             "arrow": arrow,
@@ -45,7 +49,7 @@ def write_rows(limits: Limits, num_rows: int = 10_000) -> list[Row]:
             "raystitch": lambda: write_shard(name, 0, table),
             "checksum": lambda: checksum(batch),
         }
-        seconds = interleaved_seconds(works, rounds=ROUNDS)
+        seconds = interleaved_seconds(works, rounds=WRITE_ROUNDS)
     arrow_rate, rate, checksum_rate = (
         table.nbytes / seconds[name] / 1e9 for name in ("arrow", "raystitch", "checksum")
     )
@@ -57,14 +61,8 @@ def write_rows(limits: Limits, num_rows: int = 10_000) -> list[Row]:
     ]
 
 
-T = TypeVar("T")
-NUM_BRIDGES, ROWS_PER_SHARD = 30_000, 1_000
-BATCH_SIZE, NUM_BATCHES, ROUNDS = 256, 512, 7
-GROWTH = (1_000, 30_000, 300_000, 1_000_000)
-
-
 def read_rows(limits: Limits, growth: tuple[int, ...] = GROWTH) -> list[Row]:
-    """Random batches and a scan of about forty files and of what they are merged to, and the growth."""
+    """Rows about random batches and scans, from about forty files and from merged ones, and about large buffers."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_buffer(folder / "buffer", dataset(), NUM_BRIDGES, ROWS_PER_SHARD)
@@ -78,7 +76,7 @@ def read_rows(limits: Limits, growth: tuple[int, ...] = GROWTH) -> list[Row]:
 
 
 def _random(buffer: Buffer, files: str) -> list[Row]:
-    """Both draw their own indices: ``array[index]`` of five columns, and ``Buffer.batches``."""
+    """Compare random batches by ``array[index]`` on five columns with ``batches``; each draws its own indices."""
     transitions = buffer.transitions()
     columns: Any = transitions.at(np.arange(len(transitions)))
     columns = {name: column.copy() for name, column in columns.items()}
@@ -94,7 +92,7 @@ def _random(buffer: Buffer, files: str) -> list[Row]:
         for _ in transitions.batches(BATCH_SIZE, seed=0, num_batches=NUM_BATCHES):
             pass
 
-    seconds = interleaved_seconds({"memory": in_memory, "mapped": mapped}, rounds=ROUNDS)
+    seconds = interleaved_seconds({"memory": in_memory, "mapped": mapped}, rounds=READ_ROUNDS)
     memory, mapped_rate = (NUM_BATCHES / seconds[name] for name in ("memory", "mapped"))
     reference = f"random batches of {BATCH_SIZE} from arrays in memory, beside {files}"
     return [
@@ -104,6 +102,7 @@ def _random(buffer: Buffer, files: str) -> list[Row]:
 
 
 def _scan(buffer: Buffer, limits: Limits) -> Row:
+    """Copy all steps out of the files."""
     num_bytes = sum(column.nbytes for number in range(buffer.num_files) for column in buffer.steps(number))
 
     def scan() -> None:
@@ -111,13 +110,13 @@ def _scan(buffer: Buffer, limits: Limits) -> Row:
             for column in buffer.steps(number):
                 column.copy()
 
-    seconds = interleaved_seconds({"scan": scan}, rounds=ROUNDS)["scan"]
+    seconds = interleaved_seconds({"scan": scan}, rounds=READ_ROUNDS)["scan"]
     rate = num_bytes / seconds / 1e9
     return Row("all steps copied out of the map", rate, "GB/s", "memcpy", rate / limits.memcpy_gbytes_per_s)
 
 
 def _growth(folder: Path, growth: tuple[int, ...]) -> list[Row]:
-    """Time to open, time to filter at another delta, and memory per bridge while filtering and while training."""
+    """Measure the time to open and to filter at another delta, and the memory while filtering and while training."""
     make_buffer(folder / "tiny", dataset(), 200)
     found: list[Row] = []
     for count in growth:

@@ -1,4 +1,4 @@
-"""How much memory the users of a buffer take beyond what they take for a tiny one, measured from outside.
+"""The memory that each use of a buffer takes, beyond the memory for a tiny one, measured from outside.
 
 ``python -m raystitch.bench.buffer_memory USER TINY BUFFER`` is the process that is measured: it does the work on TINY,
 says so, does it on BUFFER and says so again.
@@ -35,7 +35,12 @@ NUM_BATCHES = 50
 
 @dataclass(frozen=True)
 class Use:
-    """``peak_bytes``: largest anonymous memory above what the work on the tiny buffer left. ``seconds``: wall clock."""
+    """Memory and time of one use.
+
+    Attributes:
+        peak_bytes: largest anonymous memory, less what was in use after the work on the tiny buffer.
+        seconds: wall clock.
+    """
 
     peak_bytes: int
     seconds: float
@@ -109,7 +114,7 @@ def _export(format: str, path: Path, folder: Path) -> None:
 
 
 def measure(user: str, tiny: Path, buffer: Path) -> Use:
-    """Runs ``user`` on a tiny buffer and then on another in a process of its own.
+    """Run ``user`` on a tiny buffer and then on another, in a process of its own.
 
     Raises:
         RuntimeError: when the process fails.
@@ -131,7 +136,7 @@ def measure(user: str, tiny: Path, buffer: Path) -> Use:
 
 
 def _anonymous(process: int) -> int:
-    """Memory that is no copy of a file, in bytes."""
+    """Return the process's memory that is not backed by files, in bytes."""
     try:
         for line in Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines():
             if line.startswith("RssAnon:"):

@@ -1,4 +1,4 @@
-"""How fast trajectories come in and out, next to copying memory."""
+"""``bench data``: the speed of reading and writing trajectories, next to copying memory."""
 
 import tempfile
 from collections.abc import Callable
@@ -14,7 +14,7 @@ NUM_TRANSITIONS = 200_000
 
 
 def rows(limits: Limits, options: BenchOptions) -> list[Row]:
-    """Transitions per second; the ratio is bytes of trajectories per second against copying memory."""
+    """Rows in transitions per second; the ratio compares bytes per second with copying memory."""
     import numpy as np
 
     dataset = make_walks(NUM_TRANSITIONS)

@@ -1,4 +1,4 @@
-"""What the driver of ``augment`` itself costs, measured with shards so small that nothing else matters."""
+"""The cost of the driver of ``augment`` itself, measured with shards so small that nothing else matters."""
 
 import os
 import time
@@ -14,13 +14,13 @@ from raystitch.stitching.config import StitchConfig
 
 PAIRS_PER_SHARD = 8
 ONE_THREAD = ActorConfig(num_cpus=0.3)
-"""Computes with one thread on any machine; three fit on one CPU."""
+"""An actor that computes with one thread on any machine; three fit on one CPU."""
 
 
 def driver_seconds_and_growth(folder: Path, config: StitchConfig, first: int, last: int) -> tuple[float, float]:
-    """The driver's CPU seconds per shard and its memory's growth in MiB between the shards ``first`` and ``last``.
+    """Measure the driver's CPU seconds per shard, and the growth of its memory in MiB, between two shards.
 
-    Call it with Ray running, or its start counts too.
+    Ray has to be running already, or its start counts too.
     """
     dataset = make_walks(2000)
     fit_bundle(dataset, tiny_fit(), folder / "tiny", device="cpu")
@@ -58,7 +58,7 @@ def driver_rows(seconds: float, growth: float, first: int, last: int) -> list[Ro
 
 
 def resident_mib() -> float:
-    """Memory of this process now; where Linux is not, the most it ever had."""
+    """Return the memory of this process now; except on Linux, the most that it ever had."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:

@@ -1,4 +1,4 @@
-"""How fast bridges are generated and judged, in one process: presets beside the published sampler, stage by stage."""
+"""``bench engine``: the speed of presets in one process, next to the published sampler, stage by stage."""
 
 import statistics
 import time
@@ -31,7 +31,7 @@ PUBLISHED = "published sampler"
 
 @dataclass(eq=False)
 class Contender:
-    """One preset's generation on the subject; ``times`` gets a list of seconds per stage, and ``whole``."""
+    """Generation by one preset on the subject; ``run`` adds to ``times`` the seconds of every stage and ``whole``."""
 
     name: str
     about: str
@@ -42,7 +42,7 @@ class Contender:
     times: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def run(self) -> None:
-        """All its pairs once."""
+        """Generate all pairs once."""
         for stage, seconds in stage_seconds(self.stitcher, self.index, self.seeds)[1].items():
             self.times[stage].append(seconds)
 
@@ -59,7 +59,7 @@ class Contender:
 
 
 def stage_seconds(stitcher: Stitcher, index: SourceIndex, seeds: Ints) -> tuple[Candidates, dict[str, float]]:
-    """Selects, proposes and qualifies once: the candidates, seconds of every stage and of the ``whole``."""
+    """Select, propose and qualify once; return the candidates, and the seconds of every stage and of the ``whole``."""
     clock = StageClock()
     started = time.perf_counter()
     pairs = clock.time("select", partial(index.select, seeds))
@@ -75,7 +75,7 @@ def stage_seconds(stitcher: Stitcher, index: SourceIndex, seeds: Ints) -> tuple[
 
 
 def rows(limits: Limits, options: BenchOptions) -> list[Row]:
-    """Candidates per second of the presets; ratios are to the published sampler and to peaks, measured in turn."""
+    """Rows in candidates per second; ratios are to the published sampler and to peaks, measured in turn."""
     subject = find_subject(options)
     found = [
         Row("matmul float32", limits.matmul_gflops, "GFLOP/s"),
@@ -116,7 +116,7 @@ def _index_row(subject: Subject) -> Row:
 
 
 def _contender(name: str, subject: Subject, num_pairs: int) -> Contender:
-    """A preset after one run, which warms everything up and says what is accepted."""
+    """Make a contender and run it once, which warms everything up and shows how many candidates are accepted."""
     preset = PRESETS[name]
     stitcher = Stitcher(subject.bundle, preset.stitch)
     index = SourceIndex(subject.dataset, subject.bundle, preset.stitch)

@@ -1,6 +1,6 @@
-"""What each fitted part costs and how good it becomes at a quarter, half, all and twice its training steps.
+"""``bench fit``: the cost and quality of each fitted part at a quarter, half, all and twice its training steps.
 
-Processor time, so that other work on the machine does not count; quality on the episodes that no model is fitted on.
+Cost is processor time, so other work on the machine does not count; quality is on episodes that no model is fitted on.
 Legend: T held-out transitions, O observation size, A action size.
 """
 
@@ -31,12 +31,12 @@ FACTORS = (0.25, 0.5, 1.0, 2.0)
 HELD_OUT_WINDOWS = 2000
 PARTS = ("embedding", "value", "reward", "inverse", "diffusion", "dynamics")
 MADE_UP_STEPS = 100
-"""Of every part where no dataset is named: shows that it works and what a step costs."""
+"""Training steps of every part if no dataset is named: enough to show the cost of a step."""
 Quality = dict[str, float]
 
 
 def rows(limits: Limits, options: BenchOptions) -> list[Row]:
-    """Seconds and held-out quality per part and budget; ratios are to the full budget."""
+    """Rows with seconds and held-out quality per part and budget; ratios are to the full budget."""
     dataset, config = options.dataset, FitConfig()
     if dataset is None:
         dataset = make_walks(20_000)
@@ -56,7 +56,7 @@ def rows(limits: Limits, options: BenchOptions) -> list[Row]:
 
 
 def measure_part(dataset: EpisodeDataset, config: FitConfig, part: str, factor: float) -> tuple[float, Quality]:
-    """Fits one part on ``factor`` times its steps: processor seconds and quality on the held-out episodes."""
+    """Fit one part for ``factor`` times its steps; return processor seconds and quality on the held-out episodes."""
     settings: Any = getattr(config, part)
     settings = replace(settings, train_steps=max(round(factor * settings.train_steps), 1))
     changed = replace(config, **{part: settings})
@@ -82,7 +82,7 @@ def _quantiles(name: str, values: Tensor) -> Quality:
 
 
 def _transitions(job: FitJob, episodes: Ints) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """obs, act, next_obs, reward of the episodes' transitions, [T, ...]."""
+    """Return obs, act, next_obs and reward of the episodes' transitions, [T, ..]."""
     data = FitTransitions.find(job.dataset, episodes, job.device)
     return (
         data.observations[data.rows],
@@ -117,7 +117,7 @@ def _reward(job: FitJob, episodes: Ints) -> Quality:
 
 @torch.no_grad()
 def _value(job: FitJob, episodes: Ints) -> Quality:
-    """Of terminated episodes, whose discounted return is known."""
+    """Judge the value on terminated episodes, whose discounted returns are known."""
     held_out = job.dataset.subset(episodes[job.dataset.terminated[episodes]])
     if held_out.num_transitions < 2:
         return {}
@@ -133,7 +133,7 @@ def _embedding(job: FitJob, episodes: Ints) -> Quality:
 
 @torch.no_grad()
 def _diffusion(job: FitJob, episodes: Ints) -> Quality:
-    """The training loss on held-out windows, always with the same masks, steps and noise."""
+    """Compute the training loss on held-out windows, always with the same masks, steps and noise."""
     config = job.config.diffusion
     windows = StateWindows.find(job.dataset, job.windows.observations, episodes, config.gap_min + 2)
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Plain loops of shards, each in a process of its own with one thread: what actors are compared with."""
+"""Plain loops over shards, each in a process of its own with one thread, to compare actors with."""
 
 import multiprocessing
 import time
@@ -25,7 +25,7 @@ PROBE_PAIRS = 32
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """What a process has loaded; ``barrier`` lets two begin at once."""
+    """The state of one process; ``barrier`` lets two begin at once."""
 
     stitcher: Stitcher
     index: SourceIndex
@@ -33,7 +33,7 @@ class _State:
     barrier: Barrier
 
     def shard_seconds(self, shard: int, pairs: int) -> float:
-        """Proposes, judges and writes one shard."""
+        """Propose, judge and write one shard; return the seconds."""
         began = time.perf_counter()
         candidates = make_shard(self.stitcher, self.index, 0, shard, pairs)
         write_shard(self.out, shard, candidates_to_table(candidates, shard, 0))
@@ -58,7 +58,7 @@ def _shards(first: int, count: int, pairs: int, together: bool) -> float:
 
 
 class PlainLoops:
-    """Two processes that make shards when asked, alone or both at once; a context manager."""
+    """A context manager of two processes that make shards when asked, alone or both at once."""
 
     def __init__(self, dataset: EpisodeDataset, bundle_dir: Path, config: StitchConfig, out: Path) -> None:
         context = multiprocessing.get_context("spawn")
@@ -75,14 +75,14 @@ class PlainLoops:
         self._pool.shutdown()
 
     def rate(self, processes: int, pairs: int, num_shards: int) -> float:
-        """Pairs per second of one process, or of two at once, over ``num_shards`` shards in each."""
+        """Measure pairs per second of one process, or of two at once, over ``num_shards`` shards in each."""
         firsts = [self._next + number * num_shards for number in range(processes)]
         self._next += processes * num_shards
         asked = [self._pool.submit(_shards, first, num_shards, pairs, processes == 2) for first in firsts]
         return sum(num_shards * pairs / work.result() for work in asked)
 
     def pairs_for(self, seconds: float) -> int:
-        """Pairs that one process makes in about this time."""
+        """Measure how many pairs one process makes in about this time."""
         rate = self.rate(1, PROBE_PAIRS, 1)
         probe = max(PROBE_PAIRS, round(rate * seconds / 5))
         return max(1, round(self.rate(1, probe, 1) * seconds))

@@ -1,4 +1,4 @@
-"""The machine, what it can do at most, and the clock that every benchmark uses."""
+"""The machine and its measured limits, the clocks of all benchmarks, and the ``Row`` that they return."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ import torch
 
 @dataclass(frozen=True)
 class Row:
-    """One number. ``ratio`` is ``value`` divided by what ``ratio_to`` names (None: nothing to compare with)."""
+    """One measured number; ``ratio`` is its ratio to what ``ratio_to`` names, None where nothing is compared."""
 
     what: str
     value: float
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Limits:
-    """Measured ceilings: matrix multiplication with all threads of torch, copying memory with one."""
+    """Measured limits: matrix multiplication with all threads of torch, copying memory with one."""
 
     matmul_gflops: float
     matmul_bf16_gflops: float
@@ -41,12 +41,12 @@ class Limits:
 
 
 def best_seconds(work: Callable[[], object], *, repeats: int = 5, warmups: int = 1) -> float:
-    """Shortest wall-clock time of ``work``: what the machine can do when nothing else disturbs it."""
+    """Return the shortest wall-clock time of ``work``, which other load on the machine disturbs least."""
     return min(_times(work, repeats, warmups))
 
 
 def median_seconds(work: Callable[[], object], *, repeats: int = 5, warmups: int = 1) -> float:
-    """Median wall-clock time of ``work``: what a user sees."""
+    """Return the median wall-clock time of ``work``, which is what a user sees."""
     return statistics.median(_times(work, repeats, warmups))
 
 
@@ -63,8 +63,10 @@ def _times(work: Callable[[], object], repeats: int, warmups: int = 0) -> list[f
 
 
 def interleaved_seconds(works: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
-    """Median wall-clock time of each work, after one warm-up: all of them in turn, ``rounds`` times, so that whatever
-    else the machine does meets what is compared alike."""
+    """Return the median wall-clock time of each work, after one warm-up.
+
+    They take turns, ``rounds`` times, so that other load on the machine affects all of them alike.
+    """
     times: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
         for name, work in works.items():
@@ -74,13 +76,13 @@ def interleaved_seconds(works: Mapping[str, Callable[[], object]], *, rounds: in
 
 
 def peak_memory_mib() -> float:
-    """Largest resident memory of this process so far."""
+    """Return the largest resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def wait() -> None:
-    """Until the accelerator, if there is one, has done what it was given."""
+    """Wait until the accelerator, if there is one, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -90,13 +92,13 @@ MATMUL_FLOPS = 2 * _MATMUL_SIZE**3
 
 
 def matmul(dtype: torch.dtype, device: str) -> Callable[[], object]:
-    """One product of two square matrices, ``MATMUL_FLOPS`` operations."""
+    """Return work that multiplies two square matrices once, ``MATMUL_FLOPS`` operations."""
     left, right, result = torch.randn(3, _MATMUL_SIZE, _MATMUL_SIZE, device=device).to(dtype)
     return lambda: torch.mm(left, right, out=result)
 
 
 def measure_limits(device: str = "cpu") -> Limits:
-    """Peak of a product on ``device`` and of a 256 MB copy in main memory; some seconds."""
+    """Measure matrix products on ``device`` and a 256 MB copy in main memory; takes some seconds."""
     float32, bf16 = (
         MATMUL_FLOPS / best_seconds(matmul(dtype, device), repeats=15, warmups=3) / 1e9
         for dtype in (torch.float32, torch.bfloat16)
@@ -108,7 +110,7 @@ def measure_limits(device: str = "cpu") -> Limits:
 
 
 def describe_machine() -> dict[str, Any]:
-    """What a reader needs to judge the numbers; nothing that names the machine or its user."""
+    """Describe the machine for a reader of the numbers, without naming it or its user."""
     return {
         "cpu": _cpu_name(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -1,4 +1,4 @@
-"""How much of the machine's matrix-multiply peak the networks reach, float32 and bf16 each against its own.
+"""The share of the machine's matrix-multiply peak that the networks reach, in float32 and in bf16.
 
 Legend: B windows, V steps of bridges.
 """
@@ -18,8 +18,11 @@ Work = Callable[[], object]
 
 
 def network_rows(bundle: Bundle, published: Bundle, published_rows: int) -> list[Row]:
-    """Shares of peak of the U-Net on a micro-batch, of the dynamics and its derivatives on the steps of as many bridges
-    of middling gaps, and of the published network on ``published_rows`` windows; peaks measured in between."""
+    """Rows with the speed of each network and its share of the peak, which is measured in turn with them.
+
+    The U-Net gets a micro-batch, the dynamics and its derivatives the steps of as many bridges of average gaps, and the
+    published network ``published_rows`` windows.
+    """
     micro_batch = SamplerConfig().micro_batch
     diffusion = bundle.config.diffusion
     num_steps = micro_batch * ((diffusion.gap_min + diffusion.gap_max) // 2 + 1)
@@ -52,7 +55,7 @@ def _flops(work: Work) -> int:
 
 
 def _denoising(bundle: Bundle, num_windows: int, bf16: bool) -> Work:
-    """One evaluation of the U-Net."""
+    """Return work that evaluates the U-Net once."""
     shape = (num_windows, bundle.horizon, bundle.obs_dim)
     noisy_BHO, known_BHO = torch.randn(2, *shape, device=bundle.device)
     mask_BH = torch.zeros(shape[:2], device=bundle.device)
@@ -62,7 +65,7 @@ def _denoising(bundle: Bundle, num_windows: int, bf16: bool) -> Work:
 
 
 def _dynamics(bundle: Bundle, num_steps: int, bf16: bool, *, derivatives: bool) -> Work:
-    """All members' next states, or what guidance asks for a Newton step: one member's slopes."""
+    """Return work that predicts all members' next states, or the derivatives that guidance needs for a Newton step."""
     obs_VO = torch.randn(num_steps, bundle.obs_dim, device=bundle.device)
     act_VA = torch.rand(num_steps, bundle.act_dim, device=bundle.device)
     dynamics = bundle.dynamics

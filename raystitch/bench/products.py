@@ -1,7 +1,7 @@
-"""The matrix products that a step of each algorithm cannot do without, and how fast the machine makes each of them.
+"""The matrix products without which no step of an algorithm is possible, and work that times each of them.
 
-Gradients are counted where something is learnt from them: no input gradients of first layers that nothing needs, no
-weight gradients of the critic in the actor's loss. Legend: B batch, H hidden units, O observation, A action, D width.
+Only gradients from which something is learnt count: neither input gradients of first layers, nor weight gradients of
+the critic in the actor's loss. Legend: B batch, H hidden units, O observation, A action, D width.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from raystitch.trainers.config import AlgorithmConfig, BCConfig, DTConfig, IQLCo
 
 
 class Shape(NamedTuple):
-    """``batch`` products [rows, inner] @ [inner, columns]."""
+    """The shape of ``batch`` products [rows, inner] @ [inner, columns]."""
 
     rows: int
     inner: int
@@ -27,11 +27,11 @@ class Shape(NamedTuple):
 
     @property
     def repeats(self) -> int:
-        """How often they have to be made for a clock to see it: some milliseconds."""
+        """The number of repetitions that takes some milliseconds, long enough for a clock."""
         return max(1, int(3e8 / self.flops))
 
     def work(self, dtype: torch.dtype) -> Callable[[], None]:
-        """Makes the products ``repeats`` times; a narrow result the faster way round, [few, many]."""
+        """Return work that makes the products ``repeats`` times; results are [few, many], the faster way round."""
         rows, columns = sorted((self.rows, self.columns))
         left = torch.randn(self.batch, rows, self.inner).to(dtype)
         right = torch.randn(self.batch, self.inner, columns).to(dtype)
@@ -48,13 +48,13 @@ class Shape(NamedTuple):
 
 
 Products = Counter[Shape]
-"""How often each shape is multiplied in ``STEPS`` steps."""
+"""Shapes, and how often each is multiplied in ``STEPS`` steps."""
 STEPS = 2
 """TD3+BC's actor learns every second step."""
 
 
 def products_of(config: AlgorithmConfig, obs_dim: int, act_dim: int) -> Products:
-    """The products of ``STEPS`` steps of one seed."""
+    """Return the products of ``STEPS`` steps of one seed."""
     match config:
         case TD3BCConfig():
             return _td3bc(config, obs_dim, act_dim)
@@ -72,7 +72,7 @@ def _times(count: int, products: Products) -> Products:
 
 
 class _MLP:
-    """A network of ``num_layers`` hidden layers on B rows."""
+    """The products of a network of ``num_layers`` hidden layers on B rows."""
 
     def __init__(self, config: TD3BCConfig | IQLConfig | BCConfig, inputs: int, outputs: int) -> None:
         self.rows, self.hidden, self.inner_layers = config.batch_size, config.hidden, config.num_layers - 1
@@ -84,7 +84,7 @@ class _MLP:
         return Counter(inner) + Counter([Shape(rows, self.inputs, hidden), Shape(rows, hidden, self.outputs)])
 
     def backward(self, *, weights: bool = True, to_inputs: int = 0) -> Products:
-        """Down to the first hidden layer; gradients of the weights, and of the first ``to_inputs`` inputs."""
+        """Count gradients down to the first hidden layer, of the weights, and of the first ``to_inputs`` inputs."""
         rows, hidden = self.rows, self.hidden
         found = Counter({Shape(rows, hidden, hidden): self.inner_layers})
         if self.outputs > 1:  # With one output the gradient is scaled, not multiplied.
@@ -122,7 +122,7 @@ def _iql(config: IQLConfig, obs_dim: int, act_dim: int) -> Products:
 
 
 def _dt(config: DTConfig, obs_dim: int, act_dim: int) -> Products:
-    """The last layer returns the state tokens alone; its keys and values come from all tokens."""
+    """Count a step of DT: the last layer returns state tokens alone, with keys and values from all tokens."""
     width, heads, steps = config.width, config.num_heads, config.context
     tokens, windows = 3 * steps, config.batch_size
     forward: Products = Counter()

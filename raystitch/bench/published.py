@@ -1,4 +1,4 @@
-"""The published sampler, to compare with: DiffStitch's settings through the same code.
+"""The published sampler, for comparison: DiffStitch's settings run by the same code.
 
 An untrained network takes the same time as a trained one.
 """
@@ -26,7 +26,7 @@ TIMED_STEPS = 10
 
 
 def published_bundle(bundle: Bundle, fit: FitConfig) -> Bundle:
-    """The bundle with the published networks, untrained, in place of its own."""
+    """Return the bundle with the published networks, untrained, in place of its own."""
     generator = torch.Generator().manual_seed(0)
     heads = build_heads(fit, HeadScales.blank(bundle.obs_dim, bundle.act_dim, 0), generator)
     return replace(
@@ -44,10 +44,10 @@ def num_parameters(bundle: Bundle) -> int:
 
 @dataclass(frozen=True, eq=False)
 class PublishedSampler:
-    """Select, propose and qualify as published: step estimation, then stitching, each of 100 steps with and without
-    the return, on ``num_pairs`` pairs.
+    """Selects, proposes and qualifies ``num_pairs`` pairs as published.
 
-    ``timed_steps`` of the 100 are run; the time of the sampling loops is scaled, everything else counts once.
+    That is step estimation and then stitching, each of 100 steps with and without the return. Only ``timed_steps`` of
+    the 100 are run; the time of the sampling loops is scaled, everything else counts once.
     """
 
     bundle: Bundle
@@ -65,12 +65,12 @@ class PublishedSampler:
         num_pairs: int = NUM_PAIRS,
         timed_steps: int = TIMED_STEPS,
     ) -> "PublishedSampler":
-        """For a dataset and a bundle of it, which lends its scales."""
+        """Make it for a dataset and a bundle fitted on it, of which it takes the scales."""
         published = published_bundle(bundle, fit or PRESETS["diffstitch"].fit)
         return cls(published, SourceIndex(dataset, published, PRESETS["diffstitch"].stitch), num_pairs, timed_steps)
 
     def seconds(self) -> float:
-        """Of all its pairs."""
+        """Measure the seconds for all pairs."""
         config = PRESETS["diffstitch"].stitch
         all_steps = config.sampler.num_steps
         stitcher = Stitcher(self.bundle, replace(config, sampler=replace(config.sampler, num_steps=self.timed_steps)))

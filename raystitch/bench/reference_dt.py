@@ -1,8 +1,8 @@
-"""A Decision Transformer the way the public single-file implementations do it: a yardstick for speed, in our own words.
+"""A Decision Transformer written as public single-file implementations are, to compare speed with; the code is our own.
 
-What CORL (Tarasov et al. 2022, arXiv 2210.07105) spends a step on is kept, logging to a service left out: every window
-cut and padded in numpy on its own, ``nn.MultiheadAttention`` with a causal and a padding mask, every token in every
-layer, dropout from torch's layers, the loss read on the host. Legend: B batch, K context, S = 3K tokens, D width.
+It does the work of a step in CORL (Tarasov et al. 2022, arXiv 2210.07105) except for logging: every window is cut and
+padded in numpy, ``nn.MultiheadAttention`` has a causal and a padding mask, every layer computes every token, dropout is
+torch's, the loss is read on the host. Legend: B batch, K context, S = 3K tokens, D width.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ Window = tuple[NDArray[Any], ...]
 
 
 class ReferenceWindows(IterableDataset[Window]):
-    """Endless random windows, right-padded: observations [K, O], actions [K, A], returns [K], times [K], mask [K]."""
+    """An endless stream of random windows, right-padded: obs [K, O], actions [K, A], returns, times and mask [K]."""
 
     def __init__(self, dataset: EpisodeDataset, context: int, seed: int) -> None:
         self.context, self.normalizer = context, Normalizer.fit(dataset.observations)
@@ -53,7 +53,7 @@ class ReferenceWindows(IterableDataset[Window]):
 
 
 class ReferenceBlock(nn.Module):
-    """Pre-norm transformer block on all tokens, [B, S, D] to [B, S, D]."""
+    """A pre-norm transformer block on all tokens, [B, S, D] -> [B, S, D]."""
 
     def __init__(self, config: DTConfig) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class ReferenceBlock(nn.Module):
 
 
 class Network(nn.Module):
-    """Actions [B, K, A] from the state tokens of the last layer."""
+    """The network: actions [B, K, A] from the state tokens of the last layer."""
 
     def __init__(self, obs_dim: int, act_dim: int, config: DTConfig) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Network(nn.Module):
 
 
 class ReferenceDT:
-    """Data loader, network, optimiser and schedule; ``step`` does everything a step of the training loop does."""
+    """The data loader, network, optimiser and schedule; ``step`` does all the work of a step of the training loop."""
 
     def __init__(self, dataset: EpisodeDataset, config: DTConfig, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -120,7 +120,7 @@ class ReferenceDT:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min((step + 1) / warmup, 1))
 
     def step(self) -> dict[str, float]:
-        """One update on a fresh batch; the loss and the learning rate as numbers."""
+        """Update once on a fresh batch; return the loss and the learning rate as numbers."""
         obs, action, to_go, time, mask = next(self.batches)
         predicted = self.network(obs, action, to_go, time, ~mask.bool())
         loss = (F.mse_loss(predicted, action, reduction="none") * mask[..., None]).mean()

@@ -1,8 +1,8 @@
-"""TD3+BC the way the public single-file implementations do it: a yardstick for speed, told again in our own words.
+"""TD3+BC written as public single-file implementations are, to compare speed with; the code is our own.
 
-What CORL (Tarasov et al. 2022, arXiv 2210.07105) spends a step on is kept, logging to a service left out: indices from
-numpy, five gathers, three networks with an optimiser each, gradients that nobody uses (of the critic in the actor's
-loss), one blend per target tensor, every loss read on the host. Legend: B batch, O observation, A action.
+It does the work of a step in CORL (Tarasov et al. 2022, arXiv 2210.07105) except for logging: indices from numpy, five
+gathers, three networks with an optimiser each, unused gradients (of the critic in the actor's loss), one blend per
+target tensor, every loss read on the host. Legend: B batch, O observation, A action.
 """
 
 import copy
@@ -24,7 +24,7 @@ def _network(inputs: int, outputs: int, hidden: int, last: type[nn.Module]) -> n
 
 
 class ReferenceTD3BC:
-    """Replay buffer, networks and optimisers; ``step`` does everything a step of the training loop does."""
+    """The replay buffer, networks and optimisers; ``step`` does all the work of a step of the training loop."""
 
     def __init__(self, dataset: EpisodeDataset, config: TD3BCConfig, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -48,12 +48,12 @@ class ReferenceTD3BC:
         self.optimizers = [torch.optim.Adam(net.parameters(), lr=config.learning_rate) for net in self.online]
 
     def sample(self) -> list[Tensor]:
-        """obs [B, O], action [B, A], reward [B, 1], next_obs [B, O], done [B, 1]."""
+        """Return a batch: obs [B, O], action [B, A], reward [B, 1], next_obs [B, O], done [B, 1]."""
         rows = self.rng.integers(len(self.buffer[0]), size=self.config.batch_size)
         return [values[rows] for values in self.buffer]
 
     def step(self) -> dict[str, float]:
-        """One update on a fresh batch; the losses as numbers."""
+        """Update once on a fresh batch; return the losses as numbers."""
         config = self.config
         obs, action, reward, next_obs, done = self.sample()
         self.steps += 1

@@ -1,4 +1,4 @@
-"""Where the bottleneck of ``augment`` is with more GPUs than there are here: a calculation from what was measured."""
+"""The bottleneck of ``augment`` with more GPUs than this machine has, calculated from measurements."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ NUM_GPUS = (1, 10, 100, 1000)
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What one machine says.
+    """Measurements of one machine.
 
     Attributes:
         pairs_per_second: of one CPU core that proposes, judges and writes.
@@ -27,7 +27,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Assumed:
-    """What nothing here can measure.
+    """Assumptions about what cannot be measured here.
 
     Attributes:
         speed_up: of a GPU to one CPU core. storage_bytes_per_second: of all nodes together.
@@ -41,8 +41,12 @@ class Assumed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """``efficiency``: pairs per second to those of ``num_gpus`` GPUs that never wait. ``bottleneck``: what takes
-    longest. ``pairs_per_second``: over the whole run."""
+    """The estimate of a run.
+
+    Attributes:
+        efficiency: ratio of its pairs per second to those of ``num_gpus`` GPUs that never wait.
+        pairs_per_second: over the whole run. bottleneck: the part that takes longest.
+    """
 
     num_gpus: int
     efficiency: float
@@ -51,10 +55,10 @@ class Estimate:
 
 
 def estimate(num_gpus: int, pairs_per_shard: int, measured: Measured, assumed: Assumed) -> Estimate:
-    """A run on ``num_gpus`` samplers.
+    """Estimate a run on ``num_gpus`` GPUs.
 
     GPUs, driver and storage work at the same time, so the slowest of them counts; start-up and the end are added. At
-    the end everything an actor was given counts as thrown away, which is the worst case.
+    the end all shards that actors have been given count as thrown away, which is the worst case.
     """
     gpu_rate = measured.pairs_per_second * assumed.speed_up
     shard_seconds = pairs_per_shard / gpu_rate
@@ -77,7 +81,7 @@ def estimate(num_gpus: int, pairs_per_shard: int, measured: Measured, assumed: A
 
 
 def rows(measured: Measured, pairs_per_shard: int, assumed: Assumed | None = None) -> list[Row]:
-    """With shards of the default size and with larger ones that last a GPU twenty seconds."""
+    """Rows for shards of the default size and for larger ones, which take a GPU twenty seconds."""
     assumed = assumed or Assumed()
     gpu_rate = measured.pairs_per_second * assumed.speed_up
     given = (

@@ -1,7 +1,7 @@
-"""The endpoint against the bare Stitcher: throughput, latency, what it costs besides, its memory, overload.
+"""``bench serve``: the endpoint next to the bare Stitcher, in throughput, latency, overhead, memory and overload.
 
 Everything runs on this machine: the clients, the proxy and one replica with one thread. The Stitcher alone (one thread)
-and the endpoint take turns, so that both meet whatever else the machine does.
+and the endpoint take turns, so that other load on the machine affects both alike.
 """
 
 import multiprocessing
@@ -35,13 +35,14 @@ ENCODERS = {"Arrow": (encode_arrow, arrow_wire.MEDIA_TYPE), "JSON": (encode_json
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSizes:
-    """How much is measured.
+    """The amount of work that is measured.
 
     Attributes:
         seconds: of each load. rounds: times that the endpoint and the Stitcher alone take turns.
-        clients: concurrent ones. requests: of the look at memory, the first of which come before the first look.
-        loads: requests that come, as multiples of the capacity, for ``load_seconds`` each, with ``deadline`` seconds
-            to answer one.
+        clients: numbers of concurrent clients.
+        first_requests, requests: memory is read after so many requests.
+        loads: rates of requests as multiples of the capacity, for ``load_seconds`` each, with ``deadline`` seconds to
+            answer one.
     """
 
     seconds: float = 10.0
@@ -55,7 +56,7 @@ class ServeSizes:
 
 
 def rows(limits: Limits, options: BenchOptions) -> list[Row]:
-    """One replica with one thread, on the bench's own data or the user's."""
+    """Rows about one replica with one thread, on synthetic data or the user's."""
     subject = find_subject(options)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "stitcher"
@@ -64,7 +65,7 @@ def rows(limits: Limits, options: BenchOptions) -> list[Row]:
 
 
 def examine(dataset: EpisodeDataset, stitcher: Path, sizes: ServeSizes) -> list[Row]:
-    """All rows; some minutes with the defaults."""
+    """Measure everything; some minutes with the defaults."""
     os.environ.setdefault("RAY_worker_niceness", "0")
     pairs = _pairs(dataset)
     config = EndpointConfig(models={"default": ModelConfig(stitcher=str(stitcher))}, device="cpu", num_threads=1)
@@ -94,7 +95,7 @@ class _Bench:
         self._apart = {process.pid for process in descendants(os.getpid()) if "multiprocessing" in process.title}
 
     def speed(self) -> list[Row]:
-        """Loads and the Stitcher alone, in turns."""
+        """Measure loads of the endpoint and the Stitcher alone, in turns."""
         sizes = self._sizes
         self._load("Arrow", max(sizes.clients), CANDIDATES, sizes.seconds / 2)  # warm
         idle = self._idle_cpu(sizes.seconds)
@@ -110,13 +111,13 @@ class _Bench:
         return _speed_rows(loads, bare, idle)
 
     def _idle_cpu(self, seconds: float) -> float:
-        """CPU seconds that Ray and Serve use per second when nobody asks anything."""
+        """Measure the CPU seconds that Ray and Serve use per second without requests."""
         before = self._cpu()
         time.sleep(seconds)
         return (self._cpu() - before) / seconds
 
     def overload(self) -> list[Row]:
-        """Requests that come more often than they can be answered, each load between two looks at the capacity."""
+        """Measure requests that arrive faster than they can be answered; the capacity is measured around each load."""
         sizes, config = self._sizes, self._service.config
         limits = replace(config.limits, deadline_seconds=sizes.deadline)
         self._service.configure(replace(config, limits=limits))
@@ -140,11 +141,11 @@ class _Bench:
         return [Row("capacity, 8 clients", float(np.mean(capacity)) * CANDIDATES, "candidates/s"), *found]
 
     def _capacity(self) -> float:
-        """Requests per second of eight clients that each wait for their answer."""
+        """Measure the requests per second of eight clients that each wait for their answers."""
         return self._send("Arrow", 8, CANDIDATES, seconds=self._sizes.seconds).rate
 
     def memory(self) -> list[Row]:
-        """Resident memory of replica and proxy between the first and the last of many small requests."""
+        """Measure the resident memory of replica and proxy after the first and after the last of many requests."""
         sizes = self._sizes
         self._send("Arrow", 16, 1, requests=sizes.first_requests)
         before = self._memory_mib()
@@ -170,7 +171,6 @@ class _Bench:
 
     def _send(self, wire: str, clients: int, candidates: int, **until: Any) -> Load:
         bodies, content_type = self._bodies(wire, candidates)
-        # A keyword argument cannot be left out of what a process is asked.
         return self._clients.submit(run_load, self._port, bodies, content_type, clients, **until).result()
 
     def _load(self, wire: str, clients: int, candidates: int, seconds: float) -> "_Measured":
@@ -182,7 +182,7 @@ class _Bench:
         return sum(seconds for _, seconds in self._service.ask("usage"))
 
     def _cpu(self) -> float:
-        """CPU seconds of Ray and Serve so far: of all processes below this one but those of clients and Stitcher."""
+        """Return the CPU seconds of Ray and Serve so far: of our child processes except clients and Stitcher."""
         processes = [process for process in descendants(os.getpid()) if process.pid not in self._apart]
         return sum(_cpu_seconds(process.pid) for process in processes)
 
@@ -198,15 +198,14 @@ class _Bench:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A load, the CPU seconds of Ray and Serve in it, and of the sampler's thread among them."""
+    """A load, and the CPU seconds that Ray and Serve, and in them the sampler's thread, used in it."""
 
     load: Load
     cpu: float
     sampler: float
 
     def beyond(self, idle: float) -> float:
-        """CPU seconds per request besides the sampler's thread and what Ray uses when nothing happens, ``idle`` per
-        second."""
+        """Return the overhead in CPU seconds per request: without the sampler, and without ``idle`` use per second."""
         return (self.cpu - self.sampler - idle * self.load.wall) / len(self.load.seconds)
 
 
@@ -260,7 +259,7 @@ def _overload_rows(load: float, came: Arrivals, sizes: ServeSizes, capacity: flo
 
 
 def _pairs(dataset: EpisodeDataset) -> list[tuple[int, int]]:
-    """Sources from the lower half of the returns, targets from the highest fifth; of those that are long enough."""
+    """Draw pairs of episodes of 20 steps or more: sources in the lower half by return, targets in the highest fifth."""
     order = np.argsort(dataset.returns, kind="stable")
     order = order[dataset.lengths[order] >= 20]
     rng = np.random.default_rng(0)

@@ -1,5 +1,7 @@
-"""What the endpoint is measured with: clients that send ready-made bodies, and the bare Stitcher on the same requests;
-each in a process of its own."""
+"""Load for measuring the endpoint: clients that send ready-made bodies, and the bare Stitcher on the same requests.
+
+Each runs in a process of its own.
+"""
 
 import http.client
 import multiprocessing
@@ -27,7 +29,7 @@ _MOST_OPEN = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What clients saw: seconds of each answered request, sorted; answers by status; wall-clock seconds."""
+    """The result of a load: seconds of each answered request, sorted; answers by status; wall-clock seconds."""
 
     seconds: list[float]
     statuses: Counter[int]
@@ -35,7 +37,7 @@ class Load:
 
     @property
     def rate(self) -> float:
-        """Answered requests per second."""
+        """The number of answered requests per second."""
         return len(self.seconds) / self.wall
 
     def quantile(self, share: float) -> float:
@@ -45,7 +47,7 @@ class Load:
 def run_load(
     port: int, bodies: Sequence[bytes], content_type: str, clients: int, *, seconds: float = 0.0, requests: int = 0
 ) -> Load:
-    """Clients that each send one request after the other, for ``seconds`` or until there were ``requests``."""
+    """Run clients that each send one request after the other, for ``seconds`` or until ``requests`` were sent."""
     lock = threading.Lock()
     times: list[float] = []
     statuses: Counter[int] = Counter()
@@ -82,12 +84,12 @@ def run_load(
 
 @dataclass(frozen=True, kw_only=True)
 class Arrivals:
-    """Status and seconds of requests that were sent on schedule, whether or not earlier ones had been answered."""
+    """The status and seconds of requests that were sent on schedule, whether or not earlier ones had been answered."""
 
     answers: list[tuple[int, float]]
 
     def count(self, *statuses: int) -> int:
-        """Requests that were answered with one of these."""
+        """Count the requests that were answered with one of these statuses."""
         return sum(status in statuses for status, _ in self.answers)
 
     def quantile(self, status: int, share: float) -> float:
@@ -99,8 +101,10 @@ class Arrivals:
 def run_arrivals(
     port: int, bodies: Sequence[bytes], content_type: str, *, rate: float, seconds: float, seed: int
 ) -> Arrivals:
-    """Requests at times of a Poisson process of so many per second, each on a connection of its own. A request that
-    gets no answer has status 0."""
+    """Send requests at the times of a Poisson process with ``rate`` per second, each on a connection of its own.
+
+    A request without an answer has status 0.
+    """
     gaps = np.random.default_rng(seed).exponential(1 / rate, int(2 * rate * seconds) + 100)
     times = np.cumsum(gaps)
     begun = time.perf_counter()
@@ -127,7 +131,7 @@ def run_arrivals(
 
 @dataclass(frozen=True, kw_only=True)
 class Bare:
-    """The Stitcher alone: wall-clock seconds of each call, sorted, and CPU seconds of all."""
+    """The result of the Stitcher alone: wall-clock seconds of each call, sorted, and CPU seconds of all."""
 
     seconds: list[float]
     cpu: float
@@ -135,7 +139,7 @@ class Bare:
 
     @property
     def rate(self) -> float:
-        """Requests per second."""
+        """The number of requests per second."""
         return len(self.seconds) * self.requests_per_call / sum(self.seconds)
 
     @property
@@ -144,7 +148,7 @@ class Bare:
 
 
 class BareStitcher:
-    """A process that cuts and stitches what requests ask for, with one thread; a context manager."""
+    """A context manager of a process that does the work of requests with one thread: cuts and stitches."""
 
     def __init__(self, dataset: EpisodeDataset, bundle_dir: Path, pairs: Sequence[tuple[int, int]]) -> None:
         context = multiprocessing.get_context("spawn")
@@ -158,7 +162,7 @@ class BareStitcher:
         self._pool.shutdown()
 
     def run(self, seconds: float, requests_per_call: int, candidates: int) -> Bare:
-        """Calls for so long, each of so many requests with so many candidates."""
+        """Call the Stitcher for ``seconds``, each time for ``requests_per_call`` requests of ``candidates`` each."""
         return self._pool.submit(_calls, seconds, requests_per_call, candidates).result()
 
 

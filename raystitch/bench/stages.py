@@ -1,6 +1,6 @@
-"""Where the time of the engine goes, seen from outside: its functions are wrapped while a clock watches them.
+"""The time of each stage of the engine, measured from outside: its functions are wrapped while a clock runs.
 
-Nothing in the engine knows about this, so nothing there costs time when nobody looks.
+The engine does not know about this, so it costs nothing otherwise.
 """
 
 import functools
@@ -21,15 +21,14 @@ Replacement = tuple[Any, str, Any]
 
 
 class StageClock:
-    """Seconds per stage. Of nested stages the outermost gets the time, so that no second counts twice: what repair
-    denoises is repair."""
+    """Counts seconds per stage. The outermost of nested stages gets the time: denoising within repair is repair."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._busy = False
 
     def time(self, stage: str, work: Callable[[], T]) -> T:
-        """The result of ``work``, whose time goes to the stage."""
+        """Do the work, count its time for the stage and return its result."""
         if self._busy:
             return work()
         self._busy = True
@@ -44,7 +43,7 @@ class StageClock:
             self._busy = False
 
     def timed(self, stage: str, function: Callable[..., T]) -> Callable[..., T]:
-        """The function with its time going to the stage."""
+        """Wrap a function so that its time counts for the stage."""
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> T:
@@ -53,8 +52,10 @@ class StageClock:
         return call
 
     def inside_propose(self) -> list[Replacement]:
-        """``gap, denoise, guidance, repair, wrap-up``: what ``Stitcher.propose`` consists of, but for the noise, the
-        layout of windows and copies."""
+        """Return replacements that time the stages of ``Stitcher.propose``: gap, denoise, guidance, repair, wrap-up.
+
+        Noise, the layout of windows and copies belong to none of them.
+        """
         gaps = {mode: self.timed("gap", function) for mode, function in stitcher.GAPS.items()}
         wrap_up = ("infer_actions", "infer_rewards", "stitched_return")
         return [
@@ -66,18 +67,18 @@ class StageClock:
         ]
 
     def sampling(self) -> list[Replacement]:
-        """``sampling``: everything that grows with the number of denoising steps, for whatever it is done."""
+        """Return replacements that time ``sampling``: all work that grows with the number of denoising steps."""
         return [(Sampler, "__call__", self.timed("sampling", Sampler.__call__))]
 
 
 def _all_of(generate: Callable[..., Iterator[T]]) -> Callable[..., list[T]]:
-    """A generator does its work when it is asked for its items, which is not when it is called."""
+    """Turn a generator into a function that returns a list: a generator would work only after it was timed."""
     return lambda *args: list(generate(*args))
 
 
 @contextmanager
 def replaced(replacements: Sequence[Replacement]) -> Iterator[None]:
-    """(owner, name, value): the owners' attributes while this lasts."""
+    """Replace attributes, given as (owner, name, value), inside the block."""
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
     try:
         for owner, name, value in replacements:

@@ -1,4 +1,7 @@
-"""Trajectories and an (almost) untrained bundle of a realistic size: speed does not depend on what they learnt."""
+"""The subject of a benchmark: the user's data and bundle, or random walks and a barely fitted bundle of realistic size.
+
+Speed does not depend on what the networks have learnt.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +15,13 @@ from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig,
 from raystitch.models.fit import fit_bundle
 
 OBS_DIM, ACT_DIM = 11, 3
-"""Those of Hopper."""
+"""The sizes of Hopper."""
+NUM_TRANSITIONS = 10_000
 TRAIN_STEPS = 20
 
 
 def make_walks(num_transitions: int, episode_length: int = 200, seed: int = 0) -> EpisodeDataset:
-    """Smooth random walks [O = 11] pushed by random actions [A = 3]; every second episode terminates."""
+    """Make smooth random walks [O = 11] pushed by random actions [A = 3]; every second episode terminates."""
     rng = np.random.default_rng(seed)
     num_episodes = max(2, num_transitions // episode_length)
     shape = (num_episodes, episode_length)
@@ -41,14 +45,14 @@ def make_walks(num_transitions: int, episode_length: int = 200, seed: int = 0) -
 
 
 def make_bundle(dataset: EpisodeDataset) -> Bundle:
-    """The default networks after a few steps of training; takes some seconds."""
+    """Fit the default networks for a few steps; takes some seconds."""
     fit = FitConfig()
     few: dict[str, Any] = {part: replace(getattr(fit, part), train_steps=TRAIN_STEPS) for part in PARTS}
     return fit_bundle(dataset, replace(fit, calibration_windows=400, **few))
 
 
 def tiny_fit() -> FitConfig:
-    """Small networks fitted for a moment: where something else than they is measured."""
+    """Return settings of small networks that are fitted for a moment, to measure something else."""
     head = HeadConfig(hidden=16, num_layers=1, num_members=1, train_steps=20, batch_size=64)
     few = replace(head, num_members=3)
     return FitConfig(
@@ -66,12 +70,9 @@ def tiny_fit() -> FitConfig:
     )
 
 
-NUM_TRANSITIONS = 10_000
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BenchOptions:
-    """What ``raystitch bench engine`` may be told.
+    """Options of ``raystitch bench`` for the benchmarks in ``TAKE_OPTIONS``.
 
     Attributes:
         dataset: None for random walks.
@@ -86,7 +87,7 @@ class BenchOptions:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """Data, models, and what a reader has to know about them."""
+    """Data and models that are measured; ``about`` says what they are."""
 
     dataset: EpisodeDataset
     bundle: Bundle
@@ -94,7 +95,7 @@ class Subject:
 
 
 def find_subject(options: BenchOptions) -> Subject:
-    """The subject that the options name.
+    """Load or make the subject that the options name.
 
     Raises:
         UserError: when the stitcher was fitted on another dataset.

@@ -1,4 +1,4 @@
-"""Buffers of any size with made-up content, written about as fast as the disk takes them."""
+"""Buffers of any size with random content, written about as fast as the disk allows."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ DELTA = 0.8
 def make_buffer(
     folder: Path, dataset: EpisodeDataset, num_bridges: int, rows_per_shard: int = 8000, seed: int = 0
 ) -> int:
-    """Writes a finished buffer with at least ``num_bridges`` accepted at ``DELTA``; returns its number of shards.
+    """Write a finished buffer with at least ``num_bridges`` accepted at ``DELTA``; return its number of shards.
 
     One candidate in nine is the second attempt of a pair.
     """
@@ -76,7 +76,7 @@ def shard_table(
     rng: np.random.Generator,
     gaps: tuple[int, int] = (1, LARGEST_GAP),
 ) -> pa.Table:
-    """The rows of one shard: ``count`` candidates, at most 10,000, with gaps from ``gaps[0]`` to ``gaps[1]``."""
+    """Make the rows of one shard: ``count`` candidates, at most 10,000, with gaps from ``gaps[0]`` to ``gaps[1]``."""
     num_pairs = count - count // 9
     first = np.concatenate([np.arange(num_pairs), rng.permutation(num_pairs)[: count // 9]])
     attempt = (np.arange(count) >= num_pairs).astype(np.int64)
@@ -117,7 +117,7 @@ def shard_table(
 
 
 def _ids(shard: int, row: Ints, attempt: Ints) -> pa.Array:
-    """``bridge_id`` of many rows below 10,000 at once."""
+    """Return the ``bridge_id`` of many rows below 10,000 at once."""
     text = np.empty((len(row), 13), np.uint8)
     text[:] = np.frombuffer(f"{shard:06d}-0000-0".encode(), np.uint8)
     text[:, 7:11] += (row[:, None] // 10 ** np.arange(3, -1, -1) % 10).astype(np.uint8)

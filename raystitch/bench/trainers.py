@@ -1,7 +1,7 @@
-"""How fast policies train on one thread: each algorithm in several variants, against its products and a reference.
+"""``bench trainers``: the speed of training on one thread, next to the matrix products alone and to a reference.
 
-Everything of one algorithm is measured in turn, several times over, and the shortest time of each counts, so that what
-else the machine does meets all alike. Times are the processor's. What every call costs once is taken off.
+The variants of an algorithm are measured in turn, several times, and the shortest time of each counts, so that other
+load on the machine affects all alike. Times are processor times, less what every call costs once.
 """
 
 import shutil
@@ -30,7 +30,7 @@ from raystitch.trainers.registry import ALGORITHMS, find_algorithm
 ROUNDS = 3
 NUM_SEEDS = 5
 STEPS_OF_SEEDS = 80
-"""Gradient steps per round: of one seed, or of all seeds together; DT does a sixteenth of that."""
+"""Gradient steps per round, of one seed or of all seeds together; DT does a sixteenth of them."""
 DT_FRACTION = 16
 REFERENCES: dict[str, Callable[[EpisodeDataset, Any], Any]] = {"td3bc": ReferenceTD3BC, "dt": ReferenceDT}
 Work = Callable[[], object]
@@ -38,7 +38,7 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to train: its precision, how many seeds together, whether its networks are compiled."""
+    """A way to train: precision, number of seeds together, and whether the networks are compiled."""
 
     precision: str
     num_seeds: int = 1
@@ -51,7 +51,7 @@ class Variant:
 
 
 def rows(limits: Limits, options: BenchOptions) -> list[Row]:
-    """Steps per second per seed, by variant; ratios to the reference, to one seed, and to the bound by the products."""
+    """Rows in steps per second and seed; ratios are to the reference, to one seed, and to the bound by the products."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -76,7 +76,7 @@ def algorithm_rows(
     rounds: int = ROUNDS,
     steps: int | None = None,
 ) -> list[Row]:
-    """The variants of one algorithm, one seed in float32 among them; ``steps`` of all seeds together per round."""
+    """Measure variants of one algorithm, one seed in float32 among them; ``steps`` of all seeds together per round."""
     steps = steps or max(STEPS_OF_SEEDS // (DT_FRACTION if algo == "dt" else 1), NUM_SEEDS)
     products = products_of(config, dataset.obs_dim, dataset.act_dim)
     variants = _variants(config) if variants is None else variants
@@ -123,7 +123,7 @@ def _rows(
 
 
 def shortest(works: Mapping[Any, Work], rounds: int) -> dict[Any, float]:
-    """Shortest processor time of each work, after one warm-up: all of them in turn, ``rounds`` times."""
+    """Return the shortest processor time of each work over ``rounds`` turns, after one warm-up."""
     best: dict[Any, float] = {}
     for number in range(rounds + 1):
         for name, work in works.items():
@@ -136,7 +136,7 @@ def shortest(works: Mapping[Any, Work], rounds: int) -> dict[Any, float]:
 
 
 def _variants(config: AlgorithmConfig) -> list[Variant]:
-    """float32 first; bf16 where the algorithm can and the machine multiplies it."""
+    """List the variants, float32 first; bf16 if the algorithm has it and the machine multiplies it faster."""
     has_bf16 = hasattr(config, "precision") and uses_bf16("auto", torch.device("cpu"))
     found = [Variant(precision, seeds) for precision in ("float32", "bf16")[: 1 + has_bf16] for seeds in (1, NUM_SEEDS)]
     if _has_compiler():
@@ -165,13 +165,13 @@ def _training(dataset: EpisodeDataset, algo: str, config: Any, variant: Variant,
 
 
 def _products(products: Products, precision: str) -> dict[Any, Work]:
-    """One work per shape, named by it and the precision."""
+    """Return one work per shape, named by the shape and the precision."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return {(shape, precision): shape.work(dtype) for shape in products}
 
 
 def _bound(products: Products, seconds: Mapping[Any, float], precision: str) -> float:
-    """Seconds of one step's products."""
+    """Return the seconds of one step's products."""
     return sum(count * seconds[shape, precision] / shape.repeats for shape, count in products.items()) / STEPS
 
 
@@ -182,7 +182,7 @@ def _as_it_is() -> Iterator[None]:
 
 @contextmanager
 def _compiled(algo: str) -> Iterator[None]:
-    """The networks of ``algo`` go through ``torch.compile``."""
+    """Compile the networks of ``algo`` with ``torch.compile`` inside the block."""
     original = ALGORITHMS[algo]
 
     def create(nets: Mapping[str, nn.Module], config: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a trial spends on other things than training: start, data, files; and evaluation."""
+"""The time of a trial outside training: start, data, files and evaluation."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ ALLOWED_SECONDS = 5.0
 
 
 def _seconds(work: Callable[[], object], repeats: int = 2) -> float:
-    """Shortest processor time of this process and its children."""
+    """Return the shortest processor time of this process and its children."""
     times: list[float] = []
     for _ in range(repeats):
         started = sum(os.times()[:4])
@@ -34,10 +34,10 @@ def _seconds(work: Callable[[], object], repeats: int = 2) -> float:
 
 
 def trial_rows(train_seconds: float, num_seeds: int) -> list[Row]:
-    """Processor seconds of one trial of TD3+BC with its default settings, whose training takes ``train_seconds``.
+    """Rows in processor seconds of a TD3+BC trial with default settings, whose training takes ``train_seconds``.
 
-    A trial of a single step, with everything around it, is a trial's start and end; a group of ``num_seeds`` seeds
-    shares one. Evaluation is in the point maze.
+    A trial of a single step measures the start and the end of a trial, which a group of ``num_seeds`` seeds shares.
+    Evaluation is in the point maze.
     """
     walks = make_walks(NUM_TRANSITIONS, 1000)
     maze = make_pointmaze(MAZE_STEPS)

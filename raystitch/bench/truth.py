@@ -1,4 +1,4 @@
-"""What the simulator says about the accepted bridges of a benchmark's batch.
+"""The simulator's verdict on the accepted bridges of a benchmark's batch.
 
 Legend: N candidates, T transitions of their bridges.
 """
@@ -15,7 +15,7 @@ from raystitch.stitching.wrapup import steps_of
 
 
 def candidate_windows(candidates: Candidates) -> TransitionWindows:
-    """Candidates as windows."""
+    """Return candidates as windows of transitions."""
     exists = steps_of(candidates.observations, candidates.gap)
     window, step = np.nonzero(exists)
     return TransitionWindows(
@@ -33,7 +33,7 @@ def candidate_windows(candidates: Candidates) -> TransitionWindows:
 def truth_rows(
     name: str, counted: Candidates, accepted_per_s: float, simulator: Simulator, normalizer: Normalizer
 ) -> list[Row]:
-    """Step errors and the share of true bridges among those that count, first attempts and repaired ones apart.
+    """Rows with step errors and the share of true bridges, also for first attempts and repaired bridges apart.
 
     Args:
         counted: accepted bridges, one per pair.

@@ -1,13 +1,12 @@
-"""Makes environments from plain data: flat float32 observations, Box actions, every mistake a ``UserError``.
+"""Make environments from plain data: flat float32 observations, Box actions, every mistake a ``UserError``.
 
-What a file says is never more than the id of a registered environment, plain arguments and the names of Gymnasium's own
-wrappers. Only an id that a user has named (``spec_from_id``) may import a module.
+A file gives no more than the id of a registered environment, plain arguments and the names of Gymnasium's own wrappers.
+Only an id that a user has named (``spec_from_id``) may import a module.
 """
 
 import contextlib
 import io
 import logging
-import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -18,11 +17,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec as RegistryEntry
-from gymnasium.envs.registration import get_env_id, parse_env_id
 from numpy.typing import NDArray
 
-from raystitch.envs.spec import EnvSpec, step_limit
-from raystitch.envs.wrappers import WITHOUT_EFFECT, check_plain, check_wrappers, gymnasium_wrappers, wrap
+from raystitch.envs.advice import remedy_for, working_versions
+from raystitch.envs.spec import EnvSpec, check_plain, step_limit
+from raystitch.envs.wrappers import WITHOUT_EFFECT, check_wrappers, gymnasium_wrappers, wrap
 from raystitch.errors import UserError
 
 FlatEnv = gym.Env[NDArray[np.float32], NDArray[np.float32]]
@@ -31,7 +30,7 @@ GOAL_KEYS = {"observation", "achieved_goal", "desired_goal"}
 
 
 def register_environments() -> None:
-    """Makes the ids of gymnasium-robotics and of raystitch's own maze known to Gymnasium; cheap the second time."""
+    """Register the ids of gymnasium-robotics and of raystitch's own maze with Gymnasium; cheap the second time."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         # gymnasium-robotics prints a notice about versions of its Adroit environments when it is imported.
         import gymnasium_robotics
@@ -43,7 +42,7 @@ def register_environments() -> None:
 
 
 def registered_spec(spec: EnvSpec) -> RegistryEntry:
-    """The Gymnasium registry's entry of ``spec.env_id``; the module of ``module:ID`` is imported if a user named it.
+    """Find the Gymnasium registry's entry of ``spec.env_id``; import the module of ``module:ID`` if a user named it.
 
     Raises:
         UserError: when no installed package registers it, or a file names a module.
@@ -62,7 +61,7 @@ def registered_spec(spec: EnvSpec) -> RegistryEntry:
         return gym.spec(name)
     except gym.error.Error as error:
         hint = str(error).strip().split("\n")[0].strip("`").rstrip(".")
-        remedy = _remedy(module, name, spec.module)
+        remedy = remedy_for(module, name, spec.module)
         raise UserError(f"unknown environment {spec.env_id!r} ({hint}); {remedy}") from error
 
 
@@ -73,28 +72,8 @@ def _import(module: str, env_id: str) -> None:
         raise UserError(f"environment {env_id!r}: importing {module} failed: {error!r}") from error
 
 
-def _remedy(imported: str, name: str, recorded: str | None) -> str:
-    if imported:
-        return (
-            f"{imported} was imported and does not register it: call gymnasium.register(id={name!r}, ..) in it, or "
-            "name the module that does"
-        )
-    if recorded is not None:
-        return (
-            f"it was recorded from the module {recorded}, which is not run because a file names it; if you trust it, "
-            f"name the module that registers it when it is imported: --env {recorded}:{name}, or --env package:{name}"
-        )
-    versions = working_versions(name)
-    if versions:
-        return f"there is {versions}"
-    return (
-        "check the spelling and the version, or name the package that registers it when it is imported: "
-        f"--env package:{name}"
-    )
-
-
 def _log_mujoco_warnings() -> None:
-    """MuJoCo's own handler prints and appends to a file in the working folder."""
+    """Send MuJoCo's warnings to our log; its own handler prints and appends to a file in the working folder."""
     try:
         mujoco: Any = import_module("mujoco")  # Any: its type stubs are incomplete
     except ImportError:
@@ -127,9 +106,9 @@ def _make_raw(spec: EnvSpec, **overrides: Any) -> gym.Env[Any, Any]:
 
 
 def observation_keys_of(space: spaces.Space[Any]) -> tuple[str, ...] | None:
-    """Entries of a Dict observation to concatenate: the state alone where the rest are goals, all of them otherwise.
+    """Return the entries of a Dict observation to concatenate; None for a space that is not a Dict.
 
-    None for a space that is not a Dict.
+    Of goal environments only the state is kept, of others every entry.
     """
     if not isinstance(space, spaces.Dict):
         return None
@@ -137,7 +116,7 @@ def observation_keys_of(space: spaces.Space[Any]) -> tuple[str, ...] | None:
 
 
 def flat_size(space: spaces.Space[Any], keys: tuple[str, ...] | None, where: str) -> int:
-    """Size of the flattened observation.
+    """Return the size of the flattened observation.
 
     Raises:
         UserError: for spaces that are not a Box or a Dict of Boxes, or that lack one of ``keys``.
@@ -166,7 +145,7 @@ class FlatObservation(gym.ObservationWrapper[NDArray[np.float32], NDArray[np.flo
 
 
 def make_env(spec: EnvSpec, **overrides: Any) -> FlatEnv:
-    """Makes the environment with flat float32 observations; ``overrides`` go to ``gymnasium.make``.
+    """Make the environment with flat float32 observations; ``overrides`` go to ``gymnasium.make``.
 
     Raises:
         UserError: for an unknown id, a missing simulator package, wrong arguments, or spaces raystitch cannot use.
@@ -183,18 +162,8 @@ def make_env(spec: EnvSpec, **overrides: Any) -> FlatEnv:
     return FlatObservation(env, keys)
 
 
-def make_vector_env(spec: EnvSpec, num_envs: int) -> gym.vector.SyncVectorEnv:
-    """``num_envs`` copies stepped one after the other in this process.
-
-    Autoreset is DISABLED, so that the caller seeds every episode: an environment that has ended must be reset with
-    ``reset(seed=[...], options={"reset_mask": done})`` before the next step.
-    """
-    mode = gym.vector.AutoresetMode.DISABLED
-    return gym.vector.SyncVectorEnv([lambda: make_env(spec)] * num_envs, autoreset_mode=mode)
-
-
 def spec_from_id(env_id: str, kwargs: Mapping[str, Any] | None = None) -> EnvSpec:
-    """Plain data of an environment that a user has named, its time limit from the registry.
+    """Return the plain data of an environment that a user has named, with its time limit from the registry.
 
     This is the only way to a spec that may import a module: never call it with an id that was found in a file.
 
@@ -205,7 +174,7 @@ def spec_from_id(env_id: str, kwargs: Mapping[str, Any] | None = None) -> EnvSpe
 
 
 def recorded_spec(env_id: str) -> EnvSpec:
-    """Plain data of a registered environment whose id was found in a file; no module is imported for it.
+    """Return the plain data of a registered environment whose id was found in a file; imports no module for it.
 
     Raises:
         UserError: for an unknown id, one with a module, or a missing simulator package.
@@ -222,7 +191,7 @@ def _spec(spec: EnvSpec) -> EnvSpec:
 
 
 def raw_spaces(spec: EnvSpec) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
-    """Observation and action space of an environment in its wrappers, before anything is flattened.
+    """Return the observation and action space of an environment in its wrappers, before flattening.
 
     Raises:
         UserError: when it cannot be made.
@@ -234,7 +203,7 @@ def raw_spaces(spec: EnvSpec) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
 
 
 def action_bounds(spec: EnvSpec) -> tuple[int, NDArray[np.float32], NDArray[np.float32]]:
-    """Observation size and action bounds float32 [A] of an environment.
+    """Return the observation size and the action bounds, float32 [A], of an environment.
 
     Raises:
         UserError: when it cannot be made.
@@ -248,7 +217,7 @@ def action_bounds(spec: EnvSpec) -> tuple[int, NDArray[np.float32], NDArray[np.f
 
 
 def gymnasium_spec(env: EnvSpec) -> RegistryEntry:
-    """The registry's entry with our arguments and wrappers; only those where no installed package knows the id."""
+    """Return the registry's entry with our arguments and wrappers; without an entry if no package knows the id."""
     try:
         spec = deepcopy(registered_spec(env))
     except UserError:
@@ -257,42 +226,3 @@ def gymnasium_spec(env: EnvSpec) -> RegistryEntry:
     spec.max_episode_steps = env.max_episode_steps
     spec.additional_wrappers = (*spec.additional_wrappers, *gymnasium_wrappers(env.wrappers))
     return spec
-
-
-def spaces_of(env_id: str) -> tuple[str, str] | None:
-    """Observation and action space of a registered environment in words, None when it cannot be made here."""
-    quiet = io.StringIO()
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-            warnings.simplefilter("ignore")
-            env: gym.Env[Any, Any] = gym.make(env_id, disable_env_checker=True)
-            found = (_words(env.observation_space), _words(env.action_space))
-            env.close()
-    except Exception:  # an environment that is not installed may fail in any way
-        return None
-    return found
-
-
-def _words(space: gym.Space[Any]) -> str:
-    return str(space.shape) if space.shape is not None else type(space).__name__
-
-
-def working_versions(env_id: str) -> str:
-    """Versions of the environment that can be made here, with their sizes; empty where there is none.
-
-    Versions of one name do not always have the same observations (Ant, Humanoid), so the sizes are there to compare.
-    """
-    try:
-        namespace, name, version = parse_env_id(env_id)
-    except gym.error.Error:
-        return ""
-    entries = list(gym.registry.values())
-    versions = {entry.version for entry in entries if (entry.namespace, entry.name) == (namespace, name)}
-    known = sorted((v for v in versions if v is not None and v != version), reverse=True)
-    found: list[str] = []
-    for candidate in known:
-        other = get_env_id(namespace, name, candidate)
-        sizes = spaces_of(other)
-        if sizes is not None:
-            found.append(f"--env {other} (observation {sizes[0]}, action {sizes[1]})")
-    return " or ".join(found)

@@ -29,7 +29,7 @@ MAX_EPISODE_STEPS = 150
 
 
 class FixedGoalPointMaze(PointMazeEnv):
-    """``PointMazeEnv`` whose goal is the centre of its cell, without the noise added there at every reset."""
+    """A ``PointMazeEnv`` whose goal is the centre of its cell, without the noise of the base class."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -42,7 +42,7 @@ class FixedGoalPointMaze(PointMazeEnv):
 
 
 class ActionRepeat(gym.Wrapper[Any, Any, Any, Any]):
-    """Applies every action ``action_repeat`` times; stops early when the episode ends. Rewards are summed."""
+    """Applies every action ``action_repeat`` times and sums the rewards; stops early when the episode ends."""
 
     def __init__(self, env: gym.Env[Any, Any], action_repeat: int) -> None:
         super().__init__(env)
@@ -62,7 +62,7 @@ class ActionRepeat(gym.Wrapper[Any, Any, Any, Any]):
 def make_point_maze(
     maze_map: list[list[int | str]] | None = None, action_repeat: int = ACTION_REPEAT, **kwargs: Any
 ) -> gym.Env[Any, Any]:
-    """Entry point of ``raystitch/PointMaze-v0``: Dict observation, sparse reward, ends at the goal."""
+    """Make ``raystitch/PointMaze-v0``, whose entry point this is: Dict observation, sparse reward, ends at the goal."""
     env = FixedGoalPointMaze(
         maze_map=MAZE_MAP if maze_map is None else maze_map, reward_type="sparse", continuing_task=False, **kwargs
     )
@@ -70,7 +70,7 @@ def make_point_maze(
 
 
 def register() -> None:
-    """Makes ``raystitch/PointMaze-v0`` known to Gymnasium; may be called any number of times."""
+    """Register ``raystitch/PointMaze-v0`` with Gymnasium; may be called any number of times."""
     if ENV_ID not in gym.registry:
         gym.register(
             id=ENV_ID,
@@ -82,11 +82,11 @@ def register() -> None:
 
 
 def goal_position() -> NDArray[np.float64]:
-    """Centre of the goal's cell in metres, [2]."""
+    """Return the centre of the goal's cell in metres, [2]."""
     ((row, column),) = [(i, j) for i, cells in enumerate(MAZE_MAP) for j, cell in enumerate(cells) if cell == "g"]
     return np.array([column + 0.5 - len(MAZE_MAP[0]) / 2, len(MAZE_MAP) / 2 - row - 0.5])
 
 
 def demo_spec() -> EnvSpec:
-    """The demo's environment as plain data."""
+    """Return the demo's environment as plain data."""
     return EnvSpec(env_id=ENV_ID, max_episode_steps=MAX_EPISODE_STEPS, observation_keys=("observation",))

@@ -1,4 +1,4 @@
-"""Simulator truth: put the simulator into s_t, apply a_t, see what s_{t+1} and r_t really are.
+"""The simulator as ground truth: it is put into s_t, a_t is applied, and s_{t+1} and r_t are read.
 
 Legend: N rows, O observation size, A action size.
 """
@@ -32,7 +32,7 @@ class Unavailable(RunError):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SimResult:
-    """What the simulator answers for N rows.
+    """The simulator's answers for N rows.
 
     Attributes:
         next_observations: float32 [N, O]; NaN in rows that are not usable.
@@ -48,16 +48,16 @@ class SimResult:
 
 
 class StateSetter(Protocol):
-    """Knows how the observations of one family of environments determine the simulator's state."""
+    """Sets the simulator's state from observations, for one family of environments."""
 
     reward_known: bool
 
     def determined(self, observations: Floats) -> Bools:
-        """Rows whose observation determines the state, bool [N]."""
+        """Mark the rows whose observation determines the state, bool [N]."""
         ...
 
     def set_state(self, observation: NDArray[np.float64]) -> None:
-        """Puts the freshly reset simulator into the state of one observation [O]."""
+        """Put the freshly reset simulator into the state of one observation [O]."""
         ...
 
     @property
@@ -67,7 +67,7 @@ class StateSetter(Protocol):
 
 
 class LocomotionSetter:
-    """Hopper, Walker2d, HalfCheetah: observation = joint positions without the root's x, then velocities.
+    """Sets Hopper, Walker2d and HalfCheetah, which observe joint positions without the root's x, then velocities.
 
     The root's x is free: it changes neither the dynamics nor the reward, which counts displacement.
     """
@@ -95,7 +95,7 @@ class LocomotionSetter:
 
 
 class PointMazeSetter:
-    """PointMaze: the observation holds position and velocity, and perhaps the goal, which else is fixed or unknown."""
+    """Sets PointMaze, which observes position, velocity and perhaps the goal; otherwise that is fixed or unknown."""
 
     def __init__(self, env: gym.Env[Any, Any], keys: tuple[str, ...]) -> None:
         if "observation" not in keys:
@@ -133,7 +133,7 @@ class PointMazeSetter:
 
 
 def _steppable(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """The environment as it steps in raw observations; wrappers that act are kept, and have been reset once."""
+    """Strip the wrappers that would disturb single steps, after one reset; wrappers that act on steps are kept."""
     env.reset(seed=0)
     while isinstance(env, FlatObservation | TimeLimit | OrderEnforcing):
         env = env.env
@@ -141,8 +141,10 @@ def _steppable(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
 
 
 class Simulator:
-    """Steps single transitions from given states. Each row starts from reset ``mjData`` with the solver cold, so the
-    answer depends on (s_t, a_t) alone."""
+    """Steps single transitions from given states.
+
+    Each row starts from reset ``mjData`` with a cold solver, so the answer depends on (s_t, a_t) alone.
+    """
 
     def __init__(self, env: gym.Env[Any, Any], setter: StateSetter, keys: tuple[str, ...] | None) -> None:
         self.env = env
@@ -152,7 +154,7 @@ class Simulator:
         self.mujoco: Any = import_module("mujoco")  # Any: its type stubs are incomplete
 
     def step_from(self, observations: Floats, actions: Floats) -> SimResult:
-        """One environment step from each of N states.
+        """Take one environment step from each of N states.
 
         Args:
             observations: float32 [N, O].
@@ -203,16 +205,16 @@ SETTERS = {
     "HalfCheetahEnv": _locomotion,
     "PointMazeEnv": _point_maze,
 }
-"""How to set the state, by the name of the environment's class or of one it derives from."""
+"""State setters, by the name of the environment's class or of one of its bases."""
 
 UNAVAILABLE = {
     "AdroitHandPenEnv": "the state cannot be rebuilt from the observation: it lacks the hand's joint velocities",
 }
-"""Environments known to hide a part of their state."""
+"""Environments that hide a part of their state, and what is hidden."""
 
 
 def open_simulator(spec: EnvSpec) -> Simulator:
-    """The simulator of an environment.
+    """Open the simulator of an environment.
 
     Raises:
         Unavailable: when its observation does not determine the state, or raystitch does not know how.

@@ -1,15 +1,20 @@
-"""What it takes to make an environment again, as plain data.
+"""Environments as plain data, enough to make them again.
 
-What comes out of a file is data and no more: ``EnvSpec.from_json`` never gives a spec that may import a module,
-whatever the file says. Only ``envs.make.spec_from_id``, which takes the id that a user has typed, does.
+Data from a file is never code: ``EnvSpec.from_json`` never returns a spec that may import a module, whatever the file
+says. Only ``envs.make.spec_from_id`` does, which takes the id that a user has typed.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raystitch.errors import UserError
+
+# Plain words, or the bare name of a model file, which MuJoCo's environments look up in their own folder.
+_PLAIN_TEXT = re.compile(r"[\w +,-]*|[\w-]+\.xml|[+-]?\d+\.\d*")
+_DEEPEST = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +34,11 @@ class WrapperRecord:
 
     @classmethod
     def from_json(cls, value: Any) -> "WrapperRecord":
-        """Raises: UserError for anything but a name and plain arguments."""
+        """Read a wrapper.
+
+        Raises:
+            UserError: for anything but a name and plain arguments.
+        """
         kwargs = _mapping(value, "a wrapper").get("kwargs")
         return cls(name=_text(value.get("name"), "a wrapper's name"), kwargs=kwargs and _mapping(kwargs, "kwargs"))
 
@@ -65,7 +74,7 @@ class EnvSpec:
     named: bool = field(default=False, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data. What was added later is left out where it says nothing: hashes over the rest stay as they are."""
+        """Return plain data. Fields that were added later are left out if empty, so that hashes stay the same."""
         value: dict[str, Any] = {
             "env_id": self.env_id,
             "kwargs": dict(self.kwargs),
@@ -84,7 +93,11 @@ class EnvSpec:
 
     @classmethod
     def from_json(cls, value: Any) -> "EnvSpec":
-        """Raises: UserError for anything that ``to_json`` would not have written."""
+        """Read an environment.
+
+        Raises:
+            UserError: for anything that ``to_json`` would not have written.
+        """
         value = _mapping(value, "an environment")
         keys, wrappers, inner = (value.get(name) for name in ("observation_keys", "wrappers", "evaluation"))
         if inner is not None and _mapping(inner, "the evaluation environment").get("evaluation") is not None:
@@ -101,7 +114,7 @@ class EnvSpec:
         )
 
     def for_evaluation(self, max_episode_steps: int | None = None) -> "EnvSpec":
-        """The environment that policies are judged in, with this time limit where one is given."""
+        """Return the environment in which policies are judged, with this time limit if one is given."""
         chosen = self.evaluation or self
         return chosen if max_episode_steps is None else replace(chosen, max_episode_steps=max_episode_steps)
 
@@ -110,13 +123,14 @@ class EnvSpec:
 
 
 def confirmed_id(recorded: str | None, named: str | None, how: str) -> str | None:
-    """An environment's id that a run's folder names, for ``load_dataset`` to take as named.
+    """Return the id of the environment that a run's folder names, so that ``load_dataset`` takes it as named.
 
     Args:
-        named: what the user has named, None for nothing. how: to name it, for the message.
+        recorded: the id in the folder. named: the id that the user has named, None for none.
+        how: the option with which to name it, for the message.
 
     Raises:
-        UserError: when it has a module that the user has not named too, or he named another environment.
+        UserError: when the id has a module that the user has not named too, or the user named another environment.
     """
     if named is not None and named != recorded:
         raise UserError(f"{how}{named}: the run was made in the environment {recorded or 'that its data record'}")
@@ -129,7 +143,7 @@ def confirmed_id(recorded: str | None, named: str | None, how: str) -> str | Non
 
 
 def step_limit(value: Any) -> int | None:
-    """A time limit as a whole number; None, -1 and infinity are no limit.
+    """Return a time limit as a whole number; None, -1 and infinity mean no limit.
 
     Raises:
         UserError: for anything else.
@@ -142,7 +156,7 @@ def step_limit(value: Any) -> int | None:
 
 
 def reference_returns(value: Any) -> tuple[float, float]:
-    """(lowest, highest) as numbers.
+    """Return (lowest, highest) as numbers.
 
     Raises:
         UserError: unless they are two finite numbers, the first the smaller one.
@@ -151,6 +165,38 @@ def reference_returns(value: Any) -> tuple[float, float]:
     if len(_list(value)) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
         raise UserError(f"reference returns must be two numbers, the lower one first, got {str(value)[:80]}")
     return float(numbers[0]), float(numbers[1])
+
+
+def check_plain(value: Any, where: str) -> None:
+    """Refuse arguments that could name code or a file.
+
+    A text with a path, a colon or a dotted name is refused: environments open files (``xml_file``) and import what
+    such texts say. The registered environments' own arguments are words.
+
+    Raises:
+        UserError: with the argument, and what to do.
+    """
+    bad = _first_odd(value, "", 0)
+    if bad is not None:
+        raise UserError(
+            f"{where} has the argument {bad}, which may name a file or code; recorded arguments may not. Name an "
+            "environment that is registered with it (--env package:ID)"
+        )
+
+
+def _first_odd(value: Any, path: str, depth: int) -> str | None:
+    if value is None or isinstance(value, bool | int | float):
+        return None
+    if isinstance(value, str) and _PLAIN_TEXT.fullmatch(value):
+        return None
+    if depth < _DEEPEST and isinstance(value, list | tuple):
+        found = (_first_odd(item, path, depth + 1) for item in value)
+        return next((bad for bad in found if bad is not None), None)
+    if depth < _DEEPEST and isinstance(value, Mapping):
+        keys = (_first_odd(key, path or str(key), depth + 1) for key in value)
+        items = (_first_odd(item, f"{path}.{key}" if path else str(key), depth + 1) for key, item in value.items())
+        return next((bad for found in (keys, items) for bad in found if bad is not None), None)
+    return f"{path[:60]}={str(value)[:60]!r}"
 
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raystitch.data.episodes import Bools, Floats, Ints
-from raystitch.envs.reward import known_reward
+from raystitch.envs.task import known_reward
 from raystitch.models.bundle import Bundle
 from raystitch.shaping.config import RewardConfig
 from raystitch.shaping.rewards import apply_rewards, generated_steps

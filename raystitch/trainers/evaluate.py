@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raystitch.envs.make import FlatEnv, make_env
-from raystitch.envs.reward import normalised_score
 from raystitch.envs.spec import EnvSpec
+from raystitch.envs.task import normalised_score
 from raystitch.errors import RunError, UserError
 from raystitch.seeding import derive_seed
 from raystitch.trainers.policy import Policy

@@ -61,6 +61,22 @@ def test_files_are_short(folder: str) -> None:
     assert not long, f"files of more than {MAX_FILE_LINES} lines are two things; split them by subject:{listed(long)}"
 
 
+def test_no_constant_is_assigned_twice() -> None:
+    """The second value would count for the code above it as well, as it did where two modules were merged."""
+    twice: list[str] = []
+    for path, tree in trees().items():
+        seen: dict[str, int] = {}
+        for node in tree.body:
+            if not isinstance(node, ast.Assign | ast.AnnAssign):
+                continue
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for name in (part for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)):
+                if name.id in seen:
+                    twice.append(f"{path}:{node.lineno} {name.id}, first in line {seen[name.id]}")
+                seen[name.id] = node.lineno
+    assert not twice, f"give one of each another name:{listed(twice)}"
+
+
 def test_functions_are_short() -> None:
     lengths: list[tuple[int, str]] = []
     for path, tree in trees().items():

@@ -4,8 +4,8 @@ import numpy as np
 
 from raystitch.data.demo import make_pointmaze
 from raystitch.envs.pointmaze import demo_spec, goal_position
-from raystitch.envs.reward import known_reward
 from raystitch.envs.spec import EnvSpec
+from raystitch.envs.task import known_reward
 
 
 def test_the_mazes_reward_is_the_simulators() -> None:

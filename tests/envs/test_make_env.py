@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from raystitch.envs.make import flat_size, make_env, make_vector_env, spec_from_id
-from raystitch.envs.reward import normalised_score, success_defined
+from raystitch.envs.make import flat_size, make_env, spec_from_id
 from raystitch.envs.spec import EnvSpec
+from raystitch.envs.task import normalised_score
 from raystitch.errors import UserError
 
 MAZE = "raystitch/PointMaze-v0"
@@ -67,15 +67,6 @@ def test_time_limit_and_arguments_are_those_of_the_spec() -> None:
     assert ends == [(False, False)] * 4 + [(False, True)]
 
 
-def test_vector_env_resets_only_what_is_asked_for() -> None:
-    envs = make_vector_env(spec_from_id("Hopper-v5"), 3)
-    first, _ = envs.reset(seed=[1, 2, 3])
-    again, _ = envs.reset(seed=[9, 9, 9], options={"reset_mask": np.array([False, True, False])})
-    assert first.dtype == np.float32
-    np.testing.assert_array_equal((first == again).all(1), [True, False, True])
-    envs.close()
-
-
 @pytest.mark.parametrize(
     ("env_id", "message"),
     [
@@ -117,10 +108,3 @@ def test_normalised_scores() -> None:
     assert normalised_score("AdroitHandPen-v1", 3076.8331) == pytest.approx(100.0)
     assert normalised_score(MAZE, 1.0) is None
     assert normalised_score("AdroitHandDoor-v1", 1.0) is None
-
-
-def test_where_success_is_defined() -> None:
-    assert success_defined(MAZE)
-    assert success_defined("PointMaze_UMaze-v3")
-    assert success_defined("AdroitHandPen-v1")
-    assert not success_defined("Hopper-v5")

@@ -17,9 +17,9 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
 from raystitch.data.minari_io import write_minari
 from raystitch.envs.make import make_env, spec_from_id
-from raystitch.envs.reward import normalised_score
 from raystitch.envs.simulator import Unavailable, open_simulator
 from raystitch.envs.spec import EnvSpec, WrapperRecord
+from raystitch.envs.task import normalised_score
 from raystitch.errors import UserError
 from raystitch.io.files import read_json, write_json
 
