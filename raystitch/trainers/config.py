@@ -151,7 +151,7 @@ class MLPConfig:
         return DataNeeds(synthetic=self.synthetic, uniform_over=self.uniform_over)
 
     def _flops(self, passes: float) -> float:
-        """Return the operations of a step that passes ``passes`` networks of the configured size forward and back."""
+        """Return the operations of a step in which networks of this size go forward and back ``passes`` times."""
         return 6.0 * passes * self.num_layers * self.hidden**2 * self.batch_size
 
 
