@@ -19,6 +19,8 @@ from raystitch.buffer.schema import BufferMeta, candidates_to_table
 from raystitch.buffer.shard_file import write_shard
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
+from raystitch.shaping.config import RewardConfig
+from raystitch.shaping.rewards import REWARDS
 from raystitch.stitching.candidates import Candidates
 
 MakeMeta = Callable[..., BufferMeta]
@@ -195,6 +197,21 @@ def test_a_shard_made_on_top_of_something_else_is_found(
     assert "the shards of round 0 are not those that the next one was made from" in verify(chained.uri)
     write_shard(chained.uri, 4, candidates_to_table(make_candidates(4, NUM_PAIRS), 4, 2), "sha256:other")
     assert any("shard 4" in problem or "round 0" in problem for problem in verify(chained.uri))
+
+
+def test_trajectories_of_a_round_count_the_shaped_rewards(
+    dataset: EpisodeDataset, chained: Buffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy: Any = "toy"
+    registry: Any = REWARDS
+    monkeypatch.setitem(registry, toy, lambda config, steps: np.where(steps.generated, 100, steps.rewards))
+    recorded = chained_trajectories(dataset, chained, chained.meta.rounds, 15)
+    shaped = chained_trajectories(dataset, chained, chained.meta.rounds, 15, RewardConfig(name=toy))
+    assert shaped.bridge_ids.tolist() == recorded.bridge_ids.tolist()
+    changed = shaped.dataset.rewards != recorded.dataset.rewards
+    assert not changed[: dataset.num_transitions].any()
+    assert changed.any()
+    assert (shaped.dataset.rewards[changed] == 100).all()
 
 
 def test_trajectories_of_a_round(dataset: EpisodeDataset, chained: Buffer) -> None:
