@@ -6,7 +6,7 @@ top of anything else than what is there now is told apart by itself and made aga
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from raystitch.buffer.config import bridges_of_round
@@ -19,13 +19,27 @@ from raystitch.io.storage import Storage
 
 
 def prefix_length(stats: Mapping[int, ShardStats], num_bridges: int, first_shard: int = 0) -> int | None:
-    """Where the smallest gapless run of shards from ``first_shard`` on with ``num_bridges`` accepted ends; None while
-    there is none."""
-    accepted, shard = 0, first_shard
-    while shard in stats:
-        accepted += stats[shard].accepted
+    """Return where the smallest gapless run of shards from ``first_shard`` on with ``num_bridges`` accepted ends.
+
+    Returns:
+        The shard after the last one; None while there is no such run.
+    """
+    return prefix_end({shard: s.accepted for shard, s in stats.items()}, num_bridges, first_shard)
+
+
+def prefix_end(
+    accepted_of: Mapping[int, int], wanted: int, shard: int, accepted: int = 0, without: Collection[int] = ()
+) -> int | None:
+    """Return the shard after the smallest gapless run with ``wanted`` accepted bridges, None while there is none.
+
+    Args:
+        shard, accepted: where to begin, and the accepted bridges of the run before it.
+        without: shards that are not there and are passed over.
+    """
+    while shard in accepted_of or shard in without:
+        accepted += accepted_of.get(shard, 0)
         shard += 1
-        if accepted >= num_bridges:
+        if accepted >= wanted:
             return shard
     return None
 

@@ -21,8 +21,9 @@ from raystitch.models.bundle import Bundle
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.models.loop import FitProgress
-from raystitch.pipeline.trials.plan import finished
 from raystitch.pipeline.trials.train import run_trial, run_trials
+from raystitch.pipeline.trials.trial import LoadedInputs, Trial
+from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.trainers.config import BCConfig, EvalConfig
 from raystitch.trainers.policy import load_policy
 
@@ -152,7 +153,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def whole(drift: EpisodeDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "trial"
-    run_trial(drift, out, **SETTINGS)
+    run_trial(Trial(folder=str(out), **SETTINGS), LoadedInputs(dataset=drift))
     return out
 
 
@@ -168,7 +169,7 @@ def interrupted(drift: EpisodeDataset, tmp_path_factory: pytest.TempPathFactory)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("raystitch.pipeline.trials.trial_folder.CHECKPOINT_SECONDS", 0.0)
         with pytest.raises(Stop):
-            run_trial(drift, out, **SETTINGS, log=stop)
+            run_trial(Trial(folder=str(out), **SETTINGS), LoadedInputs(dataset=drift), stop)
     assert sorted(path.name for path in (out / "checkpoint").iterdir()) == ["state.before.pt", "state.pt"]
     return out
 
@@ -178,7 +179,10 @@ def resume(drift: EpisodeDataset, out: Path) -> tuple[list[str], list[int]]:
     notes: list[str] = []
     made: list[int] = []
     (result,) = run_trials(
-        drift, [out], seeds=[0], note=notes.append, log=lambda _, row: made.append(row["step"]), **SETTINGS
+        [Trial(folder=str(out), **SETTINGS)],
+        LoadedInputs(dataset=drift),
+        note=notes.append,
+        log=lambda _, row: made.append(row["step"]),
     )
     assert isinstance(result, dict)
     assert all("\n" not in note for note in notes)
@@ -317,7 +321,7 @@ def test_a_policy_that_is_damaged_before_it_was_evaluated_is_trained_again(
     drift: EpisodeDataset, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "trial"
-    run_trial(drift, out, **SETTINGS, evaluate=False)
+    run_trial(Trial(folder=str(out), **SETTINGS, evaluate=False), LoadedInputs(dataset=drift))
     flip(out / "policy" / "policy.safetensors")
     notes, made = resume(drift, out)
     assert len(notes) == 1

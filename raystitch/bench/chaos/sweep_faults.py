@@ -17,8 +17,8 @@ from typing import Any
 from raystitch.bench.chaos.augment_faults import three_nodes
 from raystitch.bench.chaos.processes import Driver, Process, descendants, settable_clock, small_disk, until
 from raystitch.errors import RunError, UserError
-from raystitch.pipeline.trials.plan import RETURNS_FILE, finished
-from raystitch.pipeline.trials.trial import LOCK_FILE
+from raystitch.pipeline.trials.run import LOCK_FILE
+from raystitch.pipeline.trials.trial_folder import RETURNS_FILE, finished
 from raystitch.report.table import read_rows
 
 METRICS = "metrics.jsonl"

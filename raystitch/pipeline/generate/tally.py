@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterable
 
+from raystitch.buffer.rounds import prefix_end
 from raystitch.buffer.shard_file import ShardStats
 
 
@@ -48,22 +49,15 @@ class Tally:
         return True
 
     def prefix_end(self, wanted: int, without: Collection[int] = ()) -> int | None:
-        """Where the smallest gapless run of shards with ``wanted`` accepted bridges ends; None while there is none.
+        """Return where the smallest gapless run of shards with ``wanted`` accepted bridges ends; None without one.
 
         Args:
             without: shards that are not there and are passed over.
         """
         if self.enough(wanted):
-            accepted, shard = 0, self.first
-        elif without and self.accepted >= wanted:
-            accepted, shard = self._accepted_before_end, self._end
-        else:
-            return None
-        while shard in self.accepted_of or shard in without:
-            accepted += self.accepted_of.get(shard, 0)
-            shard += 1
-            if accepted >= wanted:
-                return shard
+            return prefix_end(self.accepted_of, wanted, self.first, 0, without)
+        if without and self.accepted >= wanted:
+            return prefix_end(self.accepted_of, wanted, self._end, self._accepted_before_end, without)
         return None
 
     def enough(self, wanted: int) -> bool:

@@ -11,7 +11,10 @@ from raystitch.config import RunConfig
 from raystitch.console import duration
 from raystitch.models.config import HeadConfig
 from raystitch.pipeline.trials.groups import Group, group_trials
-from raystitch.pipeline.trials.plan import Trial, finished, plan
+from raystitch.pipeline.trials.plan import plan
+from raystitch.pipeline.trials.trial import Trial
+from raystitch.pipeline.trials.trial_folder import finished
+from raystitch.report.files import TRIALS
 from raystitch.trainers.config import AlgorithmConfig
 
 # Orders of magnitude for one thread of a server CPU; a GPU changes all of them.
@@ -24,7 +27,7 @@ EVALUATION_SECONDS = 8.0
 
 
 def fit_seconds(config: RunConfig) -> float:
-    """All parts of the bundle on one CPU."""
+    """Estimate the seconds of fitting all parts of the bundle on one CPU."""
     diffusion = config.fit.diffusion
     scale = sum(m**2 for m in diffusion.multipliers) / 21 * len(diffusion.multipliers) / 3
     flops = UNET_FLOPS_FACTOR * diffusion.width**2 * diffusion.horizon * diffusion.batch_size * scale
@@ -38,21 +41,23 @@ def _head_seconds(head: HeadConfig) -> float:
 
 
 def augment_seconds(config: RunConfig) -> float:
-    """Generation on one CPU, if half of the candidates are accepted."""
+    """Estimate the seconds of generation on one CPU, if half of the candidates are accepted."""
     sampler, diffusion = config.stitch.sampler, config.fit.diffusion
     size = sampler.num_steps / 5 * (diffusion.width / 32) ** 2 * diffusion.horizon / 32
     return 2 * config.augment.num_bridges / CANDIDATES_PER_SECOND * size
 
 
 def group_seconds(config: AlgorithmConfig, num_seeds: int = 1) -> float:
-    """Training and evaluating the policies of stacked seeds on one CPU: they share the start and the overhead of steps,
-    not the arithmetic."""
+    """Estimate the seconds of training and evaluating stacked seeds on one CPU.
+
+    They share the start and the overhead of steps, not the arithmetic.
+    """
     step = STEP_OVERHEAD_SECONDS + num_seeds * config.flops / FLOPS_PER_SECOND
     return START_SECONDS + num_seeds * EVALUATION_SECONDS + config.train_steps * step
 
 
 def plan_groups(config: RunConfig, trials: Sequence[Trial], num_cpus: float) -> tuple[list[Group], int]:
-    """How trials are grouped on ``num_cpus`` CPUs, and how many groups run at once."""
+    """Return the groups of trials on ``num_cpus`` CPUs, and how many of them run at once."""
     slots = max(1, int(num_cpus / config.resources.trial_cpus))
     slots = min(slots, config.resources.max_concurrent_trials or slots)
     on_gpu = config.resources.trial_gpus > 0
@@ -60,9 +65,9 @@ def plan_groups(config: RunConfig, trials: Sequence[Trial], num_cpus: float) -> 
 
 
 def estimate(config: RunConfig, trials: Sequence[Trial], num_cpus: float) -> Mapping[str, float]:
-    """Seconds per stage on ``num_cpus`` CPUs; those of a search as if none of its cells were stopped early."""
+    """Estimate the seconds of each stage on ``num_cpus`` CPUs; a search as if none of its cells were stopped early."""
     groups, slots = plan_groups(config, trials, num_cpus)
-    seconds = [group_seconds(getattr(config.algorithms, group[0].algo), len(group)) for group in groups]
+    seconds = [group_seconds(group[0].settings, len(group)) for group in groups]
     stages = {"fit": fit_seconds(config) / min(num_cpus, 2.0), "augment": augment_seconds(config) / min(num_cpus, 2.0)}
     search = config.search
     if search.algorithm != "none":
@@ -72,7 +77,7 @@ def estimate(config: RunConfig, trials: Sequence[Trial], num_cpus: float) -> Map
 
 
 def print_plan(config: RunConfig, folder: Path) -> None:
-    """Prints the cells of the grid, their groups and a rough estimate; looks into ``folder``, which need not exist."""
+    """Print the cells of the grid, their groups and a rough estimate; ``folder`` need not exist."""
     trials = plan(config)
     cells: dict[tuple[str, str, str, str], int] = {}
     for trial in trials:
@@ -89,7 +94,7 @@ def print_plan(config: RunConfig, folder: Path) -> None:
     costs = estimate(config, trials, num_cpus)
     groups, _ = plan_groups(config, trials, num_cpus)
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in costs.items())
-    done = sum(1 for path in (folder / "trials").glob("*") if finished(path) is not None)
+    done = sum(1 for path in (folder / TRIALS).glob("*") if finished(path) is not None)
     if config.search.algorithm != "none":
         search = config.search
         console.print(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from raystitch.config import RunConfig
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.pipeline.trials.plan import Trial
+from raystitch.pipeline.trials.trial import Trial
 
 Group = tuple[Trial, ...]
 """Trials that differ in their seed only."""
@@ -15,7 +15,7 @@ StackedSeeds = int | Literal["auto"]
 
 
 def group_trials(trials: Sequence[Trial], stacked_seeds: StackedSeeds, slots: int, on_gpu: bool) -> list[Group]:
-    """Trials in groups of seeds of one cell; whole tables first: the first seeds of every cell come before the next.
+    """Group the seeds of a cell; whole tables first: the first seeds of every cell come before the next.
 
     A trial's id and result do not depend on its group, so an interrupted run may group what is left in another way.
 
@@ -42,7 +42,7 @@ def group_trials(trials: Sequence[Trial], stacked_seeds: StackedSeeds, slots: in
 
 
 def _split(cell: Sequence[Trial], most: int) -> list[Group]:
-    """As few groups as possible, of sizes as equal as possible."""
+    """Split a cell into as few groups as possible, of sizes as equal as possible."""
     count = -(-len(cell) // most)
     edges = [index * len(cell) // count for index in range(count + 1)]
     return [tuple(cell[first:last]) for first, last in pairwise(edges)]

@@ -16,10 +16,11 @@ from raystitch.errors import DamagedError, RunError, UserError
 from raystitch.io.digest import read_sealed, sealed
 from raystitch.io.files import set_aside, write_json
 from raystitch.models.calibration import check_delta
-from raystitch.pipeline.trials.plan import Inputs, Trial, blank_row, finished, make_trial, result_rows
+from raystitch.pipeline.trials.plan import blank_row, make_trial, result_rows
+from raystitch.pipeline.trials.run import error_of
 from raystitch.pipeline.trials.run_folder import keep_earlier
-from raystitch.pipeline.trials.trial import error_of
-from raystitch.pipeline.trials.trial_folder import CURVE_COLUMNS
+from raystitch.pipeline.trials.trial import Inputs, Trial
+from raystitch.pipeline.trials.trial_folder import CURVE_COLUMNS, finished
 from raystitch.report.files import read_metrics
 from raystitch.report.summary import delta_text
 from raystitch.search_config import RatioRange, SearchConfig
@@ -60,10 +61,10 @@ def draw_cells(search: SearchConfig, seed: int) -> list[Cell]:
     return list(drawn)
 
 
-def cell_trials(config: RunConfig, inputs: Inputs | None, cell: Cell) -> list[Trial]:
-    """The trials whose mean is the value of a cell: one per seed of the search."""
-    search = config.search
-    return [make_trial(config, inputs, search.algo, "stitched", cell.ratio, cell.delta, seed) for seed in search.seeds]
+def cell_trials(config: RunConfig, inputs: Inputs | None, cell: Cell, run: str | Path = "") -> list[Trial]:
+    """Return the trials whose mean is the value of a cell: one per seed of the search."""
+    of = {"algo": config.search.algo, "data": "stitched", **cell._asdict()}
+    return [make_trial(config, inputs, run, **of, seed=seed) for seed in config.search.seeds]
 
 
 def value_of(evaluations: Iterable[Mapping[str, Any]]) -> float:
@@ -212,21 +213,20 @@ def search_rows(
     config: RunConfig, inputs: Inputs, folder: str | Path, delta_value: Callable[[str], float | None]
 ) -> list[dict[str, Any]]:
     """Rows of results.parquet of the search's own trials; those of stopped cells have what they had reached."""
-    folder = Path(folder)
     rows: list[dict[str, Any]] = []
     tried = dict(SearchLog(folder, config, inputs).cells("ok", "stopped", "failed"))
     for cell, found in tried.items():
-        trials = cell_trials(config, inputs, cell)
-        open_trials = [trial for trial in trials if finished(folder / "trials" / trial.trial_id) is None]
+        trials = cell_trials(config, inputs, cell, folder)
+        open_trials = [trial for trial in trials if finished(trial.folder) is None]
         errors: dict[str, str] = {}
         if found["status"] == "failed":
-            reasons = {trial.trial_id: error_of(folder / "trials" / trial.trial_id) for trial in open_trials}
+            reasons = {trial.trial_id: error_of(trial.folder) for trial in open_trials}
             errors = {trial_id: reason or "its process died" for trial_id, reason in reasons.items()}
-        rows += result_rows(trials, folder / "trials", errors, delta_value)
+        rows += result_rows(trials, errors, delta_value)
         if found["status"] == "stopped":
             for trial in open_trials:
                 fixed = {"headline": True, "status": "stopped"}
-                reached = _reached(folder / "trials" / trial.trial_id)
+                reached = _reached(Path(trial.folder))
                 rows.append(blank_row(trial, delta_value(cell.delta)) | fixed | reached)
     return rows
 
