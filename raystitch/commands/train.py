@@ -106,6 +106,7 @@ def _gib(text: str) -> float:
 def _train(args: argparse.Namespace) -> None:
     out = check_out(args.out)
     from raystitch.buffer.reader import open_buffer
+    from raystitch.data.ref import DatasetRef
     from raystitch.pipeline.trials.checks import over_limit_notes
     from raystitch.pipeline.trials.inputs import open_bridges
     from raystitch.pipeline.trials.train import run_trial
@@ -117,13 +118,7 @@ def _train(args: argparse.Namespace) -> None:
     if ratio.augmented and not args.buffer:
         raise UserError(f"--ratio {ratio} asks for augmented data; name a buffer with --buffer, or use 1:0")
     config = stage_config(ALGORITHM_CONFIGS[args.algo], f"algorithms.{args.algo}", args.config, args.set)
-    evaluation = stage_config(EvalConfig, "evaluation", args.config, []) if is_run_config(args.config) else EvalConfig()
-    if args.num_episodes is not None:
-        evaluation = replace(evaluation, num_episodes=args.num_episodes)
-    if args.target_return is not None:
-        evaluation = replace(evaluation, target_returns=(args.target_return,))
-    if args.max_episode_steps is not None:
-        evaluation = replace(evaluation, max_episode_steps=args.max_episode_steps)
+    evaluation = _evaluation(args)
     dataset = open_dataset(args.ref, args.env)
     for note in over_limit_notes(dataset):
         say(f"note: {note}")
@@ -140,12 +135,14 @@ def _train(args: argparse.Namespace) -> None:
 
         trial = Trial(
             folder=str(out),
+            dataset=DatasetRef(args.ref, env=args.env),
             algo=args.algo,
             config=config,
             evaluation=evaluation,
             data="stitched" if bridges is not None else "original",
             ratio=asked,
             seed=args.seed,
+            buffer=args.buffer,
             evaluate=not missing,
             record={} if buffer is None else {"buffer": buffer.hash, "delta": args.delta},
             device=args.device,
@@ -162,8 +159,20 @@ def _train(args: argparse.Namespace) -> None:
     print(f"policy: {out / 'policy'}")
 
 
+def _evaluation(args: argparse.Namespace) -> EvalConfig:
+    """Return the settings of the evaluation: the run's where ``--config`` names one, with what the options say."""
+    evaluation = stage_config(EvalConfig, "evaluation", args.config, []) if is_run_config(args.config) else EvalConfig()
+    if args.num_episodes is not None:
+        evaluation = replace(evaluation, num_episodes=args.num_episodes)
+    if args.target_return is not None:
+        evaluation = replace(evaluation, target_returns=(args.target_return,))
+    if args.max_episode_steps is not None:
+        evaluation = replace(evaluation, max_episode_steps=args.max_episode_steps)
+    return evaluation
+
+
 def _missing_env(env: "EnvSpec | None", evaluation: EvalConfig) -> str | None:
-    """Why the environment cannot be made here, None when it can or none is known."""
+    """Return why the environment cannot be made here, None when it can or none is known."""
     from raystitch.envs.make import make_env
 
     if env is None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from raystitch.config import RunConfig
+from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import duration
-from raystitch.models.config import HeadConfig
+from raystitch.models.config import DiffusionConfig, FitConfig, HeadConfig
 from raystitch.pipeline.trials.groups import Group, group_trials
 from raystitch.pipeline.trials.plan import plan
 from raystitch.pipeline.trials.trial import Trial
@@ -26,12 +26,12 @@ START_SECONDS = 5.0
 EVALUATION_SECONDS = 8.0
 
 
-def fit_seconds(config: RunConfig) -> float:
+def fit_seconds(fit: FitConfig) -> float:
     """Estimate the seconds of fitting all parts of the bundle on one CPU."""
-    diffusion = config.fit.diffusion
+    diffusion = fit.diffusion
     scale = sum(m**2 for m in diffusion.multipliers) / 21 * len(diffusion.multipliers) / 3
     flops = UNET_FLOPS_FACTOR * diffusion.width**2 * diffusion.horizon * diffusion.batch_size * scale
-    heads = (config.fit.dynamics, config.fit.inverse, config.fit.reward, config.fit.termination, config.fit.value)
+    heads = (fit.dynamics, fit.inverse, fit.reward, fit.termination, fit.value)
     return diffusion.train_steps * (STEP_OVERHEAD_SECONDS + flops / FLOPS_PER_SECOND) + sum(map(_head_seconds, heads))
 
 
@@ -40,11 +40,10 @@ def _head_seconds(head: HeadConfig) -> float:
     return head.train_steps * (STEP_OVERHEAD_SECONDS + flops / FLOPS_PER_SECOND)
 
 
-def augment_seconds(config: RunConfig) -> float:
+def augment_seconds(num_bridges: int, num_steps: int, diffusion: DiffusionConfig) -> float:
     """Estimate the seconds of generation on one CPU, if half of the candidates are accepted."""
-    sampler, diffusion = config.stitch.sampler, config.fit.diffusion
-    size = sampler.num_steps / 5 * (diffusion.width / 32) ** 2 * diffusion.horizon / 32
-    return 2 * config.augment.num_bridges / CANDIDATES_PER_SECOND * size
+    size = num_steps / 5 * (diffusion.width / 32) ** 2 * diffusion.horizon / 32
+    return 2 * num_bridges / CANDIDATES_PER_SECOND * size
 
 
 def group_seconds(config: AlgorithmConfig, num_seeds: int = 1) -> float:
@@ -56,19 +55,19 @@ def group_seconds(config: AlgorithmConfig, num_seeds: int = 1) -> float:
     return START_SECONDS + num_seeds * EVALUATION_SECONDS + config.train_steps * step
 
 
-def plan_groups(config: RunConfig, trials: Sequence[Trial], num_cpus: float) -> tuple[list[Group], int]:
+def plan_groups(resources: ResourceConfig, trials: Sequence[Trial], num_cpus: float) -> tuple[list[Group], int]:
     """Return the groups of trials on ``num_cpus`` CPUs, and how many of them run at once."""
-    slots = max(1, int(num_cpus / config.resources.trial_cpus))
-    slots = min(slots, config.resources.max_concurrent_trials or slots)
-    on_gpu = config.resources.trial_gpus > 0
-    return group_trials(trials, config.resources.stacked_seeds, slots, on_gpu), slots
+    slots = max(1, int(num_cpus / resources.trial_cpus))
+    slots = min(slots, resources.max_concurrent_trials or slots)
+    return group_trials(trials, resources.stacked_seeds, slots, on_gpu=resources.trial_gpus > 0), slots
 
 
 def estimate(config: RunConfig, trials: Sequence[Trial], num_cpus: float) -> Mapping[str, float]:
     """Estimate the seconds of each stage on ``num_cpus`` CPUs; a search as if none of its cells were stopped early."""
-    groups, slots = plan_groups(config, trials, num_cpus)
+    groups, slots = plan_groups(config.resources, trials, num_cpus)
     seconds = [group_seconds(group[0].settings, len(group)) for group in groups]
-    stages = {"fit": fit_seconds(config) / min(num_cpus, 2.0), "augment": augment_seconds(config) / min(num_cpus, 2.0)}
+    generating = augment_seconds(config.augment.num_bridges, config.stitch.sampler.num_steps, config.fit.diffusion)
+    stages = {"fit": fit_seconds(config.fit) / min(num_cpus, 2.0), "augment": generating / min(num_cpus, 2.0)}
     search = config.search
     if search.algorithm != "none":
         cell = group_seconds(getattr(config.algorithms, search.algo), len(search.seeds))
@@ -92,7 +91,7 @@ def print_plan(config: RunConfig, folder: Path) -> None:
     console.print(table)
     num_cpus = os.cpu_count() or 1
     costs = estimate(config, trials, num_cpus)
-    groups, _ = plan_groups(config, trials, num_cpus)
+    groups, _ = plan_groups(config.resources, trials, num_cpus)
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in costs.items())
     done = sum(1 for path in (folder / TRIALS).glob("*") if finished(path) is not None)
     if config.search.algorithm != "none":

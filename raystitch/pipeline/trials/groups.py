@@ -61,16 +61,16 @@ def group_bytes(config: RunConfig, dataset: EpisodeDataset, num_seeds: int) -> i
     columns = (dataset.observations, dataset.actions, dataset.rewards, dataset.offsets)
     algos = {cell.algo for cell in config.grid} | ({config.search.algo} if config.search.algorithm != "none" else set())
     flops = max(getattr(config.algorithms, algo).flops for algo in algos)
+    pool = _pool_bytes(dataset, config.augment.num_bridges, config.fit.diffusion.gap_max)
     return int(
         PROCESS_BYTES
         + COPIES * sum(column.nbytes for column in columns)
-        + COPIES * min(_pool_bytes(config, dataset), config.resources.memory_gib * 2**30)
+        + COPIES * min(pool, config.resources.memory_gib * 2**30)
         + config.evaluation.num_envs * ENV_BYTES
         + (0.75 + 0.25 * num_seeds) * flops * NETWORK_BYTES_PER_FLOP
     )
 
 
-def _pool_bytes(config: RunConfig, dataset: EpisodeDataset) -> float:
-    """The training data with every bridge that is asked for, each of the longest gap."""
-    bridges = config.augment.num_bridges * (config.fit.diffusion.gap_max + 2)
-    return (dataset.num_transitions + bridges) * 4.0 * (dataset.obs_dim + dataset.act_dim + 5)
+def _pool_bytes(dataset: EpisodeDataset, num_bridges: int, gap: int) -> float:
+    """Return the bytes of the training data with so many bridges."""
+    return (dataset.num_transitions + num_bridges * (gap + 2)) * 4.0 * (dataset.obs_dim + dataset.act_dim + 5)

@@ -49,13 +49,13 @@ def check_run(config: RunConfig, folder: Path) -> Checked:
         UserError: for the first thing that cannot work, as the stage that needs it would say it.
         RunError: when the disk has no room.
     """
-    check_search(config)
+    check_search(config.search)
     dataset = config.dataset_ref.load()
     check_evaluation(dataset, config.evaluation)
     notes = check_suitable(dataset)
     _check_algorithms(config, dataset)
     check_stages(config, folder, dataset)
-    require_space(folder, buffer_bytes(config, dataset))
+    require_space(folder, buffer_bytes(config.augment.num_bridges, config.fit.diffusion.gap_min, dataset))
     return Checked(dataset=dataset, notes=notes)
 
 
@@ -117,11 +117,10 @@ def _shares(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield from ((config.search.algo, ratio) for ratio in config.search.ratio)
 
 
-def buffer_bytes(config: RunConfig, dataset: EpisodeDataset) -> int:
+def buffer_bytes(num_bridges: int, gap: int, dataset: EpisodeDataset) -> int:
     """Return the least that the buffer takes: every candidate accepted, and every gap the smallest."""
-    gap = config.fit.diffusion.gap_min
     floats = (gap + 2) * dataset.obs_dim + (gap + 1) * (dataset.act_dim + 1)
-    return 4 * floats * config.augment.num_bridges
+    return 4 * floats * num_bridges
 
 
 def check_out(out: str | os.PathLike[str]) -> Path:

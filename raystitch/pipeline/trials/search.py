@@ -1,4 +1,4 @@
-"""What a search has tried and chosen: cells, their values, and ``search.json``, which is up to date at every moment."""
+"""Cells that a search tries, their values, and ``search.json``, which is up to date at every moment."""
 
 import importlib.util
 import json
@@ -40,13 +40,13 @@ class Cell(NamedTuple):
 
 
 def make_cell(ratio: str | float, delta: float | str | None) -> Cell:
-    """A number is augmented rows per original row, kept to three digits so that its text is its value."""
+    """Return a cell; a number is augmented rows per original row, kept to three digits: its text is its value."""
     text = ratio if isinstance(ratio, str) else f"1:{float(f'{ratio:.3g}'):g}"
     return Cell(str(parse_ratio(text)), delta_text(delta))
 
 
 def draw_cells(search: SearchConfig, seed: int) -> list[Cell]:
-    """The cells of a random search, distinct; the same list for the same arguments."""
+    """Draw the cells of a random search, distinct; the same list for the same arguments."""
     rng = np.random.default_rng(derive_seed(seed, "search"))
     deltas = list(search.delta)
     if not isinstance(search.ratio, RatioRange):
@@ -68,17 +68,19 @@ def cell_trials(config: RunConfig, inputs: Inputs | None, cell: Cell, run: str |
 
 
 def value_of(evaluations: Iterable[Mapping[str, Any]]) -> float:
-    """Mean over seeds of one evaluation each: of the score, else success, else the return."""
+    """Return the mean over seeds of one evaluation each: of the score, else success, else the return."""
     rows = list(evaluations)
     metric = next(name for name in METRICS if rows[0][name] is not None)
     return float(np.mean([row[metric] for row in rows]))
 
 
-def check_search(config: RunConfig) -> None:
-    """Raises:
-    UserError: when the search needs what is not installed.
+def check_search(search: SearchConfig) -> None:
+    """Refuse a search that needs what is not installed.
+
+    Raises:
+        UserError: naming what to install.
     """
-    if config.search.algorithm == "optuna" and importlib.util.find_spec("optuna") is None:
+    if search.algorithm == "optuna" and importlib.util.find_spec("optuna") is None:
         raise UserError(
             "search.algorithm: optuna needs a package that is not installed: pip install 'raystitch[search]', "
             "or choose random"
@@ -86,8 +88,10 @@ def check_search(config: RunConfig) -> None:
 
 
 def with_chosen(config: RunConfig, cell: Cell) -> RunConfig:
-    """The run with the chosen cell as its headline, in the grid for the algorithm of the search and for every other
-    that is trained on stitched data."""
+    """Return the run with the chosen cell as its headline.
+
+    The cell joins the grid for the algorithm of the search and for every other that is trained on stitched data.
+    """
     delta = check_delta(cell.delta)
     chosen = (cell.ratio, "off" if delta is None else delta)
     algos = dict.fromkeys([config.search.algo, *(line.algo for line in config.grid if line.data == "stitched")])
@@ -101,7 +105,7 @@ def with_chosen(config: RunConfig, cell: Cell) -> RunConfig:
 
 
 def read_search(folder: str | Path) -> dict[str, Any]:
-    """``search.json`` of a run, empty where there is none.
+    """Read ``search.json`` of a run, empty where there is none.
 
     Raises:
         DamagedError: when it is not what was written.
@@ -120,10 +124,10 @@ Status = Literal["running", "ok", "stopped", "failed"]
 
 
 class SearchLog:
-    """``search.json`` of a run: {algorithm, scheduler, algo, seeds, trials, chosen, settings}.
+    """Keeps ``search.json`` of a run: {algorithm, scheduler, algo, seeds, trials, chosen, settings}.
 
-    ``trials`` are rows {ratio, delta, value, num_seeds, status, step}. What a search with other settings or on other
-    bridges left is not used; before it is written over it is kept in ``earlier/``.
+    ``trials`` are rows {ratio, delta, value, num_seeds, status, step}. Rows of a search with other settings or on other
+    bridges are not used; before the file is written over it is kept in ``earlier/``.
     """
 
     def __init__(self, folder: str | Path, config: RunConfig, inputs: Inputs) -> None:
@@ -154,26 +158,26 @@ class SearchLog:
         return len(self._ended()) >= self.search.num_cells
 
     def resume(self) -> list[Cell]:
-        """Cells that were interrupted or failed and have to be tried again; they leave the log until then."""
+        """Take the cells that were interrupted or failed out of the log, to be tried again."""
         again = [row for row in self.rows if row["status"] in ("running", "failed")]
         self.rows = [row for row in self.rows if row not in again]
         return [Cell(row["ratio"], row["delta"]) for row in again]
 
     def start(self, cell: Cell) -> int:
-        """Notes that a cell is being tried; returns its place."""
+        """Note that a cell is being tried; return its place."""
         blank = {"value": None, "num_seeds": 0, "status": "running", "step": 0}
         self.rows.append({"ratio": cell.ratio, "delta": cell.delta, **blank})
         self._write()
         return len(self.rows) - 1
 
     def end(self, place: int, status: Status, value: float | None, step: int) -> None:
-        """Notes how it ended. A failed cell has no value."""
+        """Note how it ended. A failed cell has no value."""
         num_seeds = 0 if value is None else len(self.search.seeds)
         self.rows[place] |= {"status": status, "value": value, "num_seeds": num_seeds, "step": step}
         self._write()
 
     def choose(self) -> Cell:
-        """The best cell that was trained to its end, noted as chosen.
+        """Return the best cell that was trained to its end, and note it as chosen.
 
         Raises:
             RunError: when there is none.
@@ -187,7 +191,7 @@ class SearchLog:
         return chosen
 
     def cells(self, *statuses: Status) -> Sequence[tuple[Cell, dict[str, Any]]]:
-        """Cells with one of these statuses, and their rows."""
+        """Return cells with one of these statuses, and their rows."""
         return [(Cell(row["ratio"], row["delta"]), row) for row in self.rows if row["status"] in statuses]
 
     def _ended(self) -> list[dict[str, Any]]:
@@ -212,7 +216,7 @@ class SearchLog:
 def search_rows(
     config: RunConfig, inputs: Inputs, folder: str | Path, delta_value: Callable[[str], float | None]
 ) -> list[dict[str, Any]]:
-    """Rows of results.parquet of the search's own trials; those of stopped cells have what they had reached."""
+    """Return the rows of the search's own trials for results.parquet; stopped ones have what they had reached."""
     rows: list[dict[str, Any]] = []
     tried = dict(SearchLog(folder, config, inputs).cells("ok", "stopped", "failed"))
     for cell, found in tried.items():
@@ -232,7 +236,7 @@ def search_rows(
 
 
 def _reached(trial_dir: Path) -> dict[str, Any]:
-    """Steps and seconds of an unfinished trial, and its last evaluation during training."""
+    """Return steps and seconds of an unfinished trial, and its last evaluation during training."""
     rows = read_metrics(trial_dir)
     trained = [row for row in rows if row["kind"] == "train"]
     evaluated = [row for row in rows if row["kind"] == "eval"]
