@@ -1,4 +1,4 @@
-"""Arguments that several commands share: types that check themselves, and the text around them."""
+"""What several commands' arguments share: types that check themselves, and the text around them."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ ADDRESS = (
 )
 
 Subparsers = Any
-"""The type that ``ArgumentParser.add_subparsers`` returns; argparse gives it no public name."""
+"""What ``ArgumentParser.add_subparsers`` returns; argparse gives the type no public name."""
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -34,7 +34,7 @@ Command = Callable[[argparse.Namespace], None]
 def add_command(
     subparsers: Subparsers, name: str, run: Command, *, help: str, example: str, resumes: bool = False
 ) -> argparse.ArgumentParser:
-    """Add a command with a description and an example at the end of its ``--help``."""
+    """Adds a command with a description and an example at the end of its ``--help``."""
     parser = subparsers.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", epilog=example)
     parser.epilog = f"example: {example}"
     parser.set_defaults(run=run, **({"on_interrupt": RESUMABLE} if resumes else {}))
@@ -112,7 +112,7 @@ def add_env(parser: argparse.ArgumentParser) -> None:
 
 
 def open_dataset(ref: str, env_id: str | None = None) -> "EpisodeDataset":
-    """Load the dataset that a user names, with his ``--env``, and say what speaks against training on it."""
+    """The dataset that a user names; ``env_id`` is his ``--env``. What speaks against it is said."""
     from raystitch.data.ref import DatasetRef
     from raystitch.pipeline.trials.checks import suitable_notes
 
@@ -127,7 +127,7 @@ def add_moved_dataset(parser: argparse.ArgumentParser) -> None:
 
 
 def buffer_dataset(buffer: "Buffer", ref: str | None, env_id: str | None = None) -> "EpisodeDataset":
-    """Load the dataset that a buffer's bridges refer to; ``ref`` and ``env_id`` are what the user names."""
+    """The dataset that a buffer's bridges refer to; ``ref`` and ``env_id`` are what the user names."""
     from raystitch.buffer.episodes import on_dataset
     from raystitch.data.ref import DatasetRef
 
@@ -146,7 +146,7 @@ def buffer_dataset(buffer: "Buffer", ref: str | None, env_id: str | None = None)
 
 
 def environment(env_id: str | None) -> "EnvSpec | None":
-    """Return the environment of ``--env``, None where none is named."""
+    """The environment of ``--env``, None where none is named."""
     if env_id is None:
         return None
     from raystitch.envs.make import spec_from_id
@@ -171,7 +171,7 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
 
 
 def is_run_config(name: str | None) -> bool:
-    """Say whether ``--config`` names the file of a whole run and not of one stage."""
+    """Whether ``--config`` names the file of a whole run and not of one stage."""
     if name is None:
         return False
     import yaml
@@ -188,7 +188,7 @@ def is_run_config(name: str | None) -> bool:
 def stage_config(
     kind: type[T], section: str, name: str | None, overrides: Sequence[str], preset: str | None = None
 ) -> T:
-    """Return the settings of one stage from its own file, its ``section`` of a run's file, or a preset.
+    """The settings of one stage from its own file, or from its ``section`` of a run's file, or of a preset.
 
     Raises:
         UserError: naming file, line, key and value; both a file and a preset.
@@ -230,7 +230,7 @@ def _finite(value: Any) -> Any:
 
 
 def check_out(path: str) -> Path:
-    """Return a folder to write into, checked before hours of work and not after them.
+    """A folder to write into, checked before hours of work and not after them.
 
     Raises:
         UserError: when it is a file, or it (or the nearest folder above it that exists) cannot be written.
@@ -251,7 +251,7 @@ def check_out(path: str) -> Path:
 
 
 def require_folder(path: str, what: str, marker: str) -> Path:
-    """Return an existing folder that holds the file ``marker``.
+    """An existing folder that holds the file ``marker``.
 
     Raises:
         UserError: otherwise, saying which of the two is missing.

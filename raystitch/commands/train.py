@@ -172,7 +172,7 @@ def _evaluation(args: argparse.Namespace) -> EvalConfig:
 
 
 def _missing_env(env: "EnvSpec | None", evaluation: EvalConfig) -> str | None:
-    """Return why the environment cannot be made here, None when it can or none is known."""
+    """Why the environment cannot be made here, None when it can or none is known."""
     from raystitch.envs.make import make_env
 
     if env is None:

@@ -47,7 +47,7 @@ class ServedModel:
 
     @cached_property
     def _view(self) -> dict[str, Any]:
-        """Return how the studio draws states."""
+        """How the studio draws states."""
         bundle = self.bundle
         if bundle.env is not None and "PointMaze" in bundle.env.env_id:
             with suppress(UserError):  # a bundle from elsewhere may name an environment that cannot be made here
@@ -65,7 +65,7 @@ class ServedModel:
         return {"kind": "components", "mean": bundle.normalizer.mean, "std": bundle.normalizer.std, "axes": axes}
 
     def describe(self, limits: LimitsConfig) -> dict[str, Any]:
-        """Return the content of ``/v1/models/NAME``, as JSON with numpy arrays for lists."""
+        """What ``/v1/models/NAME`` says, as JSON with numpy arrays for lists."""
         bundle, dataset, calibration = self.bundle, self.dataset, self.bundle.calibration
         thresholds = [calibration.threshold(f"q{quantile:g}", calibration.gaps) for quantile in SHOWN_QUANTILES]
         default = self.stitcher.config.qualify.delta
@@ -106,7 +106,7 @@ class ServedModel:
 
 
 def load_model(name: str, config: ModelConfig, stitch: StitchConfig, device: str) -> ServedModel:
-    """Read a bundle, and its dataset where one is named.
+    """Reads a bundle, and its dataset where one is named.
 
     Raises:
         UserError: a bundle or dataset that cannot be read, or that do not belong together.
@@ -133,7 +133,7 @@ class ModelSet:
 
     @property
     def numbers_per_step(self) -> int:
-        """Size of the largest model's observation, action and reward together."""
+        """Of the largest model: observation, action and reward."""
         return max((model.bundle.obs_dim + model.bundle.act_dim + 1 for model in self), default=1)
 
     def find(self, name: str) -> ServedModel | None:
@@ -187,9 +187,8 @@ class Models:
         return self._now.get(name)
 
     def load(self, config: EndpointConfig) -> None:
-        """Read all bundles of the configuration, then serve them.
-
-        One that cannot be read leaves the one of its name in service, with the error beside it.
+        """Reads all bundles of the configuration, then serves them. One that cannot be read leaves the one of its name
+        in service, with the error beside it.
 
         Raises:
             UserError: when there is no model of that name to fall back to.
@@ -206,7 +205,7 @@ class Models:
         self._now = ModelSet(fresh)
 
     def choose(self, name: str, version: str, config: EndpointConfig) -> None:
-        """Serve this version of a model, now and after a restart on this machine, until its folder holds another.
+        """Serves this version of a model, now and after a restart on this machine, until its folder holds another.
 
         Raises:
             UserError: the version is not kept here.
@@ -218,7 +217,7 @@ class Models:
         self._now = ModelSet({one.name: one for one in self._now} | {name: self._read(name, model, config)})
 
     def _read(self, name: str, model: ModelConfig, config: EndpointConfig) -> ServedModel:
-        """Read the folder's bundle, or the version that was chosen instead of it."""
+        """The folder's bundle, or the version that was chosen instead of it."""
         served = load_model(name, model, config.stitch, config.device)
         if self._versions is None:
             return served
@@ -232,7 +231,7 @@ class Models:
 
 
 def _if_its(bundle: Bundle, dataset: EpisodeDataset | None) -> EpisodeDataset | None:
-    """Return the dataset where the bundle was fitted on it: an older version may have had another."""
+    """The dataset where the bundle was fitted on it: an older version may have had another."""
     try:
         if dataset is not None:
             bundle.check_dataset(dataset)

@@ -140,7 +140,7 @@ def _mapped(path: Path, shape: tuple[int, ...], kind: type[np.generic]) -> Tenso
 
 
 def _pieces(dataset: EpisodeDataset, bridges: Bridges | None, normalizer: Normalizer) -> Iterator[Columns]:
-    """Yield the contents of the columns piece by piece; a column's pieces come in order."""
+    """What the columns hold, piece by piece; a column's pieces come in order."""
     half_range = np.maximum((dataset.action_high - dataset.action_low) / 2, 1e-8)
     centre = (dataset.action_high + dataset.action_low) / 2
 

@@ -49,7 +49,7 @@ class Tally:
         return True
 
     def prefix_end(self, wanted: int, without: Collection[int] = ()) -> int | None:
-        """Return where the smallest gapless run of shards with ``wanted`` accepted bridges ends; None without one.
+        """Return where the smallest gapless run of shards with ``wanted`` accepted ends; None while there is none.
 
         Args:
             without: shards that are not there and are passed over.

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import duration
-from raystitch.models.config import DiffusionConfig, FitConfig, HeadConfig
+from raystitch.models.config import HeadConfig
 from raystitch.pipeline.trials.groups import Group, group_trials
 from raystitch.pipeline.trials.plan import plan
 from raystitch.pipeline.trials.trial import Trial
@@ -26,12 +26,12 @@ START_SECONDS = 5.0
 EVALUATION_SECONDS = 8.0
 
 
-def fit_seconds(fit: FitConfig) -> float:
-    """Estimate the seconds of fitting all parts of the bundle on one CPU."""
-    diffusion = fit.diffusion
+def fit_seconds(config: RunConfig) -> float:
+    """All parts of the bundle on one CPU."""
+    diffusion = config.fit.diffusion
     scale = sum(m**2 for m in diffusion.multipliers) / 21 * len(diffusion.multipliers) / 3
     flops = UNET_FLOPS_FACTOR * diffusion.width**2 * diffusion.horizon * diffusion.batch_size * scale
-    heads = (fit.dynamics, fit.inverse, fit.reward, fit.termination, fit.value)
+    heads = (config.fit.dynamics, config.fit.inverse, config.fit.reward, config.fit.termination, config.fit.value)
     return diffusion.train_steps * (STEP_OVERHEAD_SECONDS + flops / FLOPS_PER_SECOND) + sum(map(_head_seconds, heads))
 
 
@@ -40,34 +40,32 @@ def _head_seconds(head: HeadConfig) -> float:
     return head.train_steps * (STEP_OVERHEAD_SECONDS + flops / FLOPS_PER_SECOND)
 
 
-def augment_seconds(num_bridges: int, num_steps: int, diffusion: DiffusionConfig) -> float:
-    """Estimate the seconds of generation on one CPU, if half of the candidates are accepted."""
-    size = num_steps / 5 * (diffusion.width / 32) ** 2 * diffusion.horizon / 32
-    return 2 * num_bridges / CANDIDATES_PER_SECOND * size
+def augment_seconds(config: RunConfig) -> float:
+    """Generation on one CPU, if half of the candidates are accepted."""
+    sampler, diffusion = config.stitch.sampler, config.fit.diffusion
+    size = sampler.num_steps / 5 * (diffusion.width / 32) ** 2 * diffusion.horizon / 32
+    return 2 * config.augment.num_bridges / CANDIDATES_PER_SECOND * size
 
 
 def group_seconds(config: AlgorithmConfig, num_seeds: int = 1) -> float:
-    """Estimate the seconds of training and evaluating stacked seeds on one CPU.
-
-    They share the start and the overhead of steps, not the arithmetic.
-    """
+    """Training and evaluating the policies of stacked seeds on one CPU: they share the start and the overhead of steps,
+    not the arithmetic."""
     step = STEP_OVERHEAD_SECONDS + num_seeds * config.flops / FLOPS_PER_SECOND
     return START_SECONDS + num_seeds * EVALUATION_SECONDS + config.train_steps * step
 
 
 def plan_groups(resources: ResourceConfig, trials: Sequence[Trial], num_cpus: float) -> tuple[list[Group], int]:
-    """Return the groups of trials on ``num_cpus`` CPUs, and how many of them run at once."""
+    """How trials are grouped on ``num_cpus`` CPUs, and how many groups run at once."""
     slots = max(1, int(num_cpus / resources.trial_cpus))
     slots = min(slots, resources.max_concurrent_trials or slots)
     return group_trials(trials, resources.stacked_seeds, slots, on_gpu=resources.trial_gpus > 0), slots
 
 
 def estimate(config: RunConfig, trials: Sequence[Trial], num_cpus: float) -> Mapping[str, float]:
-    """Estimate the seconds of each stage on ``num_cpus`` CPUs; a search as if none of its cells were stopped early."""
+    """Seconds per stage on ``num_cpus`` CPUs; those of a search as if none of its cells were stopped early."""
     groups, slots = plan_groups(config.resources, trials, num_cpus)
-    seconds = [group_seconds(group[0].settings, len(group)) for group in groups]
-    generating = augment_seconds(config.augment.num_bridges, config.stitch.sampler.num_steps, config.fit.diffusion)
-    stages = {"fit": fit_seconds(config.fit) / min(num_cpus, 2.0), "augment": generating / min(num_cpus, 2.0)}
+    seconds = [group_seconds(getattr(config.algorithms, group[0].algo), len(group)) for group in groups]
+    stages = {"fit": fit_seconds(config) / min(num_cpus, 2.0), "augment": augment_seconds(config) / min(num_cpus, 2.0)}
     search = config.search
     if search.algorithm != "none":
         cell = group_seconds(getattr(config.algorithms, search.algo), len(search.seeds))
@@ -76,7 +74,7 @@ def estimate(config: RunConfig, trials: Sequence[Trial], num_cpus: float) -> Map
 
 
 def print_plan(config: RunConfig, folder: Path) -> None:
-    """Print the cells of the grid, their groups and a rough estimate; ``folder`` need not exist."""
+    """Prints the cells of the grid, their groups and a rough estimate; looks into ``folder``, which need not exist."""
     trials = plan(config)
     cells: dict[tuple[str, str, str, str], int] = {}
     for trial in trials:
