@@ -4,12 +4,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 
 from raystitch.buffer.config import AugmentConfig
-from raystitch.data.ref import DatasetRef
 from raystitch.errors import UserError
 from raystitch.io.config_file import load_config, plain
 from raystitch.models.calibration import check_delta
@@ -18,6 +17,9 @@ from raystitch.search_config import SearchConfig
 from raystitch.stitching.config import StitchConfig
 from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfigs, DataMode, EvalConfig
 from raystitch.trainers.ratio import parse_ratio
+
+if TYPE_CHECKING:
+    from raystitch.data.ref import DatasetRef
 
 _PACKAGE = Path(__file__).parent
 CONFIG_FOLDERS = (Path("tune_configs"), _PACKAGE / "_tune_configs", _PACKAGE.parent / "tune_configs")
@@ -181,8 +183,10 @@ class RunConfig:
             )
 
     @property
-    def dataset_ref(self) -> DatasetRef:
+    def dataset_ref(self) -> "DatasetRef":
         """The trajectories of the run."""
+        from raystitch.data.ref import DatasetRef  # imports numpy, which `--help` does without
+
         return DatasetRef(self.dataset, env=self.env)
 
     @property
