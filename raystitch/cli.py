@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from raystitch.commands import COMMANDS
+from raystitch.commands import COMMANDS, completion
 from raystitch.errors import RunError, TrialsFailed, UserError
 
 PACKAGE = Path(__file__).parent
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-class _Version(argparse.Action):
+class _Version(argparse._VersionAction):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from raystitch import __version__
 
@@ -46,15 +46,16 @@ def build_parser() -> argparse.ArgumentParser:
         description="Trajectory stitching for offline reinforcement learning.",
         epilog="example: raystitch sweep demo --dry-run\n\nRAYSTITCH_RUNS moves the folder that sweeps write to.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
     for register in COMMANDS:
         register(commands)
+    completion.register(commands, build_parser)
     return parser
 
 
 def _warn(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
-    """Our own warnings as a line; those of libraries are for developers and stay silent."""
+    """Print our own warnings as a line. Warnings of libraries are for developers and stay silent."""
     if Path(filename).is_relative_to(PACKAGE):
         _report("warning", message)
 
@@ -65,7 +66,7 @@ def _report(name: str, message: object) -> None:
 
 
 def _unexpected(name: str, error: BaseException) -> int:
-    """A fault of ours: one line for the user, the traceback in a file for the report of the fault."""
+    """Report a fault of ours: one line for the user, the traceback in a file for the bug report."""
     if os.environ.get("RAYSTITCH_DEBUG"):
         traceback.print_exception(error)
         return 1
@@ -77,7 +78,7 @@ def _unexpected(name: str, error: BaseException) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line ``argv`` (default: the process's) and returns the exit status."""
+    """Run the command line ``argv`` (default: the process's) and return the exit status."""
     args = build_parser().parse_args(argv)
     name = f"raystitch {args.command}"
     try:
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _report(name, getattr(args, "on_interrupt", "interrupted"))
         return 130
     except BrokenPipeError:
-        # The reader of our output went away (`raystitch ... | head`): nothing is left to say, or to say it to.
+        # The reader of our output is gone (`raystitch ... | head`), so there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a command shows while it works: a bar on a terminal, a plain line now and then elsewhere; always on stderr."""
+"""Progress on stderr: a bar on a terminal, elsewhere a plain line now and then."""
 
 import sys
 import time

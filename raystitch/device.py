@@ -1,4 +1,4 @@
-"""One place that turns ``device: auto`` and ``precision: auto`` into what torch is told."""
+"""Turn ``device: auto`` and ``precision: auto`` into values for torch."""
 
 from functools import cache
 from typing import Literal
@@ -9,7 +9,7 @@ from raystitch.errors import UserError
 
 
 def resolve_device(device: str = "auto") -> torch.device:
-    """``auto`` takes the first CUDA device when there is one, else the CPU.
+    """Return the torch device; ``auto`` is the first CUDA device when there is one, else the CPU.
 
     Raises:
         UserError: for a device this machine does not have or torch does not know.
@@ -29,7 +29,8 @@ Precision = Literal["auto", "float32", "bf16"]
 
 
 def uses_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether matrix products run in bf16: ``auto`` takes it where the hardware multiplies it (about twice) faster.
+    """Return True if matrix products run in bf16: ``auto`` takes it where the hardware multiplies it (about twice)
+    faster.
 
     Without such hardware bf16 is emulated and slower than float32, so only ``bf16`` forces it there.
     """

@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """The input is wrong: says what, where and what to do about it. The command line exits with 2.
+    """The input is wrong. The message says what, where and what to do about it. The command line exits with 2.
 
     Example:
         >>> try:
@@ -14,7 +14,7 @@ class UserError(ValueError):
 
 
 class DamagedError(UserError):
-    """A file is not what was written: cut short, or a byte of it changed."""
+    """A file is damaged: cut short, or a byte of it changed."""
 
 
 class RunError(RuntimeError):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 from raystitch.errors import UserError
 from raystitch.models.config import DiffusionConfig, FitConfig, HeadConfig
@@ -19,7 +20,7 @@ from raystitch.stitching.config import (
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What ``raystitch fit`` and ``raystitch augment`` are told by one name.
+    """The settings of ``raystitch fit`` and ``raystitch augment`` behind one name.
 
     Attributes:
         purpose: what it is for, in a few words.
@@ -33,20 +34,9 @@ class Preset:
 def _balanced_fit() -> FitConfig:
     """Twice the default training of everything, and a wider U-Net."""
     base = FitConfig()
-
-    def twice(head: HeadConfig) -> HeadConfig:
-        return replace(head, train_steps=2 * head.train_steps)
-
-    return replace(
-        base,
-        diffusion=replace(base.diffusion, width=64, train_steps=2 * base.diffusion.train_steps),
-        dynamics=twice(base.dynamics),
-        inverse=twice(base.inverse),
-        reward=twice(base.reward),
-        termination=twice(base.termination),
-        value=twice(base.value),
-        embedding=replace(base.embedding, train_steps=2 * base.embedding.train_steps),
-    )
+    diffusion = replace(base.diffusion, width=64, train_steps=2 * base.diffusion.train_steps)
+    heads: dict[str, Any] = {name: replace(head, train_steps=2 * head.train_steps) for name, head in base.heads.items()}
+    return replace(base, diffusion=diffusion, **heads)
 
 
 def _published_fit() -> FitConfig:
@@ -79,8 +69,10 @@ def _published_fit() -> FitConfig:
 
 
 def _published_stitch() -> StitchConfig:
-    """The same paper's generation. Its delta (0.8 - 1.5) is on another scale: here it is a squared L2 norm in
-    standardised units."""
+    """Return the same paper's generation.
+
+    Its delta (0.8 - 1.5) is on another scale: here it is a squared L2 norm in standardised units.
+    """
     return StitchConfig(
         pairs=PairConfig(mode="random", source_cut="ends", target_cut="ends"),
         gap=GapConfig(mode="imagine", similarity="cosine"),
@@ -90,8 +82,6 @@ def _published_stitch() -> StitchConfig:
         qualify=QualifyConfig(delta=1.0, kappa=0.0),
     )
 
-
-DEFAULT_PRESET = "fast"
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {

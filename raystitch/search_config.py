@@ -23,10 +23,11 @@ class RatioRange:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """Which ratio and delta are tried before the grid; the best becomes the headline and joins the grid.
+    """Settings of the search over ratio and delta before the grid; the best cell becomes the headline and joins the
+    grid.
 
     A cell's value is the mean over ``seeds`` of normalised score, else success rate, else return, of the last
-    evaluation. Nothing is tuned on the seeds that are reported: ``seeds`` are others than the run's. The grid itself
+    evaluation. Nothing is tuned on the reported seeds: ``seeds`` are others than the run's. The grid itself
     always trains every cell to its end.
 
     Attributes:
@@ -68,7 +69,7 @@ class SearchConfig:
 
     @property
     def num_cells(self) -> int:
-        """How many cells are tried."""
+        """Number of cells to try."""
         if isinstance(self.ratio, RatioRange):
             return self.num_samples
         return min(self.num_samples, len(set(self.ratio)) * len(set(self.delta)))

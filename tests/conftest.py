@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,12 @@ import numpy as np
 import pytest
 import torch
 
+from raystitch.cli import main
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.envs.spec import EnvSpec
 from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
+
+Run = Callable[..., tuple[int, str, str]]
 
 torch.set_num_threads(1)
 
@@ -171,6 +174,19 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield "s3://raystitch-tests"
     server.stop()
     del os.environ["RAYSTITCH_CACHE"]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command line in this process: (status, stdout, stderr)."""
+
+    def call(*argv: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main([str(arg) for arg in argv])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
 
 
 @pytest.hookimpl(optionalhook=True)

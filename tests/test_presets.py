@@ -9,12 +9,11 @@ from raystitch.commands.options import stage_config
 from raystitch.config import load_run_config
 from raystitch.errors import UserError
 from raystitch.models.config import FitConfig
-from raystitch.presets import DEFAULT_PRESET, PRESETS, find_preset
+from raystitch.presets import PRESETS, find_preset
 from raystitch.stitching.config import StitchConfig
 
 
 def test_fast_is_the_default_settings() -> None:
-    assert PRESETS[DEFAULT_PRESET] is PRESETS["fast"]
     assert PRESETS["fast"].fit == FitConfig()
     assert PRESETS["fast"].stitch == StitchConfig()
 

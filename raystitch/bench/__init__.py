@@ -1,6 +1,7 @@
 """Measurements behind ``raystitch bench``: speed next to a limit of the same machine, measured in the same run.
 
 A benchmark is one file with a function ``rows(limits, options) -> list[Row]`` and one line in ``BENCHMARKS``.
+tests/bench tells when one broke.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ BENCHMARKS = {
     "chaos": "raystitch.bench.chaos.rows",
 }
 ONLY_WHEN_NAMED = ("chaos",)
-"""Takes long and kills processes."""
+"""Benchmarks that take long and kill processes."""
 TAKE_OPTIONS = ("engine", "fit", "serve")
 """The benchmarks that can be run on a dataset of the user's."""
 

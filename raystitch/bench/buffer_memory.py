@@ -25,6 +25,7 @@ from raystitch.io.cache import Scratch
 from raystitch.pipeline.trials.figures import write_figures
 from raystitch.pipeline.validate.truth import validate
 from raystitch.trainers.batches import Kind, RatioSampler
+from raystitch.trainers.config import DataSpec
 from raystitch.trainers.data import build_data
 from raystitch.trainers.ratio import parse_ratio
 
@@ -61,11 +62,8 @@ def _verify(path: Path, folder: Path) -> None:
 def _train(kind: Kind, path: Path, folder: Path) -> None:
     data = build_data(
         dataset(),
-        kind,
-        "stitched",
+        DataSpec(kind=kind, data="stitched", device="cpu", memory_gib=0),
         bridges=open_buffer(path).mapped(),
-        device="cpu",
-        memory_gib=0,
         scratch=Scratch("pools", parent=folder / "pools"),
     )
     sampler = RatioSampler(data, parse_ratio("1:1"), 256, [torch.Generator()])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from raystitch.bench.machine import Row
-from raystitch.cluster.pools import IN_FLIGHT
+from raystitch.cluster.actor_pools import IN_FLIGHT
 
 NUM_GPUS = (1, 10, 100, 1000)
 

@@ -9,7 +9,16 @@ from numpy.typing import NDArray
 
 from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.meta import create_buffer, write_meta
-from raystitch.buffer.schema import INTEGERS, NUMBERS, PARENTS, BufferMeta, Complete, flat_lists, make_schema
+from raystitch.buffer.schema import (
+    INTEGERS,
+    JUDGED_STEPS,
+    NUMBERS,
+    PARENTS,
+    BufferMeta,
+    Complete,
+    flat_lists,
+    make_schema,
+)
 from raystitch.buffer.shard_file import write_shard
 from raystitch.data.episodes import EpisodeDataset, Ints
 from raystitch.io.storage import Storage
@@ -101,6 +110,7 @@ def shard_table(
         "observations": flat_lists(rng.random((steps + count, dataset.obs_dim), np.float32), gap + 2),
         "actions": flat_lists(rng.random((steps, dataset.act_dim), np.float32), gap + 1),
         "rewards": flat_lists(rng.random(steps, np.float32), gap + 1),
+        **{name: flat_lists(rng.random(steps, np.float32), gap + 1) for name in JUDGED_STEPS},
     }
     schema = make_schema(dataset.obs_dim, dataset.act_dim)
     return pa.table([columns[name] for name in schema.names], schema=schema)

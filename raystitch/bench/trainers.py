@@ -22,10 +22,10 @@ from raystitch.bench.synthetic import BenchOptions, make_walks
 from raystitch.bench.trial import trial_rows
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.device import uses_bf16
-from raystitch.trainers.config import ALGORITHM_CONFIGS, AlgorithmConfig
+from raystitch.trainers.config import ALGORITHM_CONFIGS, AlgorithmConfig, DataSpec
 from raystitch.trainers.data import build_data
-from raystitch.trainers.loop import find_algorithm, train_policies
-from raystitch.trainers.registry import ALGORITHMS
+from raystitch.trainers.loop import train_policies
+from raystitch.trainers.registry import ALGORITHMS, find_algorithm
 
 ROUNDS = 3
 NUM_SEEDS = 5
@@ -155,7 +155,7 @@ def _steps(steps: int, variant: Variant) -> int:
 def _training(dataset: EpisodeDataset, algo: str, config: Any, variant: Variant, steps: int) -> Work:
     precision = {"precision": variant.precision} if hasattr(config, "precision") else {}
     config = replace(config, train_steps=steps, **precision)
-    data = build_data(dataset, find_algorithm(algo).kind, device="cpu")
+    data = build_data(dataset, DataSpec(kind=find_algorithm(algo).kind, device="cpu"))
 
     def train() -> None:
         with _compiled(algo) if variant.compiled else _as_it_is():
@@ -187,7 +187,7 @@ def _compiled(algo: str) -> Iterator[None]:
 
     def create(nets: Mapping[str, nn.Module], config: Any) -> Any:
         state = original.create(nets, config)
-        for part in vars(state).values():
+        for part in state.parts().values():
             if isinstance(part, nn.Module):
                 part.compile()
         return state

@@ -14,7 +14,7 @@ from raystitch.data.d4rl import read_d4rl, write_d4rl
 from raystitch.data.demo import make_pointmaze
 from raystitch.pipeline.trials.train import run_trials
 from raystitch.pipeline.trials.trial import LoadedInputs, Trial
-from raystitch.trainers.config import EvalConfig, TD3BCConfig
+from raystitch.trainers.config import DataSpec, EvalConfig, TD3BCConfig
 from raystitch.trainers.data import build_data
 from raystitch.trainers.evaluate import evaluate
 from raystitch.trainers.loop import train_policy
@@ -57,10 +57,10 @@ def trial_rows(train_seconds: float, num_seeds: int) -> list[Row]:
 
         alone = _seconds(lambda: group(range(1)), repeats=3)
         together = _seconds(lambda: group(range(num_seeds)), repeats=3)
-    build = _seconds(lambda: build_data(dataset, "transitions", device="cpu"), repeats=3)
+    build = _seconds(lambda: build_data(dataset, DataSpec(kind="transitions", device="cpu")), repeats=3)
     imports = [sys.executable, "-c", "import raystitch.pipeline.trials.train"]
     start = _seconds(lambda: subprocess.run(imports, check=True))
-    policy = train_policy(build_data(maze, "transitions", device="cpu"), "td3bc", config)
+    policy = train_policy(build_data(maze, DataSpec(kind="transitions", device="cpu")), "td3bc", config)
     spec, episodes, envs = maze.env, evaluation.num_episodes, evaluation.num_envs
     evaluated = _seconds(lambda: evaluate(policy, spec, episodes, envs, 0, None), repeats=1)
 

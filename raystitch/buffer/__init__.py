@@ -1,1 +1,4 @@
-"""The Arrow-backed augmented buffer: schema, writer, reader, export."""
+"""The buffer of candidates: schema, shards, reading at a delta, whole episodes, export.
+
+A change of columns is a new schema version (docs/files.md). tests/buffer tells when it broke.
+"""

@@ -1,4 +1,5 @@
-"""Bridges: where they leave and enter (``References``), and those with their steps in memory (``BridgeSet``).
+"""Bridges: where they leave and enter (``References``), with their steps in memory (``BridgeSet``) or left in mapped
+files (``MappedBridges``).
 
 A buffer of any size is used through its references, 64 to 90 bytes each, and chunks of bridges one after the other.
 Legend: B bridges, T their transitions, O observation size, A action size.
@@ -6,7 +7,7 @@ Legend: B bridges, T their transitions, O observation size, A action size.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Protocol
@@ -19,17 +20,39 @@ from raystitch.data.episodes import Bools, Floats, Ints
 CHUNK_TRANSITIONS = 50_000
 """Transitions that are in memory at a time where a buffer is read from beginning to end."""
 
+PER_BRIDGE = (
+    "ids",
+    "rows",
+    "source_episode",
+    "source_step",
+    "target_episode",
+    "target_step",
+    "gap",
+    "residual_max",
+    "termination_max",
+    "return_source",
+    "return_stitched",
+    "accepted",
+    "chain_round",
+    "source_parent",
+    "target_parent",
+)
+"""Attributes of a ``BridgeSet`` with one value per bridge."""
+
 
 def ranges(starts: Ints, lengths: Ints) -> Ints:
-    """The concatenation of ``arange(start, start + length)`` over the rows, int64."""
+    """Return the concatenation of ``arange(start, start + length)`` over the rows, int64."""
     total = int(lengths.sum())
     before = np.cumsum(lengths) - lengths
     return np.arange(total, dtype=np.int64) + np.repeat(starts - before, lengths)
 
 
 def chunk_bounds(lengths: Ints, most: int) -> Ints:
-    """Where to cut rows of these ``lengths`` so that no piece is longer than ``most`` (or is a single row): int64, from
-    0 to the number of rows."""
+    """Return where to cut rows of these ``lengths`` so that no piece is longer than ``most``, or is a single row.
+
+    Returns:
+        int64, from 0 to the number of rows.
+    """
     ends = np.cumsum(lengths)
     bounds = [0]
     while bounds[-1] < len(lengths):
@@ -84,11 +107,11 @@ class References:
 
     @cached_property
     def is_chained(self) -> bool:
-        """Whether any bridge has a parent."""
+        """True if any bridge has a parent."""
         return bool((self.source_parent != -1).any() or (self.target_parent != -1).any())
 
     def parent_positions(self) -> tuple[Ints, Ints]:
-        """Where the source's and the target's parent lie in this set, int64 [B] each; -1 for real episodes.
+        """Return where the source's and the target's parent lie in this set, int64 [B] each; -1 for real episodes.
 
         Raises:
             ValueError: when a parent is not in it.
@@ -114,7 +137,7 @@ class References:
         return found[0], found[1]
 
     def with_ancestors(self, positions: Ints) -> Ints:
-        """These and every bridge that they are chained onto, as ascending positions in this set, int64."""
+        """Return these and every bridge that they are chained onto, as ascending positions in this set, int64."""
         if not self.is_chained:
             return np.unique(positions)
         parents = self.parent_positions()
@@ -124,13 +147,6 @@ class References:
             new = np.setdiff1d(above[above >= 0], found)
             found = np.union1d(found, new)
         return found
-
-    def references(self, index: Ints) -> "References":
-        """The references of the given bridges, in the given order."""
-        columns: dict[str, Any] = {
-            f.name: getattr(self, f.name)[index] for f in fields(References) if f.name != "offsets"
-        }
-        return References(**columns, offsets=np.concatenate([[0], np.cumsum(columns["gap"] + 1)]).astype(np.int64))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,6 +159,8 @@ class BridgeSet(References):
         accepted: bool [B], at the generation settings.
         observations: float32 [T + B, O]; bridge b holds rows ``offsets[b] + b .. offsets[b + 1] + b`` inclusive.
         actions: float32 [T, A]; rewards: float32 [T].
+        residual, spread: float32 [T], the judges' residual and disagreement of each step (squared L2, standardised
+            units); None where the buffer does not hold them (schema 2).
     """
 
     ids: NDArray[np.str_]
@@ -154,6 +172,8 @@ class BridgeSet(References):
     observations: Floats
     actions: Floats
     rewards: Floats
+    residual: Floats | None = None
+    spread: Floats | None = None
 
     @cached_property
     def obs_index(self) -> Ints:
@@ -172,11 +192,13 @@ class BridgeSet(References):
             observations=self.observations[ranges(self.obs_offsets[index], lengths + 1)],
             actions=self.actions[steps],
             rewards=self.rewards[steps],
+            residual=None if self.residual is None else self.residual[steps],
+            spread=None if self.spread is None else self.spread[steps],
         )
 
     @property
     def all_references(self) -> References:
-        """Those of all bridges; this is a ``Bridges``."""
+        """The references of all bridges: this set is a ``Bridges``."""
         return self
 
     def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator["BridgeSet"]:
@@ -192,8 +214,9 @@ class BridgeSet(References):
     def content(self) -> str:
         """A digest of the bridges."""
         digest = hashlib.sha256()
-        for column in (self.rows, self.gap, self.observations, self.actions, self.rewards):
-            digest.update(np.ascontiguousarray(column).data)
+        for column in (self.rows, self.gap, self.observations, self.actions, self.rewards, self.residual, self.spread):
+            if column is not None:
+                digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()
 
 
@@ -203,12 +226,12 @@ class Bridges(Protocol):
     def __len__(self) -> int: ...
     @property
     def all_references(self) -> References:
-        """Of every bridge, in order."""
+        """References of every bridge, in order."""
         ...
 
     @property
     def content(self) -> str:
-        """Equal where bridges are equal, and the name of files that are made from them."""
+        """A digest, equal where bridges are equal; it names files that are made from them."""
         ...
 
     def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator[BridgeSet]:
@@ -220,20 +243,59 @@ class Bridges(Protocol):
         ...
 
 
-PER_BRIDGE = (
-    "ids",
-    "rows",
-    "source_episode",
-    "source_step",
-    "target_episode",
-    "target_step",
-    "gap",
-    "residual_max",
-    "termination_max",
-    "return_source",
-    "return_stitched",
-    "accepted",
-    "chain_round",
-    "source_parent",
-    "target_parent",
-)
+class CandidateStore(Protocol):
+    """Stored candidates whose steps can be read row by row: an open buffer."""
+
+    @property
+    def content(self) -> str:
+        """A digest of all that is stored."""
+        ...
+
+    def column(self, name: str) -> np.ndarray[Any, Any]:
+        """A column of one value per candidate."""
+        ...
+
+    def references(self, rows: Ints) -> References:
+        """Candidates without their steps, in the order of ``rows``."""
+        ...
+
+    def take(self, rows: Ints) -> BridgeSet:
+        """Candidates in memory, in ascending order of ``rows``."""
+        ...
+
+
+class MappedBridges:
+    """Some candidates of a buffer as ``Bridges``; their steps are read when they are asked for."""
+
+    def __init__(self, buffer: CandidateStore, rows: Ints) -> None:
+        """``rows``: int64, ascending."""
+        self.buffer, self._rows = buffer, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def all_references(self) -> References:
+        return self._references
+
+    @cached_property
+    def _references(self) -> References:
+        return self.buffer.references(self._rows)
+
+    @property
+    def num_transitions(self) -> int:
+        return self.all_references.num_transitions
+
+    @property
+    def content(self) -> str:
+        digest = hashlib.sha256(self.buffer.content.encode())
+        digest.update(np.ascontiguousarray(self._rows).data)
+        return digest.hexdigest()
+
+    def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator[BridgeSet]:
+        lengths = self.buffer.column("gap")[self._rows] + 1
+        for begin, end in pairwise(chunk_bounds(lengths, max_transitions).tolist()):
+            yield self.buffer.take(self._rows[begin:end])
+
+    def take_positions(self, positions: Ints) -> BridgeSet:
+        return self.buffer.take(self._rows[positions])

@@ -7,25 +7,35 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raystitch.buffer.bridges import BridgeSet, References
+from raystitch.buffer.bridges import BridgeSet, MappedBridges, References
 from raystitch.buffer.episodes import Runs, StitchedEpisodes, concatenate, gather, stitched_index, stitched_runs
-from raystitch.buffer.reader import Buffer, MappedBridges
+from raystitch.buffer.reader import Buffer
 from raystitch.buffer.schema import ClosedRound
+from raystitch.buffer.shaped import shape_bridges
 from raystitch.data.episodes import Bools, EpisodeDataset, Ints
 from raystitch.seeding import derive_seed, numpy_rng
+from raystitch.shaping.config import RECORDED, RewardConfig
+from raystitch.shaping.rewards import shape_dataset
 from raystitch.stitching.chain import Trajectories
 
 
 def chained_trajectories(
-    dataset: EpisodeDataset, buffer: Buffer, rounds: Sequence[ClosedRound], max_stitched: int
+    dataset: EpisodeDataset,
+    buffer: Buffer,
+    rounds: Sequence[ClosedRound],
+    max_stitched: int,
+    rewards: RewardConfig = RECORDED,
 ) -> Trajectories:
-    """The dataset's episodes and at most ``max_stitched`` stitched ones of ``rounds``; a function of what was decided.
+    """Return the dataset's episodes and at most ``max_stitched`` stitched ones of ``rounds``.
+
+    They are a function of what was decided about the candidates.
 
     Stitched episodes are cut at the environment's time limit, and one whose bridge does not end before it is left out.
     """
     num_rows = sum(stats.rows for stats in buffer.stats.values() if stats.shard < rounds[-1].end)
     rows = buffer.accepted_rows()
-    closed = MappedBridges(buffer, rows[rows < num_rows])
+    dataset = shape_dataset(dataset, rewards)
+    closed = shape_bridges(MappedBridges(buffer, rows[rows < num_rows]), rewards)
     of_all = closed.all_references
     limit = dataset.env.max_episode_steps if dataset.env is not None else None
     fits = of_all.source_step + of_all.gap + 1 < (np.inf if limit is None else limit)
@@ -52,7 +62,7 @@ def chained_trajectories(
 
 
 def _draw(bridges: References, rows: Ints, count: int, seed: int) -> Ints:
-    """At most ``count`` of the rows, ascending: at random, but no source twice before every source was taken once."""
+    """Draw at most ``count`` of the rows, ascending: no source is drawn twice before every source was drawn once."""
     shuffled = numpy_rng(seed).permutation(rows)
     source = np.stack([bridges.source_parent, bridges.source_episode], 1)[shuffled]
     _, group = np.unique(source, axis=0, return_inverse=True)
@@ -64,7 +74,7 @@ def _draw(bridges: References, rows: Ints, count: int, seed: int) -> Ints:
 
 
 def _is_generated(dataset: EpisodeDataset, bridges: BridgeSet, observation: Ints) -> Bools:
-    """Which rows of the two pools are generated states: not a bridge's first and last, which are real."""
+    """Mark the rows of the two pools that are generated states: not a bridge's first and last, which are real."""
     inner = np.ones(len(bridges.observations), np.bool_)
     inner[bridges.obs_offsets[:-1]] = False
     inner[bridges.obs_offsets[1:] - 1] = False
@@ -72,7 +82,7 @@ def _is_generated(dataset: EpisodeDataset, bridges: BridgeSet, observation: Ints
 
 
 def _real_states(stitched: StitchedEpisodes, generated: Bools, limit: int | None) -> tuple[Bools, Bools]:
-    """The states of stitched episodes to leave (after the first bridge) and to enter (before the last), bool [S]."""
+    """Mark the states of stitched episodes to leave (after the first bridge) and enter (before the last), bool [S]."""
     episodes = stitched.episodes
     lengths = episodes.lengths + 1
     step = np.arange(len(episodes.observations)) - np.repeat(episodes.obs_offsets[:-1], lengths)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True, kw_only=True)
 class ActorConfig:
-    """What one actor of a pool reserves. None is worked out from the cluster, so that all actors fit at once.
+    """The resources that one actor of a pool reserves. None is worked out from the cluster, so that all actors fit.
 
     Attributes:
         num_cpus: a fraction, or a whole number from 1 on; an actor computes with as many threads (at least one).
@@ -30,7 +30,7 @@ class ActorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How much is generated, in which units of work and by how many actors.
+    """The amount that is generated, its units of work, and the number of actors.
 
     Attributes:
         num_bridges: accepted bridges wanted; the buffer is the smallest prefix of shards that holds them. With chain

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from raystitch.buffer.reader import Buffer
 
 TimeLimit = int | None | Literal["env"]
+BLOCK = 1 << 15
+"""Episodes that are put together at a time."""
 
 
 def on_dataset(buffer: "Buffer", dataset: EpisodeDataset) -> "Buffer":
@@ -69,24 +71,24 @@ class Runs:
         return Runs(self.start[rows], self.length[rows])
 
     def head(self, steps: Ints | int) -> "Runs":
-        """The first ``steps`` (int64 [E] or one number) transitions of each episode."""
+        """Keep the first ``steps`` (int64 [E] or one number) transitions of each episode."""
         before = np.cumsum(self.length, axis=1) - self.length
         return Runs(self.start, np.clip(np.reshape(steps, (-1, 1)) - before, 0, self.length))
 
     def tail(self, steps: Ints) -> "Runs":
-        """Without the first ``steps`` (int64 [E]) transitions."""
+        """Drop the first ``steps`` (int64 [E]) transitions of each episode."""
         dropped = self.head(steps).length
         return Runs(self.start + dropped, self.length - dropped)
 
     def widened(self, num_runs: int) -> "Runs":
-        """With unused runs at the end, [E, num_runs]."""
+        """Add unused runs at the end: [E, num_runs]."""
         if num_runs == self.length.shape[1]:
             return self
         more = ((0, 0), (0, num_runs - self.length.shape[1]))
         return Runs(np.pad(self.start, more), np.pad(self.length, more))
 
     def compact(self) -> "Runs":
-        """Without the unused runs between used ones, as narrow as the episode of most runs."""
+        """Drop the unused runs between used ones; the result is as narrow as the episode of most runs."""
         used = self.length > 0
         order = np.argsort(~used, axis=1, kind="stable")[:, : max(1, int(used.sum(1).max(initial=0)))]
         return Runs(np.take_along_axis(self.start, order, 1), np.take_along_axis(self.length, order, 1))
@@ -147,7 +149,7 @@ def _trajectories(dataset: EpisodeDataset, made: Runs, parent: Ints, episode: In
 
 
 class Joins(Protocol):
-    """Where one episode is left and another entered: ``Pairs`` and ``BridgeSet`` are both."""
+    """Places where one episode is left and another entered; ``Pairs`` and ``BridgeSet`` are both such."""
 
     @property
     def source_episode(self) -> Ints: ...
@@ -334,7 +336,3 @@ def bridge_episodes(dataset: EpisodeDataset, bridges: BridgeSet) -> StitchedEpis
         env=dataset.env,
     )
     return StitchedEpisodes(episodes=episodes, is_synthetic=np.ones(bridges.num_transitions, np.bool_))
-
-
-BLOCK = 1 << 15
-"""Episodes that are put together at a time."""

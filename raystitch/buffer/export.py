@@ -1,4 +1,4 @@
-"""Buffers out of here: Minari, the D4RL layout and Parquet. What is written loads and trains elsewhere.
+"""Exports of a buffer that load and train elsewhere: Minari, the D4RL layout and Parquet.
 
 Episodes are put together and written piece by piece, so memory does not grow with their steps.
 """
@@ -17,12 +17,15 @@ import pyarrow.parquet as pq
 from raystitch.buffer.bridges import CHUNK_TRANSITIONS, Bridges, References, chunk_bounds
 from raystitch.buffer.episodes import BLOCK, bridge_episodes, on_dataset, rebuild, stitched_runs
 from raystitch.buffer.reader import AtDelta, Buffer
+from raystitch.buffer.shaped import shape_bridges
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
 from raystitch.data.minari_io import write_minari
 from raystitch.data.stream import EpisodeStream, Piece
 from raystitch.errors import UserError
 from raystitch.io.files import atomic_path
+from raystitch.shaping.config import RECORDED, RewardConfig
+from raystitch.shaping.rewards import shape_dataset
 
 Format = Literal["minari", "d4rl", "parquet"]
 What = Literal["bridges", "episodes", "mixed"]
@@ -30,7 +33,7 @@ What = Literal["bridges", "episodes", "mixed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written."""
+    """The number of episodes and transitions that were written."""
 
     num_episodes: int
     num_transitions: int
@@ -46,6 +49,7 @@ def export(
     what: What = "episodes",
     ratio: tuple[float, float] = (1.0, 1.0),
     max_transitions: int = CHUNK_TRANSITIONS,
+    rewards: RewardConfig = RECORDED,
 ) -> Exported:
     """Writes the bridges accepted at ``delta`` for other tools, whole or not at all.
 
@@ -55,6 +59,7 @@ def export(
             the dataset and stitched episodes.
         ratio: of ``mixed``, original : synthetic transitions.
         max_transitions: in memory at a time; one row group of a Parquet file.
+        rewards: what real and generated steps are rewarded with.
 
     Raises:
         UserError: an unknown choice, another dataset, nothing accepted at this delta, ``out`` exists.
@@ -65,7 +70,8 @@ def export(
             raise UserError(f"{name}={value!r} is not one of {', '.join(choices)}")
     if format != "minari" and Path(out).exists():
         raise UserError(f"{out} exists already; give another --out")
-    bridges = on_dataset(buffer, dataset).mapped(delta)
+    bridges = shape_bridges(on_dataset(buffer, dataset).mapped(delta), rewards)
+    dataset = shape_dataset(dataset, rewards)
     if len(bridges) == 0:
         raise UserError(f"{buffer.uri} holds no bridge that passes delta={delta}; use a larger delta")
     if what == "bridges":
@@ -208,7 +214,7 @@ def stitched_stream(
 
 
 def _outcome(dataset: EpisodeDataset, references: References, limit: int | None) -> tuple[Ints, Ints, Bools]:
-    """Of every bridge's stitched episode: transitions, generated ones among them, and whether its end was recorded."""
+    """Return for every bridge's stitched episode its transitions, the generated ones, and if its end was recorded."""
     runs = stitched_runs(dataset, references)[0]
     count = len(references)
     lengths, synthetic, cut = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, np.bool_)
@@ -223,7 +229,7 @@ def _outcome(dataset: EpisodeDataset, references: References, limit: int | None)
 
 
 def _count(dataset: EpisodeDataset, synthetic: Ints, ratio: tuple[float, float]) -> int:
-    """How many episodes with so many generated transitions each come nearest to ``ratio``."""
+    """Return the number of episodes, with so many generated transitions each, that comes nearest to ``ratio``."""
     original, augmented = ratio
     wanted = dataset.num_transitions * augmented / original
     so_far = np.concatenate([[0], np.cumsum(synthetic)])

@@ -1,4 +1,4 @@
-"""Looking after a buffer on disk: finding damage, merging small files."""
+"""Maintenance of a buffer on disk: ``verify`` finds damage, ``compact`` merges small files, ``describe`` sums it up."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from raystitch.buffer.meta import read_meta
 from raystitch.buffer.reader import AtDelta, open_buffer
 from raystitch.buffer.removal import remove_unnamed
 from raystitch.buffer.rounds import sound_rounds
-from raystitch.buffer.schema import PARENTS, BufferMeta, Complete, flat_steps, make_schema
+from raystitch.buffer.schema import JUDGED_STEPS, PARENTS, BufferMeta, Complete, flat_steps, make_schema
 from raystitch.buffer.shard_file import (
     SHARDS,
     ShardFile,
@@ -33,6 +33,8 @@ from raystitch.io.storage import Storage
 
 NAMED = 20
 """Missing parents that are named one by one."""
+MERGED_BYTES = 64 << 20
+"""Size of merged files, at most."""
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
@@ -83,12 +85,12 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
 
 
 def failed_shards(path: str | os.PathLike[str]) -> dict[int, str]:
-    """The shards that the buffer does without, as they could not be made: number -> why."""
+    """Return the shards that could not be made, so that the buffer does without: number -> why."""
     return {shard: stats.error for shard, stats in survey(path, thorough=False).stats.items() if stats.error}
 
 
 def _copy(column: pa.Array) -> pa.Array:
-    """Lets go of the mapped file that the column lies in."""
+    """Return a copy, which keeps no mapped file open."""
     return pa.concat_arrays([column, column.slice(0, 0)])
 
 
@@ -103,14 +105,15 @@ def _round_problems(known: dict[int, ShardStats], meta: BufferMeta) -> Iterator[
 
 
 def _builds_on(meta: BufferMeta, shard: int) -> str:
-    """The hash of the closed round that a shard has to be made on top of."""
+    """Return the hash of the closed round that a shard has to be made on top of."""
     before = [closed.hash for closed in meta.rounds if closed.end <= shard]
     return before[-1] if before else ""
 
 
 def _file_problems(file: ShardFile, meta: BufferMeta) -> list[str]:
     batch = file.batch.replace_schema_metadata(None)
-    if not batch.schema.equals(make_schema(meta.obs_dim, meta.act_dim)):
+    schema = make_schema(meta.obs_dim, meta.act_dim, meta.schema_version)
+    if not batch.schema.equals(schema):
         return ["its columns are not those that buffer.json describes"]
     damaged = file.damaged_shards()
     if damaged:
@@ -118,7 +121,8 @@ def _file_problems(file: ShardFile, meta: BufferMeta) -> list[str]:
         return [f"its checksum differs (shard {which}): the file was changed after it was written"]
     problems: list[str] = []
     gap = batch["gap"].to_numpy()
-    for name, extra in (("observations", 2), ("actions", 1), ("rewards", 1)):
+    lists = [name for name in ("actions", "rewards", *JUDGED_STEPS) if name in schema.names]
+    for name, extra in (("observations", 2), *((name, 1) for name in lists)):
         if not np.array_equal(batch[name].value_lengths().to_numpy(zero_copy_only=False), gap + extra):
             problems.append(f"the length of {name} is not gap + {extra}")
     for stats, rows in file.shards():
@@ -135,14 +139,11 @@ def _file_problems(file: ShardFile, meta: BufferMeta) -> list[str]:
 
 
 def _finite(batch: pa.RecordBatch, name: str) -> bool:
-    """Whether the accepted rows have finite values only; of those of other rows nothing is asked."""
+    """Return True if the accepted rows have finite values only; other rows may have any."""
     if np.isfinite(flat_steps(batch[name])).all():
         return True
     accepted = batch[name].filter(batch["accepted"])
     return bool(np.isfinite(flat_steps(accepted)).all())
-
-
-MERGED_BYTES = 64 << 20
 
 
 def compact(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -172,7 +173,7 @@ def compact(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def superseded(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Files of shards that are not read because a merged one holds the same: name -> the merged one."""
+    """Return the files that are not read because a merged one holds the same: name -> the merged one."""
     names = Storage(path).names(SHARDS)
     used, found = by_shard(names), dict[str, str]()
     for name in names:
@@ -224,8 +225,8 @@ def _sound_file(storage: Storage, name: str) -> ShardFile:
 
 
 def _remove_superseded(storage: Storage, meta: BufferMeta) -> None:
-    """Removes what a run left that was killed between writing a merged file and removing what it was merged from, and
-    what had to wait for the grace period."""
+    """Removes files that a merged one replaces: those that had to wait for the grace period, and those of a run that
+    was killed before it removed them."""
     with storage.lock():
         by_holder: dict[str, list[str]] = {}
         for name, holder in superseded(storage.uri).items():
@@ -236,14 +237,14 @@ def _remove_superseded(storage: Storage, meta: BufferMeta) -> None:
 
 
 def describe(uri: str | os.PathLike[str], delta: AtDelta = "generation") -> dict[str, Any]:
-    """Plain data for JSON; of a buffer that is unfinished or damaged what there is of it.
+    """Return plain data for JSON; for an unfinished or damaged buffer, what there is of it.
 
     Returns:
         ``buffer, complete, shards, files, bytes`` (on disk), ``missing`` (numbers of shards that a finished buffer
         lacks), ``damaged`` (file -> what is wrong with it, as far as opening shows; ``verify`` looks at every byte),
         ``failed`` (shard -> why it could not be made), ``candidates, accepted, transitions, delta, reasons`` (counts),
         ``rounds`` (list of ``RoundCounts``), ``residual_median, gap_mean`` (of the accepted; None without any),
-        ``dataset, bundle, seed, gamma, stitch, augment``.
+        ``dataset, bundle, seed, gamma, schema_version, stitch, augment``.
 
     Raises:
         UserError: when it is not a buffer.
@@ -275,6 +276,7 @@ def describe(uri: str | os.PathLike[str], delta: AtDelta = "generation") -> dict
         "bundle": meta.bundle_hash,
         "seed": meta.seed,
         "gamma": meta.gamma,
+        "schema_version": meta.schema_version,
         "stitch": asdict(meta.stitch),
         "augment": asdict(meta.augment),
     }

@@ -9,6 +9,7 @@ from dataclasses import replace
 from raystitch.buffer.schema import BufferMeta
 from raystitch.errors import UserError
 from raystitch.io.files import differences
+from raystitch.io.holders import is_temporary
 from raystitch.io.storage import LOCK_FILE, Storage
 
 META_FILE = "buffer.json"
@@ -25,9 +26,9 @@ def read_meta(storage: Storage) -> BufferMeta:
         try:
             return _parse(storage, content)
         except UserError as error:
-            # pyarrow asks an object store for a file's size and then reads that many bytes. If a longer file replaces
-            # it in between, the read is cut short; reading again returns the whole file.
-            if not attempts or not isinstance(error.__cause__, json.JSONDecodeError):
+            # pyarrow asks an object store for a file's size and then reads that many bytes. If another file replaces it
+            # in between, the read is cut short, or ends in bytes that are nobody's; reading again returns the whole.
+            if not attempts or not isinstance(error.__cause__, json.JSONDecodeError | UnicodeDecodeError):
                 raise
             time.sleep(0.05)
 
@@ -106,13 +107,16 @@ def check_buffer(path: str | os.PathLike[str], meta: BufferMeta) -> None:
 
 def _require_empty(storage: Storage) -> None:
     # On an object store another run may have started the buffer a moment ago; then this one takes it up.
-    others = [name for name in storage.names() if name not in (LOCK_FILE, META_FILE) and not _temporary(name)]
+    others = [
+        name for name in storage.names() if name not in (LOCK_FILE, META_FILE) and not is_temporary(name, META_FILE)
+    ]
     if others and not storage.exists(META_FILE):
         raise UserError(f"{storage.where()} is not empty and not a buffer (no {META_FILE}); give another --out")
 
 
 def _require_same(storage: Storage, existing: BufferMeta, meta: BufferMeta) -> None:
-    differing = differences(existing.settings(), meta.settings())
+    asked = replace(meta, schema_version=existing.schema_version)  # a buffer goes on in the schema it was begun with
+    differing = differences(existing.settings(), asked.settings())
     if differing:
         reads_anyway = all(key.startswith("stitch.qualify.delta ") for key in differing)
         hint = "; it can be read at any --delta by train, export and buffer info" if reads_anyway else ""
@@ -139,8 +143,3 @@ def _parse(storage: Storage, content: bytes | None) -> BufferMeta:
     except ValueError as error:
         raise UserError(f"{where} cannot be read as JSON: {error}") from error
     return BufferMeta.from_json(value, where)
-
-
-def _temporary(name: str) -> bool:
-    """What a killed process left of ``buffer.json``."""
-    return name.startswith(f".{META_FILE}.") and name.endswith(".tmp")

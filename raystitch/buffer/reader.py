@@ -1,23 +1,23 @@
-"""Reading a buffer: shards stay in the memory map, delta is a filter over the stored numbers."""
+"""An open buffer: shards stay in the memory map, delta is a filter over the stored numbers."""
 
 import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from raystitch.buffer.bridges import CHUNK_TRANSITIONS, PER_BRIDGE, BridgeSet, References, chunk_bounds, ranges
-from raystitch.buffer.ids import RoundCounts, count_rounds, dense, find_rows, pair_rows, parse_ids, rows_that_count
+from raystitch.buffer.bridges import CHUNK_TRANSITIONS, PER_BRIDGE, BridgeSet, MappedBridges, References, ranges
 from raystitch.buffer.meta import read_meta
-from raystitch.buffer.schema import PARENTS, BufferMeta, flat_steps, make_schema
+from raystitch.buffer.rows import RoundCounts, count_rounds, dense, find_rows, pair_rows, parse_ids, rows_that_count
+from raystitch.buffer.schema import JUDGED_STEPS, PARENTS, BufferMeta, flat_steps, make_schema
 from raystitch.buffer.shard_file import SHARDS, ShardFile, ShardStats, read_shard_file
 from raystitch.buffer.survey import list_shards
+from raystitch.buffer.transitions import Over, StepBatch, Transitions
 from raystitch.data.episodes import Bools, Floats, Ints
 from raystitch.errors import UserError
 from raystitch.io.storage import Storage
@@ -25,8 +25,8 @@ from raystitch.models.calibration import Calibration, Delta
 from raystitch.stitching.acceptance import passes
 from raystitch.stitching.candidates import REASONS
 
-if TYPE_CHECKING:
-    from raystitch.buffer.transitions import BridgeTransitions, Over, StepBatch, Transitions
+if TYPE_CHECKING:  # torch takes a second to import, which `raystitch buffer info` does without
+    from raystitch.buffer.torch_dataset import BridgeTransitions
 
 AtDelta = Delta | Literal["generation"]
 
@@ -50,7 +50,7 @@ class Buffer:
         self._storage, self._files, self._sound = storage, files, set[int]()
         self.file_starts = np.cumsum([0, *(file.batch.num_rows for file in files)]).astype(np.int64)
         """First row of each file, and the number of candidates."""
-        schema = make_schema(meta.obs_dim, meta.act_dim)
+        schema = make_schema(meta.obs_dim, meta.act_dim, meta.schema_version)
         batches = [file.batch.replace_schema_metadata(None) for file in files]
         for file, batch in zip(files, batches, strict=True):
             if not batch.schema.equals(schema):
@@ -65,7 +65,9 @@ class Buffer:
     @property
     def hash(self) -> str:
         """``sha256:...`` of what the content is a function of; unchanged by compaction."""
-        content = json.dumps([self.meta.settings(), sorted(self.stats)], sort_keys=True)
+        # Schema 3 stores more about the same candidates: trials on a buffer of either schema are the same trials.
+        settings = self.meta.settings() | {"schema_version": 2}
+        content = json.dumps([settings, sorted(self.stats)], sort_keys=True)
         return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
 
     @cached_property
@@ -77,7 +79,7 @@ class Buffer:
         return self.table[name].to_numpy()
 
     def passing(self, delta: AtDelta = "generation") -> tuple[Bools, Ints]:
-        """Which candidates pass at ``delta`` and why not, bool [N] and int64 [N] (index into REASONS).
+        """Decide which candidates pass at ``delta`` and why not, bool [N] and int64 [N] (index into REASONS).
 
         Raises:
             UserError: for a delta that is not one.
@@ -89,7 +91,7 @@ class Buffer:
             raise UserError(str(error)) from error
 
     def reasons(self, delta: AtDelta = "generation") -> dict[str, int]:
-        """How many candidates have each reason at ``delta``."""
+        """Count the candidates of each reason at ``delta``."""
         counts = np.bincount(self.passing(delta)[1], minlength=len(REASONS))
         return {reason: int(count) for reason, count in zip(REASONS, counts, strict=True)}
 
@@ -143,7 +145,7 @@ class Buffer:
         return found[0], found[1]
 
     def rounds(self, delta: AtDelta = "generation") -> list[RoundCounts]:
-        """What each chain round brought at ``delta``."""
+        """Count what each chain round brought at ``delta``."""
         return count_rounds(
             self.accepted_rows(delta), self.pairs, self.column("attempt"), self.column("chain_round"), self.parents
         )
@@ -160,7 +162,7 @@ class Buffer:
         """
         return self.take(self.accepted_rows(delta))
 
-    def mapped(self, delta: AtDelta = "generation") -> "MappedBridges":
+    def mapped(self, delta: AtDelta = "generation") -> MappedBridges:
         """The accepted bridges at ``delta`` left where they are: references in memory, steps in the map."""
         return MappedBridges(self, self.accepted_rows(delta))
 
@@ -176,7 +178,7 @@ class Buffer:
         return self.mapped(delta).chunks(max_transitions)
 
     def references(self, rows: Ints) -> References:
-        """Any candidates without their steps, in the order of ``rows``."""
+        """Return any candidates without their steps, in the order of ``rows``."""
         names = ("source_episode", "source_step", "target_episode", "target_step", "gap")
         columns: dict[str, Ints] = {name: self.column(name)[rows] for name in names}
         chained: dict[str, Ints] = {}
@@ -190,7 +192,7 @@ class Buffer:
         return References(**columns, **chained, rows=rows, offsets=offsets)
 
     def take(self, rows: Ints) -> BridgeSet:
-        """Any candidates as bridges, in ascending order of ``rows``; reads the files that hold them and no other.
+        """Reads any candidates as bridges, in ascending order of ``rows``, from the files that hold them and no other.
 
         Raises:
             UserError: when the checksum of one of these files shows damage.
@@ -205,6 +207,8 @@ class Buffer:
             "actions": [np.zeros((0, self.meta.act_dim), np.float32)],
             "rewards": [np.zeros(0, np.float32)],
         }
+        if self.has_judged_steps:
+            columns |= {"residual": [np.zeros(0, np.float32)], "spread": [np.zeros(0, np.float32)]}
         cuts = np.searchsorted(rows, self.file_starts)
         for number in np.flatnonzero(np.diff(cuts)).tolist():
             local = rows[cuts[number] : cuts[number + 1]] - self.file_starts[number]
@@ -215,6 +219,9 @@ class Buffer:
             columns["observations"].append(states[ranges(starts[local] + local, lengths + 1)])
             columns["actions"].append(moves[steps])
             columns["rewards"].append(earned[steps])
+            if (judged := self.judged_steps(number)) is not None:
+                columns["residual"].append(judged[0][steps])
+                columns["spread"].append(judged[1][steps])
             batch = self._files[number].batch
             columns["ids"].append(np.array(batch["bridge_id"].take(pa.array(local)).to_pylist(), np.str_))
             for name in names:
@@ -240,6 +247,24 @@ class Buffer:
         batch = self._files[number].batch
         return flat_steps(batch["observations"]), flat_steps(batch["actions"]), flat_steps(batch["rewards"])
 
+    @property
+    def has_judged_steps(self) -> bool:
+        """True if the residual and spread of every step are stored, as they are from schema 3 on."""
+        return set(JUDGED_STEPS) <= set(self.table.schema.names)
+
+    def judged_steps(self, number: int) -> tuple[Floats, Floats] | None:
+        """Residual and spread [T] of every step of a file's candidates, views of the map; None where the buffer has
+        none (schema 2).
+
+        Raises:
+            UserError: when the file's checksum shows damage; it is looked at once per process.
+        """
+        if not self.has_judged_steps:
+            return None
+        self.steps(number)  # checks the file
+        batch = self._files[number].batch
+        return flat_steps(batch["residuals"]), flat_steps(batch["spreads"])
+
     def step_starts(self, number: int) -> Ints:
         """First transition of each candidate of a file and, last, their number: int64 [n + 1]."""
         return self._files[number].batch["rewards"].offsets.to_numpy().astype(np.int64)
@@ -259,7 +284,7 @@ class Buffer:
             raise
         _CHECKED.add(known)
 
-    @cached_property
+    @property
     def content(self) -> str:
         """A digest of what the shards hold, from their checksums; unchanged by compaction."""
         return hashlib.sha256(json.dumps([stats.checksum for stats in self.stats.values()]).encode()).hexdigest()
@@ -273,10 +298,8 @@ class Buffer:
         """Size of the files."""
         return sum(self._storage.size(f"{SHARDS}/{file.name}") for file in self._files)
 
-    def transitions(self, delta: AtDelta = "generation") -> "Transitions":
+    def transitions(self, delta: AtDelta = "generation") -> Transitions:
         """The accepted bridges' transitions, to be drawn from or read in any order without loading the buffer."""
-        from raystitch.buffer.transitions import Transitions
-
         return Transitions(self, self.accepted_rows(delta))
 
     def batches(
@@ -287,9 +310,9 @@ class Buffer:
         *,
         num_batches: int | None = None,
         start: int = 0,
-        over: "Over" = "transitions",
+        over: Over = "transitions",
         window: int = 64,
-    ) -> "Iterator[StepBatch]":
+    ) -> Iterator[StepBatch]:
         """Random batches straight from the mapped files; see ``Transitions.batches``."""
         return self.transitions(delta).batches(
             batch_size, seed, num_batches=num_batches, start=start, over=over, window=window
@@ -298,53 +321,16 @@ class Buffer:
     def to_pyarrow(self) -> pads.FileSystemDataset:
         """All candidates as a pyarrow Dataset over the files."""
         paths = [self._storage.location(f"{SHARDS}/{file.name}") for file in self._files]
-        schema = make_schema(self.meta.obs_dim, self.meta.act_dim)
+        schema = self.table.schema
         format_ = pads.IpcFileFormat()
         fragments = [format_.make_fragment(path, filesystem=filesystem) for filesystem, path in paths]
         return pads.FileSystemDataset(fragments, schema, format_, filesystem=paths[0][0] if paths else None)
 
     def to_torch(self, delta: AtDelta = "generation") -> "BridgeTransitions":
         """The accepted bridges' transitions as a torch Dataset."""
-        from raystitch.buffer.transitions import BridgeTransitions
+        from raystitch.buffer.torch_dataset import BridgeTransitions
 
         return BridgeTransitions(self.transitions(delta))
-
-
-class MappedBridges:
-    """Some candidates of a buffer as ``Bridges``; their steps are read when they are asked for."""
-
-    def __init__(self, buffer: Buffer, rows: Ints) -> None:
-        """``rows``: int64, ascending."""
-        self.buffer, self._rows = buffer, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def all_references(self) -> References:
-        return self._references
-
-    @cached_property
-    def _references(self) -> References:
-        return self.buffer.references(self._rows)
-
-    @property
-    def num_transitions(self) -> int:
-        return self.all_references.num_transitions
-
-    @property
-    def content(self) -> str:
-        digest = hashlib.sha256(self.buffer.content.encode())
-        digest.update(np.ascontiguousarray(self._rows).data)
-        return digest.hexdigest()
-
-    def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator[BridgeSet]:
-        lengths = self.buffer.column("gap")[self._rows] + 1
-        for begin, end in pairwise(chunk_bounds(lengths, max_transitions).tolist()):
-            yield self.buffer.take(self._rows[begin:end])
-
-    def take_positions(self, positions: Ints) -> BridgeSet:
-        return self.buffer.take(self._rows[positions])
 
 
 def open_buffer(

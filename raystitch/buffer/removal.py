@@ -1,4 +1,4 @@
-"""Removing files of shards that a buffer does not name any more: never before a grace period is over.
+"""Removal of files of shards that a buffer does not name any more: never before a grace period is over.
 
 ``buffer.json`` names what a run can rely on: the closed rounds, the shards of the finished buffer, and by the largest
 number of bridges that a run was started with whether more are still wanted. Something may go only when a version of it
@@ -18,16 +18,18 @@ from raystitch.io.storage import Storage
 
 VARIABLE = "RAYSTITCH_GRACE_SECONDS"
 GRACE_SECONDS = 900.0
-"""Where several machines write and no lock holds between them."""
+"""Grace period where several machines write and no lock holds between them."""
 LOOK_SECONDS = 1.0
 """Time after which ``buffer.json`` is read again while files are removed."""
 _SHARED = ("nfs", "cifs", "smb", "fuse", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "9p", "virtiofs", "ocfs2")
-"""How the types of file systems begin that several machines may share."""
+"""Beginnings of the types of file systems that several machines may share."""
 
 
 def grace_seconds(storage: Storage) -> float:
-    """How long what is not named any more stays: ``$RAYSTITCH_GRACE_SECONDS``, else 15 minutes on object stores and
-    network file systems and no time on a disk of this machine, where a lock keeps others out.
+    """Return how long a file stays that is not named any more.
+
+    It is ``$RAYSTITCH_GRACE_SECONDS``, else 15 minutes on object stores and network file systems, and no time on a
+    disk of this machine, where a lock keeps others out.
 
     Raises:
         UserError: when the variable is no number of seconds.

@@ -1,4 +1,4 @@
-"""When a round has enough bridges: the smallest prefix of its shards is closed, and the next round builds on it.
+"""The end of a round: the smallest prefix of its shards with enough bridges is closed, and the next round builds on it.
 
 Shards are numbered through all rounds. A shard names the manifest that its round builds on, so a shard that was made on
 top of anything else than what is there now is told apart by itself and made again.
@@ -15,6 +15,7 @@ from raystitch.buffer.removal import remove_unnamed
 from raystitch.buffer.schema import BufferMeta, ClosedRound, Complete
 from raystitch.buffer.shard_file import SHARDS, ShardStats, part_name
 from raystitch.buffer.survey import Path, list_shards, shards_of, survey
+from raystitch.io.holders import is_temporary
 from raystitch.io.storage import Storage
 
 
@@ -24,18 +25,19 @@ def prefix_length(stats: Mapping[int, ShardStats], num_bridges: int, first_shard
     Returns:
         The shard after the last one; None while there is no such run.
     """
-    return prefix_end({shard: s.accepted for shard, s in stats.items()}, num_bridges, first_shard)
+    return prefix_end({shard: found.accepted for shard, found in stats.items()}, num_bridges, first_shard)
 
 
 def prefix_end(
-    accepted_of: Mapping[int, int], wanted: int, shard: int, accepted: int = 0, without: Collection[int] = ()
+    accepted_of: Mapping[int, int], wanted: int, first_shard: int, without: Collection[int] = ()
 ) -> int | None:
-    """Return the shard after the smallest gapless run with ``wanted`` accepted bridges, None while there is none.
+    """Return where the smallest gapless run of shards from ``first_shard`` on with ``wanted`` accepted bridges ends.
 
     Args:
-        shard, accepted: where to begin, and the accepted bridges of the run before it.
+        accepted_of: accepted bridges of each shard there is.
         without: shards that are not there and are passed over.
     """
+    accepted, shard = 0, first_shard
     while shard in accepted_of or shard in without:
         accepted += accepted_of.get(shard, 0)
         shard += 1
@@ -181,7 +183,7 @@ def _remove_leftovers(storage: Storage, meta: BufferMeta, complete: Complete) ->
         shards = shards_of(name)
         if shards and shards.start >= complete.num_shards:
             over.append(name)
-        elif name.endswith(".tmp") and storage.is_leftover(f"{SHARDS}/{name}"):
+        elif is_temporary(name) and storage.is_leftover(f"{SHARDS}/{name}"):
             storage.delete(f"{SHARDS}/{name}")
     if meta.augment.num_bridges <= complete.num_bridges:
         remove_unnamed(storage, meta, over)

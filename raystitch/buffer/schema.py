@@ -1,4 +1,4 @@
-"""What a buffer's files hold: the Arrow schema of a shard and the settings in ``buffer.json``.
+"""The content of a buffer's files: the Arrow schema of a shard and the settings in ``buffer.json``.
 
 Legend: N candidates, G largest gap, O observation size, A action size.
 """
@@ -15,18 +15,15 @@ from raystitch.buffer.config import AugmentConfig
 from raystitch.data.episodes import Floats, Ints
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
+from raystitch.io.config_file import parse_config
 from raystitch.stitching.candidates import REASONS, Candidates
-from raystitch.stitching.config import (
-    GapConfig,
-    GuidanceConfig,
-    PairConfig,
-    QualifyConfig,
-    RepairConfig,
-    SamplerConfig,
-    StitchConfig,
-)
+from raystitch.stitching.config import StitchConfig
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READ_VERSIONS = (2, 3)
+"""Schema 2 lacks ``JUDGED_STEPS`` and calls ``augment.proposer`` ``augment.sampler``."""
+LACKS = {2: "schema 2: no per-step residuals"}
+"""Version -> a line about what buffers of this version do not hold."""
 
 PARENTS = ("source_bridge", "target_bridge")
 INTEGERS = ("source_episode", "source_step", "target_episode", "target_step", "gap", "seed")
@@ -39,10 +36,13 @@ NUMBERS = (
     "return_source",
     "return_stitched",
 )
+JUDGED_STEPS = ("residuals", "spreads")
+"""List columns with the judges' residual and disagreement of every step."""
 
 
-def make_schema(obs_dim: int, act_dim: int) -> pa.Schema:
-    """One row per candidate attempt; ``observations`` has gap + 2 states, ``actions`` and ``rewards`` gap + 1."""
+def make_schema(obs_dim: int, act_dim: int, schema_version: int = SCHEMA_VERSION) -> pa.Schema:
+    """One row per candidate attempt; ``observations`` has gap + 2 states, the other lists have gap + 1 steps."""
+    judged = JUDGED_STEPS if schema_version >= 3 else ()
     return pa.schema(
         [
             ("bridge_id", pa.string()),
@@ -58,6 +58,7 @@ def make_schema(obs_dim: int, act_dim: int) -> pa.Schema:
             ("observations", pa.list_(pa.list_(pa.float32(), obs_dim))),
             ("actions", pa.list_(pa.list_(pa.float32(), act_dim))),
             ("rewards", pa.list_(pa.float32())),
+            *((name, pa.list_(pa.float32())) for name in judged),
         ]
     )
 
@@ -82,8 +83,15 @@ def flat_lists(flat: Floats, lengths: Ints) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def candidates_to_table(candidates: Candidates, shard: int, chain_round: int = 0) -> pa.Table:
-    """The candidates of a shard as rows of its file.
+def schema_version_of(schema: pa.Schema) -> int:
+    """Return the version whose columns these are."""
+    return 3 if set(JUDGED_STEPS) <= set(schema.names) else 2
+
+
+def candidates_to_table(
+    candidates: Candidates, shard: int, chain_round: int = 0, schema_version: int = SCHEMA_VERSION
+) -> pa.Table:
+    """Return the candidates of a shard as rows of its file.
 
     Attempts may come in any order: one belongs to the pair whose first attempt is in row ``first_row``.
     """
@@ -103,8 +111,9 @@ def candidates_to_table(candidates: Candidates, shard: int, chain_round: int = 0
         "observations": _lists(candidates.observations, candidates.gap + 2),
         "actions": _lists(candidates.actions, candidates.gap + 1),
         "rewards": _lists(candidates.rewards, candidates.gap + 1),
+        **{name: _lists(getattr(candidates, name), candidates.gap + 1) for name in JUDGED_STEPS},
     }
-    schema = make_schema(candidates.observations.shape[2], candidates.actions.shape[2])
+    schema = make_schema(candidates.observations.shape[2], candidates.actions.shape[2], schema_version)
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
@@ -158,6 +167,7 @@ class BufferMeta:
         complete: None while generation has not finished for the first time.
         selected_from: fingerprint of the whole dataset where it was made from a part; episode numbers are the whole's.
         rounds: the closed rounds, which is all but the last.
+        schema_version: of all its shards; a buffer keeps the one that it was begun with.
     """
 
     gamma: float
@@ -198,35 +208,27 @@ class BufferMeta:
         """Raises: UserError when ``value`` is not a buffer's settings or of another version."""
         if not isinstance(value, dict) or "schema_version" not in value:
             raise UserError(f"{where} is not a buffer description: it has no schema_version")
-        if value["schema_version"] != SCHEMA_VERSION:
+        if value["schema_version"] not in READ_VERSIONS:
             raise UserError(
-                f"{where} has schema_version={value['schema_version']}, this raystitch reads {SCHEMA_VERSION}; "
-                "generate the buffer again or use the version that wrote it"
+                f"{where} has schema_version={value['schema_version']}, this raystitch reads "
+                f"{' and '.join(map(str, READ_VERSIONS))}; generate the buffer again or use the version that wrote it"
             )
         try:
-            stitch, complete = value["stitch"], value["complete"]
+            complete = value["complete"]
             parsed = {
                 "action_low": tuple(value["action_low"]),
                 "action_high": tuple(value["action_high"]),
                 "env": None if value["env"] is None else EnvSpec.from_json(value["env"]),
-                "stitch": StitchConfig(
-                    pairs=PairConfig(**stitch["pairs"]),
-                    gap=GapConfig(**stitch["gap"]),
-                    sampler=SamplerConfig(**stitch["sampler"]),
-                    guidance=GuidanceConfig(**stitch["guidance"]),
-                    repair=RepairConfig(**stitch["repair"]),
-                    qualify=QualifyConfig(**stitch["qualify"]),
-                ),
-                "augment": AugmentConfig(**value["augment"]),
+                **_configs(value),
                 "complete": None if complete is None else Complete(**complete),
                 "rounds": tuple(ClosedRound(**closed) for closed in value.get("rounds", ())),
             }
             return cls(**(value | parsed))
-        except (KeyError, TypeError, ValueError) as error:
+        except (UserError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where} is not a buffer description: {error}") from error
 
     def settings(self) -> dict[str, Any]:
-        """The settings that two runs must share to fill one buffer."""
+        """Return the settings that two runs must share to fill one buffer."""
         value = self.to_json()
         for name in ("dataset_name", "calibration", "complete", "env", "rounds"):
             del value[name]
@@ -234,3 +236,22 @@ class BufferMeta:
         names = ("chain_rounds", "num_bridges", "chain_pool") if self.augment.chain_rounds else ("chain_rounds",)
         value["augment"] = {name: getattr(self.augment, name) for name in ("pairs_per_shard", *names)}
         return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Configs:
+    stitch: StitchConfig
+    augment: AugmentConfig
+
+
+def _configs(value: Mapping[str, Any]) -> dict[str, StitchConfig | AugmentConfig]:
+    """Return ``stitch`` and ``augment`` of a ``buffer.json`` of any version.
+
+    Raises:
+        UserError: naming the key that is not one, or whose value is not.
+    """
+    augment = value["augment"]
+    if value["schema_version"] == 2 and "sampler" in augment:
+        augment = {AugmentConfig.RENAMED.get(name, name): entry for name, entry in augment.items()}
+    found = parse_config({"stitch": value["stitch"], "augment": augment}, _Configs)
+    return {"stitch": found.stitch, "augment": found.augment}

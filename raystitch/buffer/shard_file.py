@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raystitch.buffer.schema import INTEGERS, PARENTS, SCHEMA_VERSION, make_schema
+from raystitch.buffer.schema import INTEGERS, PARENTS, SCHEMA_VERSION, make_schema, schema_version_of
 from raystitch.errors import StorageError, UserError
 from raystitch.io.digest import checksum, checksum_of, checksum_text
 from raystitch.io.storage import Storage
@@ -25,14 +25,14 @@ PART = re.compile(r"part-(\d{6,})\.arrow")
 MERGED = re.compile(r"merged-(\d{6,})-(\d{6,})\.arrow")
 DECIDED = ("bridge_id", *PARENTS, *INTEGERS, "accepted")
 BROKEN = (OSError, pa.ArrowException, LookupError, TypeError, ValueError, OverflowError)
-"""What reading damaged bytes may raise."""
+"""Exceptions that reading damaged bytes may raise."""
 AGAIN = "run `raystitch augment` with the same arguments to generate it again"
 _KEY = b"raystitch"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardStats:
-    """What a shard holds.
+    """Statistics and checksums of a shard.
 
     Attributes:
         accepted: pairs of which an attempt is accepted.
@@ -140,7 +140,8 @@ def write_file(storage: Storage, name: str, batch: pa.RecordBatch, stats: Sequen
         StorageError: when it cannot be written.
     """
     shards = [asdict(s) for s in stats]
-    info = {"schema_version": SCHEMA_VERSION, "shards": shards, "checksum": checksum_text(json.dumps(shards))}
+    version = schema_version_of(batch.schema)
+    info = {"schema_version": version, "shards": shards, "checksum": checksum_text(json.dumps(shards))}
     schema = batch.schema.with_metadata({_KEY: json.dumps(info).encode()})
     with storage.create(f"{SHARDS}/{name}", durable=durable) as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(batch.replace_schema_metadata(schema.metadata))
@@ -239,7 +240,13 @@ def write_shard(path: str | os.PathLike[str], shard: int, table: pa.Table, manif
 
 
 def write_failed(
-    path: str | os.PathLike[str], shard: int, obs_dim: int, act_dim: int, manifest: str, error: str
+    path: str | os.PathLike[str],
+    shard: int,
+    obs_dim: int,
+    act_dim: int,
+    manifest: str,
+    error: str,
+    schema_version: int = SCHEMA_VERSION,
 ) -> ShardStats:
     """Writes an empty shard in the place of one that cannot be made, so that the buffer can do without it.
 
@@ -249,7 +256,7 @@ def write_failed(
     Raises:
         StorageError: when it cannot be written.
     """
-    empty = make_schema(obs_dim, act_dim).empty_table()
+    empty = make_schema(obs_dim, act_dim, schema_version).empty_table()
     stats = replace(shard_stats(empty, shard, manifest), error=error)
     write_file(Storage(path), part_name(shard), as_batch(empty), [stats], durable=False)
     return stats

@@ -46,7 +46,7 @@ def by_shard(names: list[str]) -> dict[int, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What is there.
+    """The whole shards and the damaged files of a buffer.
 
     Attributes:
         stats: of every shard that is whole, by number; of a damaged file with several shards those that are.
@@ -58,7 +58,7 @@ class Survey:
 
 
 def survey(path: Path, *, thorough: bool = True) -> Survey:
-    """Which shards are there and whole.
+    """Find the shards that are there and whole.
 
     Args:
         thorough: checksum all data of a buffer on a local disk, one file after the other. On an object store only what
@@ -104,7 +104,7 @@ def _each(storage: Storage, look: Look, names: list[str]) -> Iterable[tuple[tupl
 
 
 def read_stats_of(storage: Storage, name: str) -> tuple[tuple[ShardStats, ...], str]:
-    """What a file says of itself, and what is wrong with it."""
+    """Return what a file says of itself, and what is wrong with it."""
     try:
         stats = read_stats(storage, name)
     except ValueError as error:
@@ -119,7 +119,7 @@ def read_stats_of(storage: Storage, name: str) -> tuple[tuple[ShardStats, ...], 
 
 
 def _check_rows(storage: Storage, name: str) -> tuple[tuple[ShardStats, ...], str]:
-    """The same with every byte looked at."""
+    """Does the same with every byte looked at."""
     stats, why = read_stats_of(storage, name)
     if why:
         return stats, why

@@ -6,19 +6,14 @@ Legend: B bridges, T their transitions, D draws, O observation size, A action si
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
 
+from raystitch.buffer.schema import BufferMeta
 from raystitch.data.episodes import Bools, Floats, Ints
 from raystitch.seeding import numpy_rng
-
-if TYPE_CHECKING:
-    from raystitch.buffer.reader import Buffer
 
 Over = Literal["transitions", "bridges"]
 
@@ -34,10 +29,30 @@ class StepBatch(TypedDict):
     terminated: Bools
 
 
+class MappedFiles(Protocol):
+    """Steps of candidates in mapped files: an open buffer.
+
+    Attributes:
+        file_starts: int64 [F + 1], first row of each of F files, and the number of candidates.
+    """
+
+    uri: str
+    meta: BufferMeta
+    file_starts: Ints
+
+    def steps(self, number: int) -> tuple[Floats, Floats, Floats]:
+        """Observations, actions and rewards of all candidates of a file."""
+        ...
+
+    def step_starts(self, number: int) -> Ints:
+        """First transition of each candidate of a file and, last, their number."""
+        ...
+
+
 class Transitions:
     """The T transitions of B candidates, numbered in the order of the rows; 20 bytes per bridge in memory."""
 
-    def __init__(self, buffer: "Buffer", rows: Ints) -> None:
+    def __init__(self, buffer: MappedFiles, rows: Ints) -> None:
         """``rows``: int64 [B], ascending."""
         self.buffer, self.rows = buffer, rows
         cuts = np.searchsorted(rows, buffer.file_starts)
@@ -163,34 +178,3 @@ class Transitions:
 def _fetch(source: NDArray[np.float32], index: Ints, out: NDArray[np.float32]) -> None:
     # mode="raise" would go through a temporary; the index is in range by construction.
     source.take(index, 0, out=out, mode="clip")
-
-
-class BridgeTransitions(Dataset[dict[str, Tensor]]):
-    """Generated transitions, read from the mapped files; an index, a list of them or a slice gives a dictionary.
-
-    Keys: ``observation``, ``action``, ``reward``, ``next_observation`` and ``terminated`` (always False: a seam is
-    neither terminal nor time-out). A list is fetched at once: give a DataLoader a ``BatchSampler`` as its ``sampler``
-    and ``batch_size=None``, or its batches are made of single rows.
-    """
-
-    def __init__(self, transitions: Transitions) -> None:
-        self._transitions = transitions
-
-    def __len__(self) -> int:
-        return len(self._transitions)
-
-    def __getitem__(self, index: int | slice | list[int] | Tensor) -> dict[str, Tensor]:
-        if isinstance(index, slice):
-            asked = np.arange(*index.indices(len(self)))
-        else:
-            asked = np.asarray(index)
-            if asked.dtype == np.bool_:
-                asked = np.flatnonzero(asked)
-        batch: Any = self._transitions.at(np.atleast_1d(asked))
-        tensors = {name: torch.from_numpy(column) for name, column in batch.items()}
-        return {name: tensor[0] for name, tensor in tensors.items()} if asked.ndim == 0 else tensors
-
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
-        """What a DataLoader asks for a batch of rows with: fetched together, handed over one by one."""
-        batch = self[indices]
-        return [{name: column[row] for name, column in batch.items()} for row in range(len(indices))]

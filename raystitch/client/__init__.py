@@ -1,4 +1,5 @@
-"""Talks to the raystitch endpoint. A folder to copy out: it needs numpy, pyarrow and httpx, nothing else of raystitch.
+"""The client of the raystitch endpoint. A folder to copy out: it needs numpy, pyarrow and httpx, nothing else of
+raystitch. tests/client tells when it broke.
 
 With ``raystitch serve`` running::
 

@@ -29,7 +29,7 @@ class Settings:
     compression: Codec | None
 
     def __post_init__(self) -> None:
-        if not _is_address(self.url):  # not quoted: there may be a password in it
+        if not _is_address(self.url):  # not quoted, because there may be a password in it
             raise ValueError("url must be http://HOST:PORT or https://HOST:PORT, without a name or password in it")
         if not 0 < self.timeout < float("inf"):
             raise ValueError(f"timeout must be a number of seconds > 0, got timeout={self.timeout}")
@@ -42,7 +42,7 @@ class Settings:
 
 
 def connection(settings: Settings, token: str | None) -> dict[str, Any]:
-    """Arguments of the httpx client.
+    """Return the arguments of the httpx client.
 
     Raises:
         ValueError: for a token that no header can carry; does not quote it, as httpx would.
@@ -54,14 +54,15 @@ def connection(settings: Settings, token: str | None) -> dict[str, Any]:
         "base_url": settings.url,
         "verify": _certificates(),
         "headers": {"Authorization": f"Bearer {token}"} if token else {},
-        # Any number of threads or tasks; idle connections are given up before uvicorn closes them (after 5 s).
+        # No limit on threads or tasks. Idle connections are closed before uvicorn closes them (after 5 s).
         "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=4),
     }
 
 
 @functools.cache
 def _certificates() -> ssl.SSLContext:
-    """The authorities of certifi, or of ``SSL_CERT_FILE``; reading them takes a tenth of a second, so once."""
+    """Return the certificate authorities of certifi, or of ``SSL_CERT_FILE``. Reading them takes a tenth of a second,
+    so it is done once."""
     return httpx.create_ssl_context()
 
 
@@ -70,7 +71,7 @@ def stitch(
 ) -> Call[Result]:
     """Raises: ValueError before anything is sent; StitchError afterwards."""
     check_pair(source, target)
-    # One name for all attempts, known here even when no answer comes.
+    # One id for all attempts, known here even when no answer comes.
     name = uuid.uuid4().hex if request_id is None else request_id
     if not 0 < len(name) <= 128 or not _is_visible(name):
         raise ValueError(f"request_id must be 1 to 128 printable ASCII characters, no spaces, got request_id={name!r}")

@@ -1,4 +1,4 @@
-"""The two clients: they send and wait; everything that is decided is decided in ``calls.py``."""
+"""The two clients. They send and wait; ``calls.py`` makes all decisions."""
 
 import asyncio
 import time
@@ -75,7 +75,7 @@ class Client(_Endpoint):
         model: str = "default",
         request_id: str | None = None,
     ) -> Result:
-        """Joins the start of ``source`` to the end of ``target``; the same arguments give the same answer.
+        """Join the start of ``source`` to the end of ``target``; the same arguments give the same answer.
 
         Args:
             delta: largest residual: a number, a quantile of real data such as ``q99``, ``off``; None: the model's own.
@@ -101,11 +101,11 @@ class Client(_Endpoint):
         return self._run(calls.stitch(self._settings, source, target, options, request_id))
 
     def models(self) -> list[dict[str, Any]]:
-        """What each model is: name, sizes, gaps, thresholds, limits."""
+        """Describe every model: name, sizes, gaps, thresholds, limits."""
         return self._run(calls.models(self._settings))
 
     def model(self, name: str = "default") -> dict[str, Any]:
-        """What one model is."""
+        """Describe one model."""
         return self._run(calls.get(self._settings, calls.model_path(name)))
 
     def episodes(
@@ -117,16 +117,17 @@ class Client(_Endpoint):
         offset: int = 0,
         limit: int = 50,
     ) -> dict[str, Any]:
-        """A page of the served dataset: ``total``, and ``episodes``, each with index, steps, return and terminated."""
+        """Return a page of the served dataset: ``total``, and ``episodes``, each with index, steps, return and
+        terminated."""
         params = {"order": order, "descending": descending, "offset": offset, "limit": limit}
         return self._run(calls.get(self._settings, calls.model_path(model, "episodes"), params))
 
     def episode(self, index: int, model: str = "default") -> Trajectory:
-        """One episode of the served dataset."""
+        """Return one episode of the served dataset."""
         return self._run(calls.episode(self._settings, index, model))
 
     def ready(self) -> bool:
-        """Whether the server is there and ready; asks once."""
+        """Return True if the server is there and ready; asks once."""
         return self._run(calls.ready(self._settings))
 
     def close(self) -> None:
@@ -153,7 +154,7 @@ class Client(_Endpoint):
         end = time.monotonic() + step.timeout
         try:
             with self._http.stream(**step.arguments, timeout=step.timeout) as response:
-                # httpx limits the time of every read, not of them all: the body's reads get what is left by now.
+                # httpx limits each read, not all of them together, so the body's reads get the time that is left.
                 response.request.extensions["timeout"]["read"] = max(1e-3, end - time.monotonic())
                 parts: list[bytes] = []
                 for part in response.iter_bytes():

@@ -1,4 +1,4 @@
-"""What goes wrong at the server or on the way to it. What is wrong with an argument is a plain ValueError."""
+"""Errors at the server or on the way to it. A wrong argument raises a plain ValueError."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ class StitchError(Exception):
         request_id: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        # All of them, so that the error survives pickling on its way out of another process.
+        # All arguments, so that the error survives pickling on its way out of another process.
         super().__init__(detail, status, errors, request_id, retry_after)
         self.detail, self.status, self.errors = detail, status, errors
         self.request_id, self.retry_after = request_id, retry_after
@@ -37,11 +37,11 @@ class Unauthorized(StitchError):
 
 
 class InvalidRequest(StitchError, ValueError):
-    """The server refuses what the request says; ``errors`` names the fields."""
+    """The server refuses the request; ``errors`` names the fields."""
 
 
 class Overloaded(StitchError):
-    """The server is busy, starting or stopping, and still is after the retries there was time for."""
+    """The server is busy, starting or stopping, even after the retries that there was time for."""
 
 
 class DeadlineExceeded(StitchError):

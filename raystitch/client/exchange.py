@@ -1,8 +1,8 @@
-"""From a request to the answer that stands: what to send, how long, and when to try again. Nothing is sent here.
+"""From a request to the final answer: what to send, how long to wait, and when to try again. Nothing is sent here.
 
-Stitching is a pure function of the request (its seed included), so asking again is safe whatever became of the first
-attempt: of one that was refused, broke down half way, or was computed and its answer lost. Not after 504: the time is
-spent then.
+Stitching is a pure function of the request (its seed included), so asking again is always safe: whether the first
+attempt was refused, broke down half way, or was computed and its answer lost. After 504 there is no further attempt,
+because the time is spent.
 """
 
 import email.utils
@@ -49,14 +49,14 @@ class Answer:
 
 
 Outcome: TypeAlias = Answer | httpx.RequestError
-# A call yields what to do next and is told what came of it (of a pause: nothing); only the two clients do anything.
+# A call yields its next step and is sent the result (None after a pause); only the two clients act.
 Call: TypeAlias = Generator[Send | Pause, Outcome | None, T]
 
 
 def exchange(
     endpoint: str, timeout: float, max_retries: int, headers: Mapping[str, str], **arguments: Any
 ) -> Call[Answer]:
-    """Sends until there is an answer of status 200, or no attempt or no time left.
+    """Send until there is an answer of status 200, or no attempt or no time is left.
 
     Args:
         endpoint: its address, for messages.
@@ -82,24 +82,26 @@ def exchange(
 
 
 def preferred_wait(left: float) -> str:
-    """A Prefer header (RFC 7240): a little less than is left, so that the server's own word comes before time is up.
+    """A Prefer header (RFC 7240) that asks for a little less than the time left, so that the server answers before time
+    is up.
 
-    The RFC has whole seconds; the endpoint takes parts of them too.
+    The RFC has whole seconds; the endpoint accepts fractions.
     """
     return f"wait={int(left)}" if left >= 2 else f"wait={0.8 * left:.3f}"
 
 
 def may_help(outcome: Outcome) -> bool:
-    """Whether trying again may: the server is busy or broken, or the connection was."""
+    """Return True if another attempt may help: the server is busy or broken, or the connection was."""
     if isinstance(outcome, Answer):
         return outcome.status in RETRIED_STATUS
     return isinstance(outcome, httpx.NetworkError | httpx.RemoteProtocolError)
 
 
 def pause_seconds(attempt: int, retry_after: float | None, jitter: float) -> float:
-    """Seconds until the next attempt: what the server asks for, plus exponential back-off with full jitter.
+    """Return the seconds until the next attempt: the time that the server asks for, plus exponential back-off with full
+    jitter.
 
-    Plus, so that clients that were sent away together do not come back together.
+    The two are added so that clients that were sent away together do not come back together.
 
     Args:
         attempt: 0 after the first. jitter: in [0, 1).
@@ -109,7 +111,7 @@ def pause_seconds(attempt: int, retry_after: float | None, jitter: float) -> flo
 
 
 def retry_after_seconds(value: str | None, now: datetime) -> float | None:
-    """What a Retry-After header says in seconds or as an HTTP date; None where it says neither."""
+    """Read a Retry-After header, given in seconds or as an HTTP date; None when it is neither."""
     if value is None:
         return None
     try:
@@ -121,7 +123,7 @@ def retry_after_seconds(value: str | None, now: datetime) -> float | None:
 
 
 def failure_of(outcome: Outcome, endpoint: str, request_id: str | None) -> StitchError:
-    """What an outcome means to the caller."""
+    """Turn an outcome into an error for the caller."""
     if isinstance(outcome, Answer):
         problem = _problem(outcome.body)
         detail = problem.get("detail") or http.client.responses.get(outcome.status, "an answer without a reason")
@@ -142,7 +144,7 @@ def failure_of(outcome: Outcome, endpoint: str, request_id: str | None) -> Stitc
 
 
 def _problem(body: bytes) -> dict[str, Any]:
-    """The members of an application/problem+json body; none of a proxy's own page."""
+    """The members of an application/problem+json body; empty for a proxy's own page."""
     try:
         problem = json.loads(body)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What goes to the server and what comes back. The legend of shapes is in ``__init__.py``."""
+"""Values that go to the server and come back. The legend of shapes is in ``__init__.py``."""
 
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -67,7 +67,7 @@ class StitchedTrajectory:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Bridge:
-    """What is known of every bridge. A number that is not finite is NaN.
+    """The facts about a bridge. A number that is not finite is NaN.
 
     Attributes:
         reason: ``ok``, or why it is not accepted.
@@ -111,7 +111,7 @@ class Candidate(Bridge):
     rewards: Floats = field(repr=False)
 
     def accepted_at(self, delta: float | None) -> bool:
-        """Whether it would be accepted at another threshold; None: whatever its residuals."""
+        """Return True if it would be accepted at another threshold; with None, whatever its residuals."""
         others = set(self.failed) - {"residual"}
         return not others and (delta is None or self.residual_max < delta)
 

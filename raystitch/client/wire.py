@@ -31,7 +31,7 @@ def plain_options(
     cut: str,
     model: str,
 ) -> dict[str, Any]:
-    """The options as JSON can say them. Their kinds are checked here, their bounds are the server's business.
+    """Return the options as JSON values. Their types are checked here; the server checks their bounds.
 
     Raises:
         ValueError: for an option of the wrong kind.
@@ -71,7 +71,7 @@ def encode_arrow(source: Trajectory, target: Trajectory, options: Mapping[str, A
         "step": pa.array(np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])),
         "observation": _vectors(np.concatenate([trajectory.observations for trajectory in pair])),
     }
-    # A column that neither trajectory has is left out: nothing says how wide it would be.
+    # A column that neither trajectory has is left out, because its width is unknown.
     if source.actions is not None or target.actions is not None:
         columns["action"] = _vectors(*_per_transition(source.actions, target.actions, lengths))
     if source.rewards is not None or target.rewards is not None:
@@ -86,7 +86,7 @@ def encode_arrow(source: Trajectory, target: Trajectory, options: Mapping[str, A
 
 
 def _per_transition(source: Floats | None, target: Floats | None, lengths: list[int]) -> tuple[Floats, Bools]:
-    """Rows for all states of both [T + T', ...], and where there is none: in each last state, or in all."""
+    """Rows for all states of both [T + T', ...], and where values are missing: in each last state, or in all."""
     width = next(array.shape[1:] for array in (source, target) if array is not None)
     values = np.zeros((sum(lengths), *width), np.float32)
     missing = np.ones(sum(lengths), np.bool_)
@@ -103,7 +103,7 @@ def _vectors(rows: Floats, missing: Bools | None = None) -> pa.Array:
 
 
 def compressed(body: bytes, codec: Codec | None) -> tuple[bytes, dict[str, str]]:
-    """The body as it is sent, and the headers that say so; small ones are not worth it."""
+    """Return the body as it is sent and its headers; a small body is not compressed."""
     if codec is None or len(body) < COMPRESSED_FROM_BYTES:
         return body, {}
     packed = gzip.compress(body, compresslevel=1) if codec == "gzip" else pa.compress(body, codec=codec, asbytes=True)
@@ -134,7 +134,7 @@ def decode_arrow(body: bytes) -> Result:
 
 
 def decoded(body: bytes, decode: Callable[[bytes], T]) -> T:
-    """Raises: StitchError when the server (or what stands before it) says what this version does not understand."""
+    """Raises: StitchError when this version does not understand the answer of the server, or of a proxy before it."""
     try:
         return decode(body)
     except (LookupError, TypeError, ValueError, pa.ArrowException) as error:
@@ -142,8 +142,8 @@ def decoded(body: bytes, decode: Callable[[bytes], T]) -> T:
 
 
 def _typed(kind: type[T], raw: Mapping[str, Any]) -> T:
-    """A dataclass from what the server calls its fields; what a newer server adds is left out."""
-    known: Any = kind  # a dataclass, which its type does not say
+    """Make a dataclass from the fields of an answer; unknown fields of a newer server are left out."""
+    known: Any = kind  # a dataclass, although its type does not say so
     return kind(**{each.name: _READ.get(each.type, _same)(raw[each.name]) for each in fields(known)})
 
 

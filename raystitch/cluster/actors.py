@@ -1,7 +1,7 @@
-"""The two kinds of actors of ``augment``: proposers that propose a shard, qualifiers that judge and write it.
+"""The two kinds of actors of ``augment``: proposers propose a shard, qualifiers judge and write it.
 
-Each is a few lines around functions that run without Ray. A shard stays one row between the stages. What goes wrong
-travels as data: raised in an actor, Ray would print a traceback, lose the type, and stop all other shards.
+Each is a few lines around functions that run without Ray. A shard stays one row between the stages. Errors travel as
+data: if an actor raised them, Ray would print a traceback, lose their type and stop all other shards.
 """
 
 import io
@@ -22,7 +22,7 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from raystitch.buffer.schema import candidates_to_table
+from raystitch.buffer.schema import SCHEMA_VERSION, candidates_to_table
 from raystitch.buffer.shard_file import SHARDS, ShardStats, part_name, read_stats, write_shard
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import RunError, StorageError, UserError
@@ -40,11 +40,11 @@ Batch = dict[str, np.ndarray[Any, Any]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shared:
-    """What every actor of a round needs; one copy of each in the object store, whatever the number of actors.
+    """The data that every actor of a round needs, once in the object store whatever the number of actors.
 
     Attributes:
-        bundle: the files of the bundle, so that its folder need not be on storage that all nodes see.
-        trajectories: in a chain round those that pairs are selected from.
+        bundle: the files of the bundle, so that its folder need not be on shared storage.
+        trajectories: in a chain round, the trajectories from which pairs are selected.
     """
 
     bundle: Mapping[str, bytes]
@@ -53,24 +53,24 @@ class Shared:
 
 
 MAX_STARTS = 4
-"""Times that one kind of actor starts on a shard in one execution. Ray Data starts it again without end when actors
-die, and a shard may be what kills them (out of memory, a fault in a driver)."""
+"""Times that one kind of actor may start on a shard in one execution. Ray Data would restart it without end when actors
+die, and the shard may be what kills them (out of memory, a fault in a driver)."""
 
 
 class Starts:
-    """Counts how often work was started, in an actor of its own that outlives those that do it."""
+    """Counts how often work was started; runs in an actor of its own, which outlives the ones that do the work."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
     def count(self, what: str) -> int:
-        """Counts a start and says how many there are now."""
+        """Count a start and return the number so far."""
         self._counts[what] += 1
         return self._counts[what]
 
 
 def start_counter() -> ActorHandle:
-    """A ``Starts`` actor of one execution."""
+    """Start the ``Starts`` actor of one execution."""
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Starts)
     return actor.remote()
 
@@ -81,10 +81,10 @@ SharedRef = list["ray.ObjectRef[Shared]"]
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """What one kind of actor does in one round.
+    """The work of one kind of actor in one round.
 
     Attributes:
-        device: ``auto`` takes the GPU that the actor was given. threads: of torch, on the CPU.
+        device: ``auto`` takes the GPU that the actor was given. threads: torch threads on the CPU.
     """
 
     stitch_config: StitchConfig
@@ -95,15 +95,16 @@ class ShardJob:
     pairs_per_shard: int
     chain_round: int = 0
     manifest: str = ""
+    schema_version: int = SCHEMA_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a shard.
+    """The result of a shard.
 
     Attributes:
-        stats: of the shard that is there now. made: it was made by this actor and not found.
-        error: why there is none. kind: ``user`` and ``storage`` concern every shard, ``shard`` this one.
+        stats: of the shard that exists now. made: this actor made it, rather than found it.
+        error: why there is none. kind: ``user`` and ``storage`` errors concern every shard, ``shard`` this one.
         propose_seconds, qualify_seconds: wall clock.
     """
 
@@ -124,17 +125,17 @@ class Outcome:
         return cls(**{**value, "stats": None if value["stats"] is None else ShardStats(**value["stats"])})
 
     def as_exception(self) -> UserError | RunError:
-        """What the driver raises where ``kind`` concerns every shard."""
+        """The exception that the driver raises if ``kind`` concerns every shard."""
         return {"user": UserError, "storage": StorageError}.get(self.kind, RunError)(self.error)
 
 
 def bundle_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
-    """File name -> content of a bundle."""
+    """The files of a bundle, name -> content."""
     return {name: Path(folder, name).read_bytes() for name in (STITCHER_FILE, *(f"{p}.safetensors" for p in PARTS))}
 
 
 def load_bundle(files: Mapping[str, bytes], device: str) -> Bundle:
-    """The bundle whose files these are."""
+    """Load a bundle from its files."""
     with tempfile.TemporaryDirectory(prefix="raystitch-") as folder:
         for name, content in files.items():
             Path(folder, name).write_bytes(content)
@@ -146,7 +147,11 @@ class _Actor:
         self.job, self._ref, self._starts = job, shared, starts
 
     def start(self, shard: int) -> None:
-        """Raises: RunError when this shard was started too often: its actors died."""
+        """Count a start on this shard.
+
+        Raises:
+            RunError: it was started too often: its actors died.
+        """
         count: Any = ray.get(self._starts.count.remote(f"{type(self).__name__} {shard}"))
         if count > MAX_STARTS:
             raise RunError(f"its worker process died {MAX_STARTS} times: killed, or out of memory")
@@ -163,7 +168,7 @@ class _Actor:
 
 
 class Proposer(_Actor):
-    """Shard numbers in, proposed candidates out."""
+    """The actor that takes shard numbers and returns proposed candidates."""
 
     @cached_property
     def source_index(self) -> SourceIndex:
@@ -191,7 +196,7 @@ class Proposer(_Actor):
 
 
 class Qualifier(_Actor):
-    """Proposed candidates in, a shard on disk and what became of it out."""
+    """The actor that takes proposed candidates, writes a shard and returns its outcome."""
 
     def __call__(self, batch: Batch) -> Batch:
         (text,), (packed,) = batch["outcome"].tolist(), batch["candidates"].tolist()
@@ -199,7 +204,8 @@ class Qualifier(_Actor):
         if packed:
             try:
                 self.start(outcome.shard)
-                table = candidates_to_table(self.stitcher.qualify(unpack(packed)), outcome.shard, job.chain_round)
+                judged = self.stitcher.qualify(unpack(packed))
+                table = candidates_to_table(judged, outcome.shard, job.chain_round, job.schema_version)
                 outcome = Outcome(
                     shard=outcome.shard,
                     stats=write_shard(job.out, outcome.shard, table, job.manifest),
@@ -212,7 +218,7 @@ class Qualifier(_Actor):
 
 
 def _there_already(job: ShardJob, shard: int) -> ShardStats | None:
-    """A shard that somebody else has made since this run looked: another driver on the same buffer."""
+    """Return the shard's stats if another driver on the same buffer has made it meanwhile."""
     storage, name = Storage(job.out), part_name(shard)
     if not storage.exists(f"{SHARDS}/{name}"):
         return None
@@ -224,7 +230,7 @@ def _there_already(job: ShardJob, shard: int) -> ShardStats | None:
 
 
 def _failed(shard: int, error: Exception) -> Outcome:
-    """Our own errors as they are; others with the place they come from, and their traceback in the actor's log."""
+    """Turn an error into an outcome: our own as it is, others with their place, and a traceback in the actor's log."""
     if isinstance(error, UserError | RunError):
         kind = {UserError: "user", StorageError: "storage"}.get(type(error), "shard")
         return Outcome(shard=shard, error=str(error), kind=kind)
@@ -236,13 +242,13 @@ def _failed(shard: int, error: Exception) -> Outcome:
 
 
 def pack(candidates: Candidates) -> bytes:
-    """Candidates as one value, so that a shard stays one row between the stages whatever Ray does with blocks."""
+    """Pack candidates into one value: a shard stays one row between the stages, whatever Ray does with blocks."""
     sink = io.BytesIO()
     np.savez(sink, **{f.name: getattr(candidates, f.name) for f in fields(candidates)})
     return sink.getvalue()
 
 
 def unpack(data: bytes) -> Candidates:
-    """The inverse of ``pack``."""
+    """Undo ``pack``."""
     with np.load(io.BytesIO(data), allow_pickle=False) as columns:
         return Candidates(**{name: columns[name] for name in columns.files})

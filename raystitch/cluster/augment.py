@@ -1,4 +1,4 @@
-"""``augment`` on Ray Data: shard numbers -> proposer actors -> qualifier actors that write -> what became of each."""
+"""``augment`` on Ray Data: shard numbers -> proposer actors -> qualifier actors, which write -> outcomes."""
 
 import contextlib
 import copy
@@ -15,6 +15,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from raystitch.buffer.config import AugmentConfig
+from raystitch.cluster.actor_pools import IN_FLIGHT, ActorPool, plan_pools
 from raystitch.cluster.actors import (
     Outcome,
     Proposer,
@@ -26,8 +27,7 @@ from raystitch.cluster.actors import (
     start_counter,
 )
 from raystitch.cluster.metrics import AugmentMetrics
-from raystitch.cluster.pools import IN_FLIGHT, ActorPool, plan_pools
-from raystitch.cluster.resources import Need, actor_needs, await_node, check_resources, live_nodes
+from raystitch.cluster.resources import Need, actor_needs, await_node, live_nodes, require_resources
 from raystitch.cluster.runtime import check_shared, describe_cluster, ensure_ray
 from raystitch.cluster.waiting import Waiting
 from raystitch.console import duration
@@ -41,13 +41,13 @@ from raystitch.pipeline.generate.progress import Progress
 from raystitch.stitching.config import StitchConfig
 
 SMALLEST_WAVE = 64
-"""Shards handed to one execution, at least. Starting one takes seconds, handing it a block a millisecond."""
+"""Smallest number of shards in one execution. Starting one takes seconds, handing it a block takes a millisecond."""
 MAX_BLOCKS, BLOCKS_PER_ACTOR = 1024, 16
-"""Blocks of shards handed to one execution, at most; more only where there are many actors to share them."""
+"""Largest number of blocks in one execution; more only if there are many actors to share them."""
 SPARE_SHARDS = 8
-"""Proposed shards that may wait for a qualifier beside those that proposers work on."""
+"""Proposed shards that may wait for a qualifier, beside those that proposers work on."""
 SHARDS_PER_BLOCK = 16
-"""Of consecutive shards: fewer, so that they are made about in order and shared evenly, as long as blocks suffice."""
+"""Largest number of consecutive shards in a block; fewer, if blocks suffice, to make them in order and share evenly."""
 
 DATA_TASK = Need(who="Ray Data's own tasks", resources={"CPU": 1.0}, advice="free a CPU")
 
@@ -64,14 +64,14 @@ def augment(
     address: str | None = None,
     progress: Progress | None = None,
 ) -> AugmentSummary:
-    """Fills a buffer with ``config.num_bridges`` accepted bridges; takes up one started with the same settings.
+    """Fill a buffer with ``config.num_bridges`` accepted bridges; continue one that was started with the same settings.
 
-    What the buffer holds in the end is a function of dataset, bundle, settings and seed: not of the number of actors,
-    of interruptions, of processes and machines that die, or of other drivers that work on the same buffer.
+    The finished buffer is a function of dataset, bundle, settings and seed. It does not depend on the number of actors,
+    on interruptions, on processes and machines that die, or on other drivers that work on the same buffer.
 
     Args:
         dataset: the trajectories or a dataset reference.
-        out: a folder (of several nodes: on storage that all of them see), or a URI such as ``s3://bucket/buffer``.
+        out: a folder (with several nodes: on storage that all of them see), or a URI such as ``s3://bucket/buffer``.
         address: a Ray cluster; None starts a local Ray (see ``ensure_ray``).
 
     Raises:
@@ -95,7 +95,7 @@ def augment(
 
 @dataclass(frozen=True)
 class _Generation:
-    """One call's work on a connected Ray."""
+    """The work of one call on a connected Ray."""
 
     ledger: Ledger
     dataset: EpisodeDataset
@@ -107,7 +107,7 @@ class _Generation:
     metrics: AugmentMetrics
 
     def fill(self) -> None:
-        """Makes what every open round lacks."""
+        """Make the missing shards of every open round."""
         ledger, files = self.ledger, bundle_files(self.bundle_dir)
         if "://" not in ledger.path:
             check_shared(ledger.path, "buffer.json")
@@ -119,14 +119,16 @@ class _Generation:
             while not ledger.round_done:
                 proposers, qualifiers = self._pools()
                 num_blocks = max(MAX_BLOCKS, BLOCKS_PER_ACTOR * proposers.max_size)
-                shards = ledger.missing(min(num_blocks * SHARDS_PER_BLOCK, max(SMALLEST_WAVE, 2 * ledger.expected())))
+                shards = ledger.next_shards(
+                    min(num_blocks * SHARDS_PER_BLOCK, max(SMALLEST_WAVE, 2 * ledger.expected()))
+                )
                 if shards:
                     self._wave(shards, shared, proposers, qualifiers, min(num_blocks, len(shards)))
 
     def _wave(
         self, shards: list[int], shared: SharedRef, proposers: ActorPool, qualifiers: ActorPool, num_blocks: int
     ) -> None:
-        """One execution over some missing shards of a round; ends it as soon as there are enough."""
+        """Run one execution over some missing shards of a round; end it as soon as there are enough."""
         ledger, unheard, seconds = self.ledger, set(shards), self.ledger.config.no_progress_timeout
         needs = [*(pool_need(*pool) for pool in ((proposers, "proposer"), (qualifiers, "qualifier"))), DATA_TASK]
         waiting = Waiting(needs, ledger.note, f"augment.no_progress_timeout is {duration(seconds)}; ")
@@ -161,25 +163,24 @@ class _Generation:
             ledger.fail(shard, "its worker process died: killed, or out of memory")
 
     def _announce(self) -> None:
-        """Says what there is to work with, and waits for nodes that have to be added first.
+        """Wait for nodes that have to be added first, then describe the cluster and the actors.
 
         Raises:
-            UserError: when no machine has what an actor asks for, or all of them not what all actors ask for, and
-                none can be added.
+            UserError: when an actor fits on no machine, or all actors do not fit together, and none can be added.
         """
         config = self.ledger.config
         for need in actor_needs(config, self.device):
             await_node(need, self.ledger.note, config.no_progress_timeout)
-        check_resources([], config)
+        require_resources([], config)
         self.ledger.note(describe(*self._pools()))
 
     def _pools(self) -> tuple[ActorPool, ActorPool]:
-        """The actors, as the cluster is now."""
+        """Plan the pools for the cluster as it is now."""
         return plan_pools([node for node in live_nodes() if node.get("CPU", 0) > 0], self.ledger.config)
 
     @property
     def _shard_bytes(self) -> float:
-        """About what a proposed shard takes in the object store, with every other pair repaired once."""
+        """Estimate the bytes of a proposed shard in the object store, if every other pair is repaired once."""
         gap, obs_dim, act_dim = self.bundle.config.diffusion.gap_max, self.bundle.obs_dim, self.bundle.act_dim
         floats = (gap + 2) * obs_dim + (gap + 1) * (act_dim + 2) + 30
         return 1.5 * self.ledger.config.pairs_per_shard * 4 * floats
@@ -187,6 +188,7 @@ class _Generation:
     def _outcomes(
         self, shards: Sequence[int], shared: SharedRef, proposers: ActorPool, qualifiers: ActorPool, num_blocks: int
     ) -> Generator[Outcome, None, None]:
+        """Run the pipeline over shards; yield the outcome of each, in the order in which they are done."""
         ledger = self.ledger
         proposer_job, qualifier_job = (
             ShardJob(
@@ -198,6 +200,7 @@ class _Generation:
                 pairs_per_shard=ledger.config.pairs_per_shard,
                 chain_round=ledger.chain_round,
                 manifest=ledger.manifest,
+                schema_version=ledger.schema_version,
             )
             for pool in (proposers, qualifiers)
         )
@@ -215,10 +218,10 @@ class _Generation:
 
 @contextlib.contextmanager
 def _ray_data(no_progress_timeout: float, bytes_in_flight: float) -> Generator[None, None, None]:
-    """Ray Data's settings as they suit this pipeline; a caller's own come back afterwards.
+    """Set Ray Data's options for this pipeline; restore the caller's at the end of the block.
 
     Args:
-        bytes_in_flight: of proposed candidates that wait for a qualifier; proposers pause when there are more.
+        bytes_in_flight: proposers pause when more bytes of candidates than this wait for a qualifier.
     """
     context, logger = DataContext.get_current(), logging.getLogger("ray.data")
     options = copy.copy(context.execution_options)
@@ -227,7 +230,7 @@ def _ray_data(no_progress_timeout: float, bytes_in_flight: float) -> Generator[N
         "enable_progress_bars": False,
         "print_on_execution_start": False,
         "execution_no_progress_timeout_s": no_progress_timeout,
-        "max_errored_blocks": -1,  # a shard without an outcome is a failed one, not the end of the run
+        "max_errored_blocks": -1,  # a shard without an outcome has failed; the run goes on
         "target_max_block_size": 1,  # every shard goes on as soon as it is proposed
         "execution_options": options,
     }
@@ -250,7 +253,7 @@ def pool_need(pool: ActorPool, kind: str) -> Need:
 
 
 def describe(proposers: ActorPool, qualifiers: ActorPool) -> str:
-    """One line about the cluster, the actors and where the metrics are."""
+    """Describe the cluster, the actors and the address of the metrics in one line."""
     here = ray.get_runtime_context().get_node_id()  # the driver counts, and its node's agent exports
     nodes = [node for node in ray.nodes() if node["NodeID"] == here]
     scrape = [f"http://{n['NodeManagerAddress']}:{n['MetricsExportPort']}/metrics" for n in nodes]
@@ -261,7 +264,7 @@ def describe(proposers: ActorPool, qualifiers: ActorPool) -> str:
 
 
 def _in_our_words(error: RayError) -> RunError:
-    """One line about an error that is not ours: the exception that the text of Ray's own begins with."""
+    """Turn an error from Ray into one line: the exception with which its text begins."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     raised = [line for line in lines if re.match(r"(?!ray\.)[\w.]*(Error|Exception|Interrupt)\b", line)]
     return RunError(f"augment failed in Ray: {next(iter(raised or lines[-1:]), type(error).__name__)}")

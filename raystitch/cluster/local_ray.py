@@ -1,31 +1,31 @@
-"""Preparing a Ray of this command's own: a short temporary folder with room, a token, and ports that only this machine
-reaches."""
+"""A Ray for this command alone: its temporary folder, its token, and ports that only this machine reaches."""
 
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from raystitch.cluster.private_ray import on_loopback
 from raystitch.errors import RunError, UserError
 
 SOCKET_PATH_BYTES = 107
-"""The longest path of a Unix socket that Linux takes."""
+"""The longest path of a Unix socket on Linux."""
 FREE_MIB = 200
-"""Ray's logs need a little; a folder that is full ends it at some later moment, in its own words."""
+"""Ray's logs need a little; a full folder would end Ray later, with an error that does not say so."""
 _TEMP_VARIABLES = ("RAY_TMPDIR", "TMPDIR")
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 def temp_folder() -> Path:
-    """The folder in which Ray puts its own, and its logs."""
+    """The folder in which Ray keeps its session folders and logs."""
     return Path(_named_temp_folder()[0])
 
 
 def _named_temp_folder() -> tuple[str, str]:
-    """The folder, and how a message names it."""
+    """Return the folder and the text that names it in messages."""
     for variable in _TEMP_VARIABLES:
         if value := os.environ.get(variable):
             return value, f"{variable}={value}"
@@ -33,7 +33,7 @@ def _named_temp_folder() -> tuple[str, str]:
 
 
 def check_temp_folder() -> None:
-    """Ray can put its files and sockets where it wants to.
+    """Refuse a temporary folder in which Ray could not put its files and sockets.
 
     Raises:
         UserError: saying which folder it is, what is wrong with it and what to set.
@@ -67,12 +67,12 @@ def check_temp_folder() -> None:
 
 
 def ensure_token() -> None:
-    """Ray asks for a token on every port of its own: one exists, where only this user reads it.
+    """Make the token that Ray asks for on all its ports, in a file that only this user can read.
 
-    A token or mode that the environment names is left as it is, and so is the file that exists.
+    A token or mode set in the environment is left alone, and so is an existing file.
 
     Raises:
-        UserError: the environment names a token's file that is not there.
+        UserError: the environment names a token's file that does not exist.
     """
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return
@@ -92,7 +92,7 @@ def ensure_token() -> None:
 
 
 def _write_secret(file: Path, content: str) -> None:
-    """Writes a file that nobody else reads; one that another process has written meanwhile stays."""
+    """Write a file that only this user can read; if another process has just written it, keep that one."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
     handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -109,37 +109,26 @@ def _write_secret(file: Path, content: str) -> None:
 
 @contextmanager
 def loopback() -> Iterator[None]:
-    """A Ray that is started in the block listens on 127.0.0.1 alone, which it does by itself only on other systems.
-
-    Who sets the variable of that, keeps what it says.
-    """
-    from ray._private import ray_constants
-
-    if _LOOPBACK_VARIABLE in os.environ:
+    """A Ray that is started in the block listens on 127.0.0.1 alone, unless Ray's own variable is set."""
+    with nullcontext() if _LOOPBACK_VARIABLE in os.environ else on_loopback():
         yield
-        return
-    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def start(**arguments: Any) -> None:
-    """``ray.init`` of a Ray of this command's own.
+    """Start a Ray for this command alone; ``arguments`` go to ``ray.init``.
 
     Raises:
-        UserError: a temporary folder or a token's file that will not do.
-        RunError: it cannot start.
+        UserError: an unusable temporary folder or token file.
+        RunError: Ray cannot start.
     """
     check_temp_folder()
     ensure_token()
     import ray
 
-    try:
-        with loopback():
+    with loopback():
+        try:
             # Without "local", Ray joins any cluster that happens to run on this machine.
             ray.init(address="local", include_dashboard=False, **arguments)
-    except Exception as error:  # Ray raises bare ones too, when the machine is too busy for its start-up
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"a local Ray could not be started: {first}") from error
+        except Exception as error:  # Ray raises bare ones too when the machine is too busy for its start-up
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RunError(f"a local Ray could not be started: {first}") from error

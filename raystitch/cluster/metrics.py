@@ -1,4 +1,4 @@
-"""What ``augment`` counts, as Ray metrics: every node's agent exports them as Prometheus text (see docs/cluster.md)."""
+"""The metrics of ``augment`` on Ray; every node's agent exports them as Prometheus text (see docs/cluster.md)."""
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -10,7 +10,7 @@ SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300]
 
 
 class AugmentMetrics:
-    """Counters of the driver, which hears of every shard exactly once; tagged with the buffer.
+    """Metrics of the driver, which learns of every shard exactly once; tagged with the buffer.
 
     ``raystitch_augment_shards_total`` (``outcome``: made, found, failed), ``.._candidates_total`` (``reason``),
     ``.._bridges_total``; gauges ``.._bridges_accepted``, ``.._bridges_wanted``, ``.._seconds_left``; histograms
@@ -22,7 +22,7 @@ class AugmentMetrics:
         self._made: _Instruments | None = None
 
     def count(self, outcome: Outcome) -> None:
-        """Takes note of what became of a shard."""
+        """Count the outcome of a shard."""
         instruments = self._instruments()
         what = "failed" if outcome.stats is None else "made" if outcome.made else "found"
         instruments.shards.inc(1, {**self._tags, "outcome": what})
@@ -36,7 +36,7 @@ class AugmentMetrics:
         instruments.qualify.observe(outcome.qualify_seconds, self._tags)
 
     def watch(self, progress: Progress | None) -> Progress:
-        """The same progress, seen by the gauges as well."""
+        """Return a progress callback that sets the gauges and then calls ``progress``."""
 
         def both(at: AugmentProgress) -> None:
             if self._made is not None:
@@ -50,7 +50,7 @@ class AugmentMetrics:
         return both
 
     def _instruments(self) -> "_Instruments":
-        """Made when first needed, on a connected Ray."""
+        """The instruments, made when first needed: Ray has to be connected."""
         if self._made is None:
             self._made = _Instruments()
         return self._made

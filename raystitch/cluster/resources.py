@@ -1,10 +1,9 @@
-"""What tasks and actors ask of a cluster, and whether it has that: said at once, not waited for in silence.
+"""Resources that tasks and actors need, and whether a cluster has or can add them.
 
-A cluster of fixed size that lacks something is refused. One with an autoscaler may add the node: then the wait is
-announced, and ends when Ray's autoscaler says that no kind of node it can start would do.
+If a cluster of fixed size lacks something, the command is refused at once. If an autoscaler may add the node, the wait
+is announced, and it ends when Ray's autoscaler says that no kind of node it can start would do.
 """
 
-import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,30 +13,36 @@ from typing import Any
 import ray
 
 from raystitch.buffer.config import ActorConfig, AugmentConfig
-from raystitch.cluster.pools import Node, plan_pools
+from raystitch.cluster.actor_pools import Node, plan_pools
+from raystitch.cluster.private_ray import (
+    autoscaler_report,
+    cluster_status,
+    declared_node_groups,
+    machine_resources,
+)
 from raystitch.cluster.runtime import is_local
 from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import duration, say
 from raystitch.errors import UserError
 
 GRACE_SECONDS = 2.0
-"""Nodes of a cluster that has just been started, and the first word of its autoscaler, may come a little later."""
+"""The nodes of a cluster that was just started, and its autoscaler's first report, may come a little later."""
 NOTE_SECONDS = 10.0
 ASK_SECONDS = 6.0
-"""An autoscaler looks at what is asked for every five seconds."""
+"""The autoscaler looks at pending requests every five seconds."""
 NO_SUCH_NODE = "and the cluster's autoscaler can add none that has it"
 MEMORY = "memory"
-"""Ray's name of a node's memory, which it counts in bytes."""
+"""Ray's name for a node's memory, in bytes."""
 UNMANAGED_NODE = re.compile(r"node_[0-9a-f]{20,}")
-"""What Ray calls the type of a node that somebody started by hand."""
+"""The type that Ray gives a node that was started by hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What one task or actor reserves.
+    """The resources that one task or actor reserves.
 
     Attributes:
-        who: names it in messages. advice: what to set when it cannot be had.
+        who: its name in messages. advice: what to set when the resources cannot be had.
     """
 
     who: str
@@ -52,7 +57,7 @@ class Need:
 
 
 def amounts(resources: Mapping[str, float]) -> str:
-    """``CPU 2, GPU 1, memory 0.7 GiB``."""
+    """Resources in words: ``CPU 2, GPU 1, memory 0.7 GiB``."""
     return ", ".join(_amount(name, amount) for name, amount in resources.items() if amount) or "nothing"
 
 
@@ -61,13 +66,13 @@ def _amount(name: str, amount: float) -> str:
 
 
 def fit_need(device: str) -> Need:
-    """Of fitting: it takes all CPUs of a node, but does with one."""
+    """The least that fitting needs; it takes all CPUs of a node if it can."""
     gpu = {"GPU": 1.0} if device.startswith("cuda") else {}
     return Need(who="fit", resources={"CPU": 1.0, **gpu}, advice="set resources.device: cpu" if gpu else "add CPUs")
 
 
 def actor_needs(config: AugmentConfig, device: str) -> list[Need]:
-    """Of one proposer and one qualifier; what is left open is worked out from the cluster and fits any."""
+    """The needs of one proposer and one qualifier; open settings are worked out from the cluster and always fit."""
 
     def need(kind: str, actor: ActorConfig, cuda: bool) -> Need:
         asked = {"CPU": actor.num_cpus, "GPU": actor.num_gpus, **actor.resources}
@@ -97,32 +102,44 @@ def trial_need(resources: ResourceConfig) -> Need:
 
 
 def run_needs(config: RunConfig) -> list[Need]:
-    """Of every stage of a sweep."""
+    """The needs of every stage of a sweep."""
     device = config.resources.device
     return [fit_need(device), *actor_needs(config.augment, device), trial_need(config.resources)]
 
 
-def check_resources(needs: Sequence[Need], augment: AugmentConfig | None = None) -> None:
-    """The connected cluster has a node for each need and, where its size is fixed, room for augment's actors at once.
+def require_resources(needs: Sequence[Need], augment: AugmentConfig | None = None) -> None:
+    """Refuse what the connected cluster can never place; where an autoscaler decides that, ask it with idle tasks.
+
+    Args:
+        augment: its actors must fit all at once, where the cluster's size is fixed.
 
     Raises:
         UserError: within seconds, saying what is needed, what the largest node has and what to set.
+    """
+    _refuse_misfits(needs, augment)
+    missing = [need for need in needs if not any(need.fits(node) for node in live_nodes())]
+    if missing and node_groups() is None and cluster_status().autoscaled:
+        _ask_autoscaler(missing)
+
+
+def _refuse_misfits(needs: Sequence[Need], augment: AugmentConfig | None) -> None:
+    """Compare needs with the nodes that are there and those that are declared; nodes may appear within seconds.
+
+    Raises:
+        UserError: see ``require_resources``.
     """
     deadline = time.monotonic() + (0.0 if is_local() else GRACE_SECONDS)
     while lacking := _lacking(needs, augment):
         if time.monotonic() >= deadline:
             raise UserError(lacking)
         time.sleep(0.5)
-    missing = [need for need in needs if not any(need.fits(node) for node in live_nodes())]
-    if missing and node_groups() is None and cluster_status().HasField("autoscaling_state"):
-        _ask_autoscaler(missing)
 
 
 def _ask_autoscaler(needs: Sequence[Need]) -> None:
-    """Asks the second version of Ray's autoscaler, which says when no node that it can start would do.
+    """Start idle tasks, which make the second version of Ray's autoscaler say when no node it can start would do.
 
     Raises:
-        UserError: when it has said so before ``ASK_SECONDS`` are over.
+        UserError: when it says so within ``ASK_SECONDS``.
     """
     placed = [_place(need) for need in needs]
     deadline = time.monotonic() + ASK_SECONDS
@@ -137,13 +154,13 @@ def _ask_autoscaler(needs: Sequence[Need]) -> None:
             ray.cancel(reference, force=True)
 
 
-def check_copies(need: Need, count: int) -> None:
-    """The connected cluster, where its size is fixed, has room for so many of a need at once.
+def require_copies(need: Need, count: int) -> None:
+    """Refuse ``count`` of a need at once where the connected cluster's size is fixed and has no room for them.
 
     Raises:
         UserError: saying how many fit.
     """
-    check_resources([need])
+    require_resources([need])
     if node_groups() != []:
         return
     asked = {name: amount for name, amount in need.resources.items() if amount}
@@ -159,14 +176,14 @@ def check_copies(need: Need, count: int) -> None:
 
 
 def await_node(need: Need, note: Callable[[str], None] = say, seconds: float = float("inf")) -> None:
-    """Returns once a node fits the need; says what is waited for where the cluster adds nodes on demand.
+    """Wait until a node fits the need, saying so every ten seconds while the cluster adds it on demand.
 
     Raises:
-        UserError: when no node fits and none can be added, or none has been after so many seconds.
+        UserError: when no node fits and none can be added, or none was added within ``seconds``.
     """
     if any(need.fits(node) for node in live_nodes()):
         return
-    check_resources([need])
+    require_resources([need])
     placed = _place(need)  # something has to ask for the node, or none is added
     began = time.monotonic()
     try:
@@ -187,68 +204,39 @@ def await_node(need: Need, note: Callable[[str], None] = say, seconds: float = f
 
 
 def live_nodes() -> list[Node]:
-    """The resources of every machine that is there; before Ray is started, of this one."""
+    """The resources of every live node; of this machine before Ray is started."""
     if not ray.is_initialized():
-        return [_this_machine()]
+        return [machine_resources()]
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _this_machine() -> Node:
-    """Return the resources that a Ray started on this machine will have."""
-    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
-
-    found = ResourceAndLabelSpec(object_store_memory=0).resolve(is_head=False, node_ip_address="127.0.0.1")
-    return {"CPU": float(found.num_cpus or 0), "GPU": float(found.num_gpus or 0), MEMORY: float(found.memory or 0)}
-
-
-def node_groups() -> list[Node] | None:
-    """Kinds of nodes that may be added: none to a cluster of fixed size; None where an autoscaler does not say."""
+def node_groups() -> Sequence[Node] | None:
+    """Kinds of nodes that may be added: empty for a cluster of fixed size, None where an autoscaler does not say."""
     if is_local():
         return []
-    from ray._private.state import state
-
-    config = state.get_cluster_config()
-    if config is not None and config.node_group_configs:
-        return [dict(group.resources) for group in config.node_group_configs if group.max_count != 0]
+    declared = declared_node_groups()
+    if declared is not None:
+        return declared
     return None if _autoscaler_acts() else []
 
 
 def _autoscaler_acts() -> bool:
-    """Whether nodes are started and stopped by an autoscaler, and not by hand."""
-    status = cluster_status()
-    if status.HasField("autoscaling_state"):  # the second version of the autoscaler
+    """Return True if an autoscaler starts and stops nodes, rather than a person."""
+    if cluster_status().autoscaled:
         return True
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    report = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
-    if not report:
-        return False
-    said = json.loads(report).get("autoscaler_report") or {}
+    said = autoscaler_report()
     types = {*said.get("active_nodes", {}), *(said.get("node_type_mapping") or {}).values()}
     return any(not UNMANAGED_NODE.fullmatch(name) for name in types)
 
 
 def _infeasible(need: Need) -> bool:
-    """Whether the second version of the autoscaler has found that no node it can start would do."""
-    requests = cluster_status().autoscaling_state.infeasible_resource_requests
-    return any(all(asked.resources_bundle.get(k) == v for k, v in need.resources.items()) for asked in requests)
-
-
-def cluster_status() -> Any:
-    """Return the cluster's GetClusterStatusReply: its nodes, their free resources and the pending requests."""
-    from ray._private import worker
-    from ray.core.generated import autoscaler_pb2
-
-    messages: Any = autoscaler_pb2
-    reply = messages.GetClusterStatusReply()
-    global_worker: Any = worker.global_worker
-    reply.ParseFromString(global_worker.gcs_client.get_cluster_status())
-    return reply
+    """Return True if the second version of the autoscaler has found that no node it can start would do."""
+    asked = cluster_status().infeasible
+    return any(all(bundle.get(name) == amount for name, amount in need.resources.items()) for bundle in asked)
 
 
 def _lacking(needs: Sequence[Need], augment: AugmentConfig | None) -> str | None:
-    """What is missing, as a sentence."""
+    """Return the message that refuses what fits nowhere; None if everything fits or an autoscaler decides."""
     nodes, groups = live_nodes(), node_groups()
     if groups is None:
         return None
@@ -292,7 +280,7 @@ def _or_add() -> str:
 
 
 def _place(need: Need) -> Any:
-    """A task that does nothing, where the need fits."""
+    """Start a task that does nothing and reserves the need; the autoscaler sees its request."""
     remote: Any = ray.remote(_nothing)
     more = {name: amount for name, amount in need.resources.items() if name not in ("CPU", "GPU", MEMORY)}
     return remote.options(
@@ -304,4 +292,4 @@ def _place(need: Need) -> Any:
 
 
 def _nothing() -> None:
-    """Runs where the need fits."""
+    """Do nothing, on a node that has the reserved resources."""

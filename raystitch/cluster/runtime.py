@@ -1,4 +1,4 @@
-"""Connecting to Ray, or starting a quiet one on this machine and stopping it again."""
+"""Connect to a Ray cluster, or start a quiet Ray on this machine and stop it again."""
 
 import json
 import logging
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raystitch.cluster import local_ray
+from raystitch.cluster.private_ray import version_at
 from raystitch.cluster.signals import kept_through_ray
 from raystitch.errors import UserError
 
@@ -25,13 +26,13 @@ _started_here = False
 
 
 def cluster_address(address: str | None) -> str | None:
-    """Where to connect: ``address``, else ``$RAY_ADDRESS``, else the cluster that runs this job; None starts a Ray."""
+    """Return where to connect: ``address``, else ``$RAY_ADDRESS``, else this job's cluster; None starts a local Ray."""
     asked = address or os.environ.get("RAY_ADDRESS") or ("auto" if JOB_VARIABLE in os.environ else None)
     return None if asked == "local" else asked
 
 
 def job_id() -> str | None:
-    """The name of the job that ``ray job submit`` started this process for."""
+    """Return the name of the job that ``ray job submit`` started this process for; None without one."""
     try:
         return json.loads(os.environ.get(JOB_VARIABLE, "{}"))["metadata"]["job_submission_id"]
     except (ValueError, KeyError, TypeError):
@@ -53,10 +54,10 @@ def ensure_ray(
 
     Args:
         num_cpus, object_store_gib: of a local Ray.
-        announce: is told which it is and what resources were found.
+        announce: is called with ``describe_cluster()``.
 
     Raises:
-        UserError: when there is no cluster at the address, or not one that this process can use.
+        UserError: when there is no cluster at the address, or none that this process can use.
         RunError: when a local Ray cannot start.
     """
     import ray
@@ -84,7 +85,7 @@ def ensure_ray(
 
 @contextmanager
 def _sigterm_as_before() -> Iterator[None]:
-    """The handler of SIGTERM is at the end what it was at the beginning."""
+    """Restore the handler of SIGTERM at the end of the block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -92,7 +93,7 @@ def _sigterm_as_before() -> Iterator[None]:
     try:
         yield
     finally:
-        # None: it was one of Ray's, set outside Python.
+        # None: Ray had set it outside Python.
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
@@ -122,16 +123,13 @@ def _connect(address: str, named: str) -> None:
 
 
 def _probe(address: str, named: str) -> None:
-    """Whether a cluster that this process can use answers, in a moment; Ray tries for minutes and prints each of them.
+    """Refuse an address where no usable cluster answers within seconds; Ray would try for minutes.
 
     Raises:
-        UserError: when nothing answers, or not Ray, or one with another version or with a token that is not known here.
+        UserError: nothing answers, something else answers, or Ray has another version or asks for another token.
     """
     import grpc
     import ray
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated import gcs_service_pb2
-    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
     from ray.exceptions import AuthenticationError
 
     host, _, port = address.rpartition(":")
@@ -142,11 +140,8 @@ def _probe(address: str, named: str) -> None:
     except (OSError, OverflowError) as error:
         said = getattr(error, "strerror", None) or error
         raise UserError(f"no Ray cluster at {named}: {said}; start one or drop it") from error
-    channel = None
     try:
-        channel = init_grpc_channel(address, options=[("grpc.enable_http_proxy", 0)])
-        messages: Any = gcs_service_pb2
-        reply = NodeInfoGcsServiceStub(channel).CheckAlive(messages.CheckAliveRequest(), timeout=PROBE_SECONDS)
+        version = version_at(address, PROBE_SECONDS)
     except (grpc.RpcError, AuthenticationError) as error:
         code = error.code() if isinstance(error, grpc.Call) else None
         if code == grpc.StatusCode.UNAUTHENTICATED or isinstance(error, AuthenticationError):
@@ -158,11 +153,8 @@ def _probe(address: str, named: str) -> None:
             f"no Ray cluster at {named}: something else answers there ({code.name if code else _first_line(error)}); "
             "give the port of the cluster itself (6379 unless told otherwise), not of its dashboard"
         ) from error
-    finally:
-        if channel is not None:
-            channel.close()
-    if reply.ray_version != ray.__version__:
-        raise UserError(_versions(named, reply.ray_version, "", ray.__version__, ""))
+    if version != ray.__version__:
+        raise UserError(_versions(named, version, "", ray.__version__, ""))
 
 
 def _versions(named: str, ray_there: str, python_there: str, ray_here: str, python_here: str) -> str:
@@ -179,7 +171,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def describe_cluster() -> str:
-    """One line about the connected Ray: which it is, and its resources."""
+    """Say in one line which Ray is connected and what resources it has."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -207,13 +199,13 @@ def is_local() -> bool:
 
 
 def check_shared(folder: str | os.PathLike[str], marker: str) -> None:
-    """Several nodes have to see the same folder.
+    """Refuse a folder that some node of the cluster does not see.
 
     Args:
-        marker: a file or folder that is in it.
+        marker: a file or folder in it.
 
     Raises:
-        UserError: when a node does not see it.
+        UserError: naming the node.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

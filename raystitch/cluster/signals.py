@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP of a service: in order from its first moment to its last. Imports no Ray, to be quick."""
+"""SIGINT, SIGTERM and SIGHUP, handled in order from a service's start to its end. Imports no Ray, to be quick."""
 
 import signal
 import threading
@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from raystitch.cluster.private_ray import without_sigterm_handler
+
 _Number = int
 
 
 class Requests:
-    """The requests that signals have made.
+    """Requests made by signals.
 
     Attributes:
-        stop, reload: asked for. up: the service answers; until then a request to stop interrupts its start at once, and
-            a second one always does.
+        stop, reload: whether it was requested.
+        up: the service answers. Before that, a request to stop interrupts its start at once; a second one always does.
     """
 
     def __init__(self) -> None:
@@ -28,7 +30,7 @@ class Requests:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """A first request to stop waits for the end of the block: of imports, where an exception is easily lost."""
+        """Delay a first request to stop to the end of the block (of imports, which may swallow an exception)."""
         self._held = True
         try:
             yield
@@ -37,7 +39,7 @@ class Requests:
         self.check()
 
     def check(self) -> None:
-        """Interrupts a start that was to be interrupted in a place that swallows exceptions, such as a finaliser."""
+        """Interrupt a start whose interruption was swallowed, for example by a finaliser."""
         if self.stop:
             raise KeyboardInterrupt
 
@@ -47,7 +49,7 @@ class Requests:
 
 @contextmanager
 def requests() -> Iterator[Requests]:
-    """SIGINT and SIGTERM ask to stop, SIGHUP to reload, inside the block."""
+    """Inside the block, SIGINT and SIGTERM request a stop and SIGHUP a reload."""
     asked = Requests()
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -63,11 +65,11 @@ def requests() -> Iterator[Requests]:
 
 @contextmanager
 def kept_through_ray() -> Iterator[None]:
-    """Ray is connected to in the block, which sets handlers of its own: signals wait until its end, and then meet the
-    handlers from before. A second SIGINT does not wait.
+    """Keep this process's signal handlers while the block connects to Ray, which would set its own.
 
-    SIGTERM without a handler interrupts as SIGINT does from then on, for `ray job stop` and a container's end send it;
-    Ray itself would dump a stack.
+    Signals wait for the end of the block and then reach the handlers from before; a second SIGINT does not wait.
+    If SIGTERM had no handler, it interrupts like SIGINT from then on: `ray job stop` and the end of a container send
+    it, and Ray would dump a stack.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -81,7 +83,7 @@ def kept_through_ray() -> Iterator[None]:
 
     before = {number: signal.signal(number, wait) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        with _not_replaced():
+        with without_sigterm_handler():
             yield
     finally:
         for number, handler in before.items():
@@ -89,15 +91,3 @@ def kept_through_ray() -> Iterator[None]:
             signal.signal(number, signal.default_int_handler if unset else handler)
     for number in dict.fromkeys(waiting):
         signal.raise_signal(number)
-
-
-@contextmanager
-def _not_replaced() -> Iterator[None]:
-    """Ray's Python code sets no handler of SIGTERM in the block."""
-    from ray._private import utils
-
-    before, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _: None
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = before

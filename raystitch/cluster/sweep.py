@@ -20,7 +20,7 @@ from raystitch.buffer.episodes import on_dataset
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.cluster.augment import augment
 from raystitch.cluster.fit import fit
-from raystitch.cluster.resources import check_resources, run_needs
+from raystitch.cluster.resources import require_resources, run_needs
 from raystitch.cluster.runtime import check_shared, cluster_address, ensure_ray, job_id
 from raystitch.cluster.search import run_search
 from raystitch.cluster.trials import num_slots, reserve_memory, run_groups
@@ -97,7 +97,7 @@ def _checked(config: RunConfig, folder: Path, address: str | None, stack: ExitSt
         there = nearest(folder)
         check_shared(there, LOCK_FILE if (there / LOCK_FILE).is_file() else ".")
     else:
-        check_resources(run_needs(config), config.augment)
+        require_resources(run_needs(config), config.augment)
     with _stage("data"):
         checked = check_run(config, folder)
     for note in checked.notes:
@@ -165,7 +165,7 @@ def _judge(
 def _attached(config: RunConfig, address: str | None) -> Iterator[None]:
     """Connect to a Ray that has, or can get, what every stage asks for."""
     with ensure_ray(address, object_store_gib=config.resources.object_store_gib, announce=say):
-        check_resources(run_needs(config), config.augment)
+        require_resources(run_needs(config), config.augment)
         yield
 
 

@@ -1,40 +1,42 @@
-"""Work that waits for room on a cluster says so: what it needs, what is free where, and who else is there."""
+"""Messages about work that waits for room on a cluster: what it needs, what is free where, and who else is there."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import ray
 from ray.exceptions import RayError
 
-from raystitch.cluster.resources import NOTE_SECONDS, Need, cluster_status
+from raystitch.cluster.private_ray import cluster_jobs, cluster_status
+from raystitch.cluster.resources import NOTE_SECONDS, Need
 from raystitch.console import duration
+from raystitch.errors import RunError
 
 MOST_NODES = 4
-"""Nodes and jobs that a line names one by one."""
+"""A message names at most this many nodes and jobs."""
 
 
 class Waiting:
-    """Knows when something last moved, and what is waited for since.
+    """Watches work for progress and says what it waits for.
 
     Attributes:
-        reason: what was waited for when it was last looked at; empty when nothing was.
+        reason: what the work waited for at the last look; empty when it did not wait.
     """
 
     def __init__(self, needs: Sequence[Need], note: Callable[[str], None], bound: str = "") -> None:
-        """``needs``: of the work that may have to wait. ``bound``: begins what the line says about the wait's end."""
+        """``needs``: what the work reserves. ``bound``: goes before "Ctrl-C ends it" in the message."""
         self._needs, self._note, self._bound = needs, note, bound
         self._moved, self._ended = time.monotonic(), threading.Event()
         self.reason = ""
 
     def moved(self) -> None:
-        """Something was finished: nothing is said for the next ten seconds."""
+        """Note progress: nothing is said for the next ten seconds."""
         self._moved, self.reason = time.monotonic(), ""
 
     @contextmanager
     def said(self) -> Iterator[None]:
-        """Says every ten seconds in which nothing moved what the cluster has no room for, as long as the block runs."""
+        """While the block runs, say every ten seconds without progress what the cluster has no room for."""
         thread = threading.Thread(target=self._watch, daemon=True)
         thread.start()
         try:
@@ -50,19 +52,22 @@ class Waiting:
             if now - max(self._moved, said) < NOTE_SECONDS:
                 continue
             said = now
-            with suppress(RayError, RuntimeError, OSError):  # the cluster is going away; the work itself will report it
+            try:
                 self.reason = missing_room(self._needs)
-                if self.reason:
-                    so_far = duration(now - self._moved)
-                    self._note(f"waiting for {self.reason}; {so_far} so far ({self._bound}Ctrl-C ends it)")
+            except RunError as error:  # this Ray does not say it
+                self._note(str(error))
+                return
+            except (RayError, RuntimeError, OSError):  # the cluster is going away; the work itself will report it
+                continue
+            if self.reason:
+                so_far = duration(now - self._moved)
+                self._note(f"waiting for {self.reason}; {so_far} so far ({self._bound}Ctrl-C ends it)")
 
 
 def missing_room(needs: Sequence[Need]) -> str:
-    """Which of the needs the cluster has been asked for and has not given, what is free and who else is there; empty
-    where there is none."""
-    state = cluster_status().cluster_resource_state
-    asked = [dict(pending.request.resources_bundle) for pending in state.pending_resource_requests]
-    waiting = [need for need in needs if any(_same(need.resources, bundle) for bundle in asked)]
+    """Say which needs are pending on the cluster, what is free and who else is there; empty if none is pending."""
+    status = cluster_status()
+    waiting = [need for need in needs if any(_same(need.resources, bundle) for bundle in status.pending)]
     if not waiting:
         return ""
     wanted = " and ".join(dict.fromkeys(f"{need} for {need.who}" for need in waiting))
@@ -70,22 +75,19 @@ def missing_room(needs: Sequence[Need]) -> str:
         dict.fromkeys(["CPU", *(name for need in waiting for name, amount in need.resources.items() if amount)])
     )
     nodes = [
-        f"{node.node_ip_address} has "
-        + ", ".join(f"{n} {node.available_resources.get(n, 0):g} of {node.total_resources.get(n, 0):g}" for n in names)
-        for node in state.node_states
-        if any(node.total_resources.get(name) for name in names)
+        f"{node.address} has " + ", ".join(f"{n} {node.free.get(n, 0):g} of {node.total.get(n, 0):g}" for n in names)
+        for node in status.nodes
+        if any(node.total.get(name) for name in names)
     ]
     return f"{wanted}; free: {_few(nodes, 'nodes')}{_other_jobs()}"
 
 
 def _other_jobs() -> str:
-    """The drivers that share the cluster."""
-    from ray._private.state import jobs
-
+    """Name the other drivers on the cluster."""
     here = ray.get_runtime_context().get_job_id()
     others = [
         f"{job['JobID']} (process {job['DriverPid']} on {job['DriverIPAddress']})"
-        for job in jobs()
+        for job in cluster_jobs()
         if not job["IsDead"] and job["JobID"] != here and not _is_ray_s_own(job)
     ]
     return f"; other jobs on the cluster: {_few(others, 'jobs')}" if others else ""

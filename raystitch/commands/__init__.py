@@ -1,6 +1,9 @@
-"""The commands behind ``raystitch``, a file per group; each file imports what it runs only when it runs it."""
+"""The commands behind ``raystitch``, a file per group; a file imports what it runs only when it runs it.
 
-from raystitch.commands import augment, bench, buffer, completion, data, export, fit, serve, sweep, train, validate
+tests/cli and tests/contract/test_cli_bad_input.py tell when one broke.
+"""
+
+from raystitch.commands import augment, bench, buffer, data, export, fit, serve, sweep, train, validate
 
 COMMANDS = (
     data.register,
@@ -15,6 +18,5 @@ COMMANDS = (
     sweep.register_report,
     serve.register,
     bench.register,
-    completion.register,
 )
-"""In the order of the work, which is the order of ``raystitch --help``."""
+"""In the order of the work and of ``raystitch --help``. cli.py adds ``completion``, which needs all of them."""

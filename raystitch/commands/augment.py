@@ -32,6 +32,10 @@ from raystitch.errors import UserError
 
 if TYPE_CHECKING:
     from raystitch.buffer.config import AugmentConfig
+    from raystitch.pipeline.generate.progress import AugmentProgress
+
+INTERVAL_SECONDS = 10.0
+"""Seconds between two lines of progress where stderr is not a terminal."""
 
 
 def register(subparsers: Subparsers) -> None:
@@ -77,7 +81,7 @@ def register(subparsers: Subparsers) -> None:
 
 
 def _actors(text: str) -> tuple[int | None, int]:
-    """``8`` or ``1:8`` as (least or None, most)."""
+    """Read ``8`` or ``1:8`` as (least or None, most)."""
     least, _, most = text.rpartition(":")
     if least and count(least) > count(most):
         raise argparse.ArgumentTypeError(f"must be MIN:MAX with MIN <= MAX, got {text}")
@@ -90,7 +94,7 @@ def _augment(args: argparse.Namespace) -> None:
     from raystitch.cluster.augment import augment
     from raystitch.stitching.config import StitchConfig
 
-    # --set a.b=c means stitch.a.b, as in the other stages' commands; --set augment.a=b the settings of this one.
+    # --set a.b=c means stitch.a.b, as in the commands of other stages; --set augment.a=b is a setting of this one.
     of_stitch, of_augment = list[str](), list[str]()
     for override in args.set:
         mine = override.startswith("augment.")
@@ -124,7 +128,7 @@ def _sizes(args: argparse.Namespace, overrides: list[str]) -> "AugmentConfig":
     from raystitch.buffer.config import AugmentConfig
 
     run_config = args.config if is_run_config(args.config) else None
-    # The number of bridges comes with them: rounds are checked against it.
+    # The overrides include the number of bridges, because rounds are checked against it.
     overrides = [f"num_bridges={args.num_bridges}", *overrides]
     if args.chain_rounds is not None:
         if args.chain_rounds >= args.num_bridges:
@@ -139,12 +143,6 @@ def _sizes(args: argparse.Namespace, overrides: list[str]) -> "AugmentConfig":
     if args.skip_failed:
         overrides.append("skip_failed=true")
     return stage_config(AugmentConfig, "augment", run_config, overrides)
-
-
-if TYPE_CHECKING:
-    from raystitch.pipeline.generate.progress import AugmentProgress
-
-INTERVAL_SECONDS = 10.0
 
 
 class AugmentConsole:
@@ -173,7 +171,7 @@ class AugmentConsole:
             say(json.dumps(self._unsaid.to_json()))
 
     def show(self, at: "AugmentProgress") -> None:
-        """Shows the state, or the note that it carries."""
+        """Show the state, or the note that it carries."""
         if self._bar is not None:
             if at.event == "note":
                 self._bar.note(at.message)

@@ -1,12 +1,9 @@
-"""``raystitch buffer``: what a buffer of bridges holds."""
+"""``raystitch buffer``: the content of a buffer of bridges."""
 
 import argparse
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from raystitch.commands.options import (
     Subparsers,
@@ -18,8 +15,14 @@ from raystitch.commands.options import (
 from raystitch.console import number, table
 from raystitch.errors import RunError, UserError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 MAX_TROUBLES = 10
-"""Lines about damaged, missing or failed shards, of each kind."""
+"""Limit on lines about damaged, missing or failed shards, of each kind."""
+WIDTH, HEIGHT = 60, 16
+"""Characters of the picture of a bridge."""
 
 
 def register(subparsers: Subparsers) -> None:
@@ -68,6 +71,7 @@ def register(subparsers: Subparsers) -> None:
 
 def _info(args: argparse.Namespace) -> None:
     from raystitch.buffer.maintain import describe
+    from raystitch.buffer.schema import LACKS
 
     found = describe(args.buffer, args.delta)
     if args.json:
@@ -79,6 +83,8 @@ def _info(args: argparse.Namespace) -> None:
         f"{number(found['bytes'] / 2**20)} MiB"
     )
     print(f"dataset {found['dataset']}, bundle {found['bundle'][:19]}, seed {found['seed']}, gamma {found['gamma']:g}")
+    if found["schema_version"] in LACKS:
+        print(LACKS[found["schema_version"]])
     for line in _troubles(found):
         print(line)
     delta = "off" if found["delta"] is None else found["delta"]
@@ -98,7 +104,7 @@ def _plural(count: int, what: str) -> str:
 
 
 def _troubles(found: dict[str, Any]) -> list[str]:
-    """A line for each file and shard that something is wrong with, at most ten of a kind."""
+    """One line for each damaged, missing or failed file or shard, at most ten of a kind."""
     lines: list[str] = []
     for kind, entries, hint in (
         ("damaged", [f"shards/{name}: {why}" for name, why in found["damaged"].items()], "are damaged"),
@@ -112,7 +118,7 @@ def _troubles(found: dict[str, Any]) -> list[str]:
 
 
 def _failed(failed: Mapping[int, str]) -> list[str]:
-    """The last line of each error, which says what went wrong."""
+    """The last line of each error, which names its cause."""
     return [f"shard {shard}: {(why.splitlines() or [''])[-1]}" for shard, why in failed.items()]
 
 
@@ -122,7 +128,7 @@ def _limited(kind: str, entries: list[str], hint: str) -> list[str]:
 
 
 def _settings(found: dict[str, Any]) -> list[str]:
-    """``stitch.sampler.num_steps=20`` and so on, for what was asked for otherwise than by default."""
+    """``stitch.sampler.num_steps=20`` and so on, for all settings that differ from their defaults."""
     from raystitch.buffer.config import AugmentConfig
     from raystitch.stitching.config import StitchConfig
 
@@ -154,7 +160,6 @@ def _show(args: argparse.Namespace) -> None:
     import pyarrow.compute as pc
 
     from raystitch.buffer.reader import open_buffer
-    from raystitch.commands.buffer import draw_states
 
     buffer = open_buffer(args.buffer, allow_partial=True)
     if args.bridge is None:
@@ -221,19 +226,20 @@ def _compact(args: argparse.Namespace) -> None:
     print(f"{args.buffer}: {before} files before, {after} now{later if waiting else ''}")
 
 
-WIDTH, HEIGHT = 60, 16
-
-
-def two_dimensions(states: NDArray[np.float32]) -> tuple[int, int]:
+def two_dimensions(states: "NDArray[np.float32]") -> tuple[int, int]:
     """The first two dimensions of [T, O] that change; positions come first in most environments."""
+    import numpy as np
+
     varying = np.flatnonzero(np.ptp(states, axis=0) > 1e-6)
     first = int(varying[0]) if len(varying) else 0
     second = int(varying[1]) if len(varying) > 1 else min(first + 1, states.shape[1] - 1)
     return first, second
 
 
-def draw_states(states: NDArray[np.float32]) -> str:
-    """States [T, O] in the plane of two dimensions: A the state left, B the state entered, o what was generated."""
+def draw_states(states: "NDArray[np.float32]") -> str:
+    """Draw states [T, O] in the plane of two dimensions: A the state left, B the state entered, o a generated one."""
+    import numpy as np
+
     x_dim, y_dim = two_dimensions(states)
     points = states[:, [x_dim, y_dim]].astype(np.float64)
     low, high = points.min(0), points.max(0)

@@ -1,7 +1,8 @@
 """``raystitch completion``: a script that lets the shell complete commands, options and files."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from raystitch.commands.options import Subparsers, add_command
@@ -12,11 +13,15 @@ FILES = ("FILE", "CONFIG", "REF", "X")
 """Metavars of arguments that are completed as folders and as files."""
 
 
-def register(subparsers: Subparsers) -> None:
+Build = Callable[[], argparse.ArgumentParser]
+
+
+def register(subparsers: Subparsers, build: Build) -> None:
+    """Add the command; ``build`` makes the parser of the whole command line."""
     parser = add_command(
         subparsers,
         "completion",
-        _completion,
+        partial(_completion, build=build),
         help="print a script by which a shell completes commands, options and files",
         example='eval "$(raystitch completion bash)"',
     )
@@ -27,24 +32,18 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
 
 
-def _completion(args: argparse.Namespace) -> None:
+def _completion(args: argparse.Namespace, build: Build) -> None:
     import shtab
 
-    print(shtab.complete(completing_parser(), args.shell))
+    print(shtab.complete(_completing(build()), args.shell))
 
 
-def completing_parser() -> argparse.ArgumentParser:
-    """The whole command line with what shtab reads: ``complete`` of files and folders, ``choices`` of names."""
+def _completing(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The parser with the attributes that shtab reads: ``complete`` for files and folders, ``choices`` for names."""
     import shtab
 
-    from raystitch.commands import COMMANDS
     from raystitch.presets import PRESETS
 
-    parser = argparse.ArgumentParser(prog="raystitch")
-    parser.add_argument("--version", action="version", help="print the version and exit")
-    commands = parser.add_subparsers(metavar="COMMAND", dest="command")
-    for add in COMMANDS:
-        add(commands)
     names = {"--preset": tuple(PRESETS), "--device": ("auto", "cpu", "cuda")}
     for action in _actions(parser):
         kind = shtab.DIRECTORY if action.metavar in FOLDERS else shtab.FILE if action.metavar in FILES else None

@@ -1,4 +1,4 @@
-"""What several commands' arguments share: types that check themselves, and the text around them."""
+"""Arguments that several commands share, types that check themselves, and helpers for their output."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ ADDRESS = (
 )
 
 Subparsers = Any
-"""What ``ArgumentParser.add_subparsers`` returns; argparse gives the type no public name."""
+"""The result of ``ArgumentParser.add_subparsers``; argparse gives the type no public name."""
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -34,7 +34,7 @@ Command = Callable[[argparse.Namespace], None]
 def add_command(
     subparsers: Subparsers, name: str, run: Command, *, help: str, example: str, resumes: bool = False
 ) -> argparse.ArgumentParser:
-    """Adds a command with a description and an example at the end of its ``--help``."""
+    """Add a command with a description and an example at the end of its ``--help``."""
     parser = subparsers.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", epilog=example)
     parser.epilog = f"example: {example}"
     parser.set_defaults(run=run, **({"on_interrupt": RESUMABLE} if resumes else {}))
@@ -70,7 +70,7 @@ def count(text: str) -> int:
 
 
 def whole(text: str) -> int:
-    """A whole number of at least 0; ``1e5`` and ``100_000`` are welcome."""
+    """A whole number of at least 0, also as ``1e5`` or ``100_000``."""
     try:
         value = float(text.replace("_", ""))
         if not value.is_integer() or value < 0:
@@ -81,7 +81,7 @@ def whole(text: str) -> int:
 
 
 def add_delta(parser: argparse.ArgumentParser, default: Literal["generation", "configured"] = "generation") -> None:
-    """``--delta``; ``default`` stands for what the buffer was made with, or for what the configuration says."""
+    """Add ``--delta``; ``default`` stands for the buffer's or the configuration's own value."""
 
     def delta(text: str) -> float | str | None:
         from raystitch.models.calibration import check_delta
@@ -112,7 +112,7 @@ def add_env(parser: argparse.ArgumentParser) -> None:
 
 
 def open_dataset(ref: str, env_id: str | None = None) -> "EpisodeDataset":
-    """The dataset that a user names; ``env_id`` is his ``--env``. What speaks against it is said."""
+    """Open the dataset that a user names; ``env_id`` is the user's ``--env``. Doubts about the dataset are printed."""
     from raystitch.data.ref import DatasetRef
     from raystitch.pipeline.trials.checks import suitable_notes
 
@@ -127,7 +127,7 @@ def add_moved_dataset(parser: argparse.ArgumentParser) -> None:
 
 
 def buffer_dataset(buffer: "Buffer", ref: str | None, env_id: str | None = None) -> "EpisodeDataset":
-    """The dataset that a buffer's bridges refer to; ``ref`` and ``env_id`` are what the user names."""
+    """Open the dataset that a buffer's bridges refer to; the user names ``ref`` and ``env_id``."""
     from raystitch.buffer.episodes import on_dataset
     from raystitch.data.ref import DatasetRef
 
@@ -146,7 +146,7 @@ def buffer_dataset(buffer: "Buffer", ref: str | None, env_id: str | None = None)
 
 
 def environment(env_id: str | None) -> "EnvSpec | None":
-    """The environment of ``--env``, None where none is named."""
+    """Return the environment of ``--env``, None when none is named."""
     if env_id is None:
         return None
     from raystitch.envs.make import spec_from_id
@@ -155,7 +155,7 @@ def environment(env_id: str | None) -> "EnvSpec | None":
 
 
 def add_config(parser: argparse.ArgumentParser, section: str) -> None:
-    """``--config`` and ``--set`` of a command that is one stage of a run."""
+    """Add ``--config`` and ``--set`` of a command that is one stage of a run."""
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -165,13 +165,13 @@ def add_config(parser: argparse.ArgumentParser, section: str) -> None:
 
 
 def add_preset(parser: argparse.ArgumentParser) -> None:
-    """``--preset`` beside ``add_config``'s options; see ``stage_config``."""
+    """Add ``--preset`` beside ``add_config``'s options; see ``stage_config``."""
     text = "named settings instead of --config: fast (the defaults), balanced or diffstitch; --set changes them further"
     parser.add_argument("--preset", metavar="NAME", help=text)
 
 
 def is_run_config(name: str | None) -> bool:
-    """Whether ``--config`` names the file of a whole run and not of one stage."""
+    """Return True if ``--config`` names the file of a whole run, not of one stage."""
     if name is None:
         return False
     import yaml
@@ -181,14 +181,14 @@ def is_run_config(name: str | None) -> bool:
     try:
         content = yaml.safe_load(find_config(name).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
-        return False  # reading it as a configuration says what is wrong and where
+        return False  # reading it as a configuration reports the error and its place
     return isinstance(content, dict) and "dataset" in content
 
 
 def stage_config(
     kind: type[T], section: str, name: str | None, overrides: Sequence[str], preset: str | None = None
 ) -> T:
-    """The settings of one stage from its own file, or from its ``section`` of a run's file, or of a preset.
+    """Return the settings of one stage from its own file, from its ``section`` of a run's file, or from a preset.
 
     Raises:
         UserError: naming file, line, key and value; both a file and a preset.
@@ -213,7 +213,7 @@ def stage_config(
 
 
 def print_json(value: Any) -> None:
-    """Strict JSON: a NaN or infinity is null."""
+    """Print strict JSON: a NaN or infinity is null."""
     print(json.dumps(_finite(value), indent=2, allow_nan=False))
 
 
@@ -230,7 +230,7 @@ def _finite(value: Any) -> Any:
 
 
 def check_out(path: str) -> Path:
-    """A folder to write into, checked before hours of work and not after them.
+    """Return a folder to write into, checked before hours of work and not after them.
 
     Raises:
         UserError: when it is a file, or it (or the nearest folder above it that exists) cannot be written.
@@ -251,7 +251,7 @@ def check_out(path: str) -> Path:
 
 
 def require_folder(path: str, what: str, marker: str) -> Path:
-    """An existing folder that holds the file ``marker``.
+    """Return an existing folder that holds the file ``marker``.
 
     Raises:
         UserError: otherwise, saying which of the two is missing.

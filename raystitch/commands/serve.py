@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx
-
 from raystitch.commands.options import Subparsers, add_command, add_device, count, require_folder
 from raystitch.console import say
-from raystitch.endpoint.tokens import read_tokens
 from raystitch.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from raystitch.cluster.signals import Requests
     from raystitch.endpoint.config import EndpointConfig, ModelConfig
+
+ROLLBACK_SECONDS = 90.0
+"""A rollback reads and checks a bundle before it answers."""
 
 
 def register(subparsers: Subparsers) -> None:
@@ -42,6 +42,21 @@ def register(subparsers: Subparsers) -> None:
         help="the dataset that the bundle was fitted on, for the studio (default: none; the demo's with the demo)",
     )
     parser.add_argument("--env", metavar="ENV_ID", help="environment, in place of the one that the datasets record")
+    _add_address(parser)
+    _add_replicas(parser)
+    parser.add_argument("--config", metavar="FILE", help="YAML file of the endpoint's settings (see docs/endpoint.md)")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a setting; repeatable")
+    add_device(parser)
+    parser.add_argument("--address", metavar="A", help="Ray cluster to use (default: this machine)")
+    parser.add_argument(
+        "--stop",
+        action="store_true",
+        help="end the endpoint of that --name, such as one left by a killed command (default --address: auto)",
+    )
+
+
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    """Add where the endpoint listens and what it is called."""
     parser.add_argument("--host", default="127.0.0.1", metavar="H", help="where to listen (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=8000, metavar="P", help="default: %(default)s")
     parser.add_argument(
@@ -72,20 +87,14 @@ def register(subparsers: Subparsers) -> None:
         metavar="H",
         help="a name that callers use, besides localhost and addresses; *.H: all below it; *: any; repeatable",
     )
+
+
+def _add_replicas(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replicas", type=_replicas, default=(1, 1), metavar="N", help="or MIN:MAX to add and remove them (default: 1)"
     )
     parser.add_argument("--num-cpus", type=_share, default=1.0, metavar="C", help="of one replica (default: 1)")
     parser.add_argument("--num-gpus", type=_share, default=0.0, metavar="G", help="of one replica (default: 0)")
-    parser.add_argument("--config", metavar="FILE", help="YAML file of the endpoint's settings (see docs/endpoint.md)")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a setting; repeatable")
-    add_device(parser)
-    parser.add_argument("--address", metavar="A", help="Ray cluster to use (default: this machine)")
-    parser.add_argument(
-        "--stop",
-        action="store_true",
-        help="end the endpoint of that --name, such as one left by a killed command (default --address: auto)",
-    )
 
 
 def _name(text: str) -> str:
@@ -95,7 +104,7 @@ def _name(text: str) -> str:
 
 
 def _prefix(text: str) -> str:
-    """``/`` or ``/team/stitch``; what begins with ``/-`` is Serve's own."""
+    """``/`` or ``/team/stitch``; paths that begin with ``/-`` belong to Ray Serve."""
     if text != "/" and not re.fullmatch(r"(/[A-Za-z0-9_.~][A-Za-z0-9_.~-]*)+", text):
         raise argparse.ArgumentTypeError(f"must be / or a path such as /team, without a slash at its end, got {text!r}")
     return text
@@ -120,7 +129,7 @@ def _share(text: str) -> float:
 
 
 def _replicas(text: str) -> tuple[int, int]:
-    """``2`` or ``1:4`` as (least, most)."""
+    """Read ``2`` or ``1:4`` as (least, most)."""
     least, _, most = text.rpartition(":")
     low, high = count(least or most), count(most)
     if low > high:
@@ -130,13 +139,11 @@ def _replicas(text: str) -> tuple[int, int]:
 
 def _serve(args: argparse.Namespace) -> None:
     if args.rollback is not None:
-        from raystitch.commands.serve import roll_back
-
         roll_back(f"http://{args.host}:{args.port}{args.route_prefix.rstrip('/')}", args.rollback)
         return
     from raystitch.cluster import signals
 
-    # Before anything that takes long is imported: a signal at any moment finds its handler.
+    # The handlers are installed before the slow imports, so that no signal is missed.
     with signals.requests() as asked:
         if args.stop:
             _stop(args, asked)
@@ -160,7 +167,7 @@ def _run(args: argparse.Namespace, asked: "Requests") -> None:
     config = load_config(args.config, EndpointConfig, args.set)
     config = replace(config, device=args.device if args.device != "auto" else config.device)
     config = replace(config, allowed_hosts=_hosts(args, config), models=_models(args, config))
-    # After what is wrong with the arguments was said, for it takes seconds.
+    # These imports take seconds, so the arguments are checked first.
     with asked.held():
         from raystitch.cluster.serve.application import with_demo
         from raystitch.cluster.serve.run import run_endpoint
@@ -187,7 +194,7 @@ def _run(args: argparse.Namespace, asked: "Requests") -> None:
 
 
 def _hosts(args: argparse.Namespace, config: "EndpointConfig") -> tuple[str, ...]:
-    """The names of the configuration and the arguments, and the one that it listens on."""
+    """The names of the configuration and of the arguments, and the name that it listens on."""
     given = list(args.allowed_host)
     if not re.fullmatch(r"[0-9.]+|.*:.*", args.host):
         given.append(args.host)
@@ -200,7 +207,7 @@ def _hosts(args: argparse.Namespace, config: "EndpointConfig") -> tuple[str, ...
 
 
 def _models(args: argparse.Namespace, config: "EndpointConfig") -> "dict[str, ModelConfig]":
-    """The configuration's models and those of the arguments; folders are absolute, for replicas work elsewhere."""
+    """The models of the configuration and of the arguments; folders are absolute, because replicas run elsewhere."""
     from raystitch.endpoint.config import DEFAULT_MODEL, ModelConfig
 
     given = _by_name("--stitcher", args.stitcher, DEFAULT_MODEL)
@@ -220,7 +227,7 @@ def _models(args: argparse.Namespace, config: "EndpointConfig") -> "dict[str, Mo
 
 
 def _by_name(option: str, values: Sequence[str], default: str) -> dict[str, str]:
-    """``NAME=VALUE``, or a bare value for the default name."""
+    """Read ``NAME=VALUE``, or a bare value for the default name."""
     found: dict[str, str] = {}
     for value in values:
         name, separator, rest = value.partition("=")
@@ -232,15 +239,16 @@ def _by_name(option: str, values: Sequence[str], default: str) -> dict[str, str]
     return found
 
 
-_SECONDS = 90.0
-
-
 def roll_back(url: str, model: str) -> None:
-    """Asks the endpoint; prints what it serves then.
+    """Ask an endpoint to serve a model's version from before, and print the version that it serves now.
 
     Raises:
         UserError: the endpoint refuses. RunError: it does not answer.
     """
+    import httpx
+
+    from raystitch.endpoint.tokens import read_tokens
+
     tokens = read_tokens()
     headers = {} if tokens is None else {"Authorization": f"Bearer {tokens.first}"}
     try:
@@ -248,7 +256,7 @@ def roll_back(url: str, model: str) -> None:
             f"{url}/v1/models/{model}/version",
             json={"hash": "previous"},
             headers=headers,
-            timeout=_SECONDS,
+            timeout=ROLLBACK_SECONDS,
             trust_env=False,
         )
         found = answer.json()

@@ -172,7 +172,7 @@ def _evaluation(args: argparse.Namespace) -> EvalConfig:
 
 
 def _missing_env(env: "EnvSpec | None", evaluation: EvalConfig) -> str | None:
-    """Why the environment cannot be made here, None when it can or none is known."""
+    """Return the reason why the environment cannot be made here; None when it can, or when none is known."""
     from raystitch.envs.make import make_env
 
     if env is None:
@@ -185,12 +185,12 @@ def _missing_env(env: "EnvSpec | None", evaluation: EvalConfig) -> str | None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    nested = Path(args.policy) / "policy"  # of a trial's folder
+    nested = Path(args.policy) / "policy"  # in a trial's folder
     if (nested / "policy.json").is_file():
         args.policy = str(nested)
     require_folder(args.policy, "a saved policy (the policy/ folder of a trial)", "policy.json")
     from raystitch.trainers.evaluate import evaluate
-    from raystitch.trainers.policy import load_policy
+    from raystitch.trainers.registry import load_policy
 
     policy = load_policy(args.policy, args.device)
     env = environment(args.env) or policy.meta.env

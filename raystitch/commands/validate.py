@@ -66,15 +66,9 @@ def _bundle_folder(args: argparse.Namespace, buffer: "Buffer") -> Path | None:
     return beside if read_json(beside / "stitcher.json").get("hash") == buffer.meta.bundle_hash else None
 
 
-SET_NAMES = {
-    "accepted": "accepted bridges",
-    "first_attempts": "  of first attempts",
-    "repaired": "  repaired",
-    "rejected": "rejected candidates",
-    "real": "real data",
-    "real_noise": "real data + noise",
-    "real_inverse": "real data, inverse-dynamics actions",
-}
+PARTS_OF_ACCEPTED = ("first_attempts", "repaired")
+"""Sets of windows that are indented below ``accepted``."""
+COUNTS = ("alone", "first", "only")
 LEVELS_SHOWN = ("q50", "q90", "q99", "q99.9")
 
 
@@ -99,11 +93,13 @@ def _print(found: dict[str, Any]) -> None:
 
 
 def _print_truth(found: dict[str, Any]) -> None:
+    from raystitch.report.table import SET_NAMES
+
     print("\nsquared distance to the simulator's next state, standardised units")
     headers = ("", "windows", "usable steps", "step: median", "step: p90", "largest: median", "largest < 0.5")
     rows = [
         [
-            label,
+            f"  {label}" if name in PARTS_OF_ACCEPTED else label,
             found["sets"][name]["num_windows"],
             _percent(found["sets"][name]["usable_share"]),
             found["sets"][name]["step_error"]["median"],
@@ -148,9 +144,6 @@ def _print_criteria(criteria: list[dict[str, Any]]) -> None:
         state = "on" if found["on"] else "off, as if on"
         rows.append([found["name"], f"{state} {threshold}".rstrip(), *(found[k] for k in COUNTS), *errors])
     print(table(("criterion", "", *COUNTS, "removed", "kept"), rows))
-
-
-COUNTS = ("alone", "first", "only")
 
 
 def _print_novelty(found: dict[str, Any] | None) -> None:

@@ -1,4 +1,4 @@
-"""Arrow IPC streams and Parquet files of strangers: looked at before anything of them is decoded."""
+"""Checks of Arrow IPC streams and Parquet files from strangers, made before anything in them is decoded."""
 
 import base64
 import re
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 EXTENSION = b"ARROW:extension:"
 MAX_BATCHES = 1000
-"""What is decoded for a batch takes a hundred times its bytes."""
+"""Limit on batches: decoding one takes a hundred times its bytes."""
 _RECORD_BATCH = 3  # MessageHeader in Arrow's Message.fbs
 _HEADER_TYPE, _HEADER, _COMPRESSION = 1, 2, 3  # fields of Message and of RecordBatch
 
@@ -23,10 +23,10 @@ class UnsafeArrow(ValueError):
 
 
 def check_messages(body: pa.Buffer) -> None:
-    """Looks at the messages of a stream before any of them is decoded.
+    """Check the messages of a stream before any of them is decoded.
 
-    Compressed buffers say themselves how large they will be. Extension types are decoded by whoever registered them in
-    this process, Ray's among others, one of which holds pickles.
+    Compressed buffers declare their own size. Extension types are decoded by the library that registered them in this
+    process; one of Ray's holds pickles.
 
     Raises:
         UnsafeArrow: for either, and for more than ``MAX_BATCHES`` record batches.
@@ -48,11 +48,11 @@ def check_messages(body: pa.Buffer) -> None:
 
 
 def check_parquet(path: Path) -> None:
-    """Looks at a file's footer before pyarrow does, which decodes the Arrow schema in it as soon as it opens the file.
+    """Check a file's footer before pyarrow opens the file, because opening decodes the Arrow schema in it.
 
     Raises:
         UnsafeArrow: when any text in it could be an Arrow schema with an extension type.
-        pa.ArrowInvalid: for what is no Parquet file.
+        pa.ArrowInvalid: when the file is not Parquet.
     """
     with path.open("rb") as file:
         size = path.stat().st_size
@@ -69,7 +69,7 @@ def check_parquet(path: Path) -> None:
 
 
 def _is_compressed(metadata: bytes) -> bool:
-    """Whether a record batch's flatbuffer has the field ``compression`` (Arrow's Message.fbs)."""
+    """Return True if a record batch's flatbuffer has the field ``compression`` (Arrow's Message.fbs)."""
     (message,) = struct.unpack_from("<I", metadata, 0)
     header_type = _field(metadata, message, _HEADER_TYPE)
     header = _field(metadata, message, _HEADER)
@@ -80,7 +80,7 @@ def _is_compressed(metadata: bytes) -> bool:
 
 
 def _field(buffer: bytes, table: int, number: int) -> int:
-    """Where a field of a flatbuffer's table lies, 0 where it is left out."""
+    """Return the position of a field of a flatbuffer's table, 0 where it is left out."""
     (distance,) = struct.unpack_from("<i", buffer, table)
     vtable = table - distance
     (size,) = struct.unpack_from("<H", buffer, vtable)

@@ -1,4 +1,4 @@
-"""Action bounds that can be worked with, from those that were recorded.
+"""Usable action bounds, from the recorded ones.
 
 Legend: N transitions, A action size.
 """
@@ -12,11 +12,11 @@ from raystitch.errors import UserError
 Floats = NDArray[np.float32]
 
 WIDE = 1000.0
-"""Bounds this many times as far apart as the actions say nothing about them."""
+"""Bounds that are this many times as far apart as the actions carry no information."""
 
 
 def usable_bounds(low: ArrayLike, high: ArrayLike, actions: Floats, where: str) -> tuple[Floats, Floats, list[Problem]]:
-    """Action bounds float32 [A] that actions can be scaled with, and the problem where they are not those recorded.
+    """Return action bounds float32 [A] that can scale the actions, and the problem if they are not the recorded ones.
 
     Bounds that are infinite, the largest float, or a thousand times as wide as the actions are replaced by the actions'
     own smallest and largest value, dimension by dimension.

@@ -1,4 +1,4 @@
-"""Checks that every reader makes on what it found.
+"""Checks that every reader makes: shapes, finite values, impossible values, memory, and steps lost in float32.
 
 Legend: N rows, K numbers in a row.
 """
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from raystitch.errors import UserError
 
 Problem = dict[str, Any]
-"""What is odd about a dataset, as plain data for JSON: ``kind``, ``message`` and ``count``."""
+"""A problem of a dataset, as plain data for JSON: ``kind``, ``message`` and ``count``."""
 
 ABSURD_RATIO = 1e6
 """A value this many times as large as 99 % of its dimension's, and than 1, is an error of recording."""
 ABSURD = 1e18
-"""The square of anything larger does not fit into float32."""
+"""The square of a larger number does not fit into float32."""
 
 
 def problem(kind: str, message: str, count: int) -> Problem:
@@ -28,7 +28,7 @@ def problem(kind: str, message: str, count: int) -> Problem:
 
 
 def as_column(values: NDArray[Any], rows: int) -> NDArray[Any] | None:
-    """One number per row as [rows], however many axes of length 1 there are besides; None for any other shape."""
+    """Return one number per row as [rows], even if the array has more axes of length 1; None for any other shape."""
     return values.reshape(-1) if values.size == rows and rows in values.shape else None
 
 
@@ -48,7 +48,7 @@ def check_finite(columns: Mapping[str, NDArray[np.floating]], where: str) -> Non
 
 
 def absurd_rows(name: str, values: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Rows of [N] or [N, K] with a finite value that cannot be meant, int64.
+    """Rows of [N] or [N, K] with an impossible finite value, int64.
 
     A few values of observations or actions that dwarf all others of their dimension count, as they spoil its mean and
     standard deviation; rewards may well be rare and large, so only ``ABSURD`` counts there.
@@ -57,7 +57,7 @@ def absurd_rows(name: str, values: NDArray[np.floating]) -> NDArray[np.int64]:
     bad = np.zeros(len(columns), np.bool_)
     for index in range(columns.shape[1]):
         column = columns[:, index]
-        # Two passes without a copy: nearly every dimension is done here.
+        # Two passes without a copy decide for nearly every dimension.
         with np.errstate(invalid="ignore"):
             largest = max(float(np.fmax.reduce(column, initial=0.0)), -float(np.fmin.reduce(column, initial=0.0)))
         if largest <= ABSURD_RATIO:
@@ -69,9 +69,7 @@ def absurd_rows(name: str, values: NDArray[np.floating]) -> NDArray[np.int64]:
 
 
 def check_magnitudes(columns: Mapping[str, NDArray[np.floating]], where: str) -> None:
-    """Raises:
-    UserError: naming the first array with a value that cannot be meant, the value and its row.
-    """
+    """Raises: UserError: naming the first array with an impossible value, the value and its row."""
     for name, values in columns.items():
         rows = absurd_rows(name, values)
         if len(rows):
@@ -87,7 +85,8 @@ GIB = 2**30
 
 
 def free_memory() -> int:
-    """Bytes that this process can still take: the machine's free memory, or less where a container's limit is lower."""
+    """Return the bytes that this process can still allocate: the machine's free memory, or a container's lower
+    limit."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -102,7 +101,7 @@ def free_memory() -> int:
 
 
 class MemoryBudget:
-    """Counts what reading one dataset takes, and refuses what does not fit before it is allocated."""
+    """Counts the memory for reading one dataset, and refuses a dataset that does not fit before allocating it."""
 
     def __init__(self, where: str, limit: int | None = None) -> None:
         self.where = where
@@ -122,7 +121,7 @@ class MemoryBudget:
 
 
 WIDE = 16.0
-"""Around smaller values float32 resolves a millionth, which nobody means."""
+"""Below this size float32 resolves a millionth, and no dataset means less."""
 LOST_SHARE = 0.5
 
 

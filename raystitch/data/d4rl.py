@@ -65,7 +65,7 @@ def _read_file(path: Path) -> _File:
 
 
 def _check_shapes(arrays: dict[str, NDArray[Any]], path: Path) -> None:
-    """Brings the arrays to the layout's shapes, where what was meant is certain."""
+    """Bring the arrays to the layout's shapes, where the meaning is certain."""
     rows = len(arrays["observations"])
     for name in ("rewards", "terminals", "timeouts"):
         if name in arrays:
@@ -104,7 +104,7 @@ def _discontinuities(observations: Floats, next_observations: Floats) -> Bools:
 
 
 def _cut_at_limit(ends: Bools, limit: int) -> Bools:
-    """Ends an episode after every ``limit`` steps without an end."""
+    """End an episode after every ``limit`` steps without an end."""
     ends = ends.copy()
     stops = np.flatnonzero(ends)
     for start, stop in zip(np.concatenate([[0], stops[:-1] + 1]), stops, strict=True):
@@ -149,7 +149,7 @@ def _text(value: Any) -> str:
 def _environment(
     attributes: dict[str, Any], env_id: str | None, default_env: EnvSpec | None, path: Path
 ) -> EnvSpec | None:
-    """The environment asked for, else the one the file names, which need not be installed to train offline.
+    """Return the environment asked for, else the one that the file names, which need not be installed to train offline.
 
     No module is imported for an id that the file names.
     """
@@ -223,7 +223,7 @@ def read_d4rl(
     allow_nan: bool = False,
     default_env: EnvSpec | None = None,
 ) -> EpisodeDataset:
-    """Reads a file in the D4RL layout.
+    """Read a file in the D4RL layout.
 
     Without ``next_observations`` the observation after an episode's last action is unknown: ``final_observed`` is
     False. With them, a row whose next observation is not the following row ends its episode as a time-out.
@@ -247,7 +247,7 @@ def read_d4rl(
         check_finite(arrays, str(path))
         check_magnitudes(arrays, str(path))
     if env_id is not None and ":" not in env_id and env_id == _text(attributes.get("env_id", "")):
-        env_id = None  # as the file says itself: then it need not be installed
+        env_id = None  # the same as in the file, so it need not be installed
     env = _environment(attributes, env_id, default_env, path)
     asked = env_id is not None or (env is not None and env is default_env)
     low, high = _bounds(arrays, attributes, env, asked, path)
@@ -278,7 +278,7 @@ def read_d4rl(
 
 
 def write_d4rl(episodes: EpisodeDataset | EpisodeStream, path: str | os.PathLike[str]) -> None:
-    """Writes the D4RL layout, compressed, whole or not at all.
+    """Write the D4RL layout, compressed, whole or not at all.
 
     ``next_observations`` is left out when any episode's final observation is unknown: the layout has no way to say so
     for a single row. The environment and the action bounds go into the file's attributes. A stream that marks generated

@@ -97,7 +97,7 @@ PLANS = {"approach": _approach, "arrive": _arrive, "pass": _pass_through, "wande
 
 
 def _record(env: Any, kind: str, rng: np.random.Generator, max_steps: int) -> Episode:
-    """Rolls one fragment out in the simulator."""
+    """Roll one fragment out in the simulator."""
     plan = PLANS[kind](rng)
     waypoints = plan.waypoints
     env.reset(seed=int(rng.integers(2**31)))
@@ -152,7 +152,8 @@ def load_or_make_pointmaze(num_steps: int = DEFAULT_NUM_STEPS, seed: int = 0) ->
 
 
 def _recipe() -> str:
-    """Short hash of what the content depends on: this recipe, the maze and the simulator's version."""
+    """Return a short hash of everything that determines the content: this recipe, the maze and the simulator's
+    version."""
     digest = hashlib.sha256(version("mujoco").encode())
     for source in (Path(__file__), Path(envs.__file__).with_name("pointmaze.py")):
         digest.update(source.read_bytes())
@@ -177,7 +178,7 @@ def _with_env(columns: dict[str, NDArray[Any]]) -> EpisodeDataset:
 
 
 def make_pointmaze(num_steps: int = DEFAULT_NUM_STEPS, seed: int = 0) -> EpisodeDataset:
-    """Collects at least ``num_steps`` transitions; bit-identical for a seed.
+    """Collect at least ``num_steps`` transitions; bit-identical for a seed.
 
     Raises:
         UserError: when ``num_steps`` is below 1,000, too few for every kind of fragment.

@@ -177,7 +177,8 @@ class EpisodeDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """``sha256:...`` over the content; the same trajectories give the same value however they were stored."""
+        """Return ``sha256:...`` over the content; the same trajectories give the same value however they were
+        stored."""
         digest = hashlib.sha256()
         for column in (self.observations, self.actions, self.rewards, self.terminated, self.truncated, self.offsets):
             digest.update(str((column.shape, column.dtype.str)).encode())

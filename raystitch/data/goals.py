@@ -1,4 +1,4 @@
-"""Goals that a dataset holds beside its observations: what of them is read, and what is left out."""
+"""Goals that a dataset holds beside its observations: which are read, and which are left out."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ def has_goals(space: spaces.Space[Any]) -> bool:
 
 
 def with_position(keys: tuple[str, ...] | None, space: spaces.Space[Any], stored: StoredEpisode) -> tuple[str, ...]:
-    """The entries to read by default, with ``achieved_goal`` where ``observation`` does not hold it: AntMaze's position
-    lies there alone, and without it different states would be one.
+    """Return the entries to read by default. ``achieved_goal`` is among them when ``observation`` does not hold it:
+    AntMaze's position lies there alone, and without it different states would be equal.
 
     Args:
         stored: any episode.
@@ -39,7 +39,7 @@ def with_position(keys: tuple[str, ...] | None, space: spaces.Space[Any], stored
 
 
 class GoalsLeftOut:
-    """Counts the values that ``desired_goal`` takes in a dataset of which only ``observation`` is read."""
+    """Counts the different values of ``desired_goal`` in a dataset of which only ``observation`` is read."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
@@ -49,13 +49,13 @@ class GoalsLeftOut:
 
     @classmethod
     def of(cls, space: spaces.Space[Any], asked_keys: tuple[str, ...] | None) -> "GoalsLeftOut":
-        """Counts nothing where the user has said what to read, or there is no goal."""
+        """Count nothing when the user chose what to read, or when there is no goal."""
         if asked_keys is not None or not isinstance(space, spaces.Dict) or not has_goals(space):
             return cls([])
         return cls(_arrays(space[GOAL], f"observations/{GOAL}"))
 
     def add(self, stored: StoredEpisode) -> None:
-        """One more episode."""
+        """Add an episode."""
         if not self.names:
             return
         self.num_episodes += 1
@@ -64,7 +64,7 @@ class GoalsLeftOut:
         self.changing += any((values != values[0]).any() for values in goals)
 
     def problems(self, dataset_id: str, keys: tuple[str, ...] | None) -> list[Problem]:
-        """The problem of several goals, if there is more than one."""
+        """Return the problem of several goals, if there is more than one."""
         if len(self.first) < 2 and not self.changing:
             return []
         changing = f", and changes within {self.changing:,} of them" if self.changing else ""
@@ -77,7 +77,7 @@ class GoalsLeftOut:
 
 
 def _arrays(space: spaces.Space[Any], name: str) -> list[str]:
-    """Names of the arrays that a space is stored as."""
+    """Names of the arrays in which a space is stored."""
     if isinstance(space, spaces.Dict):
         return [array for key, part in space.spaces.items() for array in _arrays(part, f"{name}/{key}")]
     return [name]

@@ -1,4 +1,4 @@
-"""HDF5 files of strangers: arrays of numbers come out of them, and nothing that lies outside of the file.
+"""Reads HDF5 files from strangers: only arrays of numbers, and nothing that lies outside of the file.
 
 HDF5 can make an array's content that of other files: by external storage, a virtual dataset, or a link into another
 file. It loads libraries for filters that it does not know, and a few kilobytes can declare terabytes. Every reader of
@@ -36,11 +36,11 @@ FILTERS = {
 }
 NUMBERS = {h5t.INTEGER, h5t.FLOAT, h5t.ENUM}  # h5py stores bool as an enumeration
 UNQUESTIONED_BYTES = 64 * 2**20
-"""Arrays up to this size may hold less than they declare: rows that were never written read as zeros."""
+"""Arrays up to this size may hold less than they declare; rows that were never written read as zeros."""
 LARGEST_COMPRESSION = 1100
-"""No filter of ``FILTERS`` makes more of a byte than this; gzip's limit is 1032."""
+"""No filter of ``FILTERS`` expands a byte into more than this; gzip's limit is 1032."""
 SOFT_LINKS = 32
-"""Links within a file that are followed to find one array."""
+"""Limit on links within a file that are followed to find one array."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,18 +61,18 @@ class Hdf5Group:
     budget: MemoryBudget
 
     def names(self, most: int = 1000) -> list[str]:
-        """Names of the first links, whatever they lead to."""
+        """Names of the first links, whatever they point to."""
         return [name.decode(errors="replace") for name in islice(iter(self.id), most)]
 
     def group(self, name: str) -> "Hdf5Group | None":
-        """The group of that name, None where there is none."""
+        """Return the group of that name, None when there is none."""
         found = self._find(name)
         if not isinstance(found, h5g.GroupID):
             return None
         return Hdf5Group(id=found, path=self.path, name=self._full(name), size=self.size, budget=self.budget)
 
     def numbers(self, name: str) -> NDArray[Any] | None:
-        """The array of that name in the file's own number type, None where there is none.
+        """Return the array of that name in the file's own number type, None when there is none.
 
         Raises:
             UserError: when it is no array of numbers, its content lies elsewhere, or it declares more than it holds.
@@ -95,7 +95,7 @@ class Hdf5Group:
         return values
 
     def attribute(self, name: str) -> Any:
-        """The group's attribute as h5py gives it, None where there is none.
+        """Return the group's attribute as h5py gives it, None when there is none.
 
         Raises:
             UserError: when it is larger than any setting could be.
@@ -112,7 +112,7 @@ class Hdf5Group:
         return f"{self.name}/{name}" if self.name else name
 
     def _find(self, name: str) -> Any:
-        """The object behind a name, reached by links within the file alone; None where there is none."""
+        """Return the object behind a name, reached by links within the file alone; None when there is none."""
         return self._walk(self.id, name.encode(), iter(range(SOFT_LINKS)), self._full(name))
 
     def _walk(self, start: Any, path: bytes, hops: Iterator[int], name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What is in a dataset, and what is wrong with it.
+"""The content of a dataset and its problems.
 
 Legend: N transitions, E episodes, O observation size, A action size.
 """
@@ -43,7 +43,7 @@ def _non_finite(dataset: EpisodeDataset) -> list[Problem]:
 
 
 def _first(dataset: EpisodeDataset, name: str, row: int) -> str:
-    """Where a row of a column is."""
+    """Return the place of a column's row, for messages."""
     starts = dataset.obs_offsets if name == "observations" else dataset.offsets
     episode = int(np.searchsorted(starts, row, side="right")) - 1
     return f"the first in episode {episode}, step {row - int(starts[episode])}"
@@ -126,7 +126,8 @@ def _actions(dataset: EpisodeDataset) -> tuple[float, list[Problem]]:
 
 
 def action_problems(dataset: EpisodeDataset) -> list[Problem]:
-    """The problem of actions outside their bounds, if there are any: how many, by how much, where the first is."""
+    """Return the problem of actions outside their bounds, if there are any: how many, how far, and where the first
+    is."""
     return _actions(dataset)[1]
 
 
@@ -161,7 +162,7 @@ def _missing_final(dataset: EpisodeDataset) -> Problem:
 
 
 def inspect(dataset: EpisodeDataset) -> dict[str, Any]:
-    """Sizes, returns and problems of a dataset that may hold NaN, as plain data for JSON.
+    """Describe a dataset that may hold NaN, as plain data for JSON: sizes, returns and problems.
 
     ``problems`` is a list of ``{kind, message, count}``; docs/data.md lists the kinds.
     """
@@ -192,11 +193,11 @@ def inspect(dataset: EpisodeDataset) -> dict[str, Any]:
 
 
 FAR = 20.0
-"""A jump is this many times as large as nine in ten steps of its dimension.."""
+"""A step that jumps is this many times as large as nine in ten steps of its dimension,"""
 SHARE = 0.25
-"""..in more than this share of the dimensions that move: contacts and wrapped angles jump in one or two."""
+"""and it jumps in more than this share of the moving dimensions: contacts and wrapped angles jump in one or two."""
 MOST = 0.2
-"""Where a larger share of the steps are jumps, jumping is what the task does."""
+"""If a larger share of the steps are jumps, the task itself jumps."""
 SAMPLE = 100_000
 TURNS = (2 * np.pi, 360.0)
 
@@ -230,7 +231,7 @@ def jumps(dataset: EpisodeDataset) -> tuple[Ints, float]:
 
 
 def _steps(column: Floats, rows: Ints) -> Floats:
-    """How far one dimension moves in each of S transitions, float32 [S]; across the seam of an angle the short way."""
+    """Distances that one dimension moves in S transitions, float32 [S]; across the seam of an angle the short way."""
     with np.errstate(invalid="ignore", over="ignore"):
         steps = np.abs(column[rows + 1] - column[rows])
         width = float(np.fmax.reduce(column) - np.fmin.reduce(column))

@@ -1,4 +1,4 @@
-"""Files that hold trajectories in other layouts than D4RL's: names them, and says how to convert them."""
+"""Names files that hold trajectories in other layouts than D4RL's, and tells how to convert them."""
 
 import re
 from pathlib import Path

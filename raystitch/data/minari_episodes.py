@@ -1,4 +1,4 @@
-"""The stored episodes of a Minari dataset in its three formats (HDF5, Arrow, Parquet), as arrays of numbers.
+"""Reads the stored episodes of a Minari dataset in its three formats (HDF5, Arrow, Parquet), as arrays of numbers.
 
 The files may be a stranger's. Nothing outside of the dataset's folder is read, whatever links lie in it; recorded
 ``infos`` and images are left alone.
@@ -47,7 +47,7 @@ class DatasetFolder:
     remedy: str
 
     def file(self, name: str) -> Path:
-        """A regular file of the folder.
+        """Return a regular file of the folder.
 
         The folder itself may be reached through a link; a file in it may not lead out of it.
 
@@ -153,7 +153,7 @@ def _hdf5_episodes(folder: DatasetFolder, indices: Iterable[int]) -> Iterator[St
 
 @dataclass(frozen=True)
 class ArrowEpisode:
-    """One episode's table. Rows are states: the last row's action and reward are padding, where there is one more state
+    """One episode's table. Rows are states: the last row's action and reward are padding, if there is one more state
     than steps."""
 
     table: Any
@@ -217,7 +217,8 @@ def _arrow_episodes(folder: DatasetFolder, data_format: str, indices: Iterable[i
 
 
 def _num_steps(folder: DatasetFolder, index: int, num_rows: int) -> int:
-    """Steps of an episode of that many rows: one fewer, unless its own metadata say that no state follows the last."""
+    """Return the steps of an episode with that many rows: one fewer, unless its own metadata say that no state follows
+    the last."""
     name = f"{index}/metadata.json"
     if not (folder.path / name).exists():
         return num_rows - 1
@@ -231,7 +232,7 @@ def _num_steps(folder: DatasetFolder, index: int, num_rows: int) -> int:
 
 @contextmanager
 def _decoding(path: Path) -> Iterator[None]:
-    """Turns what pyarrow says of damaged files into one line."""
+    """Turn pyarrow's messages about damaged files into one line."""
     import pyarrow as pa
 
     from raystitch.data.arrow import UnsafeArrow

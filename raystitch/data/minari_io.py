@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from minari import MinariDataset
 
 EPISODE_OVERHEAD = 16_000
-"""Bytes that HDF5 takes for the groups and headers of one episode, at most."""
+"""Upper limit on the bytes that HDF5 takes for the groups and headers of one episode."""
 
 
 def _flat(stored: StoredEpisode, column: str, keys: tuple[str, ...] | None) -> NDArray[Any]:
@@ -67,7 +67,7 @@ def _column(stored: StoredEpisode, name: str) -> NDArray[Any]:
 
 
 class _Columns:
-    """The episodes read so far, each array as float32 where it is one of numbers."""
+    """The episodes read so far; number arrays are float32."""
 
     def __init__(self, keys: tuple[str, ...] | None, where: str) -> None:
         self.keys, self.where = keys, where
@@ -169,7 +169,7 @@ def _read(
 
 
 def read_minari(reference: str, allow_nan: bool = False, env: EnvSpec | None = None) -> EpisodeDataset:
-    """Reads a local Minari dataset; one with a version that is not there is downloaded first.
+    """Read a local Minari dataset; one with a version that is not there is downloaded first.
 
     An id without a version means the latest one.
 
@@ -205,7 +205,7 @@ def _folder(data_path: Path, dataset_id: str, keys: tuple[str, ...] | None, part
 def read_minari_dataset(
     dataset: "MinariDataset", allow_nan: bool = False, env: EnvSpec | None = None
 ) -> EpisodeDataset:
-    """Reads the episodes that a ``minari.MinariDataset`` points to, all or those that a filter or a split left.
+    """Read the episodes of a ``minari.MinariDataset``, all of them or those that a filter or a split left.
 
     Raises:
         UserError: as ``read_minari`` does.
@@ -266,7 +266,7 @@ def _write_data(dataset: EpisodeStream, data_path: Path, dataset_id: str, descri
 
 @contextmanager
 def _hidden_folder(parent: Path) -> Iterator[Path]:
-    """A folder that Minari's listings skip; removed at the end with whatever is still in it."""
+    """A folder that Minari's listings skip; it is removed at the end with everything that is still in it."""
     make_folder(parent)
     folder = Path(tempfile.mkdtemp(prefix=".raystitch-", dir=parent))
     try:
@@ -278,7 +278,7 @@ def _hidden_folder(parent: Path) -> Iterator[Path]:
 def write_minari(
     episodes: EpisodeDataset | EpisodeStream, dataset_id: str, overwrite: bool = False, description: str | None = None
 ) -> str:
-    """Writes a local Minari dataset, whole or not at all; returns its id, with ``-v0`` where none was given.
+    """Write a local Minari dataset, whole or not at all; return its id, with ``-v0`` where none was given.
 
     Raises:
         UserError: for an id that Minari would not accept or that exists already.

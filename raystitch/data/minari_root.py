@@ -54,7 +54,7 @@ def dataset_path(dataset_id: str) -> Path:
 
 
 def local_ids() -> list[str]:
-    """Ids of the datasets in the root, sorted. Minari's own listing fails where one has no version."""
+    """Ids of the datasets in the root, sorted. Minari's own listing fails when one of them has no version."""
 
     seen: set[Path] = set()  # links may be circular
 
@@ -75,7 +75,7 @@ def local_ids() -> list[str]:
 
 
 def nearest(dataset_id: str, ids: list[str]) -> str:
-    """Words that lead a user to a dataset there is."""
+    """Return words that lead a user to the datasets that there are."""
     if not ids:
         return "there is no local dataset (set MINARI_DATASETS_PATH if they are elsewhere)"
     close = difflib.get_close_matches(dataset_id, ids, n=3, cutoff=0.5)
@@ -83,7 +83,7 @@ def nearest(dataset_id: str, ids: list[str]) -> str:
 
 
 def _offline() -> str | None:
-    """Why no download can work, found out in seconds; Minari's own retries take half a minute."""
+    """Return the reason why no download can work, within seconds; Minari's own retries take half a minute."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "MINARI_REMOTE")):
         return None
     try:
@@ -94,7 +94,8 @@ def _offline() -> str | None:
 
 
 def download(dataset_id: str) -> str | None:
-    """Downloads a dataset from Minari's server, whole or not at all. Returns why it failed, None when it worked."""
+    """Download a dataset from Minari's server, whole or not at all. Return the reason of a failure, None when it
+    worked."""
     root = minari_root()
     reason = _offline()
     if reason is not None:

@@ -1,4 +1,4 @@
-"""Environments and spaces from a Minari dataset's metadata, which are a stranger's words.
+"""Environments and spaces from a Minari dataset's metadata, which a stranger may have written.
 
 Minari's own ``MinariStorage.read`` and ``recover_environment`` make the environment of a recorded spec, entry point and
 wrappers' entry points included: they import and call what the file names. Here a spec is read as data: the id of a
@@ -22,9 +22,9 @@ REFERENCES = ("ref_min_score", "ref_max_score")
 
 
 def dataset_env(metadata: Mapping[str, Any], named: EnvSpec | None, where: str) -> EnvSpec | None:
-    """The environment that a user has named, else the recorded one with its evaluation environment, else None.
+    """Return the environment that a user named, else the recorded one with its evaluation environment, else None.
 
-    The reference returns of the metadata go with either: they are of the task.
+    The reference returns of the metadata belong to the task, so they go with either.
 
     Raises:
         UserError: when what is recorded is not an environment as plain data.
@@ -46,7 +46,7 @@ def dataset_env(metadata: Mapping[str, Any], named: EnvSpec | None, where: str) 
 
 
 def with_keys(env: EnvSpec, keys: tuple[str, ...] | None) -> EnvSpec:
-    """The environment, and the one for evaluation, with the entries of a Dict observation that were read.
+    """Return the environment and the evaluation environment, with the entries of a Dict observation that were read.
 
     Data without entries leave a named environment those that it would be flattened with.
     """
@@ -71,7 +71,7 @@ def evaluation_metadata(env: EnvSpec | None) -> dict[str, Any]:
 
 
 def _gymnasium(text: Any) -> EnvSpec | None:
-    """A Gymnasium spec in JSON; entry points and whatever else would be run are not looked at."""
+    """Read a Gymnasium spec in JSON; entry points and everything else that would be run are ignored."""
     if not text:
         return None
     from raystitch.envs.wrappers import recorded_wrapper
@@ -91,7 +91,7 @@ def _gymnasium(text: Any) -> EnvSpec | None:
 
 
 def _reference(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
-    """(lowest, highest) return; None where the metadata name none that a score could refer to."""
+    """(lowest, highest) return; None when the metadata have none that a score could refer to."""
     try:
         return reference_returns([metadata.get(name) for name in REFERENCES])
     except UserError:
@@ -99,14 +99,14 @@ def _reference(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def _module(entry_point: Any) -> str | None:
-    """The module of an entry point, for a user to judge; None where it is one that is installed with raystitch."""
+    """Return the module of an entry point, for a user to judge; None for a module that is installed with raystitch."""
     module = str(entry_point or "").partition(":")[0]
     known = module.split(".")[0] in ("gymnasium", "gymnasium_robotics", "raystitch")
     return None if known or not re.fullmatch(r"[\w.]{1,80}", module) else module
 
 
 def read_spaces(metadata: Mapping[str, Any], env: EnvSpec | None, where: str | Path) -> tuple[Any, Any]:
-    """Observation and action space. Minari may leave out those that are the environment's.
+    """Return the observation and action space. Minari may leave out spaces that equal the environment's.
 
     Args:
         env: the environment to ask for what is left out: the one that a user has named, else the recorded one.
@@ -145,7 +145,8 @@ def _spaces_of(env: EnvSpec | None, missing: str, where: str | Path) -> dict[str
 
 
 def _check_space(space: Any, depth: int) -> None:
-    """Bounds what a description may ask for before Minari builds it: arrays no larger than what is written out."""
+    """Limit the size of a described space before Minari builds it: arrays no larger than the text that describes
+    them."""
     if depth > _DEEPEST or not isinstance(space, Mapping):
         raise ValueError("it is not a space, or nested too deeply")
     inner = space.get("subspaces") or ()
@@ -162,5 +163,5 @@ def _check_space(space: Any, depth: int) -> None:
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    """The shape of nested lists, by their first items; what is ragged is refused when the space is made."""
+    """Return the shape of nested lists, by their first items; making the space refuses ragged lists."""
     return (len(value), *(_shape(value[0]) if value else ())) if isinstance(value, list) else ()

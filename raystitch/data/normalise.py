@@ -15,8 +15,8 @@ class Normalizer:
 
     Attributes:
         mean, std: float32 [O]; std is floored at 1e-3 times the dimension's largest magnitude or the median std of the
-            varying dimensions, whichever is smaller: a quiver that is small beside its own value and beside the other
-            dimensions is not blown up, a dimension in tiny units counts like any other.
+            varying dimensions, whichever is smaller. The floor keeps noise in nearly constant dimensions from being
+            amplified; a dimension in tiny units counts like any other.
         active: bool [O]; False for constant dimensions, which every distance and residual leaves out.
     """
 

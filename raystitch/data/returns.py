@@ -12,7 +12,7 @@ from raystitch.data.episodes import Floats, Ints
 
 def returns_to_go(rewards: Floats, offsets: Ints) -> Floats:
     """Undiscounted sum of the rewards from each transition to its episode's end, float32 [N]."""
-    # One sum over the whole column from the back; what lies past an episode's end is taken off again.
+    # One sum over the whole column from the back; the part past an episode's end is subtracted.
     from_here = np.append(np.cumsum(rewards[::-1], dtype=np.float64)[::-1], 0.0)
     after_episode = np.repeat(from_here[offsets[1:]], np.diff(offsets))
     return (from_here[:-1] - after_episode).astype(np.float32)
@@ -45,7 +45,7 @@ def discounted_returns(
 
 
 def discounted_before(rewards: Floats, gamma: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What a trajectory of T rewards has collected before each of its T + 1 states, discounted from its start, and the
-    discount there; float64 [T + 1] each."""
+    """Discounted reward that a trajectory of T rewards has collected before each of its T + 1 states, and the discount
+    there; float64 [T + 1] each."""
     discounts = gamma ** np.arange(len(rewards) + 1, dtype=np.float64)
     return np.concatenate([[0.0], np.cumsum(rewards * discounts[:-1])]), discounts

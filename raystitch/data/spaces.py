@@ -1,4 +1,4 @@
-"""The spaces of a dataset: what of its observations is read, and what to do where they are no vectors of numbers."""
+"""The spaces of a dataset: which observations are read, and what to do when they are not vectors of numbers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from raystitch.errors import UserError
 
 KEYS_MARK = "#"
 IMAGE_SIDE = 32
-"""Arrays with two sides of this size or more are images, whatever their numbers are."""
+"""Arrays with two sides of this size or more are images, whatever their numbers."""
 ONE_HOT = "record discrete ones as a Box, for example one-hot"
 
 
 def split_keys(name: str) -> tuple[str, tuple[str, ...] | None]:
-    """A dataset id and the entries of a Dict observation to read: ``ID#observation,desired_goal``.
+    """Split ``ID#observation,desired_goal`` into a dataset id and the entries of a Dict observation to read.
 
     Raises:
         UserError: when nothing, or one entry twice, follows the mark.
@@ -51,7 +51,7 @@ def check_action_space(space: spaces.Space[Any], where: str) -> None:
 def observation_keys(
     space: spaces.Space[Any], asked: Sequence[str] | None, dataset_id: str, where: str
 ) -> tuple[str, ...] | None:
-    """Entries of a Dict observation that are read: those asked for, else the usual ones; None for a Box.
+    """Return the entries of a Dict observation that are read: those asked for, else the usual ones; None for a Box.
 
     Raises:
         UserError: for observations that are not a Box or a Dict of Boxes, or are images, with what to do.
@@ -87,7 +87,7 @@ def is_image(space: spaces.Space[Any]) -> bool:
 
 
 def _advice(space: spaces.Space[Any]) -> str | None:
-    """Why a space cannot be read and what to do, None where it can."""
+    """Return the reason why a space cannot be read and what to do about it, None when it can be read."""
     if is_image(space):
         return (
             f"the observations are images, {_short(space)}, not a vector of numbers; record the state, or what an "

@@ -1,4 +1,4 @@
-"""Episodes that come in pieces, so that files can be written of more than fits into memory.
+"""Episodes that come in pieces, so that files larger than memory can be written.
 
 Legend: E episodes, N their transitions, A action size.
 """
@@ -11,18 +11,18 @@ from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
 from raystitch.envs.spec import EnvSpec
 
 Piece = tuple[EpisodeDataset, Bools | None]
-"""Some episodes, and for each of their transitions whether it was generated (None where the stream does not say)."""
+"""Some episodes, and for each of their transitions whether it was generated (None when the stream does not know)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EpisodeStream:
-    """What is known of E episodes before the first of them, and a way to get them.
+    """E episodes to come: their sizes, and a way to get them piece by piece.
 
     Attributes:
         lengths: int64 [E], transitions of each. final_observed: bool [E].
         action_low, action_high: float32 [A].
         pieces: yields all episodes in order.
-        marks: whether the pieces say which transitions were generated.
+        marks: True if the pieces say which transitions were generated.
     """
 
     name: str
@@ -46,13 +46,13 @@ class EpisodeStream:
 
     @property
     def num_bytes(self) -> int:
-        """Of observations, actions and rewards."""
+        """Bytes of observations, actions and rewards together."""
         states = self.num_transitions + self.num_episodes
         return 4 * (states * self.obs_dim + self.num_transitions * (self.act_dim + 1))
 
     @classmethod
     def of(cls, dataset: EpisodeDataset) -> "EpisodeStream":
-        """A dataset that is in memory, in one piece."""
+        """Return a dataset in memory as a stream of one piece."""
         return cls(
             name=dataset.name,
             lengths=dataset.lengths,
@@ -67,5 +67,5 @@ class EpisodeStream:
 
 
 def stream_of(episodes: "EpisodeDataset | EpisodeStream") -> EpisodeStream:
-    """Either as a stream."""
+    """Return a dataset or a stream as a stream."""
     return EpisodeStream.of(episodes) if isinstance(episodes, EpisodeDataset) else episodes

@@ -1,4 +1,5 @@
-"""Stitching on demand over HTTP, without Ray: what a request may say, the batches it is computed in, what is answered.
+"""Stitching on demand over HTTP, without Ray: requests, the batches that they are computed in, answers.
 
-``app.create_app`` puts it together; ``raystitch.cluster.serve.application`` runs it on Ray Serve.
+``app.create_app`` puts it together; ``raystitch.cluster.serve.application`` runs it on Ray Serve. docs/endpoint.md
+fixes the wire; tests/endpoint tells when it broke.
 """

@@ -53,10 +53,10 @@ def make_answer(
     return_all: bool,
     about: dict[str, Any],
 ) -> Answer:
-    """The best of the candidates, which are decided anew at ``delta``.
+    """Choose the best of the candidates; ``delta`` decides anew which are accepted.
 
     Args:
-        about: what the answer says besides: request id, model, seed and so on.
+        about: the rest of the answer: request id, model, seed and so on.
     """
     failed = failed_criteria(lambda name: getattr(candidates, name), bundle.calibration, replace(config, delta=delta))
     accepted = ~np.any(list(failed.values()), axis=0)
@@ -67,7 +67,7 @@ def make_answer(
     best = described[0]
     row = int(order[0])
     gap, leave, enter = int(candidates.gap[row]), int(candidates.source_step[row]), int(candidates.target_step[row])
-    # The bridge's first and last state are the ones left and entered.
+    # The bridge's first and last states are the state left and the state entered.
     bridge = candidates.observations[row, 1 : gap + 1]
     synthetic = np.zeros(leave + gap + 1 + len(target.actions) - enter, np.bool_)
     synthetic[leave : leave + gap + 1] = True
@@ -97,13 +97,14 @@ def _reasons(failed: dict[str, Bools]) -> list[str]:
 
 
 def rank(candidates: Candidates, accepted: Bools, source: Episode, gamma: float) -> Ints:
-    """The rows, best first: accepted ones by the discounted return of the whole stitched trajectory (pessimistic, as
-    the candidates have it) and, where that is the same, by their largest residual; then the others by that alone."""
+    """Return the rows, best first: accepted ones by the discounted return of the whole stitched trajectory
+    (pessimistic, as the candidates have it), ties by their largest residual; then the others by their largest residual
+    alone."""
     collected, discounts = discounted_before(source.rewards, gamma)
     steps = candidates.source_step
     total = collected[steps] + discounts[steps] * candidates.return_stitched
     residual = np.nan_to_num(candidates.residual_max, nan=np.inf)
-    # Rounded, so that what differs by rounding alone keeps its order whatever it was computed with.
+    # Rounded, so that rounding errors, which depend on the machine, do not change the order.
     score = _significant(np.where(accepted, -total, residual))
     return np.lexsort((np.arange(len(score)), _significant(residual), score, ~accepted))
 
@@ -140,5 +141,5 @@ def _describe(candidates: Candidates, row: int, failed: dict[str, Bools], thresh
 
 
 def _float(value: Any) -> Any:
-    """None where a number is not finite, as JSON has it."""
+    """Replace a number that is not finite by None, as in JSON."""
     return value if np.isfinite(value) else None

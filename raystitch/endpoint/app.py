@@ -1,4 +1,4 @@
-"""The endpoint as a FastAPI application: routes, and nothing that they could do without HTTP."""
+"""The endpoint as a FastAPI application: the routes. Everything that does not need HTTP is in service.py."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,6 +19,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from raystitch.data.episodes import EpisodeDataset
 from raystitch.endpoint import documents, json_wire
 from raystitch.endpoint.problems import FieldError, Problem
 from raystitch.endpoint.security import Guard, HostCheck, TokenCheck, fault_problem
@@ -34,7 +35,7 @@ def create_app(endpoint: Endpoint, tokens: Tokens | None = None, *, behind_serve
     """The ASGI application.
 
     Args:
-        tokens: what callers must show one of; None lets everybody in.
+        tokens: callers must show one of them; None lets everybody in.
         behind_serve: Ray Serve's proxy writes the request's id into the answer, and its replica ends the endpoint.
     """
     config = endpoint.config
@@ -51,7 +52,7 @@ def create_app(endpoint: Endpoint, tokens: Tokens | None = None, *, behind_serve
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # it would send callers to whatever host they named
+        redirect_slashes=False,  # it would redirect callers to any host that they name
     )
     if tokens is not None:
         app.add_middleware(TokenCheck, tokens=tokens, config=config, recorder=endpoint.recorder)
@@ -69,6 +70,7 @@ def create_app(endpoint: Endpoint, tokens: Tokens | None = None, *, behind_serve
     _add_errors(app)
     _add_stitching(app, endpoint)
     _add_models(app, endpoint)
+    _add_episodes(app, endpoint)
     _add_versions(app, endpoint, protected=tokens is not None)
     _add_operation(app, endpoint)
     _add_pages(app)
@@ -84,7 +86,7 @@ def create_app(endpoint: Endpoint, tokens: Tokens | None = None, *, behind_serve
 
 
 class PrefixRoot:
-    """Sends who asks for a prefix without its slash on to the page there, whose own addresses are relative."""
+    """Redirect a prefix without its slash to the page there, because the page's own addresses are relative."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -92,7 +94,7 @@ class PrefixRoot:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         root = scope.get("root_path", "")
         if scope["type"] == "http" and root and scope["path"] == root:
-            # Relative as well: a proxy in front of this may add its own prefix.
+            # The redirect is relative too: a proxy in front of this may add its own prefix.
             redirect = Response(status_code=307, headers={"Location": f"{quote(root.rpartition('/')[2])}/"})
             await redirect(scope, receive, send)
             return
@@ -100,7 +102,7 @@ class PrefixRoot:
 
 
 def _add_errors(app: FastAPI) -> None:
-    """All errors have one shape."""
+    """Answer all errors in one shape."""
 
     async def problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
@@ -137,23 +139,26 @@ def _add_stitching(app: FastAPI, endpoint: Endpoint) -> None:
         return await endpoint.stitch(request)
 
 
-def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
-    def answer(content: Any) -> Response:
-        return Response(json_wire.write_json(content), media_type=json_wire.MEDIA_TYPE)
+def _json(content: Any) -> Response:
+    return Response(json_wire.write_json(content), media_type=json_wire.MEDIA_TYPE)
 
-    def dataset_of(name: str) -> Any:
+
+def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
+    @app.get("/v1/models", response_model=documents.ModelsBody, responses=documents.refusals(401, 421, 429))
+    def models() -> Response:
+        return _json({"models": [model.describe(endpoint.config.limits) for model in endpoint.models]})
+
+    @app.get("/v1/models/{name}", response_model=documents.ModelBody, responses=documents.refusals(401, 404, 421, 429))
+    def model(name: str) -> Response:
+        return _json(endpoint.models.get(name).describe(endpoint.config.limits))
+
+
+def _add_episodes(app: FastAPI, endpoint: Endpoint) -> None:
+    def dataset_of(name: str) -> EpisodeDataset:
         model = endpoint.models.get(name)
         if model.dataset is None:
             raise Problem(404, f"no dataset is served with the model {name!r}; start the endpoint with --dataset REF")
         return model.dataset
-
-    @app.get("/v1/models", response_model=documents.ModelsBody, responses=documents.refusals(401, 421, 429))
-    def models() -> Response:
-        return answer({"models": [model.describe(endpoint.config.limits) for model in endpoint.models]})
-
-    @app.get("/v1/models/{name}", response_model=documents.ModelBody, responses=documents.refusals(401, 404, 421, 429))
-    def model(name: str) -> Response:
-        return answer(endpoint.models.get(name).describe(endpoint.config.limits))
 
     @app.get(
         "/v1/models/{name}/episodes",
@@ -179,7 +184,7 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
             }
             for index in order_of[offset : offset + limit]
         ]
-        return answer({"total": dataset.num_episodes, "episodes": shown})
+        return _json({"total": dataset.num_episodes, "episodes": shown})
 
     @app.get(
         "/v1/models/{name}/episodes/{index}",
@@ -191,7 +196,7 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
         if not 0 <= index < dataset.num_episodes:
             raise Problem(404, f"there is no episode {index}; there are 0 .. {dataset.num_episodes - 1}")
         one = dataset.episode(index)
-        return answer(
+        return _json(
             {
                 "index": index,
                 "return": float(dataset.returns[index]),
@@ -218,7 +223,7 @@ def _add_versions(app: FastAPI, endpoint: Endpoint, *, protected: bool) -> None:
                 "changing the served version requires a token; start the endpoint with RAYSTITCH_TOKEN",
             )
         model = await endpoint.choose_version(name, request)
-        return Response(json_wire.write_json(model.describe(endpoint.config.limits)), media_type=json_wire.MEDIA_TYPE)
+        return _json(model.describe(endpoint.config.limits))
 
 
 def _add_operation(app: FastAPI, endpoint: Endpoint) -> None:
@@ -255,7 +260,7 @@ def _add_pages(app: FastAPI) -> None:
 
 
 class _StudioFiles(StaticFiles):
-    """The studio's files; a browser asks each time whether they changed, so that an upgrade is seen at once."""
+    """The studio's files. Browsers revalidate them each time, so that an upgrade is seen at once."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         if path.endswith(".py"):

@@ -1,7 +1,7 @@
 """Requests and answers as one Arrow IPC stream.
 
-Nothing of a stranger's stream is looked at before its buffers are validated, compressed buffers (whose size the stream
-itself says) are refused, and every column is checked before it becomes an array.
+A stranger's stream is validated before it is read: compressed buffers, whose size the stream itself declares, are
+refused, and every column is checked before it becomes an array.
 """
 
 import struct
@@ -23,7 +23,7 @@ from raystitch.endpoint.request import (
     ROLES,
     GivenTrajectory,
     ModelSizes,
-    RequestOptions,
+    Options,
     Role,
     StitchRequest,
     check_length,
@@ -35,7 +35,7 @@ from raystitch.endpoint.request import (
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 _COLUMNS = ("role", "step", "observation", "action", "reward")
-_MAX_OPTIONS = 10_000  # a decoded option takes a hundred times its bytes
+_MAX_OPTIONS = 10_000  # decoded, an option takes a hundred times its bytes
 _UNSAFE = {
     "extension": ("schema", "has an extension type; send the column as what it stores"),
     "compressed": (
@@ -46,7 +46,7 @@ _UNSAFE = {
 }
 
 
-class ArrowOptions(RequestOptions):
+class ArrowOptions(Options):
     """The options of an Arrow request: in its schema's metadata, under ``options``."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -56,13 +56,13 @@ class ArrowOptions(RequestOptions):
 
 
 def read_arrow_request(body: bytes, sizes_of: Callable[[str], ModelSizes], limits: LimitsConfig) -> StitchRequest:
-    """A checked request.
+    """Read and check a request.
 
     Args:
         sizes_of: a model's sizes by its name; raises Problem for names that it does not know.
 
     Raises:
-        Problem: 400 for what is no Arrow stream, 422 naming the column and the first bad row.
+        Problem: 400 when the body is not an Arrow stream, 422 naming the column and the first bad row.
     """
     table = _read_table(body)
     text = (table.schema.metadata or {}).get(b"options", b"{}")
@@ -74,14 +74,14 @@ def read_arrow_request(body: bytes, sizes_of: Callable[[str], ModelSizes], limit
         raise validation_problem(error, "options") from None
     sizes = sizes_of(options.model)
     plain = checked_options(
-        RequestOptions(**options.model_dump(include=set(RequestOptions.model_fields), exclude_unset=True)),
+        Options(**options.model_dump(include=set(Options.model_fields), exclude_unset=True)),
         sizes,
         limits,
     )
     role = table["role"]
     if role.null_count:
         raise invalid("role", "has nulls; every row is of the source or the target")
-    # Compared in Arrow: as an array of numpy every role takes as much room as the longest.
+    # Compare in Arrow: in a numpy array every role takes as much memory as the longest.
     rows = {name: pc.call_function("equal", [role, pa.scalar(name, role.type)]) for name in ROLES}
     unknown = pc.call_function("or", list(rows.values())).index(False).as_py()
     if unknown >= 0:
@@ -199,7 +199,7 @@ def _trajectory(
         if name not in table.column_names or table[name].null_count == num_states:
             continue
         column = _single(table[name])
-        # The row of the last state has no transition; a value there is one too many.
+        # The last state has no transition, so its row must not have a value.
         present = num_states - 1 if not column[num_states - 1].is_valid else num_states
         check_rows(f"{role}.{name}s", present, num_states)
         columns[name] = _numbers(f"{role}.{name}s", column.slice(0, num_states - 1), width)

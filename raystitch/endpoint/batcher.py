@@ -31,7 +31,7 @@ from raystitch.stitching.pairs import cut_trajectories, given_trajectory
 _SEED_STREAM = 40
 _LATE = "the deadline passed before the bridges were made; ask for fewer candidates, or later"
 EXIT_SECONDS = 1.0
-"""Between a call's counting as hung and the end of the process: time to say so."""
+"""Seconds from the moment a call counts as hung to the end of the process: time to log it."""
 
 
 class Batcher:
@@ -76,7 +76,7 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread works, or was closed."""
+        """True while the thread works, and after it was closed."""
         return self._closed or self._thread.is_alive()
 
     @property
@@ -85,7 +85,7 @@ class Batcher:
         return self._pace.running > self.config.limits.longest_call
 
     async def stitch(self, model: ServedModel, request: StitchRequest, request_id: str, deadline: float) -> Stitched:
-        """Waits for the request's turn, until ``deadline`` in ``time.monotonic`` seconds.
+        """Wait for the request's turn, until ``deadline`` in ``time.monotonic`` seconds.
 
         Raises:
             Problem: 429 when the queue is full, 504 at the deadline or when it cannot be met, 422 for trajectories
@@ -102,7 +102,7 @@ class Batcher:
             self._forget(job)
 
     def close(self) -> None:
-        """Ends the thread after the call at hand, unless that hangs; what waits is refused with 503."""
+        """End the thread after the current call, unless that hangs; waiting requests are refused with 503."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -134,7 +134,8 @@ class Batcher:
             self._changed.notify()
 
     def _forget(self, job: QueuedRequest) -> None:
-        """Makes room at once when nobody waits for the job any more: the deadline passed, or the client went away."""
+        """Make room at once when nobody waits for the request any more: the deadline passed, or the client went
+        away."""
         with self._changed:
             self._waiting.discard(job)
 
@@ -144,7 +145,7 @@ class Batcher:
                 self._run(jobs)
 
     def _next(self) -> list[QueuedRequest] | None:
-        """The jobs of the next call; None at the end."""
+        """Return the requests of the next call; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             until = time.monotonic() + self.config.batching.wait_seconds
@@ -167,8 +168,8 @@ class Batcher:
             return jobs
 
     def _expects_more(self) -> bool:
-        """Whether there is room, and requests are being received or fewer are here than the last call had: those who
-        got an answer often ask again at once."""
+        """Return True if it pays to wait: there is room, and requests are being received or fewer have come than the
+        last call had. Clients that got an answer often ask again at once."""
         if not self._waiting or self._waiting.candidates >= self.config.batching.max_candidates:
             return False
         return self._receiving() > 0 or len(self._waiting) < self._last_requests
@@ -181,7 +182,8 @@ class Batcher:
         self.cpu_seconds += time.thread_time() - cpu
 
     def _attempt(self, jobs: Sequence[QueuedRequest]) -> None:
-        """One call; where it fails, one for each request, so that nobody pays for another's request."""
+        """Make one call for all requests. If it fails, make one for each, so that nobody suffers from another's
+        request."""
         ready: list[tuple[QueuedRequest, _Prepared]] = []
         computed = 0
         self._pace.begin(sum(job.count for job in jobs))
@@ -203,8 +205,8 @@ class Batcher:
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """A call after which, should it hang, the process ends with every thread's place in the log. It needs no
-        thread of Python for that, which foreign code may keep from running."""
+        """Run a call; if it hangs, the process ends with every thread's stack in the log. The timer needs no Python
+        thread, because foreign code that hangs may keep all of them from running."""
         if self._exits:
             faulthandler.dump_traceback_later(self.config.limits.longest_call + EXIT_SECONDS, exit=True)
         try:
@@ -214,7 +216,7 @@ class Batcher:
                 faulthandler.cancel_dump_traceback_later()
 
     def _prepare(self, job: QueuedRequest) -> "_Prepared | None":
-        """The request's pairs; None, with its answer, when there are none."""
+        """Return the request's pairs. When there are none, answer the request and return None."""
         try:
             return _Prepared(job.model, job.request)
         except UserError as error:
@@ -226,7 +228,7 @@ class Batcher:
         return None
 
     def _fail(self, job: QueuedRequest, error: Exception) -> None:
-        """A fault of ours: this request gets a 503, the next one its chance."""
+        """Answer 503 for a fault of ours. The thread goes on with the next request."""
         self._recorder.fault(error, [job.request_id])
         self._finish(job, unavailable("stitching failed unexpectedly; it was logged under this request's id"))
 
@@ -257,7 +259,7 @@ def _settle(job: QueuedRequest, result: Stitched | Problem) -> None:
 
 
 def _refuse(job: QueuedRequest, problem: Problem) -> None:
-    """Answers a job that waits, unless nobody wants the answer any more."""
+    """Answer a waiting request, unless nobody wants the answer any more."""
     if job.result.set_running_or_notify_cancel():
         _settle(job, problem)
 

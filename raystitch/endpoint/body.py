@@ -16,13 +16,13 @@ _GRACE_SECONDS = 2.0
 
 
 async def read_body(request: Request, limits: LimitsConfig, held: Held) -> bytes:
-    """The whole body as it was sent; no more than the limit is ever held.
+    """Return the whole body as it was sent; no more than the limit is ever held.
 
     Raises:
         Problem: 413 too large, 429 too much is held already, 408 not there in time or too slow, 400 cut off.
     """
     declared = request.headers.get("content-length", "")
-    # int() takes other alphabets' digits, and refuses thousands of them.
+    # int() accepts digits of other alphabets, and refuses thousands of digits.
     if re.fullmatch(r"[0-9]{1,18}", declared):
         if int(declared) > limits.max_body_bytes:
             raise _too_large(limits)
@@ -44,14 +44,14 @@ async def read_body(request: Request, limits: LimitsConfig, held: Held) -> bytes
 
 
 def _allowed(received: int, limits: LimitsConfig) -> float:
-    """Seconds after which a body of which so much has come is given up."""
+    """Return the seconds after which a body is given up, given the bytes that have come."""
     if not limits.min_body_rate:
         return limits.body_seconds
     return min(limits.body_seconds, _GRACE_SECONDS + received / limits.min_body_rate)
 
 
 def check_encoding(encoding: str) -> str:
-    """The body's ``Content-Encoding``, '' for none.
+    """Return the body's ``Content-Encoding``, '' for none.
 
     Raises:
         Problem: 415 for one that is not read here.
@@ -68,7 +68,7 @@ def check_encoding(encoding: str) -> str:
 
 
 def decompress(body: bytes, encoding: str, limits: LimitsConfig) -> bytes:
-    """The body without its encoding; stops at the limit, however much more there would be.
+    """Decompress the body; stop at the limit, however much would follow.
 
     Raises:
         Problem: 413 too large, 400 damaged or cut short.

@@ -13,7 +13,7 @@ _HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
-    """What one request may ask for.
+    """Limits of one request.
 
     Attributes:
         max_body_bytes: of a request's body, before and after it is decompressed.
@@ -106,7 +106,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLimitConfig:
-    """How much the tokens of one name may ask of one replica; None: as much as there is.
+    """Limits of the tokens of one name at one replica; None: no limit.
 
     Attributes:
         requests_per_second: on average, with as many at once. max_ongoing: requests at the same time.

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what is not said by the functions' own signatures."""
+"""The parts of the OpenAPI document that the functions' own signatures do not give."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from raystitch.endpoint import arrow_wire, json_wire, problems
 from raystitch.endpoint.config import LimitsConfig
 from raystitch.endpoint.json_wire import StitchBody
-from raystitch.endpoint.request import DEFAULT_CANDIDATES
+from raystitch.endpoint.request import DEFAULT_CANDIDATES, Options
 from raystitch.endpoint.security import PROTECTED
 
 _DESCRIPTION = """Two trajectories in, the bridge between them out. See `docs/endpoint.md` of the repository."""
@@ -119,7 +119,7 @@ class StateBody(BaseModel):
 
 
 class ModelBody(BaseModel):
-    """What is served under one name."""
+    """The model that is served under one name."""
 
     name: str
     hash: str
@@ -172,7 +172,7 @@ def stitch_extra(limits: LimitsConfig) -> dict[str, Any]:
     binary = {"schema": {"type": "string", "format": "binary"}}
     body = StitchBody.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = body.pop("$defs")
-    definitions["Options"]["properties"]["num_candidates"] |= {
+    definitions[Options.__name__]["properties"]["num_candidates"] |= {
         "maximum": limits.max_candidates,
         "default": min(DEFAULT_CANDIDATES, limits.max_candidates),
     }
@@ -207,7 +207,7 @@ def version_extra() -> dict[str, Any]:
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """The schema with its definitions in place of references to them."""
+    """Return the schema with its definitions in place of references to them."""
     if isinstance(schema, dict):
         if "$ref" in schema:
             return _inlined(definitions[schema["$ref"].rsplit("/", 1)[-1]], definitions)
@@ -231,7 +231,7 @@ def document(base: dict[str, Any], *, protected: bool) -> dict[str, Any]:
         schemas[model.__name__] = schema
     for methods in base["paths"].values():
         for method in methods.values():
-            # FastAPI announces a 422 wherever there is a parameter, and with a form of its own.
+            # FastAPI adds a 422 in its own form to every route with a parameter.
             if "HTTPValidationError" in str(method["responses"].get("422")):
                 del method["responses"]["422"]
     if protected:

@@ -1,4 +1,4 @@
-"""The bytes of requests that are received or wait: bounded in all, and of each client."""
+"""The bytes of requests that are received or wait, limited in total and for each client."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _RETRY_SECONDS = 2
 
 
 class Intake:
-    """Counts what is held now. One event loop's, so it needs no lock.
+    """Counts the bytes that are held now. It belongs to one event loop, so it needs no lock.
 
     Attributes:
         total: bytes of all requests.
@@ -23,7 +23,7 @@ class Intake:
 
     @contextmanager
     def hold(self, client: str, config: BatchingConfig) -> "Iterator[Held]":
-        """Counts one request's bytes until the block ends."""
+        """Count one request's bytes until the block ends."""
         held = Held(self, client, config)
         try:
             yield held
@@ -64,7 +64,7 @@ class Held:
                 raise busy(f"{now:,} bytes of {whose} are held already, at most {most:,}; try again", _RETRY_SECONDS)
 
     def grow(self, count: int) -> None:
-        """So many more bytes have come.
+        """Count ``count`` more bytes.
 
         Raises:
             Problem: 429.
@@ -73,7 +73,7 @@ class Held:
         self._change(count)
 
     def settle(self, count: int) -> None:
-        """The request takes so many bytes from now on."""
+        """Set the bytes that the request takes from now on."""
         self._change(count - self._count)
 
     def _change(self, count: int) -> None:

@@ -18,7 +18,7 @@ from raystitch.endpoint.request import (
     ROLES,
     GivenTrajectory,
     ModelSizes,
-    RequestOptions,
+    Options,
     Role,
     StitchRequest,
     check_length,
@@ -30,7 +30,7 @@ from raystitch.endpoint.request import (
 
 MEDIA_TYPE = "application/json"
 
-# Both bounds are checked on whole arrays, which is quicker.
+# Checking both bounds on whole arrays is quicker.
 _BOUNDS: JsonDict = {"minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
 Number = Annotated[float, Field(allow_inf_nan=False, json_schema_extra=_BOUNDS)]
 # Fail fast: a million wrong numbers are one error.
@@ -60,11 +60,12 @@ class StitchBody(BaseModel):
 
     source: TrajectoryBody
     target: TrajectoryBody
-    options: RequestOptions = RequestOptions()  # pyright: ignore[reportCallIssue]
+    options: Options = Options()  # pyright: ignore[reportCallIssue]
 
 
 def refuse_floods(body: bytes, limits: LimitsConfig, numbers_per_step: int) -> None:
-    """Bounds what parsing may cost, which is up to a hundred times a body's size, by what an honest body has.
+    """Bound the cost of parsing, which is up to a hundred times a body's size: refuse bodies with more keys or values
+    than an honest one has.
 
     Args:
         numbers_per_step: observation, action and reward of the largest model.
@@ -89,13 +90,13 @@ def refuse_floods(body: bytes, limits: LimitsConfig, numbers_per_step: int) -> N
 
 
 def read_json_request(body: bytes, sizes_of: Callable[[str], ModelSizes], limits: LimitsConfig) -> StitchRequest:
-    """A checked request.
+    """Read and check a request.
 
     Args:
         sizes_of: a model's sizes by its name; raises Problem for names that it does not know.
 
     Raises:
-        Problem: 400 for what is no JSON, 422 naming the field and the first bad index.
+        Problem: 400 when the body is not JSON, 422 naming the field and the first bad index.
     """
     try:
         read = StitchBody.model_validate_json(body)
@@ -133,5 +134,6 @@ def _matrix(field: str, rows: Sequence[Sequence[float]], width: int) -> Floats:
 
 
 def write_json(content: Any) -> bytes:
-    """Compact JSON; numpy arrays as lists, shortest digits of float32, null for what is not finite."""
+    """Write compact JSON: numpy arrays as lists, float32 with the fewest digits, null for a number that is not
+    finite."""
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)

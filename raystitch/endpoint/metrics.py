@@ -1,4 +1,4 @@
-"""What an endpoint counts; ``raystitch.cluster.serve.metrics`` exports it as Prometheus metrics."""
+"""Counters of an endpoint; ``raystitch.cluster.serve.metrics`` exports them as Prometheus metrics."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -8,14 +8,14 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder(Protocol):
-    """Takes note of what happens; called from the event loop and from the sampler's thread."""
+    """Records events; called from the event loop and from the sampler's thread."""
 
     def answered(self, outcome: str, seconds: float) -> None:
         """A request of ``/v1/stitch`` was answered: ``accepted``, ``rejected`` or the status code of its error."""
         ...
 
     def queued(self, seconds: float) -> None:
-        """A request waited so long for its turn."""
+        """A request waited ``seconds`` for its turn."""
         ...
 
     def called(self, requests: int, candidates: int, seconds: float) -> None:
@@ -36,7 +36,7 @@ class Recorder(Protocol):
         ...
 
     def fault(self, error: BaseException, request_ids: Sequence[str]) -> None:
-        """Something went wrong that should not have, while these requests were worked on."""
+        """A fault of ours happened while these requests were worked on."""
         ...
 
 

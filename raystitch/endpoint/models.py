@@ -1,4 +1,4 @@
-"""The bundles that an endpoint serves, by name, and what it says about them."""
+"""The bundles that an endpoint serves, by name, and their description for clients."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from raystitch.data.episodes import EpisodeDataset
+from raystitch.data.plane import maze_floor, principal_axes
 from raystitch.data.ref import DatasetRef
 from raystitch.endpoint.config import EndpointConfig, LimitsConfig, ModelConfig
 from raystitch.endpoint.problems import Problem, invalid
@@ -16,7 +17,6 @@ from raystitch.endpoint.request import ModelSizes
 from raystitch.endpoint.versions import Versions
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.trials.figures import maze_cells, principal_axes
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.stitcher import Stitcher
 
@@ -49,11 +49,11 @@ class ServedModel:
     def _view(self) -> dict[str, Any]:
         """How the studio draws states."""
         bundle = self.bundle
-        if bundle.env is not None and "PointMaze" in bundle.env.env_id:
-            with suppress(UserError):  # a bundle from elsewhere may name an environment that cannot be made here
-                walls, marks = maze_cells(bundle.env)
-                shown = [{"kind": kind, "x": x, "y": y} for kind, x, y in marks]
-                return {"kind": "maze", "dims": [0, 1], "walls": walls, "marks": shown}
+        with suppress(UserError):  # a bundle from elsewhere may name an environment that cannot be made here
+            maze = maze_floor(bundle.env)
+            if maze is not None:
+                marks = [{"kind": kind, "x": x, "y": y} for kind, x, y in maze.marks]
+                return {"kind": "maze", "dims": [0, 1], "walls": maze.walls, "marks": marks}
         active, axes = bundle.normalizer.active, np.zeros((2, bundle.obs_dim))
         if self.dataset is None:
             for row, dim in enumerate(np.flatnonzero(active)[:2]):
@@ -65,7 +65,7 @@ class ServedModel:
         return {"kind": "components", "mean": bundle.normalizer.mean, "std": bundle.normalizer.std, "axes": axes}
 
     def describe(self, limits: LimitsConfig) -> dict[str, Any]:
-        """What ``/v1/models/NAME`` says, as JSON with numpy arrays for lists."""
+        """Return the answer of ``/v1/models/NAME``, as JSON with numpy arrays for lists."""
         bundle, dataset, calibration = self.bundle, self.dataset, self.bundle.calibration
         thresholds = [calibration.threshold(f"q{quantile:g}", calibration.gaps) for quantile in SHOWN_QUANTILES]
         default = self.stitcher.config.qualify.delta
@@ -106,7 +106,7 @@ class ServedModel:
 
 
 def load_model(name: str, config: ModelConfig, stitch: StitchConfig, device: str) -> ServedModel:
-    """Reads a bundle, and its dataset where one is named.
+    """Read a bundle, and its dataset where one is named.
 
     Raises:
         UserError: a bundle or dataset that cannot be read, or that do not belong together.
@@ -133,7 +133,7 @@ class ModelSet:
 
     @property
     def numbers_per_step(self) -> int:
-        """Of the largest model: observation, action and reward."""
+        """Sizes of observation, action and reward together, for the largest model."""
         return max((model.bundle.obs_dim + model.bundle.act_dim + 1 for model in self), default=1)
 
     def find(self, name: str) -> ServedModel | None:
@@ -187,8 +187,8 @@ class Models:
         return self._now.get(name)
 
     def load(self, config: EndpointConfig) -> None:
-        """Reads all bundles of the configuration, then serves them. One that cannot be read leaves the one of its name
-        in service, with the error beside it.
+        """Read all bundles of the configuration, then serve them. When a bundle cannot be read, the one served under
+        its name stays, with the error beside it.
 
         Raises:
             UserError: when there is no model of that name to fall back to.
@@ -205,7 +205,7 @@ class Models:
         self._now = ModelSet(fresh)
 
     def choose(self, name: str, version: str, config: EndpointConfig) -> None:
-        """Serves this version of a model, now and after a restart on this machine, until its folder holds another.
+        """Serve this version of a model, now and after a restart on this machine, until its folder holds another.
 
         Raises:
             UserError: the version is not kept here.
@@ -231,7 +231,7 @@ class Models:
 
 
 def _if_its(bundle: Bundle, dataset: EpisodeDataset | None) -> EpisodeDataset | None:
-    """The dataset where the bundle was fitted on it: an older version may have had another."""
+    """Return the dataset if the bundle was fitted on it; an older version may have had another."""
     try:
         if dataset is not None:
             bundle.check_dataset(dataset)

@@ -1,4 +1,4 @@
-"""How long the sampler's calls take, learnt from those that it has made; and how long the one at hand has taken."""
+"""Estimates of how long the sampler's calls take, from past calls, and the time that the current call has taken."""
 
 import statistics
 import threading
@@ -6,17 +6,17 @@ import time
 from collections import deque
 
 CALLS = 32
-"""Calls that are remembered."""
+"""Number of calls that are remembered."""
 LATEST = 5
-"""The latest of them, whose median counts where it is the larger."""
+"""The latest calls, whose median counts when it is larger."""
 HALF_LIFE = 5.0
-"""Seconds without a call after which an estimate counts half. One that is too high refuses the very calls that would
-correct it."""
+"""Seconds without a call after which an estimate counts half. An estimate that is too high refuses the very calls that
+would correct it."""
 
 
 class Pace:
-    """A call takes a fixed time and so much per candidate: medians over recent calls, so that a slow one among them
-    changes nothing. The first call, which is slow, says nothing; of two the quicker one counts.
+    """A call takes a fixed time plus a time per candidate. Both are medians over recent calls, so that one slow call
+    changes nothing. The first call is slow and is ignored; of two calls the quicker one counts.
 
     Written by the sampler's thread, read by any.
     """
@@ -24,7 +24,7 @@ class Pace:
     def __init__(self) -> None:
         self._calls: deque[tuple[int, float]] = deque(maxlen=CALLS)
         self._fitted = (0.0, 0.0, 0)  # fixed seconds, seconds per candidate, the largest call
-        self._begun: tuple[float, float] | None = None  # when the call at hand began, and what it should take
+        self._begun: tuple[float, float] | None = None  # when the current call began, and how long it should take
         self._ended = time.monotonic()
         self._lock = threading.Lock()
 
@@ -35,7 +35,7 @@ class Pace:
             self._begun = time.monotonic(), expected
 
     def end(self, candidates: int) -> None:
-        """The call ends; 0 candidates when it failed, which says nothing about the next."""
+        """The call ends. A failed call has 0 candidates: it says nothing about the next one."""
         with self._lock:
             assert self._begun is not None
             self._ended = time.monotonic()
@@ -46,13 +46,14 @@ class Pace:
 
     @property
     def running(self) -> float:
-        """Seconds that the call at hand has taken; 0 when there is none."""
+        """Seconds that the current call has taken; 0 when there is none."""
         begun = self._begun
         return 0.0 if begun is None else time.monotonic() - begun[0]
 
     @property
     def remaining(self) -> float:
-        """Seconds until the call at hand should end. One that is overdue by so much may well take as long again."""
+        """Seconds until the current call should end. A call that is overdue may well need as long again as it is
+        overdue."""
         begun = self._begun
         return 0.0 if begun is None else abs(time.monotonic() - begun[0] - begun[1])
 
@@ -60,7 +61,7 @@ class Pace:
         """Return the seconds that a call should take.
 
         Args:
-            beyond: how much of a candidate's time counts for those beyond the largest call so far. A small call is
+            beyond: share of a candidate's time that counts beyond the largest call so far. A small call is
                 mostly its fixed part, and says little about a large one.
         """
         with self._lock:
@@ -80,7 +81,7 @@ def _fit(calls: list[tuple[int, float]]) -> tuple[float, float, int]:
     if len(calls) == 1:
         return 0.0, 0.0, largest
     large = [seconds / count for count, seconds in calls if 2 * count >= largest]
-    # A machine that becomes slower is noticed after three calls, one that becomes quicker is believed later.
+    # Three calls are enough to notice a slower machine; a faster one takes more.
     each = min(large) if len(large) <= 2 else max(statistics.median_low(large), statistics.median_low(large[-LATEST:]))
     small = [seconds - each * count for count, seconds in calls if 2 * count < largest]
     return max(0.0, statistics.median(small)) if small else 0.0, each, largest

@@ -1,4 +1,4 @@
-"""Errors as the answers they become: ``application/problem+json`` (RFC 9457), without a trace of our insides."""
+"""Errors and their answers: ``application/problem+json`` (RFC 9457), without a trace of our insides."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ MEDIA_TYPE = "application/problem+json"
 
 @dataclass(frozen=True)
 class FieldError:
-    """What is wrong with one field: ``source.observations[3][1]``, and why."""
+    """An error in one field, such as ``source.observations[3][1]``, and its reason."""
 
     field: str
     message: str

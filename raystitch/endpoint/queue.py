@@ -1,7 +1,7 @@
-"""Requests that wait for the sampler: who is let in, and who shares the next call.
+"""Requests that wait for the sampler: which are admitted, and which share the next call.
 
-The request whose deadline comes first goes first. One is let in only if it, and everybody before whom it would go, can
-be answered in time; one that can no longer be is dropped, so that no call is spent on it.
+The earliest deadline goes first. A request is admitted only if it, and every request that it would overtake, can be
+answered in time. A request that can no longer be answered in time is dropped, so that no call is wasted on it.
 """
 
 import bisect
@@ -21,19 +21,19 @@ from raystitch.endpoint.request import StitchRequest
 from raystitch.stitching.candidates import Candidates
 
 SLACK = 1.25
-"""How much longer than expected a call may take before somebody in it is late."""
+"""Factor by which a call may take longer than expected before a request in it is late."""
 WAIT_SLACK = 1.5
-"""The same of the wait for it: many calls, and a machine that does other things meanwhile. It makes the queue shorter,
-not the sampler idle."""
+"""The same factor for the wait: it covers many calls, and the machine does other things meanwhile. It makes the queue
+shorter, not the sampler idle."""
 _SIZES = 64
-"""Requests whose sizes are remembered."""
+"""Number of requests whose sizes are remembered."""
 _RESERVE = 0.25
-"""Share of the time left that a request may find kept free for a larger one."""
+"""Share of the remaining time that is kept free for a larger request."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stitched:
-    """A request's candidates and its two trajectories with what was inferred."""
+    """A request's candidates and its two trajectories, inferred columns included."""
 
     source: Episode
     target: Episode
@@ -62,7 +62,7 @@ class QueuedRequest:
 
 
 class JobQueue:
-    """The jobs in the order of their deadlines. Whoever calls it holds the batcher's lock.
+    """Requests in the order of their deadlines. Callers hold the batcher's lock.
 
     Attributes:
         candidates: of the jobs that wait.
@@ -116,11 +116,11 @@ class JobQueue:
             )
 
     def _wait(self, candidates: int, config: BatchingConfig) -> float:
-        """Seconds until the call at hand and so many candidates are done."""
+        """Seconds until the current call and ``count`` candidates are done."""
         return self._pace.remaining + self._pace.backlog(candidates, config.max_candidates) + config.wait_seconds
 
     def seen(self, count: int) -> None:
-        """A request of this size came, whether it is let in or not."""
+        """Record that a request of this size came, admitted or not."""
         self._sizes.append(count)
 
     def add(self, job: QueuedRequest) -> None:
@@ -128,7 +128,7 @@ class JobQueue:
         self.candidates += job.count
 
     def discard(self, job: QueuedRequest) -> bool:
-        """Removes a job. Returns whether it was there."""
+        """Remove a request. Return True if it was there."""
         if job not in self._jobs:
             return False
         self._jobs.remove(job)
@@ -136,12 +136,12 @@ class JobQueue:
         return True
 
     def clear(self) -> list[QueuedRequest]:
-        """Removes and returns all."""
+        """Remove and return all requests."""
         jobs, self._jobs, self.candidates = self._jobs, [], 0
         return jobs
 
     def drop_late(self) -> list[QueuedRequest]:
-        """Removes and returns those that can no longer be answered in time, even if they were next."""
+        """Remove and return the requests that can no longer be answered in time, even if they were next."""
         now = time.monotonic()
         late = [job for job in self._jobs if now + self._pace.seconds(job.count) > job.deadline]
         for job in late:
@@ -149,8 +149,8 @@ class JobQueue:
         return late
 
     def take(self, config: BatchingConfig) -> list[QueuedRequest]:
-        """Removes the first job and those of its kind that fit into its call: up to ``max_candidates``, and so that
-        neither a job of the call nor one that is passed over becomes late by the company."""
+        """Remove and return the first request and the requests of its kind that fit into its call: up to
+        ``max_candidates``, and without making any request late, whether it is in the call or passed over."""
         if not self._jobs:
             return []
         jobs: list[QueuedRequest] = []
@@ -174,7 +174,7 @@ class JobQueue:
         return jobs
 
     def start_by(self) -> float:
-        """When the first job's call must begin, so that it is answered in time."""
+        """The moment when the first request's call must begin, so that it is answered in time."""
         first = self._jobs[0]
         return first.deadline - SLACK * self._pace.seconds(first.count)
 

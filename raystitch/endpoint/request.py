@@ -1,4 +1,4 @@
-"""What a request may say: options, two trajectories; and the checks that both formats of the wire share.
+"""Requests: options and two trajectories, and the checks that both formats of the wire share.
 
 Legend: O observation size, A action size, T states of a trajectory.
 """
@@ -24,9 +24,9 @@ from raystitch.endpoint.config import DEFAULT_MODEL, LimitsConfig
 from raystitch.endpoint.problems import FieldError, Problem, invalid
 
 MAX_SEED = 2**53 - 1
-"""The largest whole number that JSON readers everywhere keep exact."""
+"""The largest whole number that every JSON reader keeps exact."""
 DEFAULT_CANDIDATES = 16
-"""Where a request does not say, and the endpoint's limit is not lower."""
+"""The default for requests, unless the endpoint's limit is lower."""
 MAX_NUMBER = 1e15
 """Larger numbers are refused: their squares, and sums of these, would not be finite float32."""
 Role = Literal["source", "target"]
@@ -35,14 +35,14 @@ _MAX_FIELD = 200
 
 
 def _whole(value: Any) -> Any:
-    """JSON does not tell 8.0 from 8."""
+    """Turn 8.0 into 8, because JSON does not distinguish them."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 _Whole = BeforeValidator(_whole)
 
 
-class RequestOptions(BaseModel):
+class Options(BaseModel):
     """How the two trajectories are stitched."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -75,7 +75,7 @@ class RequestOptions(BaseModel):
     @field_validator("delta", mode="wrap")
     @classmethod
     def _one_message(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-        """One error instead of one for each alternative."""
+        """Report one error instead of one for each alternative."""
         try:
             return check(value)
         except ValidationError:
@@ -98,12 +98,12 @@ class StitchRequest:
 
     source: GivenTrajectory
     target: GivenTrajectory
-    options: RequestOptions
+    options: Options
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What a model's trajectories look like."""
+    """Sizes of a model's trajectories."""
 
     obs_dim: int
     act_dim: int
@@ -111,10 +111,8 @@ class ModelSizes:
     gap_max: int
 
 
-def checked_options(
-    options: RequestOptions, sizes: ModelSizes, limits: LimitsConfig, prefix: str = "options"
-) -> RequestOptions:
-    """The options for this model and this endpoint's limits.
+def checked_options(options: Options, sizes: ModelSizes, limits: LimitsConfig, prefix: str = "options") -> Options:
+    """Return the options for this model within this endpoint's limits.
 
     Raises:
         Problem: 422.
@@ -144,7 +142,7 @@ def check_length(role: Role, num_states: int, limits: LimitsConfig) -> None:
 
 
 def finite_float32(field: str, values: NDArray[Any]) -> Floats:
-    """The values as float32.
+    """Return the values as float32.
 
     Raises:
         Problem: 422 that names the first one that is not finite, or beyond ``MAX_NUMBER``.
@@ -167,7 +165,7 @@ def check_rows(field: str, num_rows: int, num_states: int) -> None:
 
 
 def validation_problem(error: ValidationError, prefix: str = "") -> Problem:
-    """400 for text that is no JSON, 422 otherwise, naming each field."""
+    """400 when the text is not JSON, 422 otherwise, naming each field."""
     details = error.errors(include_url=False, include_context=False, include_input=False)
     if details[0]["type"] == "json_invalid":
         return Problem(400, f"{prefix or 'the body'} is not JSON: {details[0]['msg'].removeprefix('Invalid JSON: ')}")

@@ -36,7 +36,7 @@ _HEADERS = {
 
 
 def fault_problem() -> Problem:
-    """503 for a fault of ours, about which a stranger learns nothing more."""
+    """Return the 503 for a fault of ours, without details for strangers."""
     return unavailable(_FAULT)
 
 
@@ -47,7 +47,7 @@ def route_of(scope: Scope) -> str:
 
 
 def client_of(scope: Scope, trusted: Sequence[Network] = ()) -> str:
-    """The address of whoever asks; behind trusted proxies, the one that the last of them was called from."""
+    """Return the caller's address; behind trusted proxies, the address that called the last of them."""
     client: str = (scope.get("client") or ("unknown",))[0]
     if not trusted:
         return client
@@ -71,10 +71,10 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 class HostCheck:
-    """Answers only who calls the endpoint by a name of its own. A page of another site that lets its own name point
-    here (DNS rebinding) is of the same origin to a browser, but it cannot hide that name.
+    """Refuses requests that do not name this endpoint as their host.
 
-    Addresses are let in, for such a page always comes by a name, and so do probes of a cluster by address.
+    To a browser, a page of another site whose name points here (DNS rebinding) has the same origin, but it cannot hide
+    that name. Addresses are let in: such a page always comes by a name, and a cluster probes by address.
     """
 
     def __init__(self, app: ASGIApp, allowed: Sequence[str], recorder: Recorder) -> None:
@@ -104,7 +104,8 @@ class HostCheck:
 
 
 class TokenCheck:
-    """Asks for a token. Below ``Guard``, whose id its refusal carries, and below CORS, so that pages may read it."""
+    """Asks for a token. It sits below ``Guard``, whose id its refusal carries, and below CORS, so that pages may read
+    it."""
 
     def __init__(self, app: ASGIApp, tokens: Tokens, config: EndpointConfig, recorder: Recorder) -> None:
         self._app, self._tokens, self._recorder = app, tokens, recorder
@@ -189,7 +190,7 @@ class Guard:
                     out.setdefault(name, value)
                 if route_of(scope).startswith("/v1/"):
                     out.setdefault("Cache-Control", "no-store")
-                # Quoted: a line feed in an address shall not begin a line of the log.
+                # Quoted, so that a line feed in an address does not begin a line of the log.
                 path = quote(scope["path"], errors="replace")
                 whose = f" {name}" if (name := scope["state"].get("token")) else ""
                 logger.info("%s %s %s %s%s", request_id, scope["method"], path, message["status"], whose)

@@ -1,6 +1,6 @@
-"""What happens to one request: read, checked, stitched with others, answered.
+"""The path of one request: read, check, stitch together with others, answer.
 
-The routes of ``app`` call it; it knows HTTP only as headers, a body and an answer.
+The routes of ``app`` call it. It handles headers, a body and an answer, and no other part of HTTP.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from raystitch.endpoint.metrics import NoRecorder, Recorder
 from raystitch.endpoint.models import Models, ModelSet, ServedModel
 from raystitch.endpoint.problems import Problem, busy, invalid, unavailable
 from raystitch.endpoint.queue import Stitched
-from raystitch.endpoint.request import GivenTrajectory, RequestOptions, StitchRequest, validation_problem
+from raystitch.endpoint.request import GivenTrajectory, Options, StitchRequest, validation_problem
 from raystitch.endpoint.security import client_of
 from raystitch.errors import UserError
 
@@ -48,7 +48,7 @@ _VERSION_BYTES = 1000
 
 @dataclass(eq=False)
 class Endpoint:
-    """What the routes share.
+    """The state that all routes share.
 
     Attributes:
         receiving: requests that are being read. ongoing: those that are not answered yet.
@@ -75,24 +75,24 @@ class Endpoint:
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="wire")
 
     async def run(self, work: Callable[..., Any], *args: Any, inline: bool) -> Any:
-        """A moment's work at once, more of it off the event loop."""
+        """Run quick work at once and longer work off the event loop."""
         if inline:
             return work(*args)
         return await asyncio.get_running_loop().run_in_executor(self._workers, work, *args)
 
     def configure(self, config: EndpointConfig) -> None:
-        """Other settings from the next request on."""
+        """Replace the settings from the next request on."""
         self.config = config
         self.batcher.config = config
 
     def close(self) -> None:
-        """Ends the threads; what is being computed is finished."""
+        """End the threads; the computation in progress is finished."""
         self.stopping = True
         self.batcher.close()
         self._workers.shutdown(wait=False)
 
     async def warm_up(self) -> None:
-        """Stitches made-up trajectories, so that the first call is quick and how long the next ones take is known."""
+        """Stitch made-up trajectories, so that the first call is quick and the duration of the next ones is known."""
         for model in self.models:
             try:
                 for count in _WARM_UP:
@@ -108,7 +108,7 @@ class Endpoint:
             raise unavailable(f"the sampler {state}; this replica is being replaced", _REPLACED_SECONDS)
 
     async def choose_version(self, name: str, request: Request) -> ServedModel:
-        """Serves the version of a model that the request's body names.
+        """Serve the version of a model that the request's body names.
 
         Raises:
             Problem: 404 for a model that is not served, 422 for a version that is not kept.
@@ -146,7 +146,7 @@ class Endpoint:
             raise unavailable("the models are being loaded")
 
     async def stitch(self, request: Request) -> Response:
-        """One request of ``/v1/stitch``."""
+        """Answer one request of ``/v1/stitch``."""
         begun, outcome = time.monotonic(), "fault"
         self.ongoing += 1
         try:
@@ -187,7 +187,7 @@ class Endpoint:
         return answer, _WRITERS[answer_kind], answer_kind
 
     def _check_room(self, wait: float) -> None:
-        """Refuses before the body is read what is bound to be refused after: it must cost little.
+        """Refuse early: a request that is bound to be refused must cost little, so its body is not read.
 
         Raises:
             Problem: 429, 504.
@@ -202,7 +202,7 @@ class Endpoint:
     async def _receive(
         self, request: Request, kind: str, config: EndpointConfig, models: ModelSet, held: Held
     ) -> tuple[StitchRequest, float]:
-        """The request, and when its last byte came."""
+        """Return the request, and when its last byte came."""
         limits, encoding = config.limits, check_encoding(request.headers.get("content-encoding", ""))
         self.receiving += 1
         try:
@@ -221,7 +221,7 @@ class Endpoint:
 
 
 class _Left(Problem):
-    """The caller went away; nobody reads this answer."""
+    """The caller went away, so nobody reads this answer."""
 
 
 async def _unless_left(request: Request, work: Coroutine[Any, Any, Stitched]) -> Stitched:
@@ -229,7 +229,7 @@ async def _unless_left(request: Request, work: Coroutine[Any, Any, Stitched]) ->
 
     A server cancels a request whose caller leaves, or it does not: Serve's proxy leaves it to a header of the caller's.
     """
-    left = asyncio.ensure_future(request.receive())  # the body was read: only http.disconnect can follow
+    left = asyncio.ensure_future(request.receive())  # the body has been read, so only http.disconnect can follow
     working = asyncio.ensure_future(work)
     try:
         await asyncio.wait((working, left), return_when=asyncio.FIRST_COMPLETED)
@@ -242,7 +242,7 @@ async def _unless_left(request: Request, work: Coroutine[Any, Any, Stitched]) ->
 
 
 def _made_up(model: ServedModel, count: int) -> StitchRequest:
-    """A request for bridges between two short walks about the mean of the model's data."""
+    """Make a request for bridges between two short walks about the mean of the model's data."""
     rng, bundle = np.random.default_rng(0), model.bundle
 
     def walk() -> GivenTrajectory:
@@ -250,11 +250,11 @@ def _made_up(model: ServedModel, count: int) -> StitchRequest:
         observations = bundle.normalizer.decode(steps.astype(np.float32))
         return GivenTrajectory(observations=observations, actions=None, rewards=None, terminated=False)
 
-    return StitchRequest(source=walk(), target=walk(), options=RequestOptions.model_validate({"num_candidates": count}))
+    return StitchRequest(source=walk(), target=walk(), options=Options.model_validate({"num_candidates": count}))
 
 
 def _client(request: Request, config: EndpointConfig) -> str:
-    """Whom a request counts for: the name of its token, else the address that it came from."""
+    """Return the client that a request counts for: the name of its token, else the address that it came from."""
     name = request.scope["state"].get("token")
     return f"token {name}" if name else client_of(request.scope, config.trusted_networks)
 
@@ -295,7 +295,7 @@ def _describe(model: ServedModel, request: StitchRequest, stitched: Stitched, re
 
 
 def _negotiate(accept: str, kind: str) -> str:
-    """The answer's type: the request's own where that is accepted.
+    """Return the answer's type: the request's own where the client accepts it.
 
     Raises:
         Problem: 406.

@@ -1,4 +1,4 @@
-"""The tokens that callers show: where they come from, whose each is, and how much each may ask for."""
+"""The tokens that callers show: where they come from, their names, and their limits."""
 
 import hashlib
 import hmac
@@ -68,7 +68,7 @@ class Tokens:
         return self._tokens[0].secret.decode()
 
     def name_of(self, secret: bytes) -> str | None:
-        """The name of a token that is valid; compared with every one in constant time."""
+        """Return the name of a valid token; every token is compared, in constant time."""
         found = None
         for token in self._tokens:
             if hmac.compare_digest(secret, token.secret):
@@ -77,9 +77,9 @@ class Tokens:
 
 
 class TokenFile(Tokens):
-    """Tokens of a file, one a line as ``TOKEN`` or ``NAME:TOKEN``; read again when it changes.
+    """Tokens of a file, one per line as ``TOKEN`` or ``NAME:TOKEN``; read again when it changes.
 
-    A change that cannot be read, or is wrong, leaves the tokens from before; the log says why.
+    After a change that is wrong or cannot be read, the earlier tokens stay valid; the log says why.
     """
 
     def __init__(self, file: Path) -> None:
@@ -109,7 +109,7 @@ class TokenFile(Tokens):
 
 
 def _state(file: Path) -> tuple[int, int, int] | None:
-    """Changes when the file does, or what its name links to."""
+    """A stamp that changes when the file does, or when its link names another file."""
     try:
         about = file.stat()
     except OSError:
@@ -149,7 +149,7 @@ def _checked(secret: str, where: str) -> bytes:
 
 @dataclass
 class Bucket:
-    """A rate with some patience: ``burst`` at once, then ``rate`` per second."""
+    """A rate limit: ``burst`` at once, then ``rate`` per second."""
 
     rate: float
     burst: float
@@ -160,7 +160,7 @@ class Bucket:
         self.left, self.at = self.burst, time.monotonic()
 
     def wait(self) -> float:
-        """Seconds until one more is allowed; 0: now."""
+        """Return the seconds until one more is allowed; 0: now."""
         now = time.monotonic()
         self.left, self.at = min(self.burst, self.left + (now - self.at) * self.rate), now
         return 0.0 if self.left >= 1 else (1 - self.left) / self.rate
@@ -173,7 +173,7 @@ class Bucket:
 
 
 class Allowance:
-    """How much the tokens of each name ask for, against what they may; each replica counts for itself."""
+    """Counts what the tokens of each name ask for, against their limits; each replica counts for itself."""
 
     def __init__(self, limits: Mapping[str, TokenLimitConfig]) -> None:
         self._limits = limits
@@ -181,7 +181,7 @@ class Allowance:
         self._ongoing: dict[str, int] = {}
 
     def enter(self, name: str) -> tuple[str, float] | None:
-        """Takes one request on; or what the limit is that it would exceed, and in how many seconds it may not."""
+        """Admit one request. Otherwise return the limit that it would exceed and the seconds to wait."""
         limit = self._limits.get(name) or self._limits.get(DEFAULT_NAME)
         if limit is not None and limit.max_ongoing is not None and self._ongoing.get(name, 0) >= limit.max_ongoing:
             return f"{limit.max_ongoing} requests at a time", 1.0
@@ -199,7 +199,7 @@ class Allowance:
 
 
 class Attempts:
-    """Wrong tokens per client: a few at once, then one every so often.
+    """Limits wrong tokens per client: a few at once, then one every so often.
 
     The same wrong token again does not count: a program with an old one is no guesser, and may share its address with
     those that have the right one.
@@ -213,12 +213,12 @@ class Attempts:
         self._clients: dict[str, _Guesses] = {}
 
     def wait(self, client: str) -> float:
-        """Seconds until this client may try again; 0: now."""
+        """Return the seconds until this client may try again; 0: now."""
         guesses = self._clients.get(client)
         return 0.0 if guesses is None else guesses.bucket.wait()
 
     def failed(self, client: str, secret: bytes) -> None:
-        """Counts a wrong token."""
+        """Count a wrong token."""
         if not self._per_minute:
             return
         if client not in self._clients:
@@ -231,7 +231,7 @@ class Attempts:
             guesses.bucket.take()
 
     def _forget(self) -> None:
-        """Room for more: those that may try as often as anybody, or the oldest."""
+        """Make room: drop the clients that may try as often as anybody, or the oldest."""
         idle = [name for name, guesses in self._clients.items() if guesses.bucket.is_full()]
         for name in idle or [next(iter(self._clients))]:
             del self._clients[name]

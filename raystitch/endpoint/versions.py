@@ -1,7 +1,7 @@
-"""Copies of the bundles that were served, so that a version from before can be brought back.
+"""Copies of the bundles that were served, so that an earlier version can be brought back.
 
-A bundle's folder is fitted into again and again; what it held lies here by hash, on this machine, with a note for each
-folder of the order of its versions and of the one that was chosen instead of what it holds now.
+A bundle's folder is fitted into again and again. Its earlier bundles lie here by hash, on this machine, with a note for
+each folder: the order of its versions, and the version that was chosen instead of the current one.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ from raystitch.models.bundle import STITCHER_FILE, Bundle
 logger = logging.getLogger(__name__)
 
 KEPT = 3
-"""Versions of one folder."""
+"""Number of versions that are kept of one folder."""
 SCHEMA_VERSION = 1
 
 
 class Versions:
-    """The copies below one folder of this machine; all replicas here share them."""
+    """The copies below one folder of this machine; all replicas on the machine share them."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def keep(self, folder: str, bundle: Bundle) -> list[str]:
-        """Copies what the folder holds, unless that is here already. Returns the hashes of the folder's versions, the
-        one that it holds last."""
+        """Copy the folder's bundle, unless the copy is here already. Return the hashes of the folder's versions, the
+        current one last."""
         try:
             with self._notes(folder) as notes:
                 others = [known for known in notes["versions"] if known != bundle.hash]
@@ -46,15 +46,16 @@ class Versions:
             return [bundle.hash]
 
     def path(self, version: str) -> Path:
-        """Where the copy of a version lies."""
+        """Return the path of a version's copy."""
         return self._root / version.removeprefix("sha256:")
 
     def _is_kept(self, version: str) -> bool:
-        # This file is written last: a folder without it is an interrupted copy.
+        # This file is written last, so a folder without it is an interrupted copy.
         return (self.path(version) / STITCHER_FILE).exists()
 
     def chosen(self, folder: str, latest: str) -> str | None:
-        """The version that is served instead of the folder's latest; None after the folder was fitted into again."""
+        """Return the version that is served instead of the folder's latest; None after the folder was fitted into
+        again."""
         try:
             with self._notes(folder) as notes:
                 return notes["chosen"].get(latest)
@@ -62,7 +63,7 @@ class Versions:
             return None
 
     def choose(self, folder: str, version: str) -> None:
-        """From now on the folder stands for this version, for as long as it holds what it holds now.
+        """From now on serve this version for the folder, as long as its content stays the same.
 
         Raises:
             UserError: the version is not kept here.

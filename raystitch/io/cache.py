@@ -1,34 +1,36 @@
-"""Local copies of files on an object store, so that they can be memory-mapped.
+"""Files that may be made again, within a limit: copies of an object store's files, and folders of scratch files.
 
-The folder is ``$RAYSTITCH_CACHE``, else ``raystitch`` in the user's cache folder (XDG). It holds at most
-``$RAYSTITCH_CACHE_GIB`` GiB (20); what was not used for longest goes first. Removing a file that someone has mapped is
-fine: the mapping keeps it.
+Copies are there so that files of an object store can be memory-mapped. They lie in ``$RAYSTITCH_CACHE``, else in
+``raystitch`` in the user's cache folder (XDG); scratch folders lie in folders of their own below it. Each of these
+places holds at most ``$RAYSTITCH_CACHE_GIB`` GiB (20): the least recently used entries go first, by their time of
+modification, which every use renews. Removing what another process has mapped is fine: its mapping keeps it.
 """
 
+import contextlib
 import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 
 from raystitch.errors import StorageError, UserError
-from raystitch.io.files import atomic_folder, atomic_path, cannot_write, is_leftover, locked
+from raystitch.io.files import atomic_folder, atomic_path, cannot_write, is_leftover, locked, remove
+from raystitch.io.holders import is_temporary
 
 CHUNK = 8 << 20
 DEFAULT_GIB = 20.0
 
 
 def cache_folder() -> Path:
-    """Where the copies lie; it need not exist."""
+    """Return the folder of the cache; it need not exist."""
     if asked := os.environ.get("RAYSTITCH_CACHE"):
         return Path(asked).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raystitch"
 
 
 def cache_bytes() -> int:
-    """How much the copies may take.
+    """Return the number of bytes that one kind of entries may take.
 
     Raises:
         UserError: when ``$RAYSTITCH_CACHE_GIB`` is no positive number.
@@ -44,12 +46,12 @@ def cache_bytes() -> int:
 
 
 def cached_path(key: str) -> Path:
-    """The place of the copy of what ``key`` names."""
+    """Return the place of the copy of the file that ``key`` names."""
     return cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.arrow"
 
 
 def fetch(key: str, size: int, open_source: Callable[[], pa.NativeFile]) -> Path:
-    """The local copy of a file, made where there is none.
+    """Return the local copy of a file; it is made where there is none.
 
     Args:
         key: tells versions of the file apart.
@@ -74,34 +76,13 @@ def fetch(key: str, size: int, open_source: Callable[[], pa.NativeFile]) -> Path
         found = temporary.stat().st_size
         if found != size:
             raise OSError(f"{found} of {size} bytes came")
-    _make_room(copy, limit)
+    _make_room(copy.parent, copy, limit, lambda path: path.suffix == ".arrow")
     return copy
 
 
 def forget(key: str) -> None:
     """Removes the copy, where there is one."""
     cached_path(key).unlink(missing_ok=True)
-
-
-def _make_room(kept: Path, limit: int) -> None:
-    """Removes what was not used for longest until the rest fits into ``limit`` bytes, never ``kept``."""
-    files: list[tuple[float, int, Path]] = []
-    for path in kept.parent.glob("*.arrow"):
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            continue
-        files.append((status.st_mtime, status.st_size, path))
-    over = sum(size for _, size, _ in files) - limit
-    for _, size, path in sorted(files):
-        if over <= 0:
-            break
-        if path != kept:
-            path.unlink(missing_ok=True)
-            over -= size
-    for path in kept.parent.glob(".*.tmp"):
-        if is_leftover(path):
-            path.unlink(missing_ok=True)
 
 
 class Scratch:
@@ -123,7 +104,7 @@ class Scratch:
             RunError: when it cannot be written.
         """
         final = self.parent / name
-        with locked(self.parent / f".{name}.lock"):
+        with locked(_lock_of(final)):
             try:
                 if final.is_dir():
                     os.utime(final)  # the time of the last use
@@ -138,22 +119,36 @@ class Scratch:
         return final
 
     def _make_room(self, kept: Path) -> None:
-        """Removes what processes that died left, and the least recently used folders until the rest fits."""
-        found: list[tuple[float, int, Path]] = []
-        for path in list(self.parent.iterdir()):
-            try:
-                if path.suffix == ".tmp":
-                    if is_leftover(path):
-                        shutil.rmtree(path, ignore_errors=True)
-                elif path.is_dir():
-                    found.append((path.stat().st_mtime, sum(file.stat().st_size for file in path.iterdir()), path))
-            except FileNotFoundError:
-                continue  # another process removed it
-        over = sum(size for _, size, _ in found) - self.max_bytes
-        for _, size, path in sorted(found):
-            if over <= 0:
-                break
-            if path != kept:
-                shutil.rmtree(path, ignore_errors=True)
-                (path.parent / f".{path.name}.lock").unlink(missing_ok=True)
-                over -= size
+        _make_room(self.parent, kept, self.max_bytes, Path.is_dir)
+
+
+def _make_room(place: Path, kept: Path, max_bytes: int, is_entry: Callable[[Path], bool]) -> None:
+    """Removes what processes that died left, and the least recently used entries until the rest fits; never ``kept``.
+
+    Args:
+        is_entry: whether a path in ``place`` is one of what the limit is for.
+    """
+    found: list[tuple[float, int, Path]] = []
+    for path in list(place.iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # another process removed it
+            if is_temporary(path.name):
+                if is_leftover(path):
+                    remove(path)
+            elif is_entry(path):
+                found.append((path.stat().st_mtime, _size(path), path))
+    over = sum(size for _, size, _ in found) - max_bytes
+    for _, size, path in sorted(found):
+        if over <= 0:
+            break
+        if path != kept:
+            remove(path)
+            _lock_of(path).unlink(missing_ok=True)
+            over -= size
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")

@@ -6,6 +6,7 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass, make_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -50,12 +51,22 @@ def load_config(
 
 
 def parse_config(data: Any, kind: type[T], where: Mapping[KeyPath, str] | None = None) -> T:
-    """Plain data as the config dataclass ``kind``; unknown keys are refused at every level."""
-    box = make_dataclass("Box", [("value", kind)], namespace={"__pydantic_config__": ConfigDict(extra="forbid")})
+    """Return plain data as the config dataclass ``kind``; unknown keys are refused at every level.
+
+    Raises:
+        UserError: one line with the key, the value and what would be right.
+    """
     try:
-        return TypeAdapter(box).validate_python({"value": _over_defaults(data, kind)}).value
+        return _adapter(kind).validate_python({"value": _over_defaults(data, kind)}).value
     except ValidationError as error:
         raise UserError(_explain(error, data, kind, where or {})) from None
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    """Return what checks values of a kind; making it takes longer than the checks."""
+    box = make_dataclass("Box", [("value", kind)], namespace={"__pydantic_config__": ConfigDict(extra="forbid")})
+    return TypeAdapter(box)
 
 
 def _over_defaults(data: Any, kind: Any) -> Any:

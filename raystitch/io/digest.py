@@ -1,4 +1,4 @@
-"""Digests that find damage: XXH3 (128 bits), at the speed of memory. They are no protection against forgery."""
+"""Digests (XXH3, 128 bits) that find damage in bytes, JSON files and Arrow tables; no protection against forgery."""
 
 import json
 import os
@@ -65,29 +65,29 @@ def read_sealed(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def checksum(batch: pa.RecordBatch) -> str:
-    """``xxh3:...`` over the names, types and content of every column.
+    """Compute ``xxh3:...`` over the names, types and content of every column.
 
     Raises:
         ValueError: for a column type that no buffer has.
     """
-    return _digest(zip(batch.schema.names, batch.columns, strict=True))
+    return _columns_digest(zip(batch.schema.names, batch.columns, strict=True))
 
 
 def checksum_of(table: pa.Table, names: Iterable[str]) -> str:
-    """The same over some columns of a table, which need not lie in one piece: they are copied if they do not."""
-    return _digest((name, _in_one_piece(table[name])) for name in names)
+    """Compute the checksum of some columns of a table; those that do not lie in one piece are copied."""
+    return _columns_digest((name, _in_one_piece(table[name])) for name in names)
 
 
 def checksum_text(text: str) -> str:
-    """The same over a text."""
-    return "xxh3:" + xxhash.xxh3_128_hexdigest(text.encode())
+    """Compute the digest of a text."""
+    return digest(text.encode())
 
 
 def _in_one_piece(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
 
 
-def _digest(columns: Iterable[tuple[str, pa.Array]]) -> str:
+def _columns_digest(columns: Iterable[tuple[str, pa.Array]]) -> str:
     state = xxhash.xxh3_128()
     for name, column in columns:
         state.update(f"{name}:{column.type}:{len(column)};".encode())

@@ -1,4 +1,4 @@
-"""Whole-or-nothing file writing: a reader never sees half a file; and what settings in two files differ in."""
+"""Files and folders that are written whole or not at all, locks, JSON files, and how nested settings differ."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raystitch.errors import RunError, StorageError, UserError
-from raystitch.io.holders import hold, is_held, storage_time, temporary_name, writer_alive
+from raystitch.io.holders import hold, is_held, is_temporary, storage_time, temporary_name, writer_alive
 
 LEFTOVER_SECONDS = 3600.0
 TOUCH_SECONDS = 60.0
@@ -35,52 +35,50 @@ def atomic_path(path: str | os.PathLike[str], *, durable: bool = True) -> Iterat
     Raises:
         StorageError: when the disk is full or the folder cannot be written.
     """
-    final = Path(path)
+    with _atomic(Path(path), durable, is_folder=False) as temporary:
+        yield temporary
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
+    """Does the same for a folder: yields a temporary one beside ``path``, which must not exist at the end.
+
+    Raises:
+        StorageError: when the disk is full or the folder cannot be written.
+    """
+    with _atomic(Path(path), durable, is_folder=True) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _atomic(final: Path, durable: bool, *, is_folder: bool) -> Iterator[Path]:
     temporary = final.with_name(temporary_name(final.name))
     try:
         make_folder(final.parent)
-        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if is_folder:
+            temporary.mkdir()
+        handle = os.open(temporary, os.O_RDONLY if is_folder else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             with _kept(temporary, handle):
                 yield temporary
                 if durable:
-                    sync(temporary)
+                    (sync_tree if is_folder else sync)(temporary)
                 temporary.replace(final)
                 if durable:
                     sync(final.parent)
         finally:
             os.close(handle)
-            temporary.unlink(missing_ok=True)
+            remove(temporary)
     except OSError as error:
         raise cannot_write(final, error) from error
 
 
-@contextmanager
-def atomic_folder(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
-    """The same for a folder: yields a temporary one beside ``path``, which must not exist at the end.
-
-    Raises:
-        StorageError: when the disk is full or the folder cannot be written.
-    """
-    final = Path(path)
-    temporary = final.with_name(temporary_name(final.name))
-    try:
-        make_folder(final.parent)
-        temporary.mkdir()
-        handle = os.open(temporary, os.O_RDONLY)
-        try:
-            with _kept(temporary, handle):
-                yield temporary
-                if durable:
-                    sync_tree(temporary)
-                temporary.rename(final)
-                if durable:
-                    sync(final.parent)
-        finally:
-            os.close(handle)
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise cannot_write(final, error) from error
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it; one that is gone already is fine."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
@@ -188,7 +186,7 @@ def is_leftover(path: Path) -> bool:
     cannot (another machine, another container) an hour must have passed since the last write or touch, by the clock of
     the storage.
     """
-    if not path.name.endswith(".tmp") or is_held(path):
+    if not is_temporary(path.name) or is_held(path):
         return False
     alive = writer_alive(path.name)
     if alive is not None:
@@ -287,7 +285,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What differs between two nested settings, in words: ``a.b (there 1, asked 2)``."""
+    """Say how two nested settings differ: ``a.b (there 1, asked 2)``."""
     there, now = _flat(stored), _flat(asked)
     return [
         f"{key} (there {there.get(key)!r}, asked {now.get(key)!r})"

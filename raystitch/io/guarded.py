@@ -7,7 +7,6 @@ because pyarrow's file systems know no conditional requests.
 
 import contextlib
 import re
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,9 +16,8 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from raystitch.errors import UserError
 from raystitch.io.files import atomic_path
+from raystitch.io.holders import temporary_name
 
-PROBE = ".buffer.json.probe-"
-"""Begins the name of what is written to find out whether a store compares; it is removed at once."""
 NO_CREDENTIALS = (
     "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a "
     "role"
@@ -39,7 +37,7 @@ class ReplaceGuard(Protocol):
     """Replaces files under a condition."""
 
     unguarded: str
-    """Why nothing is compared, so that the last writer wins; empty where it is."""
+    """The reason why nothing is compared, so that the last writer wins; empty where it is."""
 
     def read(self, name: str) -> Found:
         """The file as it is now."""
@@ -110,9 +108,11 @@ class ObjectGuard:
         return True
 
     def probe(self) -> str:
-        """Why the store does not compare: it is asked for a second creation, and for the replacement of a version that
-        never was, and has to refuse both."""
-        name = f"{PROBE}{secrets.token_hex(8)}.tmp"
+        """Return why the store does not compare; empty where it does.
+
+        It is asked for a second creation, and for the replacement of a version that never was, and has to refuse both.
+        """
+        name = temporary_name("buffer.json")  # removed at once; should that fail, it counts as temporary
         with _as_os_error():
             self._store.put(name, b"1", use_multipart=False)
         try:
@@ -208,7 +208,7 @@ def _as_os_error() -> Iterator[None]:
 
 
 def _short(error: BaseException) -> str:
-    """Without the document that the server sent, of which the code and the message stay."""
+    """Return the text without the server's document, of which code and message stay."""
     text = str(error).split("Debug source:")[0]
     said = re.findall(r"<(?:Code|Message)>(.*?)</", text, re.DOTALL)
     return " ".join(": ".join([text.split("<?xml")[0].strip().rstrip(":"), *said]).split())

@@ -31,7 +31,7 @@ def _namespace() -> int:
 
 
 def _started(process: int) -> int | None:
-    """When a process of this namespace started, in ticks since boot; None when there is no such process."""
+    """Return when a process of this namespace started, in ticks since boot; None if there is no such process."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
@@ -43,11 +43,18 @@ def _started(process: int) -> int | None:
 
 
 def temporary_name(name: str) -> str:
-    """A hidden name beside ``name`` that tells the process which writes it:
-    ``.NAME.HOST-PID-KERNEL.NAMESPACE.START-RANDOM.tmp``."""
+    """Return a hidden name beside ``name`` that tells the process which writes it.
+
+    It is ``.NAME.HOST-PID-KERNEL.NAMESPACE.START-RANDOM.tmp``.
+    """
     process = os.getpid()
     mark = f"{kernel()}.{_namespace()}.{_started(process) or 0}"
     return f".{name}.{socket.gethostname()}-{process}-{mark}-{secrets.token_hex(4)}.tmp"
+
+
+def is_temporary(name: str, of: str = "") -> bool:
+    """Return True if this is a ``temporary_name``: of the file ``of`` where that is given."""
+    return name.startswith(f".{of}." if of else ".") and name.endswith(".tmp")
 
 
 def writer_alive(name: str) -> bool | None:

@@ -26,7 +26,7 @@ class Journal:
             raise RunError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def extent(self) -> dict[str, Any]:
-        """How far it reaches, once that is on the disk: its bytes, and their digest."""
+        """Wait until all rows are on the disk, and return their bytes and digest."""
         if not self.path.exists():
             return {"bytes": 0, "digest": digest()}
         sync(self.path)
@@ -34,7 +34,7 @@ class Journal:
         return {"bytes": len(content), "digest": digest(content)}
 
     def problem(self, extent: Mapping[str, Any]) -> str | None:
-        """Why the journal does not begin with what it was at ``extent``; None when it does."""
+        """Return why the journal does not begin with what it was at ``extent``; None when it does."""
         try:
             content = self.path.read_bytes() if self.path.exists() else b""
         except OSError as error:

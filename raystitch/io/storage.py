@@ -107,7 +107,7 @@ class Storage:
 
     def read(self, name: str) -> pa.Buffer:
         """The whole file, memory-mapped: where it lies when it is local, a local copy of it when it is a shard on an
-        object store (see ``buffer.cache``).
+        object store (see ``io.cache``).
 
         Raises:
             OSError: when it is missing or unreadable.
@@ -231,7 +231,7 @@ class Storage:
             raise StorageError(f"cannot remove {self.where(name)}: {error}") from error
 
     def is_leftover(self, name: str) -> bool:
-        """Whether a temporary file was left by a process that died; object stores have no temporary files."""
+        """Return True if a process that died left this temporary file; object stores have none."""
         return self.local is not None and is_leftover(self.local / name)
 
     def update(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
@@ -263,7 +263,7 @@ class Storage:
         return self._patiently("write", name, lambda: guard.replace(name, found, content))
 
     def unguarded(self, name: str) -> str:
-        """Why two runs could undo each other's changes of a file: the store does not compare. Empty where it does."""
+        """Return why two runs could undo each other's changes: the store does not compare. Empty where it does."""
         return self._guard(name).unguarded
 
     def _guard(self, name: str) -> ReplaceGuard:

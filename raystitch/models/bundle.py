@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -21,10 +20,11 @@ from raystitch.data.normalise import Normalizer
 from raystitch.device import Precision, resolve_device, uses_bf16
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import DamagedError, UserError
+from raystitch.io.config_file import parse_config
 from raystitch.io.digest import read_sealed
 from raystitch.io.files import atomic_path, write_json
 from raystitch.models.calibration import Calibration
-from raystitch.models.config import FitConfig
+from raystitch.models.config import PARTS, FitConfig
 from raystitch.models.denoise import Denoiser
 from raystitch.models.diffusion import Network, Schedule, cosine_schedule
 from raystitch.models.embedding import TemporalEmbedding
@@ -41,7 +41,6 @@ from raystitch.models.unet import TemporalUNet
 
 SCHEMA_VERSION = 3
 STITCHER_FILE = "stitcher.json"
-PARTS = ("diffusion", "dynamics", "inverse", "reward", "termination", "value", "embedding")
 
 
 def build_unet(obs_dim: int, config: FitConfig) -> TemporalUNet:
@@ -140,10 +139,6 @@ class Bundle:
         change = self.dynamics.delta
         return ((change.active == 0) & (change.mean == 0)).cpu().numpy()
 
-    def denoise(self, noisy_BHO: Tensor, known_BHO: Tensor, mask_BH: Tensor, k_B: Tensor) -> Tensor:
-        """Predicted clean states, standardised units [B, H, O]: the plain ``denoiser``, in float32."""
-        return self.denoiser(precision="float32", compile="off")(noisy_BHO, known_BHO, mask_BH, k_B)
-
     def denoiser(
         self,
         *,
@@ -152,7 +147,7 @@ class Bundle:
         precision: Precision = "auto",
         compile: Literal["auto", "on", "off"] = "auto",
     ) -> Denoiser:
-        """What the samplers call.
+        """Return the network as the samplers call it.
 
         Args:
             return_weight: see ``Denoiser``; not 0 needs a network fitted with ``diffusion.return_dropout``.
@@ -273,15 +268,7 @@ class Bundle:
         heads = build_heads(config, scales, torch.Generator())
         normalizer = description["normalizer"]
         env = description["dataset"]["env"]
-        modules: dict[str, nn.Module] = {
-            "diffusion": unet,
-            "dynamics": heads.dynamics,
-            "inverse": heads.inverse,
-            "reward": heads.reward,
-            "termination": heads.termination,
-            "value": heads.value,
-            "embedding": heads.embedding,
-        }
+        modules: dict[str, nn.Module] = {"diffusion": unet, **vars(heads)}
         for part, module in modules.items():
             try:
                 module.load_state_dict(weights[part])
@@ -305,12 +292,7 @@ class Bundle:
             diffusion=unet,
             schedule=cosine_schedule(config.diffusion.num_diffusion_steps),
             return_quantiles=np.asarray(description["return_quantiles"], np.float32),
-            dynamics=heads.dynamics,
-            inverse=heads.inverse,
-            reward=heads.reward,
-            termination=heads.termination,
-            value=heads.value,
-            embedding=heads.embedding,
+            **vars(heads),
             calibration=Calibration.from_json(description["calibration"]),
             device=resolved,
             selected_from=description["dataset"].get("selected_from"),
@@ -369,12 +351,7 @@ def config_from_json(value: Any, *, where: str | os.PathLike[str]) -> FitConfig:
     Raises:
         UserError: naming the field.
     """
-    try:
-        return TypeAdapter(FitConfig).validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: config {key}: {first['msg']}") from error
+    return parse_config(value, FitConfig, {(): f"{where}: config "})
 
 
 def _read_part(folder: Path, part: str, hashes: dict[str, str]) -> dict[str, Tensor]:

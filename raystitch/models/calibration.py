@@ -1,4 +1,4 @@
-"""What real bridges look like to the models: quantiles of each criterion's number per gap. numpy only."""
+"""Thresholds (delta), and what the criteria's numbers are on real data: quantiles per gap. numpy only."""
 
 import re
 from collections.abc import Mapping
@@ -12,11 +12,12 @@ from raystitch.data.episodes import Floats, Ints
 from raystitch.errors import UserError
 
 Delta = float | str | None
+QUANTILES = np.concatenate([np.linspace(0, 0.9, 19), np.linspace(0.91, 0.99, 9), [0.995, 0.999, 1.0]])
 _QUANTILE = re.compile(r"q(\d{1,2}(\.\d+)?|100)")
 
 
 def check_delta(delta: Delta, name: str = "delta") -> Delta:
-    """A threshold: a number >= 0, a quantile such as ``q99``, ``q99.5``, or ``off`` / None, which gives None.
+    """Return a threshold: a number >= 0, a quantile such as ``q99``, ``q99.5``, or ``off`` / None, which gives None.
 
     Raises:
         ValueError: for anything else, with the value.
@@ -33,9 +34,6 @@ def check_delta(delta: Delta, name: str = "delta") -> Delta:
     if not delta >= 0:
         raise ValueError(f"{name} must be >= 0, got {name}={delta}")
     return float(delta)
-
-
-QUANTILES = np.concatenate([np.linspace(0, 0.9, 19), np.linspace(0.91, 0.99, 9), [0.995, 0.999, 1.0]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +56,7 @@ class Calibration:
     def measure(
         cls, largest: Mapping[str, Floats], at_end: Mapping[str, Floats], gap_min: int, gap_max: int
     ) -> "Calibration":
-        """From the numbers of consecutive steps of real windows.
+        """Compute the tables from the numbers of consecutive steps of real windows.
 
         Args:
             largest: criterion -> float32 [W, gap_max + 1], NaN past a window's end; the largest up to a step counts (a
@@ -74,7 +72,7 @@ class Calibration:
         return cls(gaps, QUANTILES, tables)
 
     def threshold(self, delta: Delta, gaps: Ints, criterion: str = "residual") -> Floats:
-        """A threshold for each row's gap, float32 [N]: a number as it is, ``q99`` from the table, inf for off.
+        """Return a threshold for each row's gap, float32 [N]: a number as it is, ``q99`` from the table, inf for off.
 
         Gaps outside the table take its nearest end.
 

@@ -3,6 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+HEADS = ("dynamics", "inverse", "reward", "termination", "value", "embedding")
+"""The models beside the diffusion model, in the order in which they are made and fitted. Each is a field of
+``FitConfig`` and of ``models.heads.Heads``, and an attribute and a file of the bundle."""
+PARTS = ("diffusion", *HEADS)
+"""All models of a bundle, in the order in which they are fitted."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
@@ -171,3 +177,8 @@ class FitConfig:
             )
         if self.calibration_windows < 1:
             raise ValueError(f"calibration_windows must be at least 1, got {self.calibration_windows}")
+
+    @property
+    def heads(self) -> dict[str, HeadConfig | EmbeddingConfig]:
+        """Size and training of each of ``HEADS``."""
+        return {name: getattr(self, name) for name in HEADS}

@@ -81,7 +81,7 @@ def embed(embedding: TemporalEmbedding, observations: NDArray[np.float32]) -> ND
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingQuality:
-    """How well distances tell time on episodes that were not fitted.
+    """A measure of how well distances tell time on episodes that were not fitted.
 
     Attributes:
         rank_correlation: of the distance with the recorded number of steps, 1 .. the longest.

@@ -85,9 +85,17 @@ def fit_bundle(
             progress=progress,
             bf16=uses_bf16(config.precision, resolved),
         )
-    calibration = calibrate(dataset, config, job.heads, holdout, resolved)
-    bundle = Bundle(
-        config=config,
+    bundle = _bundle(job, calibrate(dataset, config, job.heads, holdout, resolved))
+    if folder is not None:
+        bundle.save(folder)
+        shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)
+    return bundle
+
+
+def _bundle(job: FitJob, calibration: Calibration) -> Bundle:
+    dataset = job.dataset
+    return Bundle(
+        config=job.config,
         dataset_name=dataset.name,
         dataset_fingerprint=dataset.fingerprint,
         env=dataset.env,
@@ -102,20 +110,16 @@ def fit_bundle(
         return_quantiles=job.return_quantiles,
         **vars(job.heads),
         calibration=calibration,
-        device=resolved,
-        selected_from=None if dataset.selected_from is None else dataset.whole_fingerprint,
+        device=job.device,
+        selected_from=None if job.dataset.selected_from is None else job.dataset.whole_fingerprint,
     )
-    if folder is not None:
-        bundle.save(folder)
-        shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)
-    return bundle
 
 
 @torch.no_grad()
 def calibrate(
     dataset: EpisodeDataset, config: FitConfig, heads: Heads, episodes: Ints, device: torch.device
 ) -> Calibration:
-    """The criteria's numbers on real windows of ``episodes`` with inverse-dynamics actions.
+    """Measures the criteria's numbers on real windows of ``episodes`` with inverse-dynamics actions.
 
     Raises:
         UserError: when none of the episodes has a window of gap_min + 2 states.
@@ -204,7 +208,7 @@ def existing_fit(
     device: str = "auto",
     note: Callable[[str], None] = say,
 ) -> Bundle | None:
-    """The finished bundle that ``folder`` holds, None where a fit has to begin or go on; changes nothing.
+    """Return the finished bundle that ``folder`` holds, None where a fit has to begin or go on; changes nothing.
 
     A damaged bundle counts as none; ``note`` gets a line that says so.
 
@@ -228,16 +232,16 @@ def existing_fit(
 
 
 def rehearse_fit(dataset: EpisodeDataset, config: FitConfig) -> Bundle:
-    """A bundle as ``config`` describes it, but with tiny networks after one step: it knows nothing, and shows in a
-    moment whether the dataset can be fitted.
+    """Fits a bundle as ``config`` describes it, but with tiny networks and for one step.
+
+    It knows nothing, and shows in a moment whether the dataset can be fitted.
 
     Raises:
         UserError, RunError: as ``fit_bundle``.
     """
     diffusion = config.diffusion
-    heads = {
-        name: replace(getattr(config, name), hidden=8, num_layers=1, train_steps=1, batch_size=8)
-        for name in ("dynamics", "inverse", "reward", "termination", "value", "embedding")
+    heads: dict[str, Any] = {
+        name: replace(head, hidden=8, num_layers=1, train_steps=1, batch_size=8) for name, head in config.heads.items()
     }
     tiny = replace(diffusion, width=8, num_blocks=1, train_steps=1, batch_size=8)
     return fit_bundle(dataset, replace(config, diffusion=tiny, calibration_windows=16, **heads), device="cpu")

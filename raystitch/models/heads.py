@@ -59,7 +59,7 @@ class DynamicsEnsemble(nn.Module):
         return {"all": slice(None), "proposers": slice(split), "judges": slice(split, None)}[members]
 
     def derivatives(self, obs: Tensor, act: Tensor, members: Members) -> tuple[Tensor, Tensor]:
-        """How the first of the members' next state changes, in standardised units.
+        """Compute how the next state of the first of the members changes, in standardised units.
 
         One member's slopes are enough for a Newton step and cost a fraction of all members'.
 
@@ -101,10 +101,6 @@ class DynamicsEnsemble(nn.Module):
             obs = self.predict(obs, act_t, members)
             states.append(obs)
         return torch.stack(states, 1)
-
-    def spread(self, obs: Tensor, act: Tensor, members: Members) -> Tensor:
-        """Largest squared distance of a member to the members' mean, standardised units [*]."""
-        return self.residual_and_spread(obs, act, obs, members)[1]
 
     def loss(self, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
         """Mean squared error of the standardised change; inputs [M, B, O] and [M, B, A], rows per member."""

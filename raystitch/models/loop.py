@@ -20,7 +20,7 @@ CHECKPOINT_SECONDS = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class FitProgress:
-    """Where a fit is.
+    """The position of a fit.
 
     Attributes:
         part: ``diffusion``, ``dynamics``, ...
@@ -38,7 +38,7 @@ class FitProgress:
 
 @dataclass(kw_only=True, eq=False)
 class FitPart:
-    """What the loop trains.
+    """A module that the loop trains, with its loss.
 
     Attributes:
         loss: (step, generator) -> scalar; ``generator`` is a CPU generator seeded by (seed, part, step) alone, so a
@@ -82,42 +82,52 @@ def train_part(
     start = _restore(part, average, optimizer, checkpoint) if checkpoint else 0
 
     module.train()
-    saved_at = time.monotonic()
-    began, loss_sum, loss_count = time.monotonic(), torch.zeros((), device=device), 0
+    began = saved_at = time.monotonic()
+    loss_sum, loss_count = torch.zeros((), device=device), 0
     for step in range(start, total):
         generator.manual_seed(derive_seed(seed, part.name, step))
-        for group in optimizer.param_groups:
-            group["lr"] = part.learning_rate * _rate(step, total)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = part.loss(step, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        loss_sum += _train_step(part, step, optimizer, generator, bf16)
+        loss_count += 1
         if part.ema_decay is not None:
             _average(average, module, min(part.ema_decay, (1 + step) / (10 + step)))
-        loss_sum += loss.detach()
-        loss_count += 1
         done = step + 1
-        if done % CHECK_EVERY == 0 or done % checkpoint_every == 0 or done == total:
-            mean_loss = float(loss_sum) / loss_count
-            if not math.isfinite(mean_loss):
-                raise RunError(
-                    f"fit: the loss of {part.name} is {mean_loss} at step {done}; "
-                    f"lower {part.name}.learning_rate or look for extreme values with `raystitch data inspect`"
-                )
-            overdue = time.monotonic() - saved_at > CHECKPOINT_SECONDS
-            if checkpoint and (done % checkpoint_every == 0 or done == total or overdue):
-                _write(part, average, optimizer, checkpoint, done)
-                saved_at = time.monotonic()
-            loss_sum, loss_count = torch.zeros((), device=device), 0
-            if progress:
-                seconds = (time.monotonic() - began) / (done - start) * (total - done)
-                progress(
-                    FitProgress(part=part.name, step=done, total_steps=total, loss=mean_loss, seconds_left=seconds)
-                )
+        is_due = done % checkpoint_every == 0 or done == total
+        if not is_due and done % CHECK_EVERY:
+            continue
+        mean_loss = _finite(part, done, float(loss_sum) / loss_count)
+        loss_sum, loss_count = torch.zeros((), device=device), 0
+        if checkpoint and (is_due or time.monotonic() - saved_at > CHECKPOINT_SECONDS):
+            _write(part, average, optimizer, checkpoint, done)
+            saved_at = time.monotonic()
+        if progress:
+            seconds = (time.monotonic() - began) / (done - start) * (total - done)
+            progress(FitProgress(part=part.name, step=done, total_steps=total, loss=mean_loss, seconds_left=seconds))
     if part.ema_decay is not None:
         module.load_state_dict({**module.state_dict(), **average})
     module.eval().requires_grad_(False)
+
+
+def _train_step(
+    part: FitPart, step: int, optimizer: torch.optim.Optimizer, generator: torch.Generator, bf16: bool
+) -> Tensor:
+    """Changes the module by one step of the optimiser; returns the loss before it, a scalar on the device."""
+    for group in optimizer.param_groups:
+        group["lr"] = part.learning_rate * _rate(step, part.train_steps)
+    with torch.autocast(next(part.module.parameters()).device.type, torch.bfloat16, enabled=bf16):
+        loss = part.loss(step, generator)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def _finite(part: FitPart, step: int, loss: float) -> float:
+    if not math.isfinite(loss):
+        raise RunError(
+            f"fit: the loss of {part.name} is {loss} at step {step}; "
+            f"lower {part.name}.learning_rate or look for extreme values with `raystitch data inspect`"
+        )
+    return loss
 
 
 def _rate(step: int, total: int) -> float:

@@ -15,7 +15,7 @@ from raystitch.data.returns import discounted_returns
 from raystitch.errors import UserError
 from raystitch.models.batches import FitTransitions, StateWindows, recorded_stops
 from raystitch.models.bundle import build_unet, return_quantiles
-from raystitch.models.config import EmbeddingConfig, FitConfig, HeadConfig
+from raystitch.models.config import FitConfig, HeadConfig
 from raystitch.models.diffusion import cosine_schedule, diffusion_loss, drop_returns, training_masks
 from raystitch.models.heads import build_heads
 from raystitch.models.loop import FitPart
@@ -29,10 +29,10 @@ TERMINAL_SHARE = 0.25
 
 
 def constant_bootstrap(dataset: EpisodeDataset, gamma: float) -> Floats:
-    """What time-outs are worth before a value is fitted, float32 [E]; 0 for terminated episodes.
+    """Return the value of time-outs before a value is fitted, float32 [E]; 0 for terminated episodes.
 
-    The constant v that is the mean of the returns it bootstraps: v = mean(G_t + gamma^(T - t) v). Starting from 0
-    instead, a flexible V learns that the last states before a time-out are worth little and stays there.
+    It is the constant v that is the mean of the returns it bootstraps: v = mean(G_t + gamma^(T - t) v). Started from
+    0 instead, a flexible V learns that the last states before a time-out are worth little, and stays there.
     """
     alive = ~dataset.terminated
     plain = discounted_returns(dataset.rewards, dataset.offsets, gamma)
@@ -70,6 +70,7 @@ class FitJob:
         self.data = FitTransitions.find(dataset, train, device)
 
     def parts(self) -> list[FitPart]:
+        """The parts to train, in the order of ``PARTS``."""
         diffusion = self.config.diffusion
         value_state = {"bootstrap": torch.from_numpy(self.first_bootstrap).to(self.device)}
         losses: dict[str, Callable[[int, torch.Generator], Tensor]] = {
@@ -90,13 +91,12 @@ class FitJob:
                 ema_decay=diffusion.ema_decay,
             )
         ]
-        for name, loss in losses.items():
-            head: HeadConfig | EmbeddingConfig = getattr(self.config, name)
+        for name, head in self.config.heads.items():
             parts.append(
                 FitPart(
                     name=name,
                     module=getattr(self.heads, name),
-                    loss=loss,
+                    loss=losses[name],
                     train_steps=head.train_steps if name != "termination" or self.scales.any_terminal else 0,
                     learning_rate=head.learning_rate,
                     state=value_state if name == "value" else {},

@@ -1,4 +1,4 @@
-"""What the heads know about the data before they are fitted: scales, bounds, levels."""
+"""Scales, bounds and reward levels of the data, which heads have before they are fitted, and their torch modules."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ MAX_REWARD_LEVELS = 8
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeadScales:
-    """What the heads know about the data before they are fitted.
+    """Scales, bounds and levels of the data that the heads are made with.
 
     Attributes:
         state, delta: standardisation of s and of s' - s.
@@ -58,7 +58,7 @@ class HeadScales:
 
     @classmethod
     def measure(cls, dataset: EpisodeDataset, normalizer: Normalizer, values: Floats) -> "HeadScales":
-        """From the data; ``values`` are its discounted returns, float32 [N]."""
+        """Measure them on the data; ``values`` are its discounted returns, float32 [N]."""
         rows = dataset.obs_index[dataset.next_observed]
         deltas = dataset.observations[rows + 1] - dataset.observations[rows]
         low, high = finite_bounds(dataset)

@@ -96,7 +96,7 @@ class _Grow(nn.ConvTranspose1d):
 
 
 class _ReturnEmbedding(nn.Module):
-    """What is added to the step embedding: of a return, or of there being none."""
+    """A term of the step embedding for a return, or for there being none."""
 
     def __init__(self, embed: int) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Drawn with these exact colours, which are then replaced by the page's variables of the same name.
+# Figures are drawn in these exact colours; the page's variables of the same name then replace them.
 INK = {
     "text": "#0a0b01",
     "muted": "#0a0b02",
@@ -56,7 +56,7 @@ STYLE: Any = {
 
 
 def to_svg(figure: Figure, title: str) -> str:
-    """The figure as an ``<svg>`` element; ``title`` describes it to screen readers and keeps its ids apart."""
+    """Return the figure as an ``<svg>`` element; ``title`` describes it to screen readers and keeps its ids apart."""
     buffer = io.StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -201,7 +201,7 @@ def _stacked(axis: Axes, groups: Sequence[Array], bins: Array) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What the picture shows, in the plane of the axes.
+    """A picture in the plane of the axes.
 
     Attributes:
         walls: [W, 4] x, y of the lower left corner, width, height; empty outside mazes.
@@ -257,7 +257,7 @@ def trajectories(scene: Scene) -> str:
 
 
 def _height(walls: Array) -> float:
-    """Inches that two pictures of the maze side by side need in a figure 10 inches wide."""
+    """Height in inches of a figure 10 inches wide with two pictures of the maze side by side."""
     if not len(walls):
         return 5.2
     width, height = ((walls[:, axis] + walls[:, axis + 2]).max() - walls[:, axis].min() for axis in (0, 1))

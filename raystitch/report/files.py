@@ -26,12 +26,12 @@ def trial_path(run: str | Path, trial_id: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
-    """What a report is made of.
+    """The contents of a run's folder that a report needs.
 
     Attributes:
-        rows: of results.parquet, those of the run's own grid and search.
-        other_rows: those of trials that an earlier grid left in the folder; no table of scores has them.
-        notes: what could not be read, one line each.
+        rows: rows of results.parquet for the run's own grid and search.
+        other_rows: rows of trials that an earlier grid left in the folder; no table of scores has them.
+        notes: one line for each file that could not be read.
         figures: tables of figures/, by name.
         metrics: lines of metrics.jsonl, by trial.
         search: search.json of a hyper-parameter search.
@@ -51,19 +51,20 @@ class RunFiles:
 
     @property
     def headline(self) -> tuple[str, str | None]:
-        """(ratio, delta) that the verdict is about, as results.parquet has them; a search chooses it."""
+        """(ratio, delta) of the cell that the verdict is about, as results.parquet has them; a search chooses it."""
         chosen = (self.search or {}).get("chosen") or self.config.get("headline")
         return (str(parse_ratio(chosen["ratio"])), delta_text(chosen["delta"])) if chosen else ("", None)
 
     @property
     def final_rows(self) -> list[dict[str, Any]]:
-        """Rows that scores are reported from: without the trials that a search chose by, which would flatter it."""
+        """Rows that scores are reported from: without the trials that a search used to choose, because these flatter
+        it."""
         seeds = set((self.search or {}).get("seeds", ()))
         return [row for row in self.rows if row["data"] != "stitched" or row["seed"] not in seeds]
 
 
 def read_run(folder: str | Path) -> RunFiles:
-    """Reads the files of one run.
+    """Read the files of one run.
 
     Raises:
         UserError: when the folder is not a run, or its settings or results are damaged.
@@ -127,7 +128,8 @@ def _figures(folder: Path, notes: list[str]) -> dict[str, pa.Table]:
 
 
 def _search(folder: Path, config: Mapping[str, Any], notes: list[str]) -> dict[str, Any] | None:
-    """None where the run's settings ask for no search: what an earlier one left does not concern its results."""
+    """Return ``search.json``, or None where the run's settings ask for no search: an earlier search does not concern
+    them."""
     asked = (config.get("search") or {}).get("algorithm")
     return None if asked == "none" else _optional_json(folder / "search.json", notes)
 
@@ -141,7 +143,7 @@ def _metrics(trial_dir: Path, notes: list[str]) -> list[dict[str, Any]]:
 
 
 def read_metrics(trial_dir: Path) -> list[dict[str, Any]]:
-    """The complete lines of a trial's ``metrics.jsonl``: a killed one may leave half a line at the end.
+    """Read the complete lines of a trial's ``metrics.jsonl``; a killed trial may leave half a line at the end.
 
     Raises:
         UserError: when the file is there but cannot be read.

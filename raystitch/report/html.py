@@ -1,4 +1,4 @@
-"""Parts that every section of the page is made of; text is escaped here."""
+"""Building blocks of the page's sections; they escape text."""
 
 from collections.abc import Sequence
 from html import escape
@@ -10,7 +10,7 @@ def section(title: str, body: str, note: str = "") -> str:
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, wide: bool = False, words: int = 1) -> str:
-    """A table whose columns after the first ``words`` are right-aligned; cells are escaped here."""
+    """Return a table whose columns after the first ``words`` are right-aligned; cells are escaped here."""
     top = "".join(f'<th class="{"num" if at >= words else ""}">{escape(text)}</th>' for at, text in enumerate(head))
     body = "".join(
         "<tr>"

@@ -26,7 +26,7 @@ STYLE_FILE = Path(__file__).parent / "page.css"
 
 
 def build_report(run_dir: str | Path) -> Path:
-    """Writes ``report.html`` into the run's folder and returns its path.
+    """Write ``report.html`` into the run's folder and return its path.
 
     Raises:
         UserError: when the folder is not a run with results.

@@ -11,7 +11,7 @@ DASH = '<span class="dim">–</span>'
 
 
 def limits(summary: Summary) -> tuple[float, float]:
-    """Of an axis for all values, in stored units."""
+    """Return the limits of an axis that shows all values, in stored units."""
     values = [value for line in summary.lines for value in line.values.values()]
     if summary.metric is SUCCESS or not values:
         return 0.0, 1.0
@@ -153,7 +153,7 @@ def _cell(at: Comparison | None, metric: Metric) -> str:
         return DASH
     small = f"P {100 * at.improvement.value:.0f} %"
     p = at.p_value if at.adjusted is None else at.adjusted
-    # Without any spread a t test has no meaning, however small its p.
+    # Without any spread a t test is meaningless, however small its p.
     small += ", same at every seed" if at.spread == 0 else "" if p is None else f", {_p_value(p)}"
     small += "" if at.paired else ", not paired"
     return f"{_difference(at, metric)}<small>{small}</small>"

@@ -26,7 +26,7 @@ def verdict(found: Sequence[Verdict]) -> str:
 
 
 def target_returns(rows: Sequence[Mapping[str, Any]], metric: Metric) -> str:
-    """All returns the Decision Transformer was asked for; empty when there is only one."""
+    """Results at every return that the Decision Transformer was asked for; empty when there is only one."""
     asked = sorted({row["target_return"] for row in rows if row["target_return"] is not None}, reverse=True)
     if len(asked) < 2:
         return ""
@@ -74,7 +74,7 @@ def curves(summary: Summary) -> str:
 
 
 def best_checkpoints(summary: Summary) -> str:
-    """How much more a report of best checkpoints would claim; empty without evaluations during training."""
+    """The gain that a report of best checkpoints would claim; empty without evaluations during training."""
     rows: list[list[str]] = []
     claims: list[str] = []
     for line in summary.lines:

@@ -20,7 +20,7 @@ NUM_RESAMPLES = 5000
 CONFIDENCE = 0.95
 POWER = 0.8
 MAX_SEEDS = 1000
-"""Where ``Comparison.seeds_needed`` stops counting."""
+"""``Comparison.seeds_needed`` does not count further than this."""
 
 
 def mean(values: Array) -> Array:
@@ -79,7 +79,7 @@ def interval(
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Ours against theirs.
+    """A comparison of our values with theirs.
 
     Attributes:
         difference: of the statistics, ours minus theirs.
@@ -119,11 +119,11 @@ def compare(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Comparison | None:
-    """Compares values by seed: in pairs where at least two seeds are shared; None when one side is empty."""
+    """Compare values by seed: in pairs when at least two seeds are shared. None when one side is empty."""
     if not ours or not theirs:
         return None
     common = sorted(ours.keys() & theirs.keys())
-    # One shared seed of one is a pair too, though nothing can be said about it.
+    # A single shared seed is a pair too, although it says nothing about spread.
     paired = len(common) >= 2 or (len(common) == len(ours) == len(theirs))
     left_seeds, right_seeds = (common, common) if paired else (sorted(ours), sorted(theirs))
     left = np.array([ours[key] for key in left_seeds], np.float64)
@@ -136,7 +136,7 @@ def compare(
     sign, p_value = 0, None
     if spread is not None:
         p_value = float(2 * t.sf(abs(estimate) / error, freedom)) if error > 0 else float(estimate == 0)
-        # Decided by the interval and the test alike, which agree on the mean but not on the statistic.
+        # Clear only when both say so: the interval of the statistic and the t-test of the mean.
         clear = p_value < 1 - CONFIDENCE
         sign = int(low > 0 and estimate > 0 and clear) - int(high < 0 and estimate < 0 and clear)
     value = float(statistic(left) - statistic(right))
@@ -156,7 +156,7 @@ def _moments(left: Array, right: Array, paired: bool) -> tuple[float, float | No
         return estimate, None, 0.0, 0.0
     if paired:
         spread = float((left - right).std(ddof=1))
-        # Equal differences leave rounding errors, which are no spread.
+        # Equal differences leave rounding errors, which are not spread.
         spread = 0.0 if spread < 1e-12 * max(1.0, abs(estimate)) else spread
         return estimate, spread, spread / np.sqrt(len(left)), len(left) - 1
     parts = np.array([values.var(ddof=1) / len(values) for values in (left, right)])
@@ -181,7 +181,8 @@ def _improvement(ours: Mapping[int, float], theirs: Mapping[int, float], num_res
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given: below 0.05 all of them are wrong with a chance below 5 %."""
+    """Return Holm's adjusted p-values in the order given. The chance that any of those below 0.05 is wrong is below 5
+    %."""
     p = np.asarray(p_values, np.float64)
     order = np.argsort(p, kind="stable")
     adjusted = np.empty(len(p))
@@ -190,7 +191,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _power(ratio: float | Array, num_seeds: NDArray[np.int64] | int) -> Array:
-    """Of the two-sided paired t test at 5 %, for a difference of ``ratio`` spreads; its square is an F test."""
+    """Power of the two-sided paired t-test (5 %) for a difference of ``ratio`` spreads; its square is an F test."""
     freedom = np.asarray(num_seeds) - 1
     limit = t.ppf(0.5 + CONFIDENCE / 2, freedom) ** 2
     return ncf.sf(limit, 1, freedom, np.minimum(np.square(ratio) * num_seeds, 900.0))
@@ -217,11 +218,12 @@ def detectable_difference(spread: float, num_seeds: int) -> float:
 
 
 Curve = Mapping[int, float]
-"""Step -> measure, of one seed."""
+"""The measure of one seed: step -> value."""
 
 
 def evaluations(entries: Sequence[Mapping[str, Any]], column: str) -> dict[int, float]:
-    """The evaluations in a trial's metrics.jsonl; of several target returns the first, which is the headline's."""
+    """Return the evaluations in a trial's metrics.jsonl; with several target returns, those of the first, the
+    headline's."""
     points: dict[int, float] = {}
     for entry in entries:
         if entry.get("kind") == "eval" and entry.get(column) is not None:
@@ -230,14 +232,15 @@ def evaluations(entries: Sequence[Mapping[str, Any]], column: str) -> dict[int, 
 
 
 def best_checkpoints(last: Mapping[int, float], curves: Mapping[int, Curve]) -> dict[int, float]:
-    """By seed, the largest of all evaluations, the final one included; empty unless every seed has several."""
+    """Return the largest of all evaluations by seed, the final one included; empty unless every seed has several."""
     if not last or any(len(curves.get(seed, {})) < 2 for seed in last):
         return {}
     return {seed: max(value, *curves[seed].values()) for seed, value in last.items()}
 
 
 def rise(curves: Mapping[int, Curve]) -> Comparison | None:
-    """The last quarter of training against the quarter before, paired by seed; None without evaluations in both."""
+    """Compare the last quarter of training with the quarter before, paired by seed; None without evaluations in
+    both."""
     late: dict[int, float] = {}
     early: dict[int, float] = {}
     for seed, points in curves.items():

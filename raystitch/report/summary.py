@@ -1,4 +1,4 @@
-"""What the results say: one line per cell of the grid with intervals over seeds, compared with every baseline."""
+"""The results in lines: one per cell of the grid, with intervals over seeds, compared with every baseline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ from raystitch.report.stats import (
 from raystitch.report.table import DATA_ORDER, UNQUALIFIED
 
 Cell = tuple[str, str, str, str | None]
-"""algo, data, ratio, delta as asked."""
+"""The key of a cell: algo, data, ratio, delta as asked."""
 
 
 def delta_text(delta: Delta) -> str:
@@ -32,7 +32,7 @@ def delta_text(delta: Delta) -> str:
 
 
 def cell_label(row: Mapping[str, Any]) -> str:
-    """What a cell of the grid is called, from its ``data``, ``ratio`` and ``delta``."""
+    """Return the name of a grid cell, from its ``data``, ``ratio`` and ``delta``."""
     if row["data"] == "original":
         return "original data"
     return f"{row['data']} {row['ratio']}" + (f", delta {row['delta']}" if row["data"] == "stitched" else "")
@@ -50,7 +50,7 @@ class Metric:
     digits: int | None
 
     def number(self, value: float) -> str:
-        """Without the unit."""
+        """The value without the unit."""
         shown = value * self.scale
         if self.digits is None:
             return f"{shown:,.0f}" if abs(shown) >= 100 else f"{shown:.3g}"
@@ -66,7 +66,7 @@ class Metric:
         return f"{self.show(at.value)} [{self.show(at.low)}, {self.show(at.high)}]"
 
     def show_difference(self, at: Interval) -> str:
-        """With sign and without unit; a difference of percentages is one of points."""
+        """A difference with its sign and without the unit; differences of percentages are percentage points."""
         text = f"{'+' if at.value > 0 else ''}{self.number(at.value)}"
         return text if at.num_seeds < 2 else f"{text} [{self.number(at.low)}, {self.number(at.high)}]"
 
@@ -120,7 +120,7 @@ class Line:
 
     @property
     def selection(self) -> Interval | None:
-        """Best minus last checkpoint, mean over seeds: what choosing checkpoints by their evaluation would add."""
+        """Best minus last checkpoint, mean over seeds: the gain from choosing checkpoints by their evaluation."""
         if not self.best:
             return None
         return interval(np.array([self.best[seed] - self.values[seed] for seed in self.best]), mean)
@@ -128,7 +128,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Summary:
-    """``num_adjusted``: comparisons other than the headline's, whose p-values are adjusted together."""
+    """The lines of a run. ``num_adjusted`` counts the comparisons besides the headline's, whose p-values are adjusted
+    together."""
 
     metric: Metric
     lines: list[Line]
@@ -170,7 +171,7 @@ def summarise(
     headline: tuple[str, str | None],
     metrics: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Summary:
-    """Rows of results.parquet as lines in a fixed order.
+    """Turn rows of results.parquet into lines in a fixed order.
 
     Args:
         headline: (ratio, delta) of the cell that the verdict is about.
@@ -181,7 +182,7 @@ def summarise(
     for row in rows:
         if row["headline"] or row["status"] == "failed":
             cells.setdefault((row["algo"], row["data"], row["ratio"], row["delta"]), []).append(row)
-    # Cells that a search gave up have no result; their trials are listed on their own.
+    # Cells that a search gave up have no result; the page lists their trials separately.
     cells = {cell: group for cell, group in cells.items() if any(row["status"] != "stopped" for row in group)}
     lines = [_line(cell, group, metric, metrics or {}) for cell, group in cells.items()]
     algorithms = list(dict.fromkeys(line.algo for line in lines))
@@ -231,7 +232,7 @@ def _is_headline(line: Line, headline: tuple[str, str | None]) -> bool:
 
 
 def _baseline_name(base: Line, line: Line) -> str | None:
-    """What ``line`` calls ``base`` when it has to be compared with it; None when it has not.
+    """Return the name that ``line`` gives to ``base`` as a baseline; None when the two are not compared.
 
     Baselines are compared with the original data; stitched data with all baselines, and with the same bridges read
     without qualification.

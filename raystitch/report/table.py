@@ -1,4 +1,4 @@
-"""``results.parquet``: its columns, read and written."""
+"""``results.parquet``: its columns, read and written; and the names that tables and sentences give to its values."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ from raystitch.io.files import atomic_path
 
 AGAIN = "the same `raystitch sweep` command makes it again"
 IN_GRID = "in_grid"
-"""Whether the trial belongs to the grid (or the search) of the run's ``config.yaml``; false for one of an earlier grid.
-Tables of older versions do not have the column: all of their rows do."""
+"""True where the trial belongs to the grid (or the search) of the run's ``config.yaml``,
+False for one of an earlier grid. Tables of older versions lack the column: all of their rows belong to it."""
 
 RESULTS_SCHEMA = pa.schema(
     [
@@ -42,16 +42,49 @@ RESULTS_SCHEMA = pa.schema(
     metadata={"schema_version": "1"},
 )
 
+ALGORITHMS: dict[str, tuple[str, str]] = {
+    "td3bc": ("TD3+BC", "TD3+BC"),
+    "iql": ("IQL", "IQL"),
+    "dt": ("Decision Transformer", "DT"),
+    "bc": ("Behaviour cloning", "BC"),
+}
+"""Algorithm -> (full name, name in narrow tables). An algorithm that is not listed goes by its key."""
+
+DATA_ORDER = ("original", "weighted", "duplicated", "joined", "stitched")
+
+UNQUALIFIED = "no qualification"
+"""Name of the baseline of stitched data read at delta off."""
+
+BASELINE_WORDS = {
+    "original": "the original data",
+    "weighted": "the original data weighted by return",
+    "duplicated": "the original data duplicated",
+    "joined": "real fragments joined without a bridge",
+    "no": "bridges without qualification",
+}
+"""First word of a baseline's name -> its name in sentences."""
+
+SET_NAMES = {
+    "accepted": "accepted bridges",
+    "first_attempts": "of first attempts",
+    "repaired": "repaired",
+    "rejected": "rejected candidates",
+    "real": "real data",
+    "real_noise": "real data + noise",
+    "real_inverse": "real data, inverse-dynamics actions",
+}
+"""Set of windows in validate.json -> its name in tables."""
+
 
 def write_results(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Writes the table, whole or not at all."""
+    """Write the table, whole or not at all."""
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=RESULTS_SCHEMA)
     with atomic_path(path, durable=True) as temporary:
         pq.write_table(table, temporary)
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of the table.
+    """Read the rows of the table.
 
     Raises:
         UserError: when it cannot be read or lacks a column.
@@ -67,7 +100,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_table(path: str | Path) -> pa.Table:
-    """A table of plain types: those that others register with Arrow, such as Ray's pickled objects, run code when read.
+    """Read a table of plain types. Extension types are refused, because some of them (Ray's pickled objects) run code.
 
     Raises:
         UserError: when it cannot be read or has another type.
@@ -80,29 +113,6 @@ def read_table(path: str | Path) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         why = str(error).splitlines()[0].removesuffix(".")
         raise UserError(f"{path} is damaged: {why}; {AGAIN}") from error
-
-
-ALGORITHMS: dict[str, tuple[str, str]] = {
-    "td3bc": ("TD3+BC", "TD3+BC"),
-    "iql": ("IQL", "IQL"),
-    "dt": ("Decision Transformer", "DT"),
-    "bc": ("Behaviour cloning", "BC"),
-}
-"""Algorithm -> (full name, name in narrow tables); one that is not here is called by its key."""
-
-DATA_ORDER = ("original", "weighted", "duplicated", "joined", "stitched")
-
-UNQUALIFIED = "no qualification"
-"""Name of the baseline of stitched data read at delta off."""
-
-BASELINE_WORDS = {
-    "original": "the original data",
-    "weighted": "the original data weighted by return",
-    "duplicated": "the original data duplicated",
-    "joined": "real fragments joined without a bridge",
-    "no": "bridges without qualification",
-}
-"""First word of a baseline's name -> what sentences call it."""
 
 
 def algorithm_name(algo: str) -> str:

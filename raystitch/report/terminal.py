@@ -14,11 +14,11 @@ from raystitch.report.table import algorithm_name, short_name
 from raystitch.report.verdict import verdicts
 
 WIDTH = 110
-"""Of the table where the output is not a terminal."""
+"""Width of the table where the output is not a terminal."""
 
 
 def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
-    """Prints the metric and the other known measures per cell of the grid, and the verdict.
+    """Print the metric and the other known measures per cell of the grid, and the verdict.
 
     Raises:
         UserError: when the folder is not a run with results.

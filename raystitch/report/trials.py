@@ -29,7 +29,7 @@ def every_seed(run: RunFiles) -> str:
 
 
 def _by_cell(rows: Sequence[Row]) -> list[Row]:
-    """Cells in the order of the grid, seeds within them; runs go seed by seed."""
+    """Sort by cell in the order of the grid, then by seed; a run itself goes seed by seed."""
     cells = list(dict.fromkeys(cell_label(row) for row in rows))
     return sorted(rows, key=lambda row: (cells.index(cell_label(row)), row["seed"]))
 
@@ -154,7 +154,7 @@ def other_trials(run: RunFiles) -> str:
 
 
 def unreadable(run: RunFiles) -> str:
-    """Files of the run that are damaged, so that something is missing on the page; empty when there are none."""
+    """Damaged files of the run, which leave gaps on the page; empty when there are none."""
     if not run.notes:
         return ""
     items = "".join(f"<li>{escape(note)}</li>" for note in run.notes)
@@ -162,7 +162,7 @@ def unreadable(run: RunFiles) -> str:
 
 
 def search(run: RunFiles, metric: Metric) -> str:
-    """What a hyper-parameter search tried, with its values in units of the metric; empty when the run had none."""
+    """Trials of a hyper-parameter search, with their values in units of the metric; empty when the run had none."""
     found = run.search
     if not found:
         return ""

@@ -6,16 +6,8 @@ from typing import Any
 
 from raystitch.report import truth_figures as figures
 from raystitch.report.html import html_table, section
+from raystitch.report.table import SET_NAMES
 
-SET_NAMES = {
-    "accepted": "accepted bridges",
-    "first_attempts": "of first attempts",
-    "repaired": "repaired",
-    "rejected": "rejected candidates",
-    "real": "real data",
-    "real_noise": "real data + noise",
-    "real_inverse": "real data, inverse-dynamics actions",
-}
 CRITERIA = {
     "non_finite": "finite numbers",
     "residual": "largest residual (delta)",
@@ -44,8 +36,8 @@ def truth_tile(validation: Mapping[str, Any] | None) -> tuple[str, str] | None:
 
 
 def simulator_truth(validation: Mapping[str, Any] | None) -> str:
-    """What the simulator says about the bridges, or why it cannot be asked, what delta and the criteria do, and how
-    new the bridges are; empty when the run was not validated."""
+    """Return the section: the simulator's errors (or why there are none), the effect of delta and the criteria, and
+    how new the bridges are. Empty when the run was not validated."""
     if validation is None:
         return ""
     sets: dict[str, Any] = {name: validation["sets"][name] for name in SET_NAMES if name in validation["sets"]}

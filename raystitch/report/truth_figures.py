@@ -19,10 +19,10 @@ SET_LINES = {
     "real_noise": ("joined", "--", 1.8),
     "real_inverse": ("original", "-", 1.5),
 }
-"""Colour, dash and width of a set's line; sets without one are left out of the figures."""
+"""Set -> colour, dash and width of its line; sets without one are left out of the figures."""
 SIZE = (5, 3.9)
 FLOOR = 1e-6
-"""Errors below this are drawn at it: real data comes out at float error, and a log axis has no zero."""
+"""Smaller errors are drawn at this value: real data comes out at float error, and a log axis has no zero."""
 
 Sets = Mapping[str, tuple[str, Mapping[str, Any]]]
 """Set -> (label, its part of validate.json)."""
@@ -63,7 +63,8 @@ ALONG = {
 
 
 def error_along(sets: Sets, key: Literal["gap", "step"]) -> str:
-    """Median simulator error of a step by the gap of its bridge or by its place in it; accepted bridges' 90 % too."""
+    """Median simulator error of a step by the gap of its bridge or by its place in it; for accepted bridges also the
+    90th percentile."""
     title, xlabel = ALONG[key]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
@@ -100,7 +101,7 @@ def _level_axis(title: str, levels: Sequence[str]) -> tuple[Figure, Axes]:
 
 
 def _line(axis: Axes, values: Sequence[float | None], style: str, colour: str, label: str) -> None:
-    """A line over the levels; unknown values leave a hole, a line of them only is not drawn."""
+    """Draw a line over the levels. Unknown values leave a hole; a line of unknown values is not drawn."""
     numbers = np.array([np.nan if value is None else value for value in values], np.float64)
     if np.isfinite(numbers).any():
         axis.plot(range(len(numbers)), numbers, style, color=INK[colour], marker="o", markersize=4, label=label)
@@ -125,7 +126,8 @@ def accepted_by_level(curve: Sequence[Mapping[str, Any]]) -> str:
 
 
 def error_by_level(curve: Sequence[Mapping[str, Any]], noise_median: float | None) -> str:
-    """Simulator error of what reading the buffer at each delta gives; ``noise_median``: of real data with noise."""
+    """Simulator error of the bridges that the buffer gives at each delta; ``noise_median``: that of real data with
+    noise."""
     with mpl.rc_context(STYLE):
         figure, axis = _level_axis("How true it is at a delta", [row["level"] for row in curve])
 

@@ -1,4 +1,5 @@
-"""The answer in words: does stitching help, how sure is that, is qualification needed, what would a better budget be.
+"""The answer in words: does stitching help, how certain is that, is qualification needed, and which budget would be
+better.
 
 Every sentence comes from the numbers of the run; nothing is claimed that they do not show.
 """
@@ -15,7 +16,7 @@ ORIGINAL = "original data"
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """On one algorithm.
+    """The verdict on one algorithm.
 
     Attributes:
         answer: in a few words; ``facts``: the sentences behind it; ``budget``: what a better budget would be.
@@ -28,12 +29,12 @@ class Verdict:
 
 
 def verdicts(summary: Summary) -> list[Verdict]:
-    """One per algorithm, in the order of the grid."""
+    """Return one verdict per algorithm, in the order of the grid."""
     return [_verdict(algo, summary) for algo in summary.algorithms]
 
 
 def baseline_words(name: str, line: Line) -> str:
-    """A baseline as sentences call it, with its ratio where that differs from the line's."""
+    """Return a baseline's name in sentences, with its ratio where that differs from the line's."""
     kind, _, ratio = name.partition(" ")
     words = BASELINE_WORDS[kind]
     return words if kind in ("original", "no") or ratio == line.ratio else f"{words} ({ratio})"
@@ -129,7 +130,7 @@ def _qualification(line: Line, summary: Summary) -> str:
 
 
 def _highest(line: Line, summary: Summary) -> list[str]:
-    """The cell that looks best afterwards, which is not to be reported as if it had been chosen before."""
+    """A sentence on the cell that looks best afterwards, which must not be reported as if it had been chosen before."""
     cells = [(other.iqm.value, other) for other in summary.find(line.algo, "stitched") if other.iqm]
     value, best = max(cells, key=lambda cell: cell[0])
     if line.iqm is None or value <= line.iqm.value:
@@ -158,7 +159,7 @@ def _failures(algo: str, summary: Summary) -> list[str]:
 
 
 def _budget(line: Line, summary: Summary) -> list[str]:
-    """What data of this run say about seeds, steps and episodes."""
+    """Sentences about seeds, steps and episodes, from this run's data."""
     facts = _more_seeds(line, summary.metric)
     rising = [item for item in (line, *summary.find(line.algo, "original")) if _rises(item)]
     if rising:

@@ -1,4 +1,4 @@
-"""Whether a candidate counts, from its stored numbers alone: at generation, and when a buffer is read at a delta."""
+"""Acceptance of candidates from their stored numbers alone: at generation, and when a buffer is read at a delta."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +16,9 @@ Column = Callable[[str], np.ndarray[Any, Any]]
 
 
 def failed_criteria(column: Column, calibration: Calibration, config: QualifyConfig) -> dict[str, Bools]:
-    """Which of N candidates fail each criterion, bool [N] each, in the order of ``REASONS``; a criterion that is
-    switched off fails nobody.
+    """Return which of N candidates fail each criterion, bool [N] each, in the order of ``REASONS``.
+
+    A criterion that is switched off fails nobody.
 
     Raises:
         ValueError: for a threshold that is neither a number >= 0, a quantile nor ``off``.

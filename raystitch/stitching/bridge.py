@@ -1,4 +1,5 @@
-"""State windows: what is known of them, and the diffusion model filling in the rest (DiffStitch, state stitching).
+"""Windows of states: the known ones are laid out, and the diffusion model fills in the rest (DiffStitch, state
+stitching).
 
 Legend: N rows, P prefix states, S suffix states, H horizon, O observation size, D active dimensions, G largest gap,
 W imagined indices gap_min + 1 .. gap_max + 1.
@@ -26,7 +27,7 @@ class Draft:
     """Bridges to re-noise part of the way and denoise again, perhaps with other gaps.
 
     Attributes:
-        bridges: raw [N, G + 2, O] of gaps ``gap`` int64 [N].
+        bridges: raw [N, G + 2, O]. gap: int64 [N], of each bridge.
         noise_level: share of the diffusion steps that is undone, in (0, 1].
     """
 
@@ -35,7 +36,7 @@ class Draft:
     noise_level: float
 
     def stretched(self, gap: Ints) -> Floats:
-        """The bridges stretched to other gaps, by straight lines between their states [N, G + 2, O]."""
+        """Stretch the bridges to other gaps by interpolating linearly between their states, [N, G + 2, O]."""
         step = np.arange(self.bridges.shape[1])[None, :]
         at = np.minimum(step * ((self.gap + 1) / (gap + 1))[:, None], (self.gap + 1)[:, None])
         low = at.astype(np.int64)
@@ -47,7 +48,7 @@ class Draft:
 def lay_out(
     prefix_NPO: Floats, prefix_length: Ints, suffix_NSO: Floats, suffix_length: Ints, gap: Ints, config: DiffusionConfig
 ) -> tuple[Floats, Bools, Ints]:
-    """Puts prefix, gap and suffix into windows; suffix lengths of 0 leave everything after the prefix unknown.
+    """Lay out prefix, gap and suffix in windows; with a suffix length of 0, everything after the prefix is unknown.
 
     Returns:
         known raw states [N, H, O] (0 where unknown), mask bool [N, H], and the position of the state left int64 [N].
@@ -78,10 +79,10 @@ def sample_windows(
     draft_NHO: Floats | None = None,
     noise_level: float = 1.0,
 ) -> Floats:
-    """Fills unknown states in; raw units [N, H, O]. A row depends on its own window and seed alone.
+    """Fill in the unknown states, raw [N, H, O]. A row depends on its own window and seed alone.
 
     Args:
-        guidance: the dynamics inside the sampler; None for none.
+        guidance: settings of the guidance by the dynamics; None for no guidance.
         draft_NHO: raw windows to re-noise to ``noise_level`` and begin from; None begins from pure noise.
     """
     normalizer, device = bundle.normalizer, bundle.device
@@ -116,7 +117,7 @@ def sample_windows(
 def imagine(
     bundle: Bundle, prefix_NPO: Floats, prefix_length: Ints, seeds: Ints, sampler: SamplerConfig, *, stream: int
 ) -> Floats:
-    """Futures of which only the prefix is known (DiffStitch, step estimation): standardised active dims [N, W, D].
+    """Imagine futures from the prefix alone (DiffStitch, step estimation): standardised active dims [N, W, D].
 
     Entry w is the imagined state gap_min + 1 + w steps after the last prefix state.
     """
@@ -141,9 +142,9 @@ def build_bridges(
     draft: Draft | None = None,
     stream: int = BRIDGE_STREAM,
 ) -> Floats:
-    """The state left, ``gap`` generated states, the state entered; raw [N, G + 2, O], zero past gap + 2 states.
+    """Build bridges: the state left, ``gap`` generated states, the state entered; raw [N, G + 2, O], padded with zeros.
 
-    Constant dimensions, and contexts on which both ends agree, are the same in every state.
+    Constant dimensions, and contexts on which both ends agree, are the same in every state of a bridge.
 
     Args:
         draft: bridges to begin from instead of noise.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from raystitch.data.episodes import Floats, Ints
 
 REASONS = ("ok", "non_finite", "residual", "spread", "rollout", "termination", "return")
-"""Why a candidate is (not) accepted: the first criterion that fails, in this order."""
+"""Reasons why a candidate is (not) accepted: the first criterion that fails, in this order."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -77,7 +77,7 @@ class Candidates:
         return_source, return_target: float32 [N].
         return_stitched: float32 [N], pessimistic discounted return from the state left on.
         residual_max, residual_mean: float32 [N], of the judges' squared L2 residual per step, standardised units.
-        residuals: float32 [N, G + 1], the residual of each step (NaN before qualification).
+        residuals, spreads: float32 [N, G + 1], residual and disagreement of each step (NaN before qualification).
         spread_max: float32 [N], largest disagreement of the judges (squared L2, standardised units).
         rollout_deviation: float32 [N], squared L2 distance between the state entered and the judges' roll-out.
         termination_max: float32 [N], largest predicted termination probability of a generated state.
@@ -104,6 +104,7 @@ class Candidates:
     residual_max: Floats = field(default_factory=lambda: _nan(0))
     residual_mean: Floats = field(default_factory=lambda: _nan(0))
     residuals: Floats = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    spreads: Floats = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     spread_max: Floats = field(default_factory=lambda: _nan(0))
     rollout_deviation: Floats = field(default_factory=lambda: _nan(0))
     termination_max: Floats = field(default_factory=lambda: _nan(0))
@@ -117,9 +118,11 @@ class Candidates:
         if len(self.residual_max) != count:
             for name in ("residual_max", "residual_mean", "spread_max", "rollout_deviation", "termination_max"):
                 setattr(self, name, _nan(count))
-            self.residuals = np.full(self.rewards.shape, np.nan, np.float32)
             self.accepted = np.zeros(count, np.bool_)
             self.reason = np.zeros(count, np.int64)
+        for name in ("residuals", "spreads"):
+            if len(getattr(self, name)) != count:
+                setattr(self, name, np.full(self.rewards.shape, np.nan, np.float32))
         if len(self.source_bridge) != count:
             self.source_bridge = self.target_bridge = np.zeros(count, np.str_)
 

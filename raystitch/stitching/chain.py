@@ -1,10 +1,10 @@
-"""Trajectories of a chain round: the real episodes and stitched ones, and where these may be left and entered.
+"""Trajectories of a chain round: real and stitched episodes, and where they may be left and entered.
 
 A stitched trajectory is left and entered at real states only, so every bridge starts and ends in reality. It is left
-after its first bridge and entered before its last: elsewhere it is no more than a real episode, which is there itself.
+after its first bridge and entered before its last: elsewhere it equals a real episode, which is in the pool itself.
 Two trajectories that share a real episode are never joined, so no chain passes through the same fragment twice.
 
-Legend: E trajectories, S states of all of them, M largest number of real episodes in one, N rows.
+Legend: E trajectories, S states of all of them, F most real episodes in one trajectory, N rows.
 """
 
 from dataclasses import dataclass, replace
@@ -18,14 +18,14 @@ from raystitch.stitching.candidates import Candidates, Pairs
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trajectories:
-    """What pairs of a chain round are selected from.
+    """The trajectories from which a chain round selects its pairs.
 
     Attributes:
         dataset: E trajectories, the real episodes first.
         may_leave, may_enter: bool [S], per observation row of ``dataset``.
-        fragments: int64 [E, M], the real episodes in each; unused places are -1.
-        bridge_ids: str [E], the bridge whose stitched episode it is; empty for real episodes.
-        first_episode, last_episode: int64 [E], numbers of the real episodes that it begins and ends with.
+        fragments: int64 [E, F], the real episodes in each trajectory; unused places are -1.
+        bridge_ids: str [E], the bridge that made each stitched trajectory; empty for real episodes.
+        first_episode, last_episode: int64 [E], numbers of the real episodes with which each begins and ends.
     """
 
     dataset: EpisodeDataset
@@ -37,7 +37,7 @@ class Trajectories:
     last_episode: Ints
 
     def share_fragment(self, source: Ints, target: Ints) -> Bools:
-        """Whether trajectories (indices of shapes that broadcast) have a real episode in common."""
+        """Return True where two trajectories (indices; shapes broadcast) have a real episode in common."""
         source, target = np.broadcast_arrays(source, target)
         shared = np.zeros(source.shape, np.bool_)
         for column in self.fragments.T:
@@ -47,11 +47,11 @@ class Trajectories:
         return shared
 
     def loops(self, pairs: Pairs) -> Bools:
-        """Which pairs must not be stitched, bool [N]."""
+        """Mark the pairs that must not be stitched because they share a real episode, bool [N]."""
         return self.share_fragment(pairs.source_episode, pairs.target_episode)
 
     def refer(self, candidates: Candidates) -> Candidates:
-        """Candidates between trajectories of this pool, as references to real episodes and bridges."""
+        """Turn candidates between trajectories of this pool into references to real episodes and bridges."""
         source, target = candidates.source_episode, candidates.target_episode
         return replace(
             candidates,

@@ -1,4 +1,4 @@
-"""Settings of the stitching stages; torch-free."""
+"""Settings of the stitching stages; imports no torch."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,7 +8,7 @@ from raystitch.models.calibration import check_delta
 
 @dataclass(frozen=True, kw_only=True)
 class PairConfig:
-    """Which states to leave and which to enter.
+    """Pair selection: the states to leave and to enter.
 
     Attributes:
         mode: ``random`` (the paper), ``imagine`` (imagine the future, retrieve the nearest high-return state),
@@ -59,12 +59,12 @@ class PairConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GapConfig:
-    """How many states to generate. ``selected``: as the pair selection found it, ``residual`` where it found none.
+    """Gap estimation: the number of states to generate.
 
     Attributes:
         mode: ``imagine`` (the paper: most similar index of an imagined future), ``residual`` (several gaps in one
-            batch, the lowest residual of the proposal's own dynamics members is kept), ``distance`` (the temporal
-            distance of the two states by the embedding), ``selected``.
+            batch, the one with the proposers' lowest residual is kept), ``distance`` (the temporal distance of the two
+            states by the embedding), ``selected`` (the gap that pair selection found, else as ``residual``).
         num_candidates: gaps tried per pair by ``residual``.
         similarity: ``cosine`` as in the paper, or ``distance`` in standardised units.
     """
@@ -80,7 +80,7 @@ class GapConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How the windows are denoised.
+    """Sampling: the denoising of the windows.
 
     Attributes:
         name: ``ddim``, ``ddpm`` or ``dpmpp_2m`` (DPM-Solver++, second order, multistep).
@@ -116,7 +116,7 @@ class SamplerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceConfig:
-    """The dynamics inside the sampler: unknown states move to where the proposers' standardised residual is smaller.
+    """Guidance in the sampler: unknown states move to where the proposers' standardised residual is smaller.
 
     Attributes:
         schedule: ``off``, ``constant`` (full moves in each guided step) or ``scheduled`` (moves grow linearly to full
@@ -148,7 +148,7 @@ class GuidanceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RepairConfig:
-    """Rejected bridges are re-noised part of the way and denoised again, by the proposers' own verdict.
+    """Repair: bridges that the proposers doubt are re-noised part of the way and denoised again.
 
     Attributes:
         rounds: further attempts a pair may get; 0 switches repair off.
@@ -157,7 +157,7 @@ class RepairConfig:
         noise_level: share of the diffusion steps that is undone, in (0, 1].
         num_steps: network evaluations of a repair.
         moves: of guidance after each guided step, in place of ``guidance.moves``.
-        gap_shift: the first repair keeps the gap, the following ones try those 1, 2, .. away from it, at most so many.
+        gap_shift: the first repair keeps the gap, the next ones try gaps 1, 2, .. away from it, at most this many.
     """
 
     rounds: int = 1
@@ -180,7 +180,7 @@ class RepairConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QualifyConfig:
-    """What a bridge must pass to be accepted at the generation settings. None switches a criterion off.
+    """Acceptance criteria of a bridge at the generation settings. None switches a criterion off.
 
     Attributes:
         delta: largest squared L2 residual in standardised units; a number, a quantile of real held-out windows of
@@ -211,11 +211,10 @@ class QualifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StitchConfig:
-    """One Stitcher.
+    """All settings of a Stitcher, by stage.
 
     Attributes:
-        pairs: which states to leave and to enter. gap: how many states to generate. sampler: how they are denoised.
-        guidance: the dynamics inside the sampler. repair: what is tried again. qualify: what is accepted.
+        pairs, gap, sampler, guidance, repair, qualify: see the class of each.
 
     Example:
         >>> from raystitch.stitching.config import GuidanceConfig, QualifyConfig

@@ -1,10 +1,11 @@
-"""Which episodes are about the same thing: pairs must agree on the dimensions that are still within an episode.
+"""Contexts: the dimensions that stay constant within an episode, such as its goal. Only episodes that agree are paired.
 
 Contexts are compared by their distance (L2, standardised units). Discrete ones (a goal among a few) agree exactly or
-not at all; continuous ones (each episode of pen has a target orientation of its own) are never equal, so those within
+not at all. Continuous ones (each episode of pen has a target orientation of its own) are never equal, so those within
 ``TOLERANCE`` count as one: 0.25 is an angle of some 6 degrees of pen's target, a third of what counts as success there.
 
-Legend: E episodes, C context dimensions, S and U different contexts of sources and of targets.
+Legend: E episodes, F source episodes, G context dimensions, S and U distinct contexts of sources and of targets,
+M target states, J pairs of a source context and a target context that agree.
 """
 
 from dataclasses import dataclass
@@ -19,13 +20,18 @@ from raystitch.data.normalise import Normalizer
 from raystitch.errors import UserError
 
 TOLERANCE = 0.25
-# In searches, contexts as far apart as the tolerance count like states 8 standard deviations apart.
+# Searches count contexts that are the tolerance apart like states that are 8 standard deviations apart.
 WEIGHT = 8.0 / TOLERANCE
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Contexts:
-    """Contexts of the episodes, standardised, float32 [E, C]: ``leave`` as sources, ``enter`` as targets."""
+    """The standardised contexts of a dataset's episodes.
+
+    Attributes:
+        name: of the dataset. dims: int64 [G], the observation dimensions that are a context.
+        leave, enter: float32 [E, G], each episode's context as a source and as a target.
+    """
 
     name: str
     dims: Ints
@@ -34,8 +40,11 @@ class Contexts:
 
     @classmethod
     def find(cls, dataset: EpisodeDataset, normalizer: Normalizer, num_recorded: int) -> "Contexts | None":
-        """None where no dimension is a context. Only the first ``num_recorded`` episodes are looked at for that: a
-        stitched trajectory changes its context, within the tolerance, at every seam."""
+        """Find the dimensions that are a context; None where there are none.
+
+        Only the first ``num_recorded`` episodes decide: a stitched trajectory changes its context, within the
+        tolerance, at every seam.
+        """
         recorded = dataset if num_recorded == dataset.num_episodes else dataset.subset(np.arange(num_recorded))
         dims = np.flatnonzero(still_dimensions(recorded)[1] & normalizer.active)
         if not len(dims):
@@ -47,35 +56,34 @@ class Contexts:
         return cls(name=dataset.name, dims=dims, leave=last, enter=first)
 
     def agree(self, source_episode: Ints, target_episode: Ints) -> Bools:
-        """Whether contexts are within the tolerance; shapes broadcast."""
+        """Return True where contexts are within the tolerance; shapes broadcast."""
         return np.linalg.norm(self.leave[source_episode] - self.enter[target_episode], axis=-1) <= TOLERANCE
 
-    def partners(self, source_episodes: Ints, target_episodes: Ints) -> "tuple[Partners, Ints]":
-        """Who may go with whom, and those of the sources that may go with any target of another episode.
+    def partners(self, source_F: Ints, target_episode_M: Ints) -> "tuple[Partners, Ints]":
+        """Match sources with targets; also return the sources that have a target in another episode.
 
         Args:
-            target_episodes: int64 [M], the episode of each target state, ascending.
+            source_F: episodes. target_episode_M: the episode of each target state, ascending.
 
         Raises:
             UserError: when no source has a target in another episode, saying how many contexts there are.
         """
-        sources, source_group = np.unique(self.leave[source_episodes], axis=0, return_inverse=True)
-        targets, target_group = np.unique(self.enter[target_episodes], axis=0, return_inverse=True)
-        near = KDTree(targets).query_ball_point(sources, TOLERANCE, return_sorted=True)
-        counts = np.array([len(groups) for groups in near], np.int64)
-        group = np.concatenate([np.asarray(groups, np.int64) for groups in near])
-        of_episode = np.full(len(self.leave), -1, np.int64)
-        of_episode[source_episodes] = source_group.ravel()
+        context_SG, group_F = np.unique(self.leave[source_F], axis=0, return_inverse=True)
+        context_UG, group_M = np.unique(self.enter[target_episode_M], axis=0, return_inverse=True)
+        agreeing = KDTree(context_UG).query_ball_point(context_SG, TOLERANCE, return_sorted=True)
+        count_S = np.array([len(groups) for groups in agreeing], np.int64)
+        size_U = np.bincount(group_M.ravel(), minlength=len(context_UG))
+        group_E = np.full(len(self.leave), -1, np.int64)
+        group_E[source_F] = group_F.ravel()
         partners = Partners(
-            group_of=of_episode,
-            entry_start=np.concatenate([[0], np.cumsum(counts)]),
-            entry_group=group,
-            states=np.argsort(target_group.ravel(), kind="stable"),
-            state_start=np.concatenate([[0], np.cumsum(np.bincount(target_group.ravel(), minlength=len(targets)))]),
+            group_of=group_E,
+            entry_start=np.concatenate([[0], np.cumsum(count_S)]),
+            entry_group=np.concatenate([np.asarray(groups, np.int64) for groups in agreeing]),
+            states=np.argsort(group_M.ravel(), kind="stable"),
+            state_start=np.concatenate([[0], np.cumsum(size_U)]),
         )
-        own = np.bincount(target_episodes, minlength=len(self.leave))[source_episodes]
-        own = own * self.agree(source_episodes, source_episodes)
-        matched = source_episodes[partners.count(source_episodes) > own]
+        own_F = np.bincount(target_episode_M, minlength=len(self.leave))[source_F] * self.agree(source_F, source_F)
+        matched = source_F[partners.count(source_F) > own_F]
         if not len(matched):
             dims = ", ".join(str(dim) for dim in self.dims)
             raise UserError(
@@ -89,12 +97,14 @@ class Contexts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Partners:
-    """Target states by context, and the contexts that each source's agrees with.
+    """Target states by context, and the target contexts that each source context agrees with.
 
     Attributes:
-        group_of: int64 [E], the source context (0 .. S - 1) of each episode, -1 for others.
-        entry_start: int64 [S + 1]; ``entry_group[entry_start[s] : entry_start[s + 1]]`` are the target contexts of s.
-        states: int64 [M], target states ordered by context; ``state_start`` int64 [U + 1], where each context's start.
+        group_of: int64 [E], the source context (0 .. S - 1) of each episode, -1 for episodes that are no source.
+        entry_start, entry_group: int64 [S + 1] and [J]; the target contexts (0 .. U - 1) that source context s agrees
+            with are ``entry_group[entry_start[s] : entry_start[s + 1]]``.
+        states, state_start: int64 [M] and [U + 1]; the target states of target context u are
+            ``states[state_start[u] : state_start[u + 1]]``.
     """
 
     group_of: Ints
@@ -104,21 +114,19 @@ class Partners:
     state_start: Ints
 
     def count(self, source_episode: Ints) -> Ints:
-        """Target states that a source's context agrees with."""
-        ends = self._ends
+        """Number of target states whose context agrees with each source's."""
         group = self.group_of[source_episode]
-        return ends[self.entry_start[group + 1]] - ends[self.entry_start[group]]
+        return self._states_before[self.entry_start[group + 1]] - self._states_before[self.entry_start[group]]
 
     def pick(self, source_episode: Ints, number: Ints) -> Ints:
-        """The target states with the given number, 0 .. count - 1, among those; shapes broadcast."""
-        ends = self._ends
-        place = ends[self.entry_start[self.group_of[source_episode]]] + number
-        entry = np.searchsorted(ends, place, side="right") - 1
-        entry = np.minimum(entry, len(self.entry_group) - 1)
-        return self.states[self.state_start[self.entry_group[entry]] + place - ends[entry]]
+        """The target state with this number, 0 .. count - 1, among those that agree; shapes broadcast."""
+        before = self._states_before
+        place = before[self.entry_start[self.group_of[source_episode]]] + number
+        entry = np.minimum(np.searchsorted(before, place, side="right") - 1, len(self.entry_group) - 1)
+        return self.states[self.state_start[self.entry_group[entry]] + place - before[entry]]
 
     @cached_property
-    def _ends(self) -> Ints:
-        """Target states before each entry, int64 [entries + 1]."""
-        size = np.diff(self.state_start)[self.entry_group]
-        return np.concatenate([[0], np.cumsum(size)])
+    def _states_before(self) -> Ints:
+        """Target states in all entries before each, int64 [J + 1]."""
+        size_J = np.diff(self.state_start)[self.entry_group]
+        return np.concatenate([[0], np.cumsum(size_J)])

@@ -1,4 +1,4 @@
-"""How many states to generate between the state left and the state entered.
+"""Gap estimators: the number of states to generate between the state left and the state entered.
 
 Legend: N rows, C gaps tried per row, W imagined indices, D active dimensions.
 """
@@ -28,7 +28,7 @@ class GapEstimator(Protocol):
 
 
 def most_similar_index(bundle: Bundle, config: StitchConfig, pairs: Pairs, seeds: Ints) -> Ints:
-    """The index of an imagined future most similar to the state entered, less one (DiffStitch, step estimation)."""
+    """Take the index of the imagined state most similar to the one entered, less one (DiffStitch, step estimation)."""
     future = imagine(bundle, pairs.prefix, pairs.prefix_length, seeds, config.sampler, stream=GAP_STREAM)
     target = bundle.normalizer.encode(pairs.suffix[:, 0])[..., bundle.normalizer.active]
     similarity = _SIMILARITIES[config.gap.similarity](future, target[:, None])
@@ -37,7 +37,7 @@ def most_similar_index(bundle: Bundle, config: StitchConfig, pairs: Pairs, seeds
 
 
 def lowest_residual(bundle: Bundle, config: StitchConfig, pairs: Pairs, seeds: Ints) -> Ints:
-    """Several gaps spread over the range (and the selection's own), the one the proposers trust most is kept."""
+    """Try several gaps spread over the range, and the selection's own; keep the one that the proposers trust most."""
     low, high = bundle.config.diffusion.gap_min, bundle.config.diffusion.gap_max
     count = min(config.gap.num_candidates, high - low + 1)
     stratum = np.arange(count) + uniforms(seeds, count, _DRAW_STREAM)
@@ -51,20 +51,20 @@ def lowest_residual(bundle: Bundle, config: StitchConfig, pairs: Pairs, seeds: I
 
 
 def temporal_distance(bundle: Bundle, config: StitchConfig, pairs: Pairs, seeds: Ints) -> Ints:
-    """What the temporal-distance embedding says: the steps between the two states, less one."""
+    """Take the steps between the two states by the temporal-distance embedding, less one."""
     left, entered = (embed(bundle.embedding, states) for states in (pairs.prefix[:, -1], pairs.suffix[:, 0]))
     steps = np.linalg.norm(left - entered, axis=-1)
     return gap_of_steps(steps, bundle.config.diffusion.gap_min, bundle.config.diffusion.gap_max)
 
 
 def gap_of_steps(steps: Floats, gap_min: int, gap_max: int) -> Ints:
-    """The gap, gap_min .. gap_max, of a bridge of about so many steps; any shape. Not finite: gap_min."""
+    """The gap, gap_min .. gap_max, of bridges of about ``steps`` steps (any shape); gap_min where not finite."""
     finite = np.where(np.isfinite(steps), steps, 0.0)
     return np.clip(np.rint(finite).astype(np.int64) - 1, gap_min, gap_max)
 
 
 def as_selected(bundle: Bundle, config: StitchConfig, pairs: Pairs, seeds: Ints) -> Ints:
-    """The gap that came with the pair; ``lowest_residual`` where none did."""
+    """Take the gap that came with the pair, or ``lowest_residual`` where none did."""
     gap = pairs.gap.copy()
     missing = np.flatnonzero(gap <= 0)
     if len(missing):

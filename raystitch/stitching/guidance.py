@@ -1,6 +1,6 @@
-"""The dynamics inside the sampler: unknown states move to where the proposers' standardised residual is smaller.
+"""Guidance: inside the sampler, unknown states move to where the proposers' standardised residual is smaller.
 
-Only the proposing members of the ensemble are asked; the judges never see what is optimised here (docs/engine.md).
+Only the proposing members of the ensemble are used; the judges never see what is optimised here (docs/engine.md).
 Legend: B rows, H horizon, O observation size, A action size, V steps that touch an unknown state.
 """
 
@@ -38,7 +38,7 @@ class DynamicsGuide:
         self.active = bundle.standardizer.active
 
     def share(self, step: int, num_steps: int) -> float:
-        """Size of the moves after sampler step ``step`` of ``num_steps``, 0 where it is not guided."""
+        """Size of the moves after sampler step ``step`` of ``num_steps``; 0 if the step is not guided."""
         guided = min(self.config.last_steps, num_steps)
         since = step - (num_steps - guided)
         if self.config.schedule == "off" or since < 0:
@@ -50,12 +50,12 @@ class DynamicsGuide:
         share, clip = self.share(step, num_steps), self.config.clip
         for _ in range(self.config.moves if share else 0):
             move_BHO = share * _MOVES[self.config.solver](self, clean_BHO)
-            # A state that is not finite stays as it is: qualification gives the reason.
+            # A state that is not finite is left as it is: qualification says why the bridge fails.
             clean_BHO = clean_BHO + torch.nan_to_num(move_BHO).clamp(-clip, clip)
         return clean_BHO
 
     def _states(self, clean_BHO: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw s_t and s_{t+1} of the steps, [V, O] each."""
+        """Raw states s_t and s_{t+1} of each step, [V, O] each."""
         raw_BHO = self.bundle.standardizer.decode(clean_BHO)
         row, position = self.steps.row_V, self.steps.position_V
         return raw_BHO[row, position], raw_BHO[row, position + 1]

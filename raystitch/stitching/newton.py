@@ -41,7 +41,7 @@ class Steps:
 def newton_step(
     residual_VO: Tensor, by_state_VOO: Tensor, by_action_VOA: Tensor, steps: Steps, damping: float
 ) -> Tensor:
-    """How the unknown states should move, [B, G, O]; 0 past a window's own.
+    """Return the moves of the unknown states, [B, G, O]; 0 past the unknown states of a window.
 
     Args:
         residual_VO: s_{t+1} - f(s_t, a_t), standardised; 0 in dimensions that do not count.
@@ -57,7 +57,7 @@ def newton_step(
     weighted_by_state = unexplained @ by_state_VOO
     weighted = (unexplained @ residual_VO.unsqueeze(-1)).squeeze(-1)
 
-    # Slot j + 1 holds unknown state j; the slots before and after take what falls on known states.
+    # Slot j + 1 holds unknown state j; the slots at both ends collect what falls on known states.
     diagonal = residual_VO.new_zeros(count, longest + 2, size, size)
     right = residual_VO.new_zeros(count, longest + 2, size)
     below = residual_VO.new_zeros(count, longest + 2, size, size)
@@ -78,9 +78,12 @@ def newton_step(
 
 
 def _solve(diagonal: Tensor, below: Tensor, right: Tensor) -> Tensor:
-    """Symmetric block tridiagonal systems: [B, G, O, O], [B, G - 1, O, O] (block (t + 1, t)), [B, G, O] -> [B, G, O].
+    """Solve symmetric block tridiagonal systems, [B, G, O].
 
-    A row with values that are not finite comes out not finite, and touches no other row.
+    Args:
+        diagonal: [B, G, O, O]. below: [B, G - 1, O, O], block (t + 1, t). right: [B, G, O].
+
+    A row with values that are not finite comes out not finite and affects no other row.
     """
     size, length = right.shape[-1], right.shape[1]
     eliminated: list[Tensor] = []

@@ -1,6 +1,6 @@
-"""Pairs of a state to leave and a state to enter, with the real states around them.
+"""Select pairs of a state to leave and a state to enter, with the real states around them.
 
-Legend: N rows, O observation size, A action size, T transitions of a trajectory.
+Legend: N rows, P prefix states, S suffix states, O observation size, A action size, T transitions of a trajectory.
 """
 
 from dataclasses import replace
@@ -11,6 +11,7 @@ import numpy as np
 from raystitch.data.episodes import Episode, EpisodeDataset, Floats, Ints, from_episodes
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
+from raystitch.shaping.config import RECORDED, RewardConfig
 from raystitch.stitching.candidates import Pairs
 from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import PairConfig, StitchConfig
@@ -34,11 +35,12 @@ Cut = Literal["best", "ends"]
 
 
 class SourceIndex:
-    """What pair selection needs of a dataset, computed once: pools of states, their returns, a search tree.
+    """The data that pair selection needs, computed once per dataset: pools of states, their returns, a search tree.
 
     Args:
         source_episodes, target_episodes: int64, replace the split of the dataset by return.
         chain: the trajectories of a chain round; ``dataset`` is theirs.
+        rewards: what the steps of the dataset count for in the returns of pairs.
 
     Raises:
         UserError: when the dataset has no state to leave or to enter, saying why.
@@ -53,6 +55,7 @@ class SourceIndex:
         source_episodes: Ints | None = None,
         target_episodes: Ints | None = None,
         chain: Trajectories | None = None,
+        rewards: RewardConfig = RECORDED,
     ) -> None:
         self.config = config or StitchConfig()
         self.chain = chain
@@ -64,24 +67,24 @@ class SourceIndex:
             source_episodes=source_episodes,
             target_episodes=target_episodes,
             chain=chain,
+            rewards=rewards,
         )
 
     def select(self, seeds: Ints) -> Pairs:
-        """One pair per seed (int64 [N]) in the configured mode; the call is the shard that ``max_target_reuse`` counts
-        in."""
+        """One pair per seed (int64 [N]) in the configured mode; ``max_target_reuse`` counts within one call."""
         seeds = np.asarray(seeds, np.int64)
         return _fill(self.pools, SELECTORS[self.config.pairs.mode](self.pools, self.config, seeds))
 
     def nearest(self, seeds: Ints) -> Pairs:
-        """The nearest real pairs from the same sources and targets, gap -1: what joining without a bridge has."""
+        """The nearest real pairs of the same sources and targets, gap -1, for joining without a bridge."""
         return _fill(self.pools, nearest(self.pools, self.config, np.asarray(seeds, np.int64)))
 
 
 def _fill(pools: Pools, selection: Selection) -> Pairs:
     """The pairs of a selection, with the real states around them."""
-    source, target = selection.source, selection.target
-    prefix, prefix_length = pools.prefixes(source)
-    suffix, suffix_length = pools.suffixes(target)
+    source, target = selection.source, selection.target  # [N]
+    prefix, prefix_length = pools.prefixes(source)  # [N, P, O], [N]
+    suffix, suffix_length = pools.suffixes(target)  # [N, S, O], [N]
     return Pairs(
         source_episode=source.episode,
         source_step=source.step,
@@ -133,7 +136,7 @@ def pairs_from_trajectories(
     gap: int | None = None,
     config: PairConfig | None = None,
 ) -> Pairs:
-    """``cut_trajectories`` of ``given_trajectory``: one pair per seed between two trajectories of the caller's.
+    """Pairs between two trajectories that the caller gives, one per seed: ``cut_trajectories`` of ``given_trajectory``.
 
     Args:
         source_observations, target_observations: [T + 1, O]; actions [T, A] and rewards [T] are inferred where None.
@@ -160,11 +163,11 @@ def cut_trajectories(
     gap: int | None = None,
     config: PairConfig | None = None,
 ) -> Pairs:
-    """``count`` pairs between two trajectories that are in no dataset: episodes are -1 in the result.
+    """Choose ``count`` pairs between two trajectories that are in no dataset; their episodes are -1 in the result.
 
     Args:
-        cut: ``ends`` joins the end of the source to the start of the target, ``best`` takes the places by
-            ``cuts.best_cuts``, the most promising in the first row. A source is never left from a terminal state.
+        cut: ``ends`` joins the end of the source to the start of the target; ``best`` takes the places that
+            ``cuts.best_cuts`` chooses, the most promising first. A source is never left from a terminal state.
         gap: states to generate; None leaves it to the cut and the gap mode.
 
     Raises:
@@ -212,10 +215,10 @@ def given_trajectory(
     *,
     terminated: bool = False,
 ) -> Episode:
-    """A caller's trajectory, checked: actions by inverse dynamics and rewards as of a bridge where none are given.
+    """Check a caller's trajectory, inferring the actions and rewards that are not given, as for a bridge.
 
     Args:
-        name: what errors call it. observations: [T + 1, O]; actions: [T, A]; rewards: [T].
+        name: its name in errors. observations: [T + 1, O]; actions: [T, A]; rewards: [T].
 
     Raises:
         UserError: sizes that do not fit, or the first row that is not finite.

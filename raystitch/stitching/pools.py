@@ -1,6 +1,7 @@
-"""Which states of a dataset may be left and entered, and what following them is worth.
+"""The pools of states of a dataset that may be left and entered, and the returns of following them.
 
-Legend: E episodes, N transitions, O observation size, D active dimensions, S source states, M target states.
+Legend: E episodes, N transitions, N + E observation rows, L rows that may be left, M target states, O observation size,
+D active dimensions, Z embedding dimensions. Arguments about pairs: B pairs, C tries of each; ``..`` is any shape.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
 from raystitch.models.embedding import embed
 from raystitch.seeding import integers
+from raystitch.shaping.config import RECORDED, RewardConfig
+from raystitch.shaping.rewards import shape_dataset
 from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import PairConfig
 from raystitch.stitching.contexts import WEIGHT, Contexts, Partners
@@ -27,7 +30,7 @@ _VALUE_CHUNK = 65536
 
 @dataclass(frozen=True, eq=False)
 class States:
-    """Some states of a dataset: int64 episodes and steps of equal shape."""
+    """Some states of a dataset: int64 episodes and steps of equal shape, any."""
 
     episode: Ints
     step: Ints
@@ -41,8 +44,15 @@ class Pools:
 
     Args:
         needs_future: leave only states whose own recorded future reaches past the smallest gap.
-        source_episodes, target_episodes: replace the split by return.
-        chain: of a chain round, whose dataset is ``dataset``: which states may be left and entered, who goes with whom.
+        source_episodes, target_episodes: int64, replace the split by return.
+        chain: the trajectories of a chain round, which restrict states and pairs; ``dataset`` is theirs.
+        rewards: what the real steps count for; the rewards of a chain round are shaped already.
+
+    Attributes:
+        targets: [M], the states that may be entered, by episode and step.
+        source_episodes: int64, the episodes that may be left, ascending.
+        first_leave, last_leave: int64 [E], first and last step at which each episode may be left; see ``_leave_range``.
+        overlap: a target near a source may be in the source's own episode, so searches have to look further.
 
     Raises:
         UserError: when nothing can be left or entered, saying why.
@@ -58,8 +68,9 @@ class Pools:
         source_episodes: Ints | None = None,
         target_episodes: Ints | None = None,
         chain: Trajectories | None = None,
+        rewards: RewardConfig = RECORDED,
     ) -> None:
-        self.dataset = dataset
+        self.dataset = dataset = dataset if chain is not None else shape_dataset(dataset, rewards)
         self.chain = chain
         self.bundle = bundle
         self.config = config
@@ -95,23 +106,26 @@ class Pools:
 
     @cached_property
     def returns(self) -> Floats:
-        """Discounted return from each observation on, float32 [N + E]; at a time-out the fitted value stands in for
-        the future, after a termination there is none."""
-        final_rows = self.dataset.obs_offsets[1:] - 1
-        bootstrap = np.where(self.dataset.terminated, 0.0, values(self.bundle, self.dataset.observations[final_rows]))
-        bootstrap = bootstrap.astype(np.float32)
-        returns = np.empty(len(self.dataset.observations), np.float32)
-        returns[final_rows] = bootstrap
-        returns[self.dataset.obs_index] = discounted_returns(
-            self.dataset.rewards, self.dataset.offsets, self.bundle.gamma, bootstrap
+        """Discounted return from each observation on, float32 [N + E].
+
+        At a time-out the fitted value stands in for the future; after a termination there is none.
+        """
+        dataset = self.dataset
+        final_row_E = dataset.obs_offsets[1:] - 1
+        value_E = values(self.bundle, dataset.observations[final_row_E])
+        bootstrap_E = np.where(dataset.terminated, 0.0, value_E).astype(np.float32)
+        returns = np.empty(len(dataset.observations), np.float32)
+        returns[final_row_E] = bootstrap_E
+        returns[dataset.obs_index] = discounted_returns(
+            dataset.rewards, dataset.offsets, self.bundle.gamma, bootstrap_E
         )
         return returns
 
     @cached_property
     def nearest(self) -> NearestTargets:
-        """Searches ``search_points`` of standardised states."""
-        states = self.encode(self.observations(self.targets))
-        return NearestTargets(self._with_contexts(states), self.targets.episode, self.joinable)
+        """The index over standardised target states, for ``search_points`` of such states."""
+        state_MD = self.encode(self.observations(self.targets))
+        return NearestTargets(self._target_points(state_MD), self.targets.episode, self.joinable)
 
     @cached_property
     def phi(self) -> Floats:
@@ -120,103 +134,107 @@ class Pools:
 
     @cached_property
     def nearest_in_time(self) -> NearestTargets:
-        """Searches ``search_points`` of embedded states, exactly."""
-        points = self._with_contexts(self.phi[self.rows(self.targets)])
-        return NearestTargets(points, self.targets.episode, self.joinable, slack=0.0)
+        """The exact index over embedded target states, for ``search_points`` of embedded states."""
+        phi_MZ = self.phi[self.rows(self.targets)]
+        return NearestTargets(self._target_points(phi_MZ), self.targets.episode, self.joinable, slack=0.0)
 
     def search_points(self, states: Floats, source_episode: Ints) -> Floats:
-        """Standardised or embedded states [..., D] of sources as points to search targets near to."""
+        """Turn standardised or embedded states [.., D], near which targets are searched, into points of an index."""
         if self.contexts is None:
             return states
         return np.concatenate([states, WEIGHT * self.contexts.leave[source_episode]], -1)
 
-    def _with_contexts(self, states: Floats) -> Floats:
+    def _target_points(self, states: Floats) -> Floats:
+        """Standardised or embedded target states [M, D] as the points of an index, next to their contexts."""
         if self.contexts is None:
             return states
         return np.concatenate([states, WEIGHT * self.contexts.enter[self.targets.episode]], -1)
 
     def rows(self, states: States) -> Ints:
-        """Observation rows of the states."""
+        """Observation rows of states, int64 of their shape."""
         return self.dataset.obs_offsets[states.episode] + states.step
 
     def observations(self, states: States) -> Floats:
-        """Raw observations [..., O]."""
+        """Raw observations of states, float32 [.., O]."""
         return self.dataset.observations[self.rows(states)]
 
-    def prefixes(self, states: States) -> tuple[Floats, Ints]:
-        """Real states up to each of the N given ones: [N, P, O] right-aligned (zeros before), and how many."""
+    def prefixes(self, states_B: States) -> tuple[Floats, Ints]:
+        """Real states up to each of the given ones: [B, P, O] right-aligned (zeros before), and how many, int64 [B]."""
         width = self.bundle.config.diffusion.prefix_max
-        before = np.arange(width - 1, -1, -1)
-        count = np.minimum(states.step + 1, width)
-        rows = self.rows(states)[:, None] - np.minimum(before, count[:, None] - 1)
-        return self.dataset.observations[rows] * (before < count[:, None])[..., None], count
+        before_P = np.arange(width - 1, -1, -1)
+        count_B = np.minimum(states_B.step + 1, width)
+        row_BP = self.rows(states_B)[:, None] - np.minimum(before_P, count_B[:, None] - 1)
+        exists_BP = before_P < count_B[:, None]
+        return self.dataset.observations[row_BP] * exists_BP[..., None], count_B
 
-    def suffixes(self, states: States) -> tuple[Floats, Ints]:
-        """Real states from each of the N given ones on: [N, S, O] left-aligned (zeros after), and how many."""
+    def suffixes(self, states_B: States) -> tuple[Floats, Ints]:
+        """Real states from each of the given ones on: [B, S, O] left-aligned (zeros after), and how many, int64 [B]."""
         diffusion = self.bundle.config.diffusion
-        after = np.arange(diffusion.horizon - diffusion.gap_min - 1)
-        count = np.minimum(self.last_state[states.episode] - states.step + 1, len(after))
-        rows = self.rows(states)[:, None] + np.minimum(after, count[:, None] - 1)
-        return self.dataset.observations[rows] * (after < count[:, None])[..., None], count
+        after_S = np.arange(diffusion.horizon - diffusion.gap_min - 1)
+        count_B = np.minimum(self.last_state[states_B.episode] - states_B.step + 1, len(after_S))
+        row_BS = self.rows(states_B)[:, None] + np.minimum(after_S, count_B[:, None] - 1)
+        exists_BS = after_S < count_B[:, None]
+        return self.dataset.observations[row_BS] * exists_BS[..., None], count_B
 
     def encode(self, observations: Floats) -> Floats:
-        """Raw [..., O] -> standardised active dimensions [..., D]."""
+        """Raw observations [.., O] -> their standardised active dimensions [.., D]."""
         normalizer = self.bundle.normalizer
         return normalizer.encode(observations)[..., normalizer.active]
 
     def draw_sources(
         self,
         uniform_episode: NDArray[np.float64],
-        uniform_step: NDArray[np.float64],
-        ahead: Ints | None = None,
+        uniform_step_BC: NDArray[np.float64],
+        ahead_B1: Ints | None = None,
     ) -> States:
-        """A source episode per row [N, 1] or per try [N, C], and steps of it [N, C]; both uniform.
+        """Draw source states [B, C]: an episode per row (uniforms [B, 1]) or per try ([B, C]), then a step of it.
 
         Args:
-            ahead: int64 [N, 1], at most ``longest_future``: leave only states with a recorded, not terminal state that
-                many steps later. None: any state that may be left.
+            ahead_B1: at most ``longest_future``: leave only states with a recorded, not terminal state this many steps
+                later. None: any state that may be left.
         """
-        rows, start, count = self._leave_rows
+        leave_rows_L, start_E, count_E = self._leave_rows
         offsets = self.dataset.obs_offsets
-        if ahead is None:
+        if ahead_B1 is None:
             episode = self.source_episodes[integers(uniform_episode, len(self.source_episodes))]
-            eligible = count[episode]
+            eligible = count_E[episode]
         else:
-            by_future, future = self._by_future
-            num_long = np.searchsorted(-future, -ahead, side="right")
-            episode = by_future[integers(uniform_episode, num_long)]
-            last_row = offsets[episode] + self.last_future[episode] - ahead
-            eligible = np.minimum(np.searchsorted(rows, last_row, side="right") - start[episode], count[episode])
-        step = rows[start[episode] + integers(uniform_step, eligible)] - offsets[episode]
-        return States(np.broadcast_to(episode, step.shape), step)
+            episodes, future = self._by_future
+            num_long_B1 = np.searchsorted(-future, -ahead_B1, side="right")
+            episode = episodes[integers(uniform_episode, num_long_B1)]
+            last_row = offsets[episode] + self.last_future[episode] - ahead_B1
+            before_last = np.searchsorted(leave_rows_L, last_row, side="right") - start_E[episode]
+            eligible = np.minimum(before_last, count_E[episode])
+        step_BC = leave_rows_L[start_E[episode] + integers(uniform_step_BC, eligible)] - offsets[episode]
+        return States(np.broadcast_to(episode, step_BC.shape), step_BC)
 
     @property
     def longest_future(self) -> int:
-        """Most steps that the record of any source goes on, without a termination, after a state that may be left."""
+        """The most recorded, not terminal steps that any source has after the first state at which it may be left."""
         return int(self._by_future[1][0])
 
     @cached_property
     def _by_future(self) -> tuple[Ints, Ints]:
-        """Source episodes by how long their record goes on after the first state that may be left, longest first."""
-        rows, start, _ = self._leave_rows
-        first = rows[start[self.source_episodes]] - self.dataset.obs_offsets[self.source_episodes]
+        """Source episodes, and how many steps each goes on after its first state that may be left; longest first."""
+        leave_rows_L, start_E, _ = self._leave_rows
+        first = leave_rows_L[start_E[self.source_episodes]] - self.dataset.obs_offsets[self.source_episodes]
         future = self.last_future[self.source_episodes] - first
         order = np.argsort(-future, kind="stable")
         return self.source_episodes[order], future[order]
 
     @cached_property
     def _leave_rows(self) -> tuple[Ints, Ints, Ints]:
-        """Observation rows that may be left; where those of each episode start, and how many (int64 [E])."""
-        lengths = self.dataset.lengths + 1
-        step = np.arange(len(self.dataset.observations)) - np.repeat(self.dataset.obs_offsets[:-1], lengths)
-        first, last = np.repeat(self.first_leave, lengths), np.repeat(self.last_leave, lengths)
+        """Observation rows that may be left [L]; where each episode's start among them [E], and how many it has [E]."""
+        num_states_E = self.dataset.lengths + 1
+        step = np.arange(len(self.dataset.observations)) - np.repeat(self.dataset.obs_offsets[:-1], num_states_E)
+        first, last = np.repeat(self.first_leave, num_states_E), np.repeat(self.last_leave, num_states_E)
         may_leave = (step >= first) & (step <= last)
-        rows = np.flatnonzero(may_leave if self.chain is None else may_leave & self.chain.may_leave)
-        start = np.searchsorted(rows, self.dataset.obs_offsets)
-        return rows, start[:-1], np.diff(start)
+        leave_rows_L = np.flatnonzero(may_leave if self.chain is None else may_leave & self.chain.may_leave)
+        start = np.searchsorted(leave_rows_L, self.dataset.obs_offsets)
+        return leave_rows_L, start[:-1], np.diff(start)
 
     def joinable(self, source_episode: Ints, target: Ints) -> Bools:
-        """Whether a source may go on in a target (indices into ``targets``), as far as their episodes are concerned."""
+        """Return True where the episodes let a source go on in a target (index into ``targets``); shapes broadcast."""
         target_episode = self.targets.episode[target]
         if self.chain is None:
             joinable = np.asarray(source_episode != target_episode)
@@ -225,8 +243,10 @@ class Pools:
         return joinable if self.contexts is None else joinable & self.contexts.agree(source_episode, target_episode)
 
     def draw_targets(self, uniform: NDArray[np.float64], source_episode: Ints) -> Ints:
-        """Uniform over the targets outside the source's episode: indices into ``targets``, shape of ``uniform``. Where
-        contexts are matched, over all targets of its context; ask ``joinable``."""
+        """Draw targets uniformly outside the source's episode: indices into ``targets``, of the shape of ``uniform``.
+
+        Where contexts are matched, draw from all targets of the source's context, those of its own episode too.
+        """
         if self.partners is not None:
             return self.partners.pick(source_episode, integers(uniform, self.partners.count(source_episode)))
         start = np.searchsorted(self.targets.episode, source_episode, side="left")
@@ -235,7 +255,7 @@ class Pools:
         return drawn + own * (drawn >= start)
 
     def gain(self, sources: States, targets: States, gap: Ints) -> NDArray[np.float64]:
-        """What a bridge would add to the source's return if its steps gave what the two states it joins give."""
+        """Return what bridges add to the sources' returns if each step gives the mean reward of the joined states."""
         gamma = self.bundle.gamma
         steps = (gap + 1).astype(np.float64)
         annuity = steps if gamma == 1 else (1 - gamma**steps) / (1 - gamma)
@@ -244,22 +264,27 @@ class Pools:
         return stitched - self.returns[self.rows(sources)]
 
     def rewards_of(self, states: States) -> Floats:
-        """The reward of the transition that starts in each state, of its last one where none does."""
+        """The reward of the transition that starts in each state; at the end of an episode, of its last transition."""
         step = np.minimum(states.step, self.dataset.lengths[states.episode] - 1)
         return self.dataset.rewards[self.dataset.offsets[states.episode] + step]
 
     def _leave_range(self, needs_future: bool) -> tuple[Ints, Ints]:
         """First and last step at which each episode may be left, int64 [E]; first > last where it may not."""
         lengths, terminated = self.dataset.lengths, self.dataset.terminated
-        last = np.where(terminated, lengths - self.config.terminal_margin, self.last_state)
-        last = np.minimum(last, self.last_state)
+        last_E = np.where(terminated, lengths - self.config.terminal_margin, self.last_state)
+        last_E = np.minimum(last_E, self.last_state)
         if needs_future:
-            last = np.minimum(last, self.last_future - self.gap_min - 1)
-        last = np.where(lengths > 0, last, -1)
-        first = last if self.config.source_cut == "ends" else np.zeros_like(last)
-        return np.where(last < 0, 0, first), last
+            last_E = np.minimum(last_E, self.last_future - self.gap_min - 1)
+        last_E = np.where(lengths > 0, last_E, -1)
+        first_E = last_E if self.config.source_cut == "ends" else np.zeros_like(last_E)
+        return np.where(last_E < 0, 0, first_E), last_E
 
     def _source_episodes(self, episodes: Ints) -> Ints:
+        """Keep the episodes that can be left and have a target to go on in; sets ``partners`` where contexts match.
+
+        Raises:
+            UserError: when none is left, saying why.
+        """
         target_episodes = np.unique(self.targets.episode)
         can_be_left = self.last_leave >= 0 if self.chain is None else self._leave_rows[2] > 0
         usable = episodes[can_be_left[episodes]]
@@ -286,7 +311,11 @@ class Pools:
         return matched
 
     def _target_states(self, episodes: Ints) -> States:
-        # A target needs a recorded transition after it.
+        """Every state [M] of the episodes that may be entered: a recorded transition follows it.
+
+        Raises:
+            UserError: when there is none.
+        """
         count = np.maximum(self.last_state[episodes], 0)
         if self.config.target_cut == "ends":
             count = np.minimum(count, 1)

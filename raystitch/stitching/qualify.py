@@ -80,6 +80,7 @@ def qualify(bundle: Bundle, candidates: Candidates, config: QualifyConfig) -> Ca
         residual_max=residual_max,
         residual_mean=np.where(exists, residuals, 0.0).sum(1) / (gap + 1).astype(np.float32),
         residuals=residuals,
+        spreads=spreads,
         spread_max=np.where(exists, spreads, -np.inf).max(1, initial=-np.inf),
         rollout_deviation=rollout_deviation(bundle, bridges, actions, gap),
         termination_max=termination_max(bundle, bridges, gap),

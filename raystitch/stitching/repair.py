@@ -1,6 +1,6 @@
-"""Nothing thrown away: bridges that the proposers doubt are re-noised part of the way and denoised again.
+"""Repair: bridges that the proposers doubt are re-noised part of the way and denoised again.
 
-Which bridges are tried again, and which of the gaps tried is kept, the proposers say; the judges are not asked.
+The proposers decide which bridges are tried again and which gap is kept; the judges take no part.
 Legend: N pairs, R of them tried again, C gaps tried per pair.
 """
 
@@ -20,7 +20,11 @@ from raystitch.stitching.wrapup import infer_actions
 
 @dataclass(frozen=True, eq=False)
 class Attempt:
-    """Bridges for some of the pairs: rows int64 [R], gap int64 [R], states [R, G + 2, O], actions [R, G + 1, A]."""
+    """One attempt at some of the pairs.
+
+    Attributes:
+        rows: int64 [R], the pairs. gap: int64 [R]. bridges: raw states [R, G + 2, O]. actions: [R, G + 1, A].
+    """
 
     rows: Ints
     gap: Ints
@@ -29,11 +33,10 @@ class Attempt:
 
 
 def repairs(bundle: Bundle, config: StitchConfig, pairs: Pairs, seeds: Ints, first: Attempt) -> Iterator[Attempt]:
-    """Up to ``repair.rounds`` further attempts, each for the pairs whose last one the proposers still doubt.
+    """Make up to ``repair.rounds`` further attempts, each for the pairs whose last one the proposers still doubt.
 
-    The first repair keeps the gap, the second tries its neighbours, and so on up to ``gap_shift``; of the gaps tried
-    in one batch the one with the smallest of the largest residuals is kept. A row's noise depends on its seed and the
-    attempt's number alone.
+    The first repair keeps the gap, the second tries its neighbours, and so on up to ``gap_shift``; the gap whose
+    largest residual is smallest is kept. A row's noise depends on its seed and the attempt's number alone.
     """
     repair, diffusion = config.repair, bundle.config.diffusion
     sampler = replace(config.sampler, num_steps=repair.num_steps)

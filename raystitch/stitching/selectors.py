@@ -1,20 +1,21 @@
-"""Ways to choose which state to leave and which to enter: one function per mode, one registry line.
+"""Pair selectors: which state to leave and which to enter. Each mode is one function and one line in ``SELECTORS``.
 
-Each mode proposes options for every row; what they have in common (the value check, the cap on reuse, drawing other
-sources for rows that are left without a target) is done once, by ``choose``.
+A mode proposes options for every row. ``choose`` does what all of them share: the value check, the limit on reuse, and
+drawing other sources for rows that are left without a target.
 
-Legend: N rows, C steps of the source episode tried per row, Q queries of a row, W imagined indices, A alternatives of
-a row (best first), K neighbours of a query.
+Legend: N rows (one seed, one pair each), C source states tried per row, W imagined indices, Q queries per row (C, or
+C * W where futures are imagined), K targets found per query, A alternatives per row (best first), R random targets per
+row, M target states in all, D dimensions searched, Z embedding dimensions. ``States`` carry the suffix of their arrays.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raystitch.data.episodes import Bools, Ints
+from raystitch.data.episodes import Bools, Floats, Ints
 from raystitch.seeding import child_seeds, integers, uniforms
 from raystitch.stitching.bridge import RETRIEVAL_STREAM, imagine
 from raystitch.stitching.config import StitchConfig
@@ -24,11 +25,11 @@ from raystitch.stitching.retrieval import NEIGHBOURS, Alternatives, limit_reuse
 
 RANDOM_TARGETS = 16
 REFILL_ROUNDS = 4
-# Modes ``successor`` and ``distance`` try states of so many source episodes per row: some never come near a target.
+# Modes ``successor`` and ``distance`` try states of this many source episodes per row: some never come near a target.
 TRIED_EPISODES = 4
-# Of the candidates of a row in mode ``distance``, so many of the closest are ranked by value gain.
+# Mode ``distance`` ranks this many of a row's closest alternatives by value gain.
 CLOSEST = 8
-# In mode ``distance``, a target is in time when its distance is within so many steps of the gap that was drawn.
+# Mode ``distance`` accepts a target whose distance is within this many steps of the drawn gap.
 TIME_SLACK = 1.5
 NO_GAP = 0
 JOINED = -1
@@ -37,7 +38,7 @@ _EPISODE_DRAW, _STEP_DRAW, _TARGET_DRAW, _GAP_DRAW, _TRY_SEEDS, _REFILL_SEEDS = 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The states to leave and to enter, and the gap the selection found (0: none), each [N]."""
+    """The states to leave and to enter, and the gap that selection found (0: none), each [N]."""
 
     source: States
     target: States
@@ -46,9 +47,12 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class PairOptions:
-    """What a mode proposes: source states and gaps [N, Q] and, by ``found.query``, targets for them, best first.
+    """The options that a mode proposes.
 
-    ``gap`` [N, A] belongs to the alternatives.
+    Attributes:
+        source: [N, Q], the states that may be left.
+        found: [N, A], targets for them, best first; ``found.query`` says which of the Q each belongs to.
+        gap: int64 [N, A], of each alternative.
     """
 
     source: States
@@ -56,11 +60,16 @@ class PairOptions:
     gap: Ints
 
     def sources(self, rows: Ints, column: Ints) -> States:
+        """The source states of alternatives, by row and column; shapes broadcast."""
         query = self.found.query[rows, column]
         return States(self.source.episode[rows, query], self.source.step[rows, query])
 
     def take(self, rows: Ints) -> "PairOptions":
         return PairOptions(self.source.at(rows), self.found.take(rows), self.gap[rows])
+
+    def reorder(self, order_NA: Ints) -> "PairOptions":
+        """The same options with each row's alternatives in another order."""
+        return PairOptions(self.source, self.found.reorder(order_NA), np.take_along_axis(self.gap, order_NA, 1))
 
 
 Propose = Callable[[Pools, StitchConfig, Ints], PairOptions]
@@ -73,105 +82,111 @@ class PairSelector(Protocol):
 
 
 def random_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOptions:
-    """The paper's: a random low-return episode and a random high-return one; the value check is the only choice."""
-    sources = _draw_sources(pools, seeds, 1)
-    target, joinable = _random_targets(pools, sources, seeds)
-    order = np.broadcast_to(np.arange(RANDOM_TARGETS, dtype=np.float64), target.shape)
-    found = Alternatives(np.zeros_like(target), target, np.where(joinable, order, np.inf))
-    return PairOptions(sources, found, np.full(target.shape, NO_GAP))
+    """Propose as the paper does: a random low-return episode and random high-return ones; only value decides."""
+    source_N1 = _draw_sources(pools, seeds, 1)
+    target_NR, joinable_NR = _random_targets(pools, source_N1, seeds)
+    order_NR = np.broadcast_to(np.arange(RANDOM_TARGETS, dtype=np.float64), target_NR.shape)
+    found = Alternatives(np.zeros_like(target_NR), target_NR, np.where(joinable_NR, order_NR, np.inf))
+    return PairOptions(source_N1, found, np.full(target_NR.shape, NO_GAP))
 
 
 def successor_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOptions:
-    """Targets nearest to a state of the source's own future, a random gap later."""
-    sources, gap = _draw_with_future(pools, seeds, config.pairs.num_tries)
-    queries = pools.encode(pools.observations(States(sources.episode, sources.step + gap + 1)))
-    return _nearest(pools, sources, gap, queries)
+    """Propose targets nearest to a state of the source's own future, a random gap later."""
+    source_NC, gap_NC = _draw_with_future(pools, seeds, config.pairs.num_tries)
+    later_NC = States(source_NC.episode, source_NC.step + gap_NC + 1)
+    return _nearest(pools, source_NC, gap_NC, pools.encode(pools.observations(later_NC)))
 
 
 def imagined_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOptions:
-    """Targets nearest to any state of an imagined future, wherever the source itself went afterwards."""
-    tries = config.pairs.num_tries
-    sources = _draw_sources(pools, seeds, tries)
-    prefix, prefix_length = pools.prefixes(States(sources.episode.ravel(), sources.step.ravel()))
+    """Propose targets nearest to any state of an imagined future, wherever the source itself went afterwards."""
+    num_tries = config.pairs.num_tries
+    source_NC = _draw_sources(pools, seeds, num_tries)
+    prefix, prefix_length = pools.prefixes(States(source_NC.episode.ravel(), source_NC.step.ravel()))
     sampler = replace(config.sampler, num_steps=config.pairs.num_imagine_steps)
-    try_seeds = child_seeds(seeds, tries, _TRY_SEEDS).ravel()
-    future = imagine(pools.bundle, prefix, prefix_length, try_seeds, sampler, stream=RETRIEVAL_STREAM)
-    num_indices = future.shape[1]
-    queries = future.reshape(len(seeds), tries * num_indices, future.shape[-1])
-    source = States(*(np.repeat(column, num_indices, axis=1) for column in (sources.episode, sources.step)))
-    gap = np.broadcast_to(np.tile(pools.gap_min + np.arange(num_indices), tries), source.step.shape)
-    return _nearest(pools, source, gap, queries)
+    try_seeds = child_seeds(seeds, num_tries, _TRY_SEEDS).ravel()  # [N * C], like the futures
+    future_WD = imagine(pools.bundle, prefix, prefix_length, try_seeds, sampler, stream=RETRIEVAL_STREAM)
+    num_indices, num_dims = future_WD.shape[1:]
+    query_NQD = future_WD.reshape(len(seeds), num_tries * num_indices, num_dims)
+    source_NQ = States(*(np.repeat(column, num_indices, axis=1) for column in (source_NC.episode, source_NC.step)))
+    gap_Q = np.tile(pools.gap_min + np.arange(num_indices), num_tries)
+    return _nearest(pools, source_NQ, np.broadcast_to(gap_Q, source_NQ.step.shape), query_NQD)
 
 
 def distance_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOptions:
-    """Targets that the temporal-distance embedding puts the drawn gap away, near to where the source itself was then,
-    ranked by value gain."""
-    sources, gap = _draw_with_future(pools, seeds, config.pairs.num_tries)
-    later = States(sources.episode, sources.step + gap + 1)
-    phi = pools.phi
-    queries = pools.search_points(phi[pools.rows(later)], sources.episode)
-    target, distance = pools.nearest_in_time.query(queries, sources.episode, NEIGHBOURS * (4 if pools.overlap else 1))
-    states = pools.targets.at(target)
-    steps = np.linalg.norm(phi[pools.rows(sources)][:, :, None] - phi[pools.rows(states)], axis=-1)
-    usable = np.isfinite(distance) & (np.abs(steps - (gap + 1)[..., None]) <= TIME_SLACK)
-    seam = pools.encode(pools.observations(later))[:, :, None] - pools.encode(pools.observations(states))
-    apart = np.linalg.norm(seam, axis=-1).astype(np.float64)
-    usable &= apart >= config.pairs.novelty
-    num_rows, tries, count = target.shape
-    query = np.broadcast_to(np.repeat(np.arange(tries), count), (num_rows, tries * count))
-    found = Alternatives(query, target.reshape(query.shape), np.where(usable, apart, np.inf).reshape(query.shape))
-    options = PairOptions(
-        sources, found, gap_of_steps(steps, pools.gap_min, pools.bundle.config.diffusion.gap_max).reshape(query.shape)
-    )
-    options = _reorder(options, np.argsort(found.distance, axis=1, kind="stable"))
+    """Propose targets that the embedding puts about the drawn gap away from the source state, ranked by value gain.
+
+    They are searched near the state that the source itself reached after that gap.
+    """
+    source_NC, gap_NC = _draw_with_future(pools, seeds, config.pairs.num_tries)
+    later_NC = States(source_NC.episode, source_NC.step + gap_NC + 1)
+    query_NCD = pools.search_points(pools.phi[pools.rows(later_NC)], source_NC.episode)
+    num_neighbours = NEIGHBOURS * (4 if pools.overlap else 1)
+    target_NCK, distance_NCK = pools.nearest_in_time.query(query_NCD, source_NC.episode, num_neighbours)
+    target_states_NCK = pools.targets.at(target_NCK)
+    steps_NCK = _steps_between(pools, source_NC, target_states_NCK)
+    seam_NCK = _seams(pools, later_NC, target_states_NCK)
+    usable_NCK = np.isfinite(distance_NCK) & (np.abs(steps_NCK - (gap_NC + 1)[..., None]) <= TIME_SLACK)
+    usable_NCK &= seam_NCK >= config.pairs.novelty
+
+    num_rows, num_tries, num_found = target_NCK.shape
+    shape_NA = num_rows, num_tries * num_found
+    query_NA = np.broadcast_to(np.repeat(np.arange(num_tries), num_found), shape_NA)
+    seam_NA = np.where(usable_NCK, seam_NCK, np.inf).reshape(shape_NA)
+    gap_NA = gap_of_steps(steps_NCK, pools.gap_min, pools.bundle.config.diffusion.gap_max).reshape(shape_NA)
+    options = PairOptions(source_NC, Alternatives(query_NA, target_NCK.reshape(shape_NA), seam_NA), gap_NA)
+    options = options.reorder(np.argsort(seam_NA, axis=1, kind="stable"))
     if not config.pairs.value_check:
         return options
-    rank = np.where(np.arange(query.shape[1]) < CLOSEST, -_gains(pools, options), np.inf)
-    return _reorder(options, np.argsort(rank, axis=1, kind="stable"))
+    rank_NA = np.where(np.arange(shape_NA[1]) < CLOSEST, -_gains(pools, options), np.inf)
+    return options.reorder(np.argsort(rank_NA, axis=1, kind="stable"))
 
 
 def nearest_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOptions:
-    """Targets nearest to the source state itself, for joining without a bridge."""
-    sources = _draw_sources(pools, seeds, config.pairs.num_tries)
-    gap = np.full_like(sources.step, JOINED)
-    return _nearest(pools, sources, gap, pools.encode(pools.observations(sources)))
+    """Propose targets nearest to the source state itself, for joining without a bridge."""
+    source_NC = _draw_sources(pools, seeds, config.pairs.num_tries)
+    gap_NC = np.full_like(source_NC.step, JOINED)
+    return _nearest(pools, source_NC, gap_NC, pools.encode(pools.observations(source_NC)))
 
 
 def nearest(pools: Pools, config: StitchConfig, seeds: Ints) -> Selection:
-    """Pairs for joining without a bridge, gap -1."""
+    """Select pairs for joining without a bridge, gap -1."""
     return replace(choose(nearest_options, pools, config, seeds), gap=np.full(len(seeds), JOINED))
 
 
 def choose(propose: Propose, pools: Pools, config: StitchConfig, seeds: Ints) -> Selection:
-    """The best option of each row that promises a gain and is not used up.
+    """Select the best option of each row that promises a gain and whose target is not used up.
 
-    Rows without one draw other sources, up to ``REFILL_ROUNDS`` times, from seeds of their own. What is still empty
-    takes its best first option without a gain, and failing that a random target.
+    Rows without one draw other sources, up to ``REFILL_ROUNDS`` times, from seeds of their own. Rows that are still
+    empty take the best of their first options without a gain, or else a random target.
     """
-    used = np.zeros(len(pools.targets.episode), np.int64)
-    rows = np.arange(len(seeds))
+    used_M = np.zeros(len(pools.targets.episode), np.int64)
+    open_rows = np.arange(len(seeds))
     parts: list[tuple[Ints, Selection]] = []
-    first = propose(pools, config, seeds)
-    options, round_seeds = first, seeds
+    first = options = propose(pools, config, seeds)
     for refill in range(REFILL_ROUNDS + 1):
         if refill:
-            round_seeds = child_seeds(seeds[rows], REFILL_ROUNDS, _REFILL_SEEDS)[:, refill - 1]
-            options = propose(pools, config, round_seeds)
-        usable = np.isfinite(options.found.distance)
+            refill_seeds = child_seeds(seeds[open_rows], REFILL_ROUNDS, _REFILL_SEEDS)[:, refill - 1]
+            options = propose(pools, config, refill_seeds)
+        usable_NA = np.isfinite(options.found.distance)
         if pools.config.value_check:
-            usable &= _gains(pools, options) > 0
-        column = limit_reuse(options.found.target, usable, pools.config.max_target_reuse, used)
-        settled = np.flatnonzero(column >= 0)
-        parts.append((rows[settled], _pick(pools, options.take(settled), column[settled])))
-        rows = rows[column < 0]
-        if not len(rows):
+            usable_NA &= _gains(pools, options) > 0
+        column_N = limit_reuse(options.found.target, usable_NA, pools.config.max_target_reuse, used_M)
+        settled = np.flatnonzero(column_N >= 0)
+        parts.append((open_rows[settled], _pick(pools, options.take(settled), column_N[settled])))
+        open_rows = open_rows[column_N < 0]
+        if not len(open_rows):
             break
-    if len(rows):
-        parts.append((rows, _leftovers(pools, first.take(rows), seeds[rows], used)))
-    order = np.argsort(np.concatenate([part[0] for part in parts]), kind="stable")
+    if len(open_rows):
+        parts.append((open_rows, _leftovers(pools, first.take(open_rows), seeds[open_rows], used_M)))
+    return _in_row_order(parts)
+
+
+def _in_row_order(parts: Sequence[tuple[Ints, Selection]]) -> Selection:
+    """Join selections for some of the rows each, into one for all rows in order."""
+    order_N = np.argsort(np.concatenate([rows for rows, _ in parts]), kind="stable")
 
     def gather(column: Callable[[Selection], Ints]) -> Ints:
-        return np.concatenate([column(part[1]) for part in parts])[order]
+        return np.concatenate([column(selection) for _, selection in parts])[order_N]
 
     return Selection(
         States(gather(lambda part: part.source.episode), gather(lambda part: part.source.step)),
@@ -196,70 +211,83 @@ SELECTORS: Mapping[str, PairSelector] = {
 NEEDS_FUTURE = ("successor", "distance")
 
 
-def _draw_sources(pools: Pools, seeds: Ints, tries: int) -> States:
-    return pools.draw_sources(uniforms(seeds, 1, _EPISODE_DRAW), uniforms(seeds, tries, _STEP_DRAW))
+def _draw_sources(pools: Pools, seeds: Ints, num_tries: int) -> States:
+    """Source states [N, C] of one episode per row."""
+    return pools.draw_sources(uniforms(seeds, 1, _EPISODE_DRAW), uniforms(seeds, num_tries, _STEP_DRAW))
 
 
-def _draw_with_future(pools: Pools, seeds: Ints, tries: int) -> tuple[States, Ints]:
-    """Source states [N, C], ``tries`` of each episode, whose record goes on past a gap; the gap as [N, C].
+def _draw_with_future(pools: Pools, seeds: Ints, num_tries: int) -> tuple[States, Ints]:
+    """Source states [N, C] whose record goes on past a gap, ``num_tries`` in each of several episodes; the gap [N, C].
 
-    There is one gap per row, uniform over the rows, so that trying more states does not favour gaps at which targets
-    are near.
+    A row has one gap, uniform over rows: trying more states does not favour gaps at which targets are near.
     """
     gap_range = pools.bundle.config.diffusion.gap_max - pools.gap_min + 1
-    gap = pools.gap_min + integers(uniforms(seeds, 1, _GAP_DRAW), gap_range)
-    gap = np.minimum(gap, pools.longest_future - 1)
-    episode = np.repeat(uniforms(seeds, TRIED_EPISODES, _EPISODE_DRAW), tries, axis=1)
-    sources = pools.draw_sources(episode, uniforms(seeds, TRIED_EPISODES * tries, _STEP_DRAW), gap + 1)
-    return sources, np.broadcast_to(gap, sources.step.shape)
+    gap_N1 = pools.gap_min + integers(uniforms(seeds, 1, _GAP_DRAW), gap_range)
+    gap_N1 = np.minimum(gap_N1, pools.longest_future - 1)
+    episode_NC = np.repeat(uniforms(seeds, TRIED_EPISODES, _EPISODE_DRAW), num_tries, axis=1)
+    step_NC = uniforms(seeds, TRIED_EPISODES * num_tries, _STEP_DRAW)
+    source_NC = pools.draw_sources(episode_NC, step_NC, gap_N1 + 1)
+    return source_NC, np.broadcast_to(gap_N1, source_NC.step.shape)
 
 
-def _random_targets(pools: Pools, sources: States, seeds: Ints) -> tuple[Ints, Bools]:
+def _random_targets(pools: Pools, source_NQ: States, seeds: Ints) -> tuple[Ints, Bools]:
     """Targets [N, R] for the first source of each row, and whether it may go on in them."""
-    episode = np.repeat(sources.episode[:, :1], RANDOM_TARGETS, axis=1)
-    target = pools.draw_targets(uniforms(seeds, RANDOM_TARGETS, _TARGET_DRAW), episode)
-    return target, pools.joinable(episode, target)
+    episode_NR = np.repeat(source_NQ.episode[:, :1], RANDOM_TARGETS, axis=1)
+    target_NR = pools.draw_targets(uniforms(seeds, RANDOM_TARGETS, _TARGET_DRAW), episode_NR)
+    return target_NR, pools.joinable(episode_NR, target_NR)
 
 
-def _nearest(pools: Pools, sources: States, gap_NQ: Ints, queries: NDArray[np.float32]) -> PairOptions:
-    points = pools.search_points(queries, sources.episode)
-    found = pools.nearest.find(points, sources.episode, overlap=pools.overlap)
-    return PairOptions(sources, found, np.take_along_axis(gap_NQ, found.query, 1))
+def _nearest(pools: Pools, source_NQ: States, gap_NQ: Ints, query_NQD: Floats) -> PairOptions:
+    """Options whose targets are the nearest to standardised states, one per source state."""
+    points_NQD = pools.search_points(query_NQD, source_NQ.episode)
+    found = pools.nearest.find(points_NQD, source_NQ.episode, overlap=pools.overlap)
+    return PairOptions(source_NQ, found, np.take_along_axis(gap_NQ, found.query, 1))
 
 
-def _reorder(options: PairOptions, order: Ints) -> PairOptions:
-    return PairOptions(options.source, options.found.reorder(order), np.take_along_axis(options.gap, order, 1))
+def _steps_between(pools: Pools, source_NC: States, target_NCK: States) -> Floats:
+    """Steps from each source to its targets by the embedding, float32 [N, C, K]."""
+    phi_NCZ, phi_NCKZ = pools.phi[pools.rows(source_NC)], pools.phi[pools.rows(target_NCK)]
+    return np.linalg.norm(phi_NCZ[:, :, None] - phi_NCKZ, axis=-1)
+
+
+def _seams(pools: Pools, later_NC: States, target_NCK: States) -> NDArray[np.float64]:
+    """Standardised distance from each source's own later state to the targets found near it, [N, C, K]."""
+    later_NCD = pools.encode(pools.observations(later_NC))
+    target_NCKD = pools.encode(pools.observations(target_NCK))
+    return np.linalg.norm(later_NCD[:, :, None] - target_NCKD, axis=-1).astype(np.float64)
 
 
 def _gains(pools: Pools, options: PairOptions) -> NDArray[np.float64]:
-    """Promised gain of every alternative [N, A]; where no gap is known, of the shortest bridge."""
-    num_rows, count = options.gap.shape
-    rows, column = np.arange(num_rows)[:, None], np.arange(count)
-    gap = np.where(options.gap == NO_GAP, pools.gap_min, options.gap)
-    return pools.gain(options.sources(rows, column), pools.targets.at(options.found.target), gap)
+    """Promised gain of every alternative, [N, A]; where no gap is known, that of the shortest bridge."""
+    num_rows, num_alternatives = options.gap.shape
+    source_NA = options.sources(np.arange(num_rows)[:, None], np.arange(num_alternatives))
+    gap_NA = np.where(options.gap == NO_GAP, pools.gap_min, options.gap)
+    return pools.gain(source_NA, pools.targets.at(options.found.target), gap_NA)
 
 
-def _pick(pools: Pools, options: PairOptions, column: Ints) -> Selection:
-    rows = np.arange(len(column))
-    target = pools.targets.at(options.found.target[rows, column])
-    return Selection(options.sources(rows, column), target, options.gap[rows, column])
+def _pick(pools: Pools, options: PairOptions, column_N: Ints) -> Selection:
+    """One alternative of each row, by column."""
+    rows = np.arange(len(column_N))
+    target_N = pools.targets.at(options.found.target[rows, column_N])
+    return Selection(options.sources(rows, column_N), target_N, options.gap[rows, column_N])
 
 
-def _leftovers(pools: Pools, options: PairOptions, seeds: Ints, used: Ints) -> Selection:
-    """Rows without an option that promises a gain: any option, or else a random target from their first source."""
-    target, joinable = _random_targets(pools, options.source, seeds)
+def _leftovers(pools: Pools, options: PairOptions, seeds: Ints, used_M: Ints) -> Selection:
+    """Select for rows without an option that promises a gain: any option, or else a random target for their first
+    source."""
+    target_NR, joinable_NR = _random_targets(pools, options.source, seeds)
     found = options.found
     extended = PairOptions(
         options.source,
         Alternatives(
-            np.concatenate([found.query, np.zeros_like(target)], 1),
-            np.concatenate([found.target, target], 1),
-            np.concatenate([found.distance, np.where(joinable, 0.0, np.inf)], 1),
+            np.concatenate([found.query, np.zeros_like(target_NR)], 1),
+            np.concatenate([found.target, target_NR], 1),
+            np.concatenate([found.distance, np.where(joinable_NR, 0.0, np.inf)], 1),
         ),
-        np.concatenate([options.gap, np.full_like(target, NO_GAP)], 1),
+        np.concatenate([options.gap, np.full_like(target_NR, NO_GAP)], 1),
     )
-    usable = np.isfinite(extended.found.distance)
-    column = limit_reuse(extended.found.target, usable, pools.config.max_target_reuse, used)
-    # Fewer targets than the limit has room for: the limit gives way.
-    column = np.where(column < 0, found.target.shape[1] + joinable.argmax(1), column)
-    return _pick(pools, extended, column)
+    usable_NA = np.isfinite(extended.found.distance)
+    column_N = limit_reuse(extended.found.target, usable_NA, pools.config.max_target_reuse, used_M)
+    # If there are fewer targets than the limit needs, the limit gives way.
+    column_N = np.where(column_N < 0, found.target.shape[1] + joinable_NR.argmax(1), column_N)
+    return _pick(pools, extended, column_N)

@@ -1,4 +1,8 @@
-"""From pairs to qualified candidates: the one object that Ray actors, the endpoint, pipelines and notebooks share."""
+"""The Stitcher, which turns pairs into qualified candidates, and the micro-batches in which it works through them.
+
+Ray actors, the endpoint, pipelines and notebooks all use this one object.
+Legend: N pairs of a call, B rows of a micro-batch, G largest gap.
+"""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -10,13 +14,16 @@ import torch
 from raystitch.data.episodes import Ints
 from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
+from raystitch.shaping.config import RECORDED, RewardConfig
 from raystitch.stitching.bridge import build_bridges
 from raystitch.stitching.candidates import Candidates, Pairs
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.gap import GAPS
 from raystitch.stitching.qualify import qualify
 from raystitch.stitching.repair import Attempt, repairs
-from raystitch.stitching.wrapup import infer_actions, infer_rewards, stitched_return
+from raystitch.stitching.wrapup import infer_actions, infer_rewards, shaped_rewards, stitched_return
+
+T = TypeVar("T")
 
 
 class Stitcher:
@@ -25,10 +32,11 @@ class Stitcher:
     Args:
         bundle: the fitted models; the work is done on their device.
         config: None for the defaults.
+        rewards: what generated steps count for in ``return_stitched``; the rewards themselves stay as generated.
 
     Raises:
-        UserError: when the judges' disagreement is a criterion and there is only one judge, or a return is asked of a
-            network that takes none.
+        UserError: when the judges' disagreement is a criterion and there is only one judge, or when sampling is to
+            depend on a return and the network was fitted without.
 
     Example:
         >>> stitcher = rs.Stitcher(bundle, stitching)
@@ -40,8 +48,9 @@ class Stitcher:
         True
     """
 
-    def __init__(self, bundle: Bundle, config: StitchConfig | None = None) -> None:
+    def __init__(self, bundle: Bundle, config: StitchConfig | None = None, *, rewards: RewardConfig = RECORDED) -> None:
         self.bundle = bundle
+        self.rewards = rewards
         self.config = config or StitchConfig()
         spread = self.config.qualify.spread
         if spread not in (None, "off") and bundle.config.num_judges < 2:
@@ -53,7 +62,7 @@ class Stitcher:
         self._micro_batches = MicroBatches(self.config.sampler.micro_batch)
 
     def propose(self, pairs: Pairs, seeds: Ints) -> Candidates:
-        """Gap, states, actions and rewards of one bridge per pair, then those of its repairs; ``seeds`` int64 [N].
+        """Propose one bridge per pair, with gap, states, actions and rewards, and its repairs; ``seeds`` int64 [N].
 
         Row n < N is the first attempt of pair n; ``first_row`` of a repair is the row of its pair's first attempt.
 
@@ -73,7 +82,7 @@ class Stitcher:
         return candidates.take(np.lexsort((candidates.first_row, candidates.attempt)))
 
     def qualify(self, candidates: Candidates) -> Candidates:
-        """The candidates with residuals, decision and reason by dynamics members that ``propose`` never asks."""
+        """Add residuals, decision and reason to candidates, by dynamics members that ``propose`` never uses."""
         return _concatenate(
             self._micro_batches.run(
                 len(candidates), lambda rows: qualify(self.bundle, candidates.take(rows), self.config.qualify)
@@ -81,11 +90,11 @@ class Stitcher:
         )
 
     def stitch(self, pairs: Pairs, seeds: Ints) -> Candidates:
-        """``qualify`` after ``propose``."""
+        """Propose and qualify."""
         return self.qualify(self.propose(pairs, seeds))
 
     def _propose(self, pairs: Pairs, seeds: Ints, rows: Ints) -> list[Candidates]:
-        """All attempts at some pairs, which are ``rows`` of the call's."""
+        """All attempts at B pairs, which are ``rows`` (int64 [B]) of the call's N."""
         bundle, config = self.bundle, self.config
         gap = pairs.gap if pairs.gap_is_given else GAPS[config.gap.mode](bundle, config, pairs, seeds)
         bridges = build_bridges(bundle, pairs, gap, seeds, config.sampler, guidance=config.guidance)
@@ -97,8 +106,10 @@ class Stitcher:
         ]
 
     def _wrap_up(self, pairs: Pairs, seeds: Ints, attempt: Attempt, number: int, first_row: Ints) -> Candidates:
+        """The candidates of one attempt, with actions, rewards and returns; pairs and seeds are the attempt's own."""
         bundle, gap = self.bundle, attempt.gap
         rewards, reward_stds = infer_rewards(bundle, attempt.bridges, attempt.actions, gap)
+        counted = shaped_rewards(self.rewards, rewards, gap)
         gamma, kappa = bundle.gamma, self.config.qualify.kappa
         return Candidates(
             source_episode=pairs.source_episode,
@@ -114,26 +125,18 @@ class Stitcher:
             rewards=rewards,
             return_source=pairs.return_source,
             return_target=pairs.return_target,
-            return_stitched=stitched_return(rewards, reward_stds, gap, pairs.return_target, gamma, kappa),
+            return_stitched=stitched_return(counted, reward_stds, gap, pairs.return_target, gamma, kappa),
         )
 
 
-def _concatenate(parts: list[Candidates]) -> Candidates:
-    columns = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Candidates)}
-    return Candidates(**columns)
-
-
-T = TypeVar("T")
-
-
 class MicroBatches:
-    """Runs work on portions of rows. When memory runs out the portion is halved, stays so, and the work goes on."""
+    """Runs work on portions of rows. If memory runs out, the portion is halved for good and the work goes on."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def run(self, count: int, work: Callable[[Ints], T]) -> list[T]:
-        """``work(rows)`` for consecutive portions of 0 .. count - 1 (once with no rows where count is 0).
+        """Call ``work(rows)`` on consecutive portions of 0 .. count - 1 (once with no rows if ``count`` is 0).
 
         Raises:
             RunError: when a single row does not fit.
@@ -153,10 +156,15 @@ class MicroBatches:
             else:
                 start += len(rows)
                 continue
-            # Outside the handler, whose traceback keeps the tensors of the failed attempt alive.
+            # Outside the handler: its traceback keeps the tensors of the failed attempt alive.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         return done
+
+
+def _concatenate(parts: list[Candidates]) -> Candidates:
+    columns = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Candidates)}
+    return Candidates(**columns)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -1,4 +1,4 @@
-"""From the states of a bridge to its actions, rewards and return (DiffStitch, trajectory wrap-up).
+"""Actions, rewards and return of a bridge from its states (DiffStitch, trajectory wrap-up).
 
 Legend: N rows, G largest gap, O observation size, A action size. A bridge of gap g has g + 1 steps.
 """
@@ -10,10 +10,12 @@ from torch import Tensor
 from raystitch.data.episodes import Bools, Floats, Ints
 from raystitch.envs.reward import known_reward
 from raystitch.models.bundle import Bundle
+from raystitch.shaping.config import RewardConfig
+from raystitch.shaping.rewards import apply_rewards, generated_steps
 
 
 def steps_of(bridges: Floats, gap: Ints) -> Bools:
-    """Which of the G + 1 steps exist, bool [N, G + 1]."""
+    """Mark which of the G + 1 steps exist, bool [N, G + 1]."""
     return np.arange(bridges.shape[1] - 1) <= gap[:, None]
 
 
@@ -52,6 +54,14 @@ def step_rewards(bundle: Bundle, obs: Floats, actions: Floats, next_obs: Floats)
         inputs = (torch.from_numpy(column).to(bundle.device) for column in (obs, actions, next_obs))
         mean, std = bundle.reward(*inputs)
     return mean.cpu().numpy(), std.cpu().numpy()
+
+
+def shaped_rewards(config: RewardConfig, rewards: Floats, gap: Ints) -> Floats:
+    """Return what the steps count for before any model has judged them, float32 [N, G + 1]; zero past gap + 1."""
+    steps = np.arange(rewards.shape[1]) <= gap[:, None]
+    shaped = np.zeros_like(rewards)
+    shaped[steps] = apply_rewards(config, generated_steps(rewards[steps], gap))
+    return shaped
 
 
 def stitched_return(

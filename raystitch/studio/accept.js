@@ -1,6 +1,6 @@
-// What a threshold accepts, from the candidates of one answer: the rule that the server applies.
+// Which candidates of an answer a threshold accepts, by the server's rule.
 
-// First failing criterion names the reason, in this order.
+// The first criterion that fails, in this order, is the reason.
 export const CRITERIA = ["non_finite", "residual", "spread", "rollout", "termination", "return"];
 
 export const REASON_WORDS = {
@@ -41,7 +41,7 @@ export function thresholdFor(delta, gap, model) {
   return v0 + ((asked - q0) / (q1 - q0)) * (v1 - v0);
 }
 
-// At the delta of the request the server's own threshold counts, also for quantiles that the table lacks.
+// At the delta of the request the server's own threshold is used, so quantiles outside the table work too.
 export function thresholdOf(candidate, delta, model, requested) {
   if (delta === requested) return candidate.delta === null ? Infinity : candidate.delta;
   return thresholdFor(delta, candidate.gap, model);

@@ -1,4 +1,4 @@
-// The endpoint's v1. Everything that goes wrong becomes a Problem that can be shown in words.
+// The endpoint's v1. Every error becomes a Problem that can be shown in words.
 
 // Where the endpoint is: below the page's own address, which may have a prefix; without a slash at its end.
 export const base = new URL(".", document.baseURI).href.replace(/\/$/, "");
@@ -33,7 +33,7 @@ async function problemOf(response) {
   try {
     body = await response.json();
   } catch {
-    // Not from the endpoint: a proxy's page, or nothing.
+    // The answer is not from the endpoint: a proxy's page, or nothing.
   }
   const words = WORDS[response.status];
   const detail = body.detail || words || `The server answered ${response.status} ${response.statusText}.`;
@@ -72,7 +72,7 @@ const at = (model) => `v1/models/${encodeURIComponent(model)}`;
 const cache = new Map();
 const CACHED = 400; // runs
 
-// Few at a time: thumbnails must not keep the request that somebody waits for in the queue.
+// Few at a time, so that thumbnails do not hold up the request that somebody waits for.
 let running = 0;
 const waiting = [];
 async function inTurn(work, signal) {

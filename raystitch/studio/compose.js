@@ -1,4 +1,4 @@
-// From a choice of candidate to a whole trajectory, and to the files and commands that carry it elsewhere.
+// Makes a whole trajectory from the chosen candidate, and files and commands to take it elsewhere.
 
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
@@ -28,7 +28,7 @@ export function stitched(result, index, source, target) {
   };
 }
 
-// Undiscounted, of the whole trajectory; null where a reward is unknown.
+// The undiscounted return of the whole trajectory; null if a reward is unknown.
 export function totalReturn(trajectory) {
   return trajectory.rewards.some((reward) => reward === null) ? null : sum(trajectory.rewards);
 }

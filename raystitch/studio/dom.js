@@ -1,5 +1,5 @@
-// Elements in one call each. The page's policy forbids style attributes: what is measured goes through `element.style`
-// or attributes of SVG.
+// Elements in one call each. The page's policy forbids style attributes, so measured values go through
+// `element.style` or attributes of SVG.
 
 export const $ = (id) => document.getElementById(id);
 

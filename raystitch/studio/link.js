@@ -1,4 +1,4 @@
-// What is chosen, in the address: #model=default&source=17&target=4&seed=0&delta=q99
+// The choice, as the page's address: #model=default&source=17&target=4&seed=0&delta=q99
 
 import { parseDelta } from "./accept.js";
 
@@ -18,7 +18,7 @@ export function readHash(hash) {
   };
 }
 
-// Own data cannot be shared by address; its side is left out.
+// Own data does not fit into an address, so its side is left out.
 export function writeHash({ model, source, target, seed, gap, num, cut, delta }) {
   const parts = { model, source, target, seed, delta };
   if (gap !== null) parts.gap = gap;

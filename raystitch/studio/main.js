@@ -1,4 +1,4 @@
-// The page: what is chosen, what was answered, and which parts show it.
+// The page: the choice, the answer, and the parts that show them.
 
 import { judgeAll } from "./accept.js";
 import * as api from "./api.js";
@@ -46,7 +46,7 @@ function notice(message, again) {
   );
 }
 
-// An error in words, next to what caused it.
+// Shows an error in words, next to its cause.
 function report(error, side = null) {
   if (error.name === "AbortError") return;
   if (!(error instanceof api.Problem)) throw error;
@@ -109,7 +109,7 @@ function choose(side, chosen) {
   forget();
 }
 
-// An answer belongs to what it was asked for.
+// An answer belongs to one request; a new choice removes it.
 function forget() {
   busy?.abort();
   Object.assign(state, { result: null, judged: null, selected: 0, follows: true });

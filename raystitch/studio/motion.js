@@ -1,4 +1,4 @@
-// How far the stitched trajectory is shown: quickly along the source, step by step over the bridge, on along the
+// The animation of the stitched trajectory: quickly along the source, step by step over the bridge, then along the
 // target.
 
 import { reducedMotion } from "./dom.js";
@@ -7,7 +7,7 @@ let frame = 0;
 
 export const stop = () => cancelAnimationFrame(frame);
 
-// Calls `show(done)` until `done` is the whole trajectory; at once where less motion is asked for.
+// Calls `show(done)` until `done` is the whole trajectory; at once if the user prefers less motion.
 export function play({ leave, gap, rest }, show, onEnd = () => {}) {
   stop();
   const total = leave + gap + 1 + rest;

@@ -34,7 +34,7 @@ export class Options {
     return { seed: number("seed", 0), num: number("num", 16), gap: number("gap", null), cut: $("cut").value };
   }
 
-  // True if all are within bounds; else says at the field what is wrong.
+  // True if all are within bounds; otherwise shows the error at its field.
   check() {
     const wrong = ["seed", "num", "gap"].filter((id) => !$(id).checkValidity());
     for (const id of wrong) {

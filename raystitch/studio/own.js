@@ -78,7 +78,7 @@ export function readOwn(text, side, model) {
   return { [side]: trajectory(value, model) };
 }
 
-// A trajectory as the text that somebody might have pasted.
+// A trajectory as text, as a user would paste it.
 export function example(trajectory) {
   const row = (numbers) => `    ${JSON.stringify(numbers)}`;
   const rows = (matrix) => `[\n${matrix.map(row).join(",\n")}\n  ]`;

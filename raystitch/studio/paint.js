@@ -66,12 +66,12 @@ function candidateLines(panel, scene) {
   });
 }
 
-// A stitched trajectory: what is recorded is dotted, of that what is kept strong, the bridge step by step.
+// A stitched trajectory: recorded parts are dotted, the kept ones strongly; the bridge is drawn step by step.
 function paintStitched(panel, scene) {
   const { source, target, candidate, classes } = scene;
   const { source_step: leave, target_step: enter, gap } = candidate;
   const shift = leave + gap + 1 - enter;
-  // Close up on a map, what lies far ahead or behind would only cross the picture.
+  // Close up on a map, states far ahead or behind would only cross the picture.
   const near = panel.near ?? Infinity;
   const first = Math.max(0, leave - near);
   const place = (states, from, to, by) =>

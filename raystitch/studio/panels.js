@@ -1,4 +1,4 @@
-// Everything right of the choice: the drawing, the threshold, the verdict and the steps, from one state.
+// Everything to the right of the choice, from one state: the drawing, the threshold, the verdict and the steps.
 
 import { thresholdFor } from "./accept.js";
 import { returnOf, stitched, totalReturn } from "./compose.js";
@@ -31,7 +31,7 @@ export class Panels {
     this.stage.play();
   }
 
-  // What a screen reader says.
+  // The text for screen readers.
   announce(prefix = "") {
     const { result, judged } = this.state;
     const count = result.candidates.length;

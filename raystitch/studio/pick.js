@@ -38,7 +38,7 @@ function paces(runs) {
   return totals.map((total) => Math.sqrt(total / Math.max(1, count)) || 1);
 }
 
-// Some states of a run, where they lie in it and what it still brings from there.
+// Some states of a run, their steps, and the return from there on.
 function states({ trajectory }, pace, last) {
   const { observations, rewards } = trajectory;
   const ahead = Array(observations.length).fill(0);
@@ -64,7 +64,7 @@ function distance(a, b) {
   return largest;
 }
 
-// Whether the straight line between two states runs through a wall; without walls nothing does.
+// True if the straight line between two states runs through a wall.
 function blocked(view, a, b) {
   if (view.kind !== "maze") return false;
   const [x, y] = view.dims;
@@ -76,8 +76,8 @@ function blocked(view, a, b) {
   return false;
 }
 
-// The server leaves a source as early, and enters a target as late, as a bridge may reach. -> how much is seen of both
-// then, and how seldom the straight way is through a wall; null if nothing is in reach.
+// The server leaves a source as early, and enters a target as late, as a bridge can reach. -> how much of both is then
+// shown, and how seldom the straight line runs through a wall; null if nothing is in reach.
 function worth(model, leave, enter) {
   let [first, last, gains, throughWalls] = [null, null, 0, 0];
   for (const a of leave) {

@@ -256,7 +256,7 @@ export class Picker {
     }
   }
 
-  // What is chosen now: {index, trajectory} or {index: null, trajectory} for own data, null while there is nothing.
+  // The current choice: {index, trajectory} or {index: null, trajectory} for own data, null before there is one.
   setChosen(chosen) {
     this.chosen = chosen?.index ?? null;
     this.run = this.chosen ?? this.run;
@@ -296,7 +296,7 @@ export class Picker {
     }
   }
 
-  // Own data that came with the other side's.
+  // Own data that was given together with the other side's.
   adopt(trajectory) {
     this.#toggle("own");
     this.fail("");

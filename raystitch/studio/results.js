@@ -1,4 +1,4 @@
-// What came out, in words and numbers.
+// The result in words and numbers.
 
 import { CRITERIA, REASON_WORDS } from "./accept.js";
 import { h, svg } from "./dom.js";

@@ -25,7 +25,7 @@ export function formatReturn(value) {
   return value < 0 && Number(text) !== 0 ? `−${text}` : text;
 }
 
-// Five colours by residual / delta; c3 and c4 are at or over it. Nothing is judged when delta is off.
+// Five colours by residual / delta; c3 and c4 are at or over it. Without a delta (off) there is no colour scale.
 export const CLASSES = [
   { name: "c0", label: "below 0.1 δ", below: 0.1 },
   { name: "c1", label: "below 0.5 δ", below: 0.5 },

@@ -1,4 +1,4 @@
-// Ways out of the page: files, a command, the address.
+// Ways to take a result out of the page: files, a command, the address.
 
 import { answerFor, csv, curl, download } from "./compose.js";
 import * as api from "./api.js";

@@ -1,4 +1,4 @@
-// The card with the drawing: which view, how close, which candidate, and the animation.
+// The card with the drawing: its view, zoom, candidate and animation.
 
 import { $, h } from "./dom.js";
 import { draw } from "./drawing.js";

@@ -30,7 +30,7 @@ export function boundsOf(points, margin) {
   ];
 }
 
-// Of the walls around everything only the inner half: the way between them is what matters.
+// The bounds include only the inner half of the outer walls, because the way between the walls matters.
 export function wallBounds(walls) {
   const [xs, ys] = boundsOf(
     walls.flatMap(([x, y, width, height]) => [
@@ -57,7 +57,7 @@ export function fit([xs, ys], width, height, pad = 0) {
   };
 }
 
-// "x,y x,y .." of a trajectory, small; walls give the frame where there are any.
+// A small "x,y x,y .." of a trajectory; walls, if there are any, give the frame.
 export function thumbnail(view, observations, width, height) {
   const project = projection(view);
   const stride = Math.ceil(observations.length / 80);

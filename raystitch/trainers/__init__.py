@@ -1,5 +1,7 @@
 """Offline RL algorithms, one per file, the batch sampler with its fixed ratio r, and evaluation.
 
+A new algorithm is a file and a line in registry.py; tests/contract/test_trainers.py checks every line.
+
 ``ALGORITHMS`` is loaded on first use, so that reading a configuration does not import torch.
 """
 

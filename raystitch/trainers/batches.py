@@ -6,7 +6,6 @@ standardised by the ORIGINAL data, actions scaled to [-1, 1] by the bounds of th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,17 +15,15 @@ from raystitch.data.episodes import Floats
 from raystitch.data.normalise import Normalizer
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
+from raystitch.trainers.config import Kind, UniformOver
 from raystitch.trainers.ratio import Ratio
 from raystitch.trainers.segments import Segments
-
-Kind = Literal["transitions", "sequences"]
-UniformOver = Literal["transitions", "bridges"]
 
 
 @dataclass(frozen=True, eq=False)
 class TransitionBatch:
-    """``obs``, ``next_obs`` [S, B, O], ``action`` [S, B, A], ``reward``, ``done`` [S, B] (1 at terminals, 0 at
-    time-outs)."""
+    """Transitions: ``obs``, ``next_obs`` [S, B, O], ``action`` [S, B, A], ``reward``, ``done`` [S, B] (1 at terminals,
+    0 at time-outs)."""
 
     obs: Tensor
     action: Tensor
@@ -48,7 +45,8 @@ class WindowBatch:
     valid: Tensor
 
     def of(self, seeds: slice) -> "WindowBatch":
-        return WindowBatch(*(vars(self)[name][seeds] for name in ("obs", "action", "rtg", "time", "valid")))
+        """Return the windows of some seeds."""
+        return WindowBatch(self.obs[seeds], self.action[seeds], self.rtg[seeds], self.time[seeds], self.valid[seeds])
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +61,11 @@ class RatioPart:
     def of(
         cls, segments: Segments, first_episode: int, device: torch.device, uniform_over: UniformOver = "transitions"
     ) -> "RatioPart":
-        """``uniform_over``: whether, at equal weights, every transition is as likely as any other or every episode."""
+        """Return the side that begins with ``first_episode``.
+
+        Args:
+            uniform_over: whether, at equal weights, every transition is as likely as any other or every episode.
+        """
         mass = segments.weight * (segments.total if uniform_over == "transitions" else 1)
         return cls(
             first_episode=first_episode,
@@ -75,7 +77,7 @@ class RatioPart:
         return len(self.length)
 
     def draw(self, count: int, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """``count`` episodes per seed and a uniform step in each, int64 [S, count]."""
+        """Draw ``count`` episodes per seed and a uniform step in each, int64 [S, count]."""
         device = self.length.device
         u = torch.stack([torch.rand((2, count), dtype=torch.float64, device=device, generator=g) for g in generators])
         episode = torch.searchsorted(self.cumulative, u[:, 0] * self.cumulative[-1], right=True)
@@ -90,13 +92,15 @@ class TrainData:
     """Everything a trainer draws from; built by ``build_data``.
 
     Attributes:
-        observations [P, O], obs_row int64 [N] (s_t; s_{t+1} is the next row), actions [N, A], rewards, dones, rtg [N]:
-            the pool, dataset first, bridges after; ``rtg`` is raw and within the dataset episode or bridge.
-            On the device, or, where they are too large for it, on the CPU in mapped files.
-        run_start, run_before integers [E, R], rtg_offset [E, R]: the runs of every episode (see ``segments``), on the
-            device.
+        observations [P, O], obs_row int64 [N] (s_t; s_{t+1} is the next row), actions [N, A], rewards, dones [N]:
+            the pool, dataset first, bridges after. On the device, or, where they are too large for it, on the CPU in
+            mapped files.
+        run_start, run_before integers [E, R]: the runs of every episode (see ``segments``), on the device.
+        rtg [M], rtg_start integers [E, R] or None, rtg_offset [E, R]: returns-to-go in raw units (see
+            ``EpisodeReturns``); ``rtg`` lies beside the pool. ``prepare`` may give each seed its own: ``rtg`` [S, M].
         original, augmented: the two sides of the ratio.
         rtg_scale: largest absolute return of the original data.
+        return_span: difference between the largest and the smallest return of the original part.
         return_max: largest return of the original data, raw.
     """
 
@@ -106,9 +110,10 @@ class TrainData:
     actions: Tensor
     rewards: Tensor
     dones: Tensor
-    rtg: Tensor
     run_start: Tensor
     run_before: Tensor
+    rtg: Tensor
+    rtg_start: Tensor | None
     rtg_offset: Tensor
     original: RatioPart
     augmented: RatioPart
@@ -117,22 +122,23 @@ class TrainData:
     action_high: Floats
     rtg_scale: float
     return_max: float
+    return_span: float
     env: EnvSpec | None
     dataset_name: str
     dataset_fingerprint: str
 
     @property
     def device(self) -> torch.device:
-        """Where batches are wanted."""
+        """The device that batches are wanted on."""
         return self.run_start.device
 
     def max_time(self, ratio: Ratio) -> int:
-        """Largest time step that batches of this ratio contain."""
+        """Return the largest time step that batches of this ratio contain."""
         shares = ((self.original, ratio.original), (self.augmented, ratio.augmented))
         return max((int(part.length.max()) - 1 for part, share in shares if share and len(part)), default=0)
 
     def require(self, ratio: Ratio) -> None:
-        """Raises UserError where a part with a positive share is empty."""
+        """Raise UserError where a part with a positive share is empty."""
         if ratio.original and not len(self.original):
             raise UserError(f"ratio {ratio}: {self.dataset_name} has no usable transition to draw")
         if ratio.augmented and not len(self.augmented):
@@ -150,14 +156,23 @@ class TrainData:
         return self.actions.shape[1]
 
     def _rows(self, episode: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Pool row and flat index of the run, for every (episode, step)."""
+        """Return the pool row and the flat index of the run, for every (episode, step)."""
         before = self.run_before[episode]
         run = (step[..., None] >= before[..., 1:]).sum(-1)
         flat = episode * self.run_start.shape[1] + run
         return self.run_start.view(-1)[flat] + step - self.run_before.view(-1)[flat], flat
 
+    def _values(self, row: Tensor, flat: Tensor, step: Tensor) -> Tensor:
+        """Return the entries of ``rtg`` at pool rows, or at steps of runs where episodes have values of their own."""
+        at = row
+        if self.rtg_start is not None:
+            at = (self.rtg_start.view(-1)[flat] + step - self.run_before.view(-1)[flat]).to(self.rtg.device)
+        if self.rtg.dim() == 1:
+            return self.rtg[at]
+        return self.rtg.gather(1, at.flatten(1)).view(at.shape)
+
     def transitions(self, episode: Tensor, step: Tensor) -> TransitionBatch:
-        """The transitions at (episode, step), int64 [S, B] each."""
+        """Return the transitions at (episode, step), int64 [S, B] each."""
         row = self._rows(episode, step)[0].to(self.observations.device)
         obs_row = self.obs_row[row]
         return TransitionBatch(
@@ -169,14 +184,18 @@ class TrainData:
         )
 
     def windows(self, episode: Tensor, start: Tensor, length: Tensor, context: int) -> WindowBatch:
-        """Windows of up to ``context`` steps from (episode, start) on; ``length`` is the episode's, int64 [S, B]."""
+        """Return windows of up to ``context`` steps from (episode, start) on.
+
+        Args:
+            episode, start, length: int64 [S, B]; the length is the episode's.
+        """
         count = torch.minimum(length - start, torch.tensor(context, device=self.device))
         ahead = torch.arange(context, device=self.device)
         valid = ahead < count[..., None]
         time = start[..., None] + torch.minimum(ahead, count[..., None] - 1)
         row, flat = self._rows(episode[..., None].expand_as(time), time)
         row = row.to(self.observations.device)
-        rtg = (self.rtg[row].to(self.device) + self.rtg_offset.view(-1)[flat]) / self.rtg_scale
+        rtg = (self._values(row, flat, time).to(self.device) + self.rtg_offset.view(-1)[flat]) / self.rtg_scale
         obs = self.observations[self.obs_row[row]].to(self.device)
         return WindowBatch(obs, self.actions[row].to(self.device), rtg, time, valid)
 
@@ -194,7 +213,7 @@ class RatioSampler:
         self._data, self._generators = data, generators
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Episode, step and length of the episode, int64 [S, B]; original rows first."""
+        """Draw episode and step, and return them with the episode's length, int64 [S, B] each; original rows first."""
         drawn: list[tuple[Tensor, Tensor, Tensor]] = []
         for part, count in zip((self._data.original, self._data.augmented), self.counts, strict=True):
             if count:

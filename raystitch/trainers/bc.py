@@ -22,7 +22,7 @@ class BCState(TrainState):
 
 
 def networks(data: TrainData, ratio: Ratio, config: BCConfig) -> dict[str, nn.Module]:
-    """That of one seed."""
+    """Return the network of one seed."""
     bf16 = uses_bf16(config.precision, data.device)
     sizes = {"obs_dim": data.obs_dim, "act_dim": data.act_dim, "hidden": config.hidden, "num_layers": config.num_layers}
     return {"actor": Actor(**sizes, bf16=bf16)}
@@ -35,7 +35,7 @@ def create(nets: Mapping[str, nn.Module], config: BCConfig) -> BCState:
 
 
 def update(state: BCState, batch: TransitionBatch, config: BCConfig, generators: Sequence[torch.Generator]) -> Metrics:
-    """One step on the mean squared error of the action."""
+    """Do one step on the mean squared error of the action."""
     if config.decay == "cosine":
         decay_rate(state.optimizer, config.learning_rate, state.step, config.train_steps)
     loss = (state.actor(batch.obs) - batch.action).square().mean((-2, -1))
@@ -49,7 +49,7 @@ BC = Algorithm(
     networks=networks,
     create=create,
     update=update,
-    acts="actor",
+    actor=lambda state: state.actor,
     network=Actor,
     policy=MarkovPolicy,
 )

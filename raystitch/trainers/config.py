@@ -1,15 +1,22 @@
-"""Settings of the trainers and of evaluation; torch-free.
+"""Settings of the trainers, of their data and of evaluation; torch-free.
 
-``flops`` of an algorithm's settings says roughly what one gradient step computes, for the estimate of a run's cost.
+An algorithm's settings fit ``TrainerSettings``. They may also fit ``CountsFlops``: for the estimate of a run's cost.
 """
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_type_hints
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol, get_type_hints, runtime_checkable
+
+from raystitch.shaping.config import ShapingConfig, WeightConfig
+
+Kind = Literal["transitions", "sequences"]
+"""What the batches of an algorithm are."""
+
+UniformOver = Literal["transitions", "bridges"]
 
 DATA_MODES = ("original", "stitched", "joined", "weighted", "duplicated")
-"""What the augmented part of a batch is: nothing; generated bridges; nearest real pairs concatenated without a bridge;
-the original resampled by return; the original again."""
+"""The augmented part of a batch: nothing; generated bridges; nearest real pairs concatenated without a bridge; the
+original weighted by return; the original again."""
 
 MEMORY_GIB = 1.0
 """Training data above this size are mapped from files instead of held in memory."""
@@ -17,8 +24,91 @@ MEMORY_GIB = 1.0
 DataMode = Literal["original", "stitched", "joined", "weighted", "duplicated"]
 
 Synthetic = Literal["bridges", "episodes", "tails"]
-"""What of a stitched episode enters a batch of transitions: the generated bridge; everything; the bridge and what comes
-after it, without the prefix that the original data has already."""
+"""The part of a stitched episode that enters a batch of transitions: the generated bridge; everything; the bridge and
+what comes after it, without the prefix that the original data has already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataNeeds:
+    """Requirements of an algorithm on its training data.
+
+    Attributes:
+        synthetic: what of stitched episodes enters batches of transitions.
+        uniform_over: at equal weights, of the augmented part every transition is as likely as any other, or every
+            bridge (or episode).
+        top_fraction: share of the episodes kept, by return, of the original and of the augmented part each.
+        context: time steps per window; None for batches of transitions.
+    """
+
+    synthetic: Synthetic = "bridges"
+    uniform_over: UniformOver = "transitions"
+    top_fraction: float = 1.0
+    context: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Settings of the training data that ``build_data`` makes.
+
+    Attributes:
+        kind: batches of transitions or of windows. Windows are of whole stitched episodes, whatever ``synthetic`` says.
+        data: what the augmented part is.
+        synthetic, uniform_over, top_fraction: as in ``DataNeeds``.
+        shaping: weights of the augmented part's episodes, rewards, returns-to-go.
+        device: where batches are wanted, ``auto`` for a GPU where there is one.
+        memory_gib: training data up to this size lie in memory, or on the device; larger ones in mapped files. Batches
+            are the same, to the bit.
+    """
+
+    kind: Kind
+    data: DataMode = "original"
+    synthetic: Synthetic = "bridges"
+    uniform_over: UniformOver = "transitions"
+    top_fraction: float = 1.0
+    shaping: ShapingConfig = field(default_factory=ShapingConfig)
+    device: str = "auto"
+    memory_gib: float = MEMORY_GIB
+
+    @property
+    def weights(self) -> WeightConfig:
+        """Weights of the augmented part's episodes; ``weighted`` data with no other weights are weighted by return."""
+        weights = self.shaping.weights
+        return WeightConfig(name="rw") if self.data == "weighted" and weights == WeightConfig() else weights
+
+
+class TrainerSettings(Protocol):
+    """Settings of an algorithm, a dataclass, as the training loop reads them."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def train_steps(self) -> int:
+        """Gradient steps."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Transitions or windows per batch."""
+        ...
+
+    def data_needs(self) -> DataNeeds:
+        """Return what the algorithm asks of its training data."""
+        ...
+
+
+@runtime_checkable
+class CountsFlops(Protocol):
+    """Settings that say what a gradient step computes."""
+
+    @property
+    def flops(self) -> float:
+        """Floating point operations of one gradient step, roughly."""
+        ...
+
+
+def flops_of(config: object) -> float | None:
+    """Return roughly what one gradient step computes; None where the settings do not say."""
+    return config.flops if isinstance(config, CountsFlops) else None
 
 
 def _positive(config: Any, *names: str) -> None:
@@ -35,7 +125,7 @@ def _unit(config: Any, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class MLPConfig:
-    """What the algorithms on transitions have in common.
+    """Settings that the algorithms on transitions have in common.
 
     Attributes:
         synthetic: stitched data enters as ``bridges`` (generated transitions only), as ``tails`` (the bridge and what
@@ -50,14 +140,18 @@ class MLPConfig:
     num_layers: int = 2
     learning_rate: float = 3e-4
     synthetic: Synthetic = "bridges"
-    uniform_over: Literal["transitions", "bridges"] = "transitions"
+    uniform_over: UniformOver = "transitions"
     precision: Literal["auto", "float32", "bf16"] = "float32"
 
     def __post_init__(self) -> None:
         _positive(self, "train_steps", "batch_size", "hidden", "num_layers", "learning_rate")
 
+    def data_needs(self) -> DataNeeds:
+        """Return what the algorithm asks of its training data."""
+        return DataNeeds(synthetic=self.synthetic, uniform_over=self.uniform_over)
+
     def _flops(self, passes: float) -> float:
-        """``passes``: times a network of the configured size goes forward and back."""
+        """Return the operations of a step in which networks of this size go forward and back ``passes`` times."""
         return 6.0 * passes * self.num_layers * self.hidden**2 * self.batch_size
 
 
@@ -154,7 +248,7 @@ class DTConfig:
     decay: Literal["none", "linear", "cosine"] = "none"
     final_fraction: float = 0.0
     grad_clip: float = 0.25
-    uniform_over: Literal["transitions", "bridges"] = "transitions"
+    uniform_over: UniformOver = "transitions"
     precision: Literal["auto", "float32", "bf16"] = "float32"
 
     def __post_init__(self) -> None:
@@ -165,6 +259,10 @@ class DTConfig:
             raise ValueError(f"weight_decay must be >= 0, got weight_decay={self.weight_decay}")
         if self.width % self.num_heads:
             raise ValueError(f"width must be divisible by num_heads={self.num_heads}, got width={self.width}")
+
+    def data_needs(self) -> DataNeeds:
+        """Return what the algorithm asks of its training data."""
+        return DataNeeds(uniform_over=self.uniform_over, context=self.context)
 
     @property
     def flops(self) -> float:
@@ -188,6 +286,10 @@ class BCConfig(MLPConfig):
         if not 0 < self.top_fraction <= 1:
             raise ValueError(f"top_fraction must be in (0, 1], got top_fraction={self.top_fraction}")
 
+    def data_needs(self) -> DataNeeds:
+        """Return what the algorithm asks of its training data."""
+        return replace(super().data_needs(), top_fraction=self.top_fraction)
+
     @property
     def flops(self) -> float:
         return self._flops(passes=1.0)
@@ -198,7 +300,7 @@ AlgorithmConfig = TD3BCConfig | IQLConfig | DTConfig | BCConfig
 
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmConfigs:
-    """Settings of every algorithm: the list of their names; ``registry`` has what they do."""
+    """Settings of every algorithm by name; ``registry`` has what they do."""
 
     td3bc: TD3BCConfig = field(default_factory=TD3BCConfig)
     iql: IQLConfig = field(default_factory=IQLConfig)
@@ -239,7 +341,7 @@ class EvalConfig:
             raise ValueError(f"target_returns must be finite, got target_returns={list(self.target_returns)}")
 
     def to_json(self) -> dict[str, Any]:
-        """As it belongs to a trial's identity: a setting that came later is left out where it says nothing."""
+        """Return the settings as part of a trial's identity; one that came later is left out where it says nothing."""
         value = asdict(self)
         if self.max_episode_steps is None:
             del value["max_episode_steps"]

@@ -26,7 +26,7 @@ from raystitch.trainers.state import Algorithm, Metrics, TrainState
 
 @dataclass(kw_only=True)
 class DTState(TrainState):
-    """``turns`` go forward and back one after the other: the seeds on a CPU, all of them at once elsewhere."""
+    """State of DT; ``turns`` go forward and back one after the other: single seeds on a CPU, all at once elsewhere."""
 
     model: DecisionTransformer
     optimizer: torch.optim.AdamW
@@ -34,7 +34,7 @@ class DTState(TrainState):
 
 
 def networks(data: TrainData, ratio: Ratio, config: DTConfig) -> dict[str, nn.Module]:
-    """That of one seed."""
+    """Return the network of one seed."""
     model = DecisionTransformer(
         obs_dim=data.obs_dim,
         act_dim=data.act_dim,
@@ -60,7 +60,7 @@ def create(nets: Mapping[str, nn.Module], config: DTConfig) -> DTState:
 
 
 def learning_rate(step: int, config: DTConfig) -> float:
-    """Linear warm-up, then the decay asked for; ``step`` counts the updates done before this one."""
+    """Return the rate of linear warm-up, then of the decay; ``step`` counts the updates done before this one."""
     warmup = config.warmup_fraction * config.train_steps
     if step < warmup:
         return config.learning_rate * (step + 1) / math.ceil(warmup)
@@ -70,14 +70,14 @@ def learning_rate(step: int, config: DTConfig) -> float:
 
 
 def action_loss(model: DecisionTransformer, batch: WindowBatch, generators: Generators) -> Tensor:
-    """Mean squared error of the actions at valid steps, [S]."""
+    """Return the mean squared error of the actions at valid steps, [S]."""
     predicted = model(batch.obs, batch.action, batch.rtg, batch.time, generators)
     error = (predicted - batch.action).square().mean(-1)
     return (error * batch.valid).sum((1, 2)) / batch.valid.sum((1, 2))
 
 
 def update(state: DTState, batch: WindowBatch, config: DTConfig, generators: Sequence[torch.Generator]) -> Metrics:
-    """One clipped AdamW step."""
+    """Do one clipped AdamW step."""
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, config)
     # In place: the gradients of those that take turns are slices of the whole one's.
@@ -107,7 +107,7 @@ class DTPolicy(Policy):
         self.reset(0)
 
     def reset(self, num_envs: int, target_return: float | None = None) -> None:
-        """``target_return`` None asks for the largest return of the original data."""
+        """Start episodes; ``target_return`` None asks for the largest return of the original data."""
         if target_return is not None and not math.isfinite(target_return):
             raise UserError(f"target return must be finite, got {target_return}")
         target = self.meta.return_max if target_return is None else target_return
@@ -125,8 +125,10 @@ class DTPolicy(Policy):
 
     @torch.inference_mode()
     def keep(self, rows: NDArray[np.int64]) -> None:
-        for name in ("_target", "_obs", "_action", "_rtg"):
-            setattr(self, name, getattr(self, name)[torch.as_tensor(rows, device=self._mean.device)])
+        at = torch.as_tensor(rows, device=self._mean.device)
+        self._target, self._obs, self._action, self._rtg = (
+            kept[at] for kept in (self._target, self._obs, self._action, self._rtg)
+        )
 
     def _act_unit(self, obs_BO: Tensor) -> Tensor:
         recent = slice(-self._model.context, None)
@@ -148,7 +150,7 @@ DT = Algorithm(
     networks=networks,
     create=create,
     update=update,
-    acts="model",
+    actor=lambda state: state.model,
     network=DecisionTransformer,
     policy=DTPolicy,
 )

@@ -8,23 +8,22 @@ theirs is 1); time steps past the largest one trained on share its embedding.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raystitch.trainers.stacked import StackedLayerNorm, StackedLinear
+from raystitch.trainers.stacked import ActingNetwork, StackedLayerNorm, StackedLinear
 
 INIT_STD = 0.02
 DROPOUT_LEVELS = 2**15
 
 Generators = Sequence[torch.Generator] | None
-"""For dropout, one per seed; None switches dropout off."""
+"""Generators of dropout, one per seed; None switches dropout off."""
 
 
 def kept(x: Tensor, rate: float, generators: Generators) -> Tensor | None:
-    """What dropout multiplies ``x`` [S, ..] with: 0 or 1 / (1 - rate); None without generators, for nothing.
+    """Return the factors of dropout for ``x`` [S, ..], 0 or 1 / (1 - rate); None without generators, for none.
 
     One random word serves four elements (torch's own dropout costs 10x).
     """
@@ -44,7 +43,7 @@ def dropout(x: Tensor, rate: float, generators: Generators) -> Tensor:
 
 
 def add_dropout(x: Tensor, change: Tensor, rate: float, generators: Generators) -> Tensor:
-    """x + dropout(change) in the type of ``x``, in one pass."""
+    """Return x + dropout(change) in the type of ``x``, in one pass."""
     keep = kept(x, rate, generators)
     return x + change if keep is None else torch.addcmul(x, change.to(x.dtype), keep)
 
@@ -61,8 +60,11 @@ class TransformerBlock(nn.Module):
         self.up, self.down = StackedLinear(width, 4 * width), StackedLinear(4 * width, width)
 
     def forward(self, x: Tensor, mask: Tensor, generators: Generators, queries: slice = slice(None)) -> Tensor:
-        """``mask`` [T, T] is added to the scores, -inf where a query (row) must not see a key (column); ``queries``
-        picks the tokens that come out, keys and values come from all of them."""
+        """Return the tokens that ``queries`` picks; keys and values come from all of them.
+
+        Args:
+            mask: [T, T], added to the scores: -inf where a query (row) must not see a key (column).
+        """
         normed = self._normed(self.norm_1, x)
         key, value = self.key_value(normed, bf16=self.bf16).chunk(2, -1)
         query = self.query(normed[:, :, queries], bf16=self.bf16)
@@ -75,7 +77,7 @@ class TransformerBlock(nn.Module):
         return norm(x).bfloat16() if self.bf16 else norm(x)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, generators: Generators) -> Tensor:
-        """Written out: at this length torch's fused attention is no faster, and in bf16 on a CPU much slower."""
+        """Attend; torch's fused attention is no faster at this length, and in bf16 on a CPU much slower."""
         shape = query.shape
         query, key, value = (self._heads(part) for part in (query, key, value))
         bias = mask.to(query.dtype).expand(len(query), -1, -1)
@@ -85,11 +87,11 @@ class TransformerBlock(nn.Module):
         return attended.unflatten(0, (-1, self.num_heads)).transpose(1, 2).reshape(shape)
 
     def _heads(self, x_SBTD: Tensor) -> Tensor:
-        """[S * B * heads, T, D / heads]."""
+        """Split the heads: [S, B, T, D] to [S * B * heads, T, D / heads]."""
         return x_SBTD.flatten(0, 1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2).flatten(0, 1)
 
 
-class DecisionTransformer(nn.Module):
+class DecisionTransformer(ActingNetwork):
     """Actions from (return-to-go, state, action) histories; only state tokens leave the last block."""
 
     def __init__(
@@ -105,9 +107,9 @@ class DecisionTransformer(nn.Module):
         rate: float,
         bf16: bool = False,
     ) -> None:
-        """``max_time``: largest time step with an embedding of its own; ``rate``: of dropout."""
+        """Take the sizes, the rate of dropout and ``max_time``, the largest time step with an embedding of its own."""
         super().__init__()
-        self.arguments: dict[str, Any] = {
+        self.arguments = {
             "obs_dim": obs_dim,
             "act_dim": act_dim,
             "width": width,
@@ -142,9 +144,9 @@ class DecisionTransformer(nn.Module):
         time_SBK: Tensor,
         generators: Generators = None,
     ) -> Tensor:
-        """Predicted actions in [-1, 1], [S, B, K, A]; each sees returns and states up to its own step, actions before.
+        """Predict actions in [-1, 1], [S, B, K, A]; each sees returns and states up to its own step, actions before.
 
-        Windows that are padded are so at their end, where no step before sees it.
+        Windows are padded at their end, where no step before sees the padding.
         """
         seeds, batch, steps = rtg_SBK.shape
         time = self._times(time_SBK)
@@ -164,7 +166,7 @@ class DecisionTransformer(nn.Module):
         return torch.tanh(self.head(self.norm_out(states)))
 
     def _times(self, time_SBK: Tensor) -> Tensor:
-        """Embeddings of time steps, each seed's own, [S, B, K, D]."""
+        """Return the embeddings of time steps, each seed's own, [S, B, K, D]."""
         seeds, rows, width = self.embed_time.shape
         own = torch.arange(seeds, device=time_SBK.device)[:, None, None] * rows
         return F.embedding(time_SBK.clamp(max=self.max_time) + own, self.embed_time.view(seeds * rows, width))

@@ -1,5 +1,6 @@
 """Evaluation in the real environment: episodes side by side, every one with a seed of its own."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,7 @@ class EvalResult:
         return None if self.successes is None else float(self.successes.mean())
 
     def to_json(self) -> dict[str, Any]:
+        """Return one evaluation of ``returns.json``."""
         return {
             "target_return": self.target_return,
             "return_mean": self.return_mean,
@@ -64,7 +66,7 @@ class EvalResult:
 
 
 def check_env(env: EnvSpec, obs_dim: int, act_dim: int) -> None:
-    """Makes the environment once and compares its sizes, before hours of training and not after them.
+    """Make the environment once and compare its sizes, before hours of training and not after them.
 
     Raises:
         UserError: when it cannot be made or has other sizes.
@@ -77,7 +79,7 @@ def check_env(env: EnvSpec, obs_dim: int, act_dim: int) -> None:
 
 
 def check_ends(env: EnvSpec, longest: int) -> None:
-    """Refuses an environment whose episodes may have no end, before hours of training and not after them.
+    """Refuse an environment whose episodes may have no end, before hours of training and not after them.
 
     Args:
         env: where data without a single termination come from. longest: steps of the longest recorded episode.
@@ -99,7 +101,7 @@ def check_ends(env: EnvSpec, longest: int) -> None:
 
 
 def check_target(target_return: float, scale: float) -> None:
-    """Refuses a return that no policy can have been trained for.
+    """Refuse a return that no policy can have been trained for.
 
     Args:
         scale: largest absolute return of the training data.
@@ -131,7 +133,7 @@ def evaluate(
     seed: int = 0,
     target_return: float | None = None,
 ) -> EvalResult:
-    """Runs ``num_episodes`` episodes, ``num_envs`` at a time; equal arguments give equal results.
+    """Run ``num_episodes`` episodes, ``num_envs`` at a time; equal arguments give equal results.
 
     Raises:
         UserError: when the environment cannot be made or does not fit the policy, or for an absurd target return.
@@ -142,46 +144,74 @@ def evaluate(
     asked = target_return if policy.uses_target_return else None
     if asked is not None:
         check_target(asked, policy.meta.rtg_scale)
-    returns, lengths = np.zeros(num_episodes), np.zeros(num_episodes, np.int64)
-    successes, reported = np.zeros(num_episodes, np.bool_), False
+    counts = _Counts(num_episodes)
     envs: list[FlatEnv] = []
     try:
         for _ in range(min(num_envs, num_episodes)):
             envs.append(make_env(env))
             _check_sizes(envs[-1], env, policy.obs_dim, policy.act_dim)
         for first in range(0, num_episodes, len(envs)):
-            alive = np.arange(first, min(first + len(envs), num_episodes))
-            seeds = [derive_seed(seed, "episode", int(episode)) % 2**31 for episode in alive]
-            obs = np.stack([envs[e - first].reset(seed=s)[0] for e, s in zip(alive, seeds, strict=True)])
-            policy.reset(len(alive), asked)
-            while len(alive):
-                actions = policy.act(obs)
-                if not np.isfinite(actions).all():
-                    raise RunError(f"the policy's actions in {env.env_id} are not finite; train it again")
-                steps = [envs[e - first].step(action) for e, action in zip(alive, actions, strict=True)]
-                reward = np.array([float(step[1]) for step in steps])
-                policy.observe(reward)
-                returns[alive] += reward
-                lengths[alive] += 1
-                reported = reported or "success" in steps[0][4]
-                successes[alive] |= [bool(step[4].get("success", False)) for step in steps]
-                going = np.flatnonzero([not (step[2] or step[3]) for step in steps])
-                if lengths[alive].max() >= SAFETY_LIMIT:
-                    raise RunError(
-                        f"{env.env_id} did not end after {SAFETY_LIMIT:,} steps; give --max-episode-steps N "
-                        "(evaluation.max_episode_steps in a configuration)"
-                    )
-                obs = np.stack([step[0] for step in steps])
-                if len(going) < len(alive):
-                    policy.keep(going)
-                    obs, alive = obs[going], alive[going]
+            episodes = np.arange(first, min(first + len(envs), num_episodes))
+            seeds = [derive_seed(seed, "episode", int(episode)) % 2**31 for episode in episodes]
+            policy.reset(len(episodes), asked)
+            _run_side_by_side(policy, envs[: len(episodes)], seeds, episodes, counts, env.env_id)
     finally:
         for made in envs:
             made.close()
     return EvalResult(
         target_return=asked,
-        returns=returns,
-        lengths=lengths,
-        successes=successes if reported else None,
-        score=normalised_score(env.env_id, float(returns.mean()), env.reference),
+        returns=counts.returns,
+        lengths=counts.lengths,
+        successes=counts.successes if counts.reported else None,
+        score=normalised_score(env.env_id, float(counts.returns.mean()), env.reference),
     )
+
+
+class _Counts:
+    """Sums over the steps of N episodes so far; ``reported``: the environment says whether a step is a success."""
+
+    def __init__(self, num_episodes: int) -> None:
+        self.returns, self.lengths = np.zeros(num_episodes), np.zeros(num_episodes, np.int64)
+        self.successes, self.reported = np.zeros(num_episodes, np.bool_), False
+
+    def add(self, episodes: NDArray[np.int64], reward: NDArray[np.float64], infos: Sequence[Mapping[str, Any]]) -> None:
+        """Add one step of each of the ``episodes``."""
+        self.returns[episodes] += reward
+        self.lengths[episodes] += 1
+        self.reported = self.reported or "success" in infos[0]
+        self.successes[episodes] |= [bool(info.get("success", False)) for info in infos]
+
+
+def _run_side_by_side(
+    policy: Policy,
+    envs: Sequence[FlatEnv],
+    seeds: Sequence[int],
+    episodes: NDArray[np.int64],
+    counts: _Counts,
+    env_id: str,
+) -> None:
+    """Run one episode in each environment until all have ended, and add their steps to ``counts``.
+
+    Raises:
+        RunError: when an episode has no end, or the policy's actions are not finite.
+    """
+    obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)])
+    alive = np.arange(len(envs))
+    while len(alive):
+        actions = policy.act(obs)
+        if not np.isfinite(actions).all():
+            raise RunError(f"the policy's actions in {env_id} are not finite; train it again")
+        steps = [envs[int(at)].step(action) for at, action in zip(alive, actions, strict=True)]
+        reward = np.array([float(step[1]) for step in steps])
+        policy.observe(reward)
+        counts.add(episodes[alive], reward, [step[4] for step in steps])
+        if counts.lengths[episodes[alive]].max() >= SAFETY_LIMIT:
+            raise RunError(
+                f"{env_id} did not end after {SAFETY_LIMIT:,} steps; give --max-episode-steps N "
+                "(evaluation.max_episode_steps in a configuration)"
+            )
+        obs = np.stack([step[0] for step in steps])
+        going = np.flatnonzero([not (step[2] or step[3]) for step in steps])
+        if len(going) < len(alive):
+            policy.keep(going)
+            obs, alive = obs[going], alive[going]

@@ -34,7 +34,7 @@ class GaussianActor(Actor):
         self.log_std = nn.Parameter(torch.zeros(1, 1, act_dim))
 
     def log_prob(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Log density of ``action`` [S, B, A], [S, B]."""
+        """Return the log density of ``action`` [S, B, A], [S, B]."""
         log_std = self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
         z = (action - self(obs)) * torch.exp(-log_std)
         return -(z.square() / 2 + log_std + math.log(2 * math.pi) / 2).sum(-1)
@@ -65,16 +65,13 @@ class IQLState(TrainState):
 
 
 def reward_scale(data: TrainData, config: IQLConfig) -> float:
-    """What makes the returns of the original data span ``reward_range``; 1 where they are all the same."""
-    episodes = torch.arange(len(data.original), device=data.device) + data.original.first_episode
-    start = data.run_start[episodes, 0].to(data.rtg.device)
-    returns = data.rtg[start] + data.rtg_offset[episodes, 0].to(data.rtg.device)
-    span = float(returns.max() - returns.min()) if len(returns) else 0.0
+    """Return the factor that makes the returns of the original data span ``reward_range``; 1 where all are equal."""
+    span = data.return_span
     return config.reward_range / span if config.reward_range and span > 0 else 1.0
 
 
 def networks(data: TrainData, ratio: Ratio, config: IQLConfig) -> dict[str, nn.Module]:
-    """Those of one seed."""
+    """Return the networks of one seed."""
     sizes = {"hidden": config.hidden, "num_layers": config.num_layers, "bf16": uses_bf16(config.precision, data.device)}
     obs_dim, act_dim = data.obs_dim, data.act_dim
     return {
@@ -102,26 +99,26 @@ def create(nets: Mapping[str, nn.Module], config: IQLConfig) -> IQLState:
 
 @torch.no_grad()
 def target_q(state: IQLState, batch: TransitionBatch) -> Tensor:
-    """The smaller of the target critics for the data's actions, [S, B]."""
+    """Return the smaller of the target critics for the data's actions, [S, B]."""
     return state.target_critics(batch.obs, batch.action).amin(1)
 
 
 def value_loss(state: IQLState, batch: TransitionBatch, config: IQLConfig, q: Tensor) -> Tensor:
-    """Expectile regression of V on ``q`` [S, B] (Eq. 5)."""
+    """Return the loss of expectile regression of V on ``q`` [S, B] (Eq. 5)."""
     error = q - state.value(batch.obs)
     weight = torch.where(error > 0, config.expectile, 1 - config.expectile)
     return (weight * error.square()).mean(-1)
 
 
 def critic_loss(state: IQLState, batch: TransitionBatch, config: IQLConfig, next_v: Tensor) -> tuple[Tensor, Tensor]:
-    """Regression of both Q on r + gamma V(s') (Eq. 6), ``next_v`` [S, B]. Returns the losses and the mean Q."""
+    """Return the losses of regressing both Q on r + gamma V(s') (Eq. 6), ``next_v`` [S, B], and the mean Q."""
     target = state.value.reward_scale * batch.reward + config.gamma * (1 - batch.done) * next_v
     q = state.critics(batch.obs, batch.action)
     return (q - target[:, None]).square().mean(-1).sum(-1), q[:, 0].detach().mean(-1)
 
 
 def actor_loss(state: IQLState, batch: TransitionBatch, config: IQLConfig, advantage: Tensor) -> Tensor:
-    """Cloning weighted by exp(beta * ``advantage``), [S, B] (Eq. 7)."""
+    """Return the loss of cloning weighted by exp(beta * ``advantage``), [S, B] (Eq. 7)."""
     weight = torch.exp(config.temperature * advantage).clamp(max=MAX_WEIGHT)
     return -(weight * state.actor.log_prob(batch.obs, batch.action)).mean(-1)
 
@@ -129,7 +126,7 @@ def actor_loss(state: IQLState, batch: TransitionBatch, config: IQLConfig, advan
 def update(
     state: IQLState, batch: TransitionBatch, config: IQLConfig, generators: Sequence[torch.Generator]
 ) -> Metrics:
-    """One step of V, then of the policy and of both Q with the new V, then of the targets."""
+    """Do one step of V, then of the policy and of both Q with the new V, then of the targets."""
     q = target_q(state, batch)
     of_value = value_loss(state, batch, config, q)
     apply_gradients(state.value_optimizer, state.value, of_value)
@@ -156,7 +153,7 @@ IQL = Algorithm(
     networks=networks,
     create=create,
     update=update,
-    acts="actor",
+    actor=lambda state: state.actor,
     network=GaussianActor,
     policy=MarkovPolicy,
 )

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from raystitch.errors import RunError, UserError
 from raystitch.io.checkpoints import CheckpointFile
 from raystitch.io.journal import Journal
 from raystitch.seeding import derive_seed
-from raystitch.trainers.batches import RatioSampler, TrainData
-from raystitch.trainers.config import AlgorithmConfig
+from raystitch.trainers.batches import RatioSampler, TrainData, TransitionBatch, WindowBatch
+from raystitch.trainers.config import TrainerSettings
 from raystitch.trainers.policy import Policy, PolicyMeta
 from raystitch.trainers.ratio import Ratio, parse_ratio
-from raystitch.trainers.registry import ALGORITHMS
+from raystitch.trainers.registry import find_algorithm
 from raystitch.trainers.stacked import stack, unstack
 from raystitch.trainers.state import Algorithm, Metrics, TrainState
 
@@ -32,7 +33,7 @@ Log = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """Where a run saves its state, and how many seconds of work at most an interruption may cost.
+    """The place where a run saves its state, and the seconds of work that an interruption may cost at most.
 
     Attributes:
         settings: what the state belongs to; a checkpoint of other settings is not used.
@@ -51,21 +52,21 @@ class Checkpoints:
         return CheckpointFile(path=self.path, settings=self.settings, note=self.note)
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Saves a state, and on the disk before it what the journal holds."""
+        """Save a state, and on the disk before it the content of the journal."""
         extent = None if self.journal is None else self.journal.extent()
         self._file.save({**state, "journal": extent})
 
     def load(self) -> dict[str, Any] | None:
-        """The newest state that is sound, None where there is none; what cannot be used is named and set aside."""
+        """Return the newest sound state, None where there is none; others are named and set aside."""
         return self._file.load(check=None if self.journal is None else self._problem)
 
     def step(self) -> int:
-        """The step to go on from, 0 when nothing was saved."""
+        """Return the step to go on from, 0 when nothing was saved."""
         saved = self.load()
         return 0 if saved is None else int(saved["state"]["step"])
 
     def extent(self) -> dict[str, Any] | None:
-        """How far the journal reached when the state was saved that is gone on from."""
+        """Return how far the journal reached when the state to go on from was saved."""
         saved = self.load()
         return None if saved is None else saved["journal"]
 
@@ -74,21 +75,10 @@ class Checkpoints:
         return self.journal.problem(state["journal"])
 
 
-def find_algorithm(algo: str) -> Algorithm:
-    """An algorithm by name.
-
-    Raises:
-        UserError: for an unknown one.
-    """
-    if algo not in ALGORITHMS:
-        raise UserError(f"algo={algo!r} is not one of {', '.join(ALGORITHMS)}")
-    return ALGORITHMS[algo]
-
-
 def train_policy(
     data: TrainData,
     algo: str,
-    config: AlgorithmConfig,
+    config: TrainerSettings,
     ratio: Ratio | str = "1:0",
     seed: int = 0,
     *,
@@ -98,7 +88,7 @@ def train_policy(
     on_every: Callable[[int, Policy], None] | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> Policy:
-    """Trains one policy; the same arguments give the same policy, interrupted or not.
+    """Train one policy; the same arguments give the same policy, interrupted or not.
 
     Args:
         log: gets a row {step, total_steps, seconds, loss, ..} every 100 steps (means) and at the last step.
@@ -130,7 +120,7 @@ def train_policy(
 def train_policies(
     data: TrainData,
     algo: str,
-    config: AlgorithmConfig,
+    config: TrainerSettings,
     ratio: Ratio | str,
     seeds: Sequence[int],
     *,
@@ -140,13 +130,13 @@ def train_policies(
     on_every: Callable[[int, dict[int, Policy]], None] | None = None,
     records: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Policy | RunError]:
-    """Trains the policies of several seeds side by side: stacked parameters, batched products (see ``stacked``).
+    """Train the policies of several seeds side by side: stacked parameters, batched products (see ``stacked``).
 
     A seed's result is the one it has alone, up to float error. ``seconds`` in its rows are its share of the time.
 
     Args:
         log, on_every: as of ``train_policy``, with the position in ``seeds``; ``on_every`` gets those still going on.
-        checkpoints, records: one per seed; what is there of the checkpoints must all be at one step.
+        checkpoints, records: one per seed; the checkpoints that exist must all be at one step.
 
     Returns:
         A policy per seed, or the error that ended it (loss not finite) while the others went on.
@@ -154,63 +144,141 @@ def train_policies(
     Raises:
         UserError: as ``train_policy``.
     """
-    algorithm, ratio = find_algorithm(algo), parse_ratio(ratio)
-    if algorithm.kind != data.kind:
-        raise UserError(f"algo={algo} trains on {algorithm.kind}, but the data was built for {data.kind}")
-    generators = [torch.Generator(data.device) for _ in seeds]
-    for generator, seed in zip(generators, seeds, strict=True):
-        generator.manual_seed(derive_seed(seed, "batches"))
-    sampler = RatioSampler(data, ratio, config.batch_size, generators)
-    state: TrainState = algorithm.create(_networks(data, algorithm, config, ratio, seeds), config)
-    seconds = _resume(state, generators, checkpoints)
-    metas = [
-        _meta(data, algo, vars(state)[algorithm.acts].arguments, config, ratio, {"seed": seed, **record})
-        for seed, record in zip(seeds, records or [{}] * len(seeds), strict=True)
-    ]
-    failed: dict[int, RunError] = {}
-
-    def policies() -> dict[int, Policy]:
-        network = vars(state)[algorithm.acts]
-        return {
-            index: algorithm.policy(meta, unstack(network, index))
-            for index, meta in enumerate(metas)
-            if index not in failed
-        }
-
+    clock = _Clock(len(seeds))
+    run = _start(data, algo, config, parse_ratio(ratio), seeds, records)
+    clock.before = _resume(run.state, run.generators, checkpoints)
     interval: list[Metrics] = []
-    started = saved = time.monotonic()
-    while state.step < config.train_steps and len(failed) < len(seeds):
-        drawn = sampler.draw()
-        if data.kind == "sequences":
-            batch = data.windows(*drawn, vars(config)["context"])
-        else:
-            batch = data.transitions(drawn[0], drawn[1])
-        interval.append(algorithm.update(state, batch, config, generators))
-        step, last = state.step, state.step == config.train_steps
+    saved = time.monotonic()
+    while run.state.step < config.train_steps and len(run.failed) < len(seeds):
+        interval.append(run.advance())
+        step, last = run.state.step, run.state.step == config.train_steps
         if step % LOG_EVERY == 0 or last:
-            rows = _means(interval, step, algo, failed)
+            rows = _means(interval, step, algo, run.failed)
             interval = []
-            share = round(seconds + (time.monotonic() - started) / len(seeds), 3)
+            times = {"step": step, "total_steps": config.train_steps, "seconds": round(clock.share(), 3)}
             if log is not None:
                 for index, row in rows.items():
-                    log(index, {"step": step, "total_steps": config.train_steps, "seconds": share, **row})
+                    log(index, {**times, **row})
         if every and on_every is not None and step % every == 0 and not last:
-            paused = time.monotonic()
-            on_every(step, policies())
-            started += time.monotonic() - paused
+            with clock.paused():
+                on_every(step, run.policies())
         # Only where no metrics are pending, so that a resumed run logs the same rows.
         if checkpoints is not None and not interval and not last and time.monotonic() - saved >= checkpoints[0].seconds:
-            going = [index for index in range(len(seeds)) if index not in failed]
-            _save(state, generators, checkpoints, going, seconds + (time.monotonic() - started) / len(seeds))
+            _save(run.state, run.generators, checkpoints, run.going(), clock.share())
             saved = time.monotonic()
-    results: dict[int, Policy | RunError] = {**policies(), **failed}
+    results: dict[int, Policy | RunError] = {**run.policies(), **run.failed}
     return [results[index] for index in range(len(seeds))]
 
 
+@dataclass(kw_only=True)
+class _Run:
+    """Seeds in training.
+
+    Attributes:
+        draw: the next batch.
+        metas: one per seed.
+        failed: the errors of the seeds that ended, by position.
+    """
+
+    algorithm: Algorithm
+    config: TrainerSettings
+    state: TrainState
+    draw: Callable[[], TransitionBatch | WindowBatch]
+    generators: Sequence[torch.Generator]
+    metas: Sequence[PolicyMeta]
+    failed: dict[int, RunError] = field(default_factory=dict[int, RunError])
+
+    def advance(self) -> Metrics:
+        """Do one step on a new batch."""
+        return self.algorithm.update(self.state, self.draw(), self.config, self.generators)
+
+    def going(self) -> list[int]:
+        """Return the positions of the seeds that have not failed."""
+        return [index for index in range(len(self.metas)) if index not in self.failed]
+
+    def policies(self) -> dict[int, Policy]:
+        """Return the present policies of the seeds that have not failed, by position."""
+        network = self.algorithm.actor(self.state)
+        return {index: self.algorithm.policy(self.metas[index], unstack(network, index)) for index in self.going()}
+
+
+def _start(
+    data: TrainData,
+    algo: str,
+    config: TrainerSettings,
+    ratio: Ratio,
+    seeds: Sequence[int],
+    records: Sequence[Mapping[str, Any]] | None,
+) -> _Run:
+    """Return the seeds before their first step."""
+    algorithm = find_algorithm(algo)
+    if algorithm.kind != data.kind:
+        raise UserError(f"algo={algo} trains on {algorithm.kind}, but the data was built for {data.kind}")
+    data = _prepared(data, algorithm, config, seeds)
+    generators = _generators(data, seeds, "batches")
+    sampler = RatioSampler(data, ratio, config.batch_size, generators)
+    state: TrainState = algorithm.create(_networks(data, algorithm, config, ratio, seeds), config)
+    arguments = algorithm.actor(state).arguments
+    metas = [
+        _meta(data, algo, arguments, config, ratio, {"seed": seed, **record})
+        for seed, record in zip(seeds, records or [{}] * len(seeds), strict=True)
+    ]
+    draw = _batches(data, sampler, config.data_needs().context)
+    return _Run(algorithm=algorithm, config=config, state=state, draw=draw, generators=generators, metas=metas)
+
+
+def _prepared(data: TrainData, algorithm: Algorithm, config: TrainerSettings, seeds: Sequence[int]) -> TrainData:
+    """Return the data that the algorithm makes of ``data``; a function of the arguments, so that runs can resume."""
+    if algorithm.prepare is None:
+        return data
+    with torch.random.fork_rng(devices=[data.device] if data.device.type == "cuda" else []):
+        made = algorithm.prepare(data, config, _generators(data, seeds, "prepare"))
+    return data if made is None else made
+
+
+def _generators(data: TrainData, seeds: Sequence[int], purpose: str) -> list[torch.Generator]:
+    """Return one generator per seed."""
+    return [torch.Generator(data.device).manual_seed(derive_seed(seed, purpose)) for seed in seeds]
+
+
+def _batches(
+    data: TrainData, sampler: RatioSampler, context: int | None
+) -> Callable[[], TransitionBatch | WindowBatch]:
+    """Return the function that draws the next batch."""
+    if data.kind == "sequences":
+        if context is None:
+            raise ValueError("an algorithm on sequences must name a context in its data_needs()")
+        return lambda: data.windows(*sampler.draw(), context)
+
+    def transitions() -> TransitionBatch:
+        episode, step, _ = sampler.draw()
+        return data.transitions(episode, step)
+
+    return transitions
+
+
+class _Clock:
+    """Seconds of ``num_seeds`` seeds at work, shared evenly; ``before``: a seed's share before an interruption."""
+
+    def __init__(self, num_seeds: int) -> None:
+        self.num_seeds, self.before, self._started = num_seeds, 0.0, time.monotonic()
+
+    def share(self) -> float:
+        """Return the seconds of one seed."""
+        return self.before + (time.monotonic() - self._started) / self.num_seeds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time spent inside."""
+        begin = time.monotonic()
+        yield
+        self._started += time.monotonic() - begin
+
+
 def _networks(
-    data: TrainData, algorithm: Algorithm, config: AlgorithmConfig, ratio: Ratio, seeds: Sequence[int]
+    data: TrainData, algorithm: Algorithm, config: TrainerSettings, ratio: Ratio, seeds: Sequence[int]
 ) -> dict[str, nn.Module]:
-    """The networks of all seeds, stacked; each is what its seed alone gives."""
+    """Return the networks of all seeds, stacked; each is what its seed alone gives."""
     single: list[dict[str, nn.Module]] = []
     for seed in seeds:
         with torch.random.fork_rng(devices=[data.device] if data.device.type == "cuda" else []):
@@ -223,7 +291,7 @@ def _meta(
     data: TrainData,
     algo: str,
     arguments: Mapping[str, Any],
-    config: AlgorithmConfig,
+    config: TrainerSettings,
     ratio: Ratio,
     record: Mapping[str, Any],
 ) -> PolicyMeta:
@@ -248,7 +316,8 @@ def _meta(
 
 
 def _means(interval: list[Metrics], step: int, algo: str, failed: dict[int, RunError]) -> dict[int, dict[str, float]]:
-    """Means of the interval that ends at ``step``, by seed, in one transfer from the device; adds to ``failed``."""
+    """Return the means of the interval that ends at ``step`` by seed, in one transfer from the device; adds to
+    ``failed``."""
     names = list({name: None for metrics in interval for name in metrics})
     columns = [torch.stack([metrics[name] for metrics in interval if name in metrics]).float() for name in names]
     finite = torch.isfinite(torch.stack([metrics["loss"] for metrics in interval])).all(0)
@@ -276,7 +345,7 @@ def _save(
     going: Sequence[int],
     seconds: float,
 ) -> None:
-    """Saves the seeds that are ``going`` on."""
+    """Save the seeds that are ``going`` on."""
     for index in going:
         value = {"state": state.state_dict(index), "generator": generators[index].get_state(), "seconds": seconds}
         checkpoints[index].save(value)
@@ -285,7 +354,7 @@ def _save(
 def _resume(
     state: TrainState, generators: Sequence[torch.Generator], checkpoints: Sequence[Checkpoints] | None
 ) -> float:
-    """Loads the checkpoints if there are any; returns a seed's share of the seconds already spent."""
+    """Load the checkpoints if there are any and return a seed's share of the seconds already spent."""
     saved = [checkpoint.load() for checkpoint in checkpoints or ()]
     there = [value for value in saved if value is not None]
     if not there:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raystitch.trainers.stacked import ActingNetwork
+
 PADDED = 16
 """Weights per network are rounded up to whole cache lines."""
 
@@ -20,7 +22,7 @@ Layer = tuple[Tensor, Tensor]
 
 
 def views(weights: Tensor, sizes: Sequence[int]) -> list[Layer]:
-    """The layers in ``weights`` [N, P]: all matrices first, so that they stay aligned, then the biases."""
+    """Return the layers in ``weights`` [N, P]: all matrices first, so that they stay aligned, then the biases."""
     count, last = len(weights), len(sizes) - 2
     pairs = [*pairwise(sizes)]
     lengths = [inputs * outputs for inputs, outputs in pairs] + [outputs for _, outputs in pairs]
@@ -34,7 +36,7 @@ def views(weights: Tensor, sizes: Sequence[int]) -> list[Layer]:
 
 
 class _Through(torch.autograd.Function):
-    """(x [N, R, I], weights [N, P], sizes, bf16) to [N, A, R]; once differentiable."""
+    """The networks as one function of x [N, R, I], weights [N, P], sizes and bf16 to [N, A, R]; once differentiable."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, sizes: Sequence[int], bf16: bool) -> Tensor:
@@ -87,13 +89,12 @@ class _Through(torch.autograd.Function):
 
 
 class StackedMLP(nn.Module):
-    """``num_layers`` hidden ReLU layers, then a linear one; [*stack, R, in] to [*stack, R, out]. Starts as layers of
-    ``nn.Linear`` do."""
+    """Hidden ReLU layers, then a linear one: [*stack, R, in] to [*stack, R, out]; starts as ``nn.Linear`` does."""
 
     def __init__(
         self, in_dim: int, out_dim: int, hidden: int, num_layers: int, stack: tuple[int, ...] = (1,), bf16: bool = False
     ) -> None:
-        """``bf16``: of the products between hidden layers; the first and the last stay exact."""
+        """Take the sizes; ``bf16`` is for the products between hidden layers, the first and the last stay exact."""
         super().__init__()
         self.sizes, self.bf16 = (in_dim, *[hidden] * num_layers, out_dim), bf16
         pairs = [*pairwise(self.sizes)]
@@ -107,7 +108,7 @@ class StackedMLP(nn.Module):
         self.weights = nn.Parameter(weights)
 
     def layers(self) -> list[Layer]:
-        """Views of the weights, networks flattened; detached."""
+        """Return views of the weights, networks flattened; detached."""
         return views(self.weights.detach().view(-1, self.weights.shape[-1]), self.sizes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,17 +117,19 @@ class StackedMLP(nn.Module):
         return out.mT.view(*x.shape[:-1], self.sizes[-1])
 
     def of(self, x: Tensor, index: int) -> Tensor:
-        """What network ``index`` of the second stacked dimension makes of ``x`` [S, R, in], for gradients of ``x``
-        alone."""
+        """Return the output of network ``index`` of the second stacked dimension for ``x`` [S, R, in].
+
+        Only ``x`` gets gradients.
+        """
         return _Through.apply(x, self.weights.detach()[:, index], self.sizes, self.bf16).mT
 
 
-class Actor(nn.Module):
+class Actor(ActingNetwork):
     """Deterministic tanh policy: standardised observations [S, B, O] to actions in [-1, 1], [S, B, A]."""
 
     def __init__(self, *, obs_dim: int, act_dim: int, hidden: int, num_layers: int, bf16: bool = False) -> None:
         super().__init__()
-        self.arguments: dict[str, Any] = {
+        self.arguments = {
             "obs_dim": obs_dim,
             "act_dim": act_dim,
             "hidden": hidden,
@@ -150,5 +153,5 @@ class TwinCritic(nn.Module):
         return self.net(x[:, None].expand(-1, 2, -1, -1)).squeeze(-1)
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
-        """The first of the two alone, [S, B], for the gradients of what goes in."""
+        """Return the first of the two alone, [S, B], with gradients of the inputs alone."""
         return self.net.of(torch.cat([obs, action], -1), 0).squeeze(-1)

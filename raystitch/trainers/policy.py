@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from raystitch.data.episodes import Floats
-from raystitch.device import resolve_device
 from raystitch.envs.spec import EnvSpec
-from raystitch.errors import DamagedError, UserError
-from raystitch.io.digest import read_sealed, sealed
+from raystitch.io.digest import sealed
 from raystitch.io.files import atomic_path, write_json
 
 SCHEMA_VERSION = 1
@@ -28,7 +26,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PolicyMeta:
-    """What a policy needs besides its weights.
+    """Everything that a policy needs besides its weights.
 
     Attributes:
         algo: key of ``ALGORITHMS``.
@@ -51,11 +49,14 @@ class PolicyMeta:
     record: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def to_json(self) -> dict[str, Any]:
-        arrays = ("obs_mean", "obs_std", "action_low", "action_high")
+        """Return the content of ``policy.json``."""
         return {
             "algo": self.algo,
             "network": dict(self.network),
-            **{name: [float(value) for value in getattr(self, name)] for name in arrays},
+            "obs_mean": [float(value) for value in self.obs_mean],
+            "obs_std": [float(value) for value in self.obs_std],
+            "action_low": [float(value) for value in self.action_low],
+            "action_high": [float(value) for value in self.action_high],
             "rtg_scale": self.rtg_scale,
             "return_max": self.return_max,
             "env": None if self.env is None else self.env.to_json(),
@@ -64,6 +65,7 @@ class PolicyMeta:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "PolicyMeta":
+        """Read what ``to_json`` returned."""
         arrays = ("obs_mean", "obs_std", "action_low", "action_high")
         plain = ("algo", "network", "rtg_scale", "return_max", "record")
         return cls(
@@ -98,29 +100,29 @@ class Policy(ABC):
 
     @torch.inference_mode()
     def act(self, obs_BO: NDArray[Any]) -> Floats:
-        """float32 [B, A] within the action bounds."""
+        """Return actions within the bounds, float32 [B, A]."""
         obs = torch.as_tensor(np.asarray(obs_BO, np.float32), device=self._mean.device)
         unit_BA = self._act_unit((obs - self._mean) / self._std).clamp(-1, 1)
         return (self._centre + self._half_range * unit_BA).cpu().numpy()
 
     @abstractmethod
     def reset(self, num_envs: int, target_return: float | None = None) -> None:
-        """Starts ``num_envs`` episodes; ``target_return`` is in raw units."""
+        """Start ``num_envs`` episodes; ``target_return`` is in raw units."""
 
     @abstractmethod
     def observe(self, reward_B: NDArray[Any]) -> None:
-        """Takes the rewards of the last actions, [B]."""
+        """Take the rewards of the last actions, [B]."""
 
     @abstractmethod
     def keep(self, rows: NDArray[np.int64]) -> None:
-        """Goes on with these environments only."""
+        """Go on with these environments only."""
 
     @abstractmethod
     def _act_unit(self, obs_BO: Tensor) -> Tensor:
-        """Standardised observations to actions in [-1, 1]."""
+        """Map standardised observations to actions in [-1, 1]."""
 
     def save(self, folder: str | Path) -> None:
-        """Writes ``policy.safetensors``, then ``policy.json`` with its hash: without it there is no policy. Both
+        """Write ``policy.safetensors``, then ``policy.json`` with its hash: without it there is no policy. Both
         are on the disk when this returns."""
         weights = save({name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()})
         folder = Path(folder)
@@ -145,31 +147,3 @@ class MarkovPolicy(Policy):
 
     def _act_unit(self, obs_BO: Tensor) -> Tensor:
         return self.network(obs_BO[None])[0]
-
-
-def load_policy(folder: str | Path, device: str = "auto") -> Policy:
-    """A policy written by ``Policy.save``.
-
-    Raises:
-        DamagedError: when its files are not the ones that were saved.
-        UserError: when the folder holds none, or one of another version.
-    """
-    from raystitch.trainers.registry import ALGORITHMS
-
-    folder = Path(folder)
-    if not (folder / "policy.json").is_file():
-        raise UserError(f"{folder} is not a policy: it has no policy.json (look for the policy/ folder of a trial)")
-    value = read_sealed(folder / "policy.json")
-    if value.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(f"{folder}/policy.json is not a policy of schema_version {SCHEMA_VERSION}; train it again")
-    try:
-        weights = (folder / "policy.safetensors").read_bytes()
-        meta = PolicyMeta.from_json(value)
-        if "sha256:" + hashlib.sha256(weights).hexdigest() != value["hash"]:
-            raise DamagedError(f"{folder}/policy.safetensors is damaged: its hash is not the one in policy.json")
-        algorithm = ALGORITHMS[meta.algo]
-        network = algorithm.network(**meta.network)
-        network.load_state_dict(load(weights))
-    except (OSError, KeyError, TypeError, RuntimeError) as error:
-        raise DamagedError(f"{folder} cannot be read as a policy: {error!r}") from error
-    return algorithm.policy(meta, network.to(resolve_device(device)).eval())

@@ -24,9 +24,11 @@ from raystitch.data.normalise import Normalizer
 from raystitch.data.returns import returns_to_go
 from raystitch.io.cache import Scratch
 from raystitch.io.files import require_space
+from raystitch.shaping.returns import PooledEpisodes
+from raystitch.trainers.segments import Segments
 
 VERSION = 1
-"""Of the files; part of their name."""
+"""Version of the files; part of their name."""
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -48,9 +50,21 @@ class TransitionPool:
     dones: Tensor
     rtg: Tensor
 
+    def episodes(self, segments: Segments) -> PooledEpisodes:
+        """Return episodes of this pool for the hook on returns-to-go; nothing is copied."""
+        return PooledEpisodes(
+            start=segments.start,
+            length=segments.length,
+            rewards=self.rewards.numpy(),
+            dones=self.dones.numpy(),
+            rest=self.rtg.numpy(),
+            observations=self.observations.numpy(),
+            obs_row=self.obs_row.numpy(),
+        )
+
 
 def _layout(dataset: EpisodeDataset, bridges: Bridges | None) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
-    """Shape and type of every column."""
+    """Return the shape and type of every column."""
     count, states = dataset.num_transitions, len(dataset.observations)
     if bridges is not None:
         generated = bridges.all_references.num_transitions
@@ -66,7 +80,7 @@ def _layout(dataset: EpisodeDataset, bridges: Bridges | None) -> dict[str, tuple
 
 
 def pool_bytes(dataset: EpisodeDataset, bridges: Bridges | None) -> int:
-    """Size of the pool."""
+    """Return the size of the pool."""
     return sum(_bytes(shape, kind) for shape, kind in _layout(dataset, bridges).values())
 
 
@@ -77,9 +91,10 @@ def _bytes(shape: tuple[int, ...], kind: type[np.generic]) -> int:
 def build_pool(
     dataset: EpisodeDataset, bridges: Bridges | None, normalizer: Normalizer, memory: float, scratch: Scratch | None
 ) -> TransitionPool:
-    """The pool, in memory up to ``memory`` bytes and otherwise in files.
+    """Build the pool, in memory up to ``memory`` bytes and otherwise in files.
 
     Args:
+        dataset, bridges: with the rewards that count, see ``shape_dataset`` and ``shape_bridges``.
         scratch: where the files are kept; None for the user's cache folder.
 
     Raises:
@@ -131,7 +146,7 @@ def _in_files(
 
 
 def _mapped(path: Path, shape: tuple[int, ...], kind: type[np.generic]) -> Tensor:
-    """A tensor over a file; private, so that nothing written to it would reach the file."""
+    """Return a tensor over a file; private, so that nothing written to it would reach the file."""
     dtype = torch.int64 if kind is np.int64 else torch.float32
     count = int(np.prod(shape))
     if not count:
@@ -140,7 +155,7 @@ def _mapped(path: Path, shape: tuple[int, ...], kind: type[np.generic]) -> Tenso
 
 
 def _pieces(dataset: EpisodeDataset, bridges: Bridges | None, normalizer: Normalizer) -> Iterator[Columns]:
-    """What the columns hold, piece by piece; a column's pieces come in order."""
+    """Yield the content of the columns, piece by piece; a column's pieces come in order."""
     half_range = np.maximum((dataset.action_high - dataset.action_low) / 2, 1e-8)
     centre = (dataset.action_high + dataset.action_low) / 2
 

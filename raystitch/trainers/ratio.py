@@ -24,7 +24,7 @@ class Ratio:
         return f"{self.original:g}:{self.augmented:g}"
 
     def counts(self, batch_size: int) -> tuple[int, int]:
-        """(original, augmented) rows of every batch: rounded half up, at least one row of a part with a share.
+        """Return the (original, augmented) rows of every batch: rounded half up, at least one of a part with a share.
 
         Raises:
             UserError: when the batch cannot hold a row of each part.
@@ -39,7 +39,7 @@ class Ratio:
 
 
 def parse_ratio(text: str | Ratio) -> Ratio:
-    """``"2:1"`` as a Ratio.
+    """Read a ratio such as ``"2:1"``.
 
     Raises:
         UserError: for anything but two numbers >= 0, not both zero.

@@ -6,14 +6,20 @@ to float error. Legend: S seeds, D width.
 """
 
 import copy
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+class ActingNetwork(nn.Module):
+    """A network that a policy acts with; ``arguments`` build it again."""
+
+    arguments: Mapping[str, Any]
 
 
 class StackedLinear(nn.Module):
@@ -26,8 +32,8 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(1, 1, out_dim).uniform_(-bound, bound))
 
     def forward(self, x: Tensor, *, bf16: bool = False, relu: bool = False) -> Tensor:
-        """With ``relu`` the positive part. With ``bf16`` the product's factors are rounded to bf16; what comes out has
-        the type of ``x``."""
+        """Return x W + b, with ``relu`` its positive part. With ``bf16`` the product's factors are rounded to bf16; the
+        result has the type of ``x``."""
         rows = x.flatten(1, -2)
         if bf16:
             factors = (self.bias.bfloat16(), rows.bfloat16(), self.weight.bfloat16())
@@ -56,7 +62,7 @@ class StackedLayerNorm(nn.Module):
 
 
 def stack(networks: Sequence[Network]) -> Network:
-    """Networks of one seed each as one of all."""
+    """Return networks of one seed each as one network of all seeds."""
     whole = copy.deepcopy(networks[0])
     for name, parameter in whole.named_parameters():
         parameter.data = torch.cat([network.get_parameter(name).data for network in networks])
@@ -64,7 +70,7 @@ def stack(networks: Sequence[Network]) -> Network:
 
 
 def unstack(network: Network, index: int) -> Network:
-    """A copy of the network of seed ``index``."""
+    """Return a copy of the network of seed ``index``."""
     one = copy.deepcopy(network)
     for parameter in one.parameters():
         parameter.data = parameter.data[index : index + 1].clone()
@@ -72,7 +78,7 @@ def unstack(network: Network, index: int) -> Network:
 
 
 def in_turn(network: Network) -> list[Network]:
-    """The network of every seed on its own, in the same memory: their parameters and gradients are slices of
+    """Return the network of every seed on its own, in the same memory: parameters and gradients are slices of
     ``network``'s. For training on a CPU, where large layers of all seeds at once would not fit its caches."""
     whole = dict(network.named_parameters())
     for parameter in whole.values():
@@ -90,7 +96,7 @@ def in_turn(network: Network) -> list[Network]:
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-    """Scales each seed's gradient down to ``max_norm``; returns the norms before, [S]."""
+    """Scale each seed's gradient down to ``max_norm`` and return the norms before, [S]."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
     scale = (max_norm / (norms + 1e-6)).clamp_(max=1.0)

@@ -32,7 +32,7 @@ class TD3BCState(TrainState):
 
 
 def networks(data: TrainData, ratio: Ratio, config: TD3BCConfig) -> dict[str, nn.Module]:
-    """Those of one seed."""
+    """Return the networks of one seed."""
     sizes = {"obs_dim": data.obs_dim, "act_dim": data.act_dim, "hidden": config.hidden, "num_layers": config.num_layers}
     bf16 = uses_bf16(config.precision, data.device)
     return {"actor": Actor(**sizes, bf16=bf16), "critics": TwinCritic(**sizes, bf16=bf16)}
@@ -53,7 +53,7 @@ def create(nets: Mapping[str, nn.Module], config: TD3BCConfig) -> TD3BCState:
 
 
 def critic_loss(state: TD3BCState, batch: TransitionBatch, config: TD3BCConfig, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Clipped double-Q regression; ``noise`` is standard normal [S, B, A]. Returns the losses and the mean Q."""
+    """Return the losses of clipped double-Q regression and the mean Q; ``noise`` is standard normal [S, B, A]."""
     with torch.no_grad():
         smoothing = (noise * config.policy_noise).clamp_(-config.noise_clip, config.noise_clip)
         next_action = (state.target_actor(batch.next_obs) + smoothing).clamp_(-1, 1)
@@ -64,7 +64,7 @@ def critic_loss(state: TD3BCState, batch: TransitionBatch, config: TD3BCConfig, 
 
 
 def actor_loss(state: TD3BCState, batch: TransitionBatch, config: TD3BCConfig) -> tuple[Tensor, Tensor]:
-    """-lambda Q(s, pi(s)) + (pi(s) - a)^2 with lambda = alpha / mean |Q| (Eq. 5). Returns it and the cloning part."""
+    """Return -lambda Q(s, pi(s)) + (pi(s) - a)^2 with lambda = alpha / mean |Q| (Eq. 5), and its cloning part."""
     action = state.actor(batch.obs)
     q = state.critics.first(batch.obs, action)
     cloning = (action - batch.action).square().mean((-2, -1))
@@ -74,7 +74,7 @@ def actor_loss(state: TD3BCState, batch: TransitionBatch, config: TD3BCConfig) -
 def update(
     state: TD3BCState, batch: TransitionBatch, config: TD3BCConfig, generators: Sequence[torch.Generator]
 ) -> Metrics:
-    """One critic step, and every ``policy_delay``-th time one actor step and one target step."""
+    """Do one critic step, and every ``policy_delay``-th time one actor step and one target step."""
     loss, q_mean = critic_loss(state, batch, config, normal(batch.action.shape, generators))
     apply_gradients(state.critic_optimizer, state.critics, loss)
     metrics = {"loss": loss.detach(), "q_mean": q_mean}
@@ -96,7 +96,7 @@ TD3BC = Algorithm(
     networks=networks,
     create=create,
     update=update,
-    acts="actor",
+    actor=lambda state: state.actor,
     network=Actor,
     policy=MarkovPolicy,
 )

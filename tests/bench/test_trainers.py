@@ -6,9 +6,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from raystitch.bench.products import STEPS, products_of
 from raystitch.bench.trainers import Variant, algorithm_rows
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.trainers.config import ALGORITHM_CONFIGS, TD3BCConfig
+from raystitch.trainers.config import ALGORITHM_CONFIGS, DataSpec, TD3BCConfig
 from raystitch.trainers.data import build_data
-from raystitch.trainers.loop import find_algorithm, train_policy
+from raystitch.trainers.loop import train_policy
+from raystitch.trainers.registry import find_algorithm
 
 
 @pytest.mark.parametrize("algo", ALGORITHM_CONFIGS)
@@ -16,7 +17,7 @@ def test_the_products_counted_are_those_that_a_step_makes(algo: str, drift: Epis
     config = replace(ALGORITHM_CONFIGS[algo](), batch_size=16)
     products = products_of(config, drift.obs_dim, drift.act_dim)
     counted = sum(shape.flops * number for shape, number in products.items())
-    data = build_data(drift, find_algorithm(algo).kind, device="cpu")
+    data = build_data(drift, DataSpec(kind=find_algorithm(algo).kind, device="cpu"))
     with FlopCounterMode(display=False) as counter:
         train_policy(data, algo, replace(config, train_steps=STEPS))
     # Narrow ones may be made as sums, and a few more than needed.

@@ -113,6 +113,7 @@ def make_candidates(dataset: EpisodeDataset) -> Callable[..., Candidates]:
             residual_max=residual,
             residual_mean=residual,
             residuals=np.zeros((count, LARGEST_GAP + 1), np.float32),
+            spreads=np.zeros((count, LARGEST_GAP + 1), np.float32),
             spread_max=np.zeros(count, np.float32),
             rollout_deviation=np.zeros(count, np.float32),
             termination_max=np.zeros(count, np.float32),

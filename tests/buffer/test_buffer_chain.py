@@ -10,11 +10,11 @@ import pytest
 from raystitch.buffer.chain import chained_trajectories
 from raystitch.buffer.episodes import rebuild
 from raystitch.buffer.export import export
-from raystitch.buffer.ids import rows_that_count
 from raystitch.buffer.maintain import compact, verify
 from raystitch.buffer.meta import create_buffer
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.buffer.rounds import close_round, finish
+from raystitch.buffer.rows import rows_that_count
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
 from raystitch.buffer.shard_file import write_shard
 from raystitch.data.episodes import EpisodeDataset

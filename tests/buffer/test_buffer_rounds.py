@@ -94,7 +94,7 @@ def test_a_round_that_brings_nothing_is_named(tmp_path: Path) -> None:
     )
     seen: list[AugmentProgress] = []
     ledger = Ledger(path="b", config=config, rounds=(closed,), tally=Tally(1), progress=seen.append)
-    assert ledger.missing(9) == [1, 2, 3, 4]
+    assert ledger.next_shards(9) == [1, 2, 3, 4]
     ledger.add(stats(1, 0, closed.hash))
     assert [at.accepted for at in seen] == [5]
     assert seen[0].text == "1 shards, 0% accepted (residual 100%), chain round 1"
@@ -103,4 +103,4 @@ def test_a_round_that_brings_nothing_is_named(tmp_path: Path) -> None:
     held = [stats(1, 0, closed.hash), *(stats(shard, 1, closed.hash) for shard in (2, 3, 4))]
     ledger = Ledger(path="b", config=config, rounds=(closed,), tally=Tally(1, held))
     with pytest.raises(RunError, match=r"4 shards of 8 pairs hold 3 .*not the 5 asked for in chain round 1"):
-        ledger.missing(1)
+        ledger.next_shards(1)

@@ -128,7 +128,7 @@ def test_compaction_killed_at_any_step_leaves_a_sound_buffer(buffer: Buffer, kep
         "    names = [str(a) for a in args if 'merged-' in str(a)]\n"
         "    if event == 'os.rename' and names:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from raystitch.buffer import compaction\n"
+        "from raystitch.buffer import maintain as compaction\n"
         "from raystitch.io.storage import Storage\n"
         "left = int(sys.argv[2])\n"
         "class Dying(Storage):\n"

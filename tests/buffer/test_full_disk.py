@@ -77,7 +77,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 
 
 def test_an_older_file_outlives_a_full_disk(small_disk: Path, large: pa.Table) -> None:
-    stats = write_shard(small_disk, 1, large.slice(0, 2000))
+    stats = write_shard(small_disk, 1, large.slice(0, 1500))
     (small_disk / "filler").write_bytes(bytes(2**20))
     with pytest.raises(StorageError, match="No space left"):
         write_shard(small_disk, 1, large)

@@ -1,6 +1,5 @@
 """A dataset, a bundle and a buffer made by the command line itself, once per session."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,21 +11,6 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.minari_io import write_minari
 from raystitch.io.config_file import plain
 from raystitch.models.config import FitConfig
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in this process: (status, stdout, stderr)."""
-
-    def call(*argv: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = main([str(arg) for arg in argv])
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return call
 
 
 @pytest.fixture(scope="session")

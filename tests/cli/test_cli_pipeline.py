@@ -1,7 +1,6 @@
 """The commands in the order of the work, with tiny numbers, as a user would type them."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ import raystitch as rs
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.trainers.registry import ALGORITHMS
-
-Run = Callable[..., tuple[int, str, str]]
+from tests.conftest import Run
 
 
 def strict_json(text: str) -> Any:

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,16 @@ def wait_until(holds: Callable[[], object], process: subprocess.Popen[bytes], lo
         time.sleep(0.05)
 
 
-def test_up_and_down(served: tuple[Path, Path], drift: EpisodeDataset, tmp_path: Path) -> None:
-    stitcher, dataset = served
+def test_up_and_down(
+    served: tuple[Path, Path],
+    drift: EpisodeDataset,
+    tiny_fit: FitConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle, dataset = served
+    stitcher = shutil.copytree(bundle, tmp_path / "stitcher")
+    monkeypatch.setenv("RAYSTITCH_CACHE", str(tmp_path / "cache"))
     port, tokens, log = free_port(), tmp_path / "token", tmp_path / "log"
     tokens.write_text(f"ci:{FIRST}\n")
     environment = {**os.environ, "RAYSTITCH_TOKEN_FILE": str(tokens)}
@@ -87,7 +96,18 @@ def test_up_and_down(served: tuple[Path, Path], drift: EpisodeDataset, tmp_path:
         process.send_signal(signal.SIGHUP)  # at the first moment at which it says that it is ready
         wait_until(lambda: "/v1/models says" in log.read_text(), process, log)
         assert f"studio {url}/  requests {url}/v1/stitch  reference {url}/docs" in log.read_text()
-        assert post(url, drift, FIRST)["seed"] == 0
+        before = post(url, drift, FIRST)
+        assert before["seed"] == 0
+        shutil.rmtree(stitcher)
+        after = fit_bundle(drift, replace(tiny_fit, seed=tiny_fit.seed + 1), stitcher, device="cpu").hash
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: post(url, drift, FIRST)["model"] == after, process, log)
+        rollback = [*RAYSTITCH, "--rollback", "--port", port, "--route-prefix", "/team"]
+        rolled = subprocess.run(
+            rollback, env={**os.environ, "RAYSTITCH_TOKEN": FIRST}, capture_output=True, text=True, timeout=100
+        )
+        assert rolled.returncode == 0, rolled.stderr
+        assert post(url, drift, FIRST)["model"] == before["model"] != after
         assert [status(url, Host=name) for name in ("evil.example", "stitch.example")] == [421, 200]
         second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
         assert second.returncode == 2

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from raystitch.buffer.config import ActorConfig, AugmentConfig
-from raystitch.cluster.pools import Node
+from raystitch.cluster.actor_pools import Node
 from raystitch.cluster.resources import actor_needs, fit_need, run_needs, trial_need
 from raystitch.cluster.runtime import cluster_address, ensure_ray
 from raystitch.config import ResourceConfig, load_run_config
@@ -217,7 +217,6 @@ def test_another_token_or_version_is_one_line(cluster: Cluster) -> None:
 
 OTHER_PYTHON = """
 import json, sys, ray
-from ray._raylet import GcsClient
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 ray.init(sys.argv[1], log_to_driver=False)
 from ray._private.ray_constants import KV_NAMESPACE_CLUSTER

@@ -19,8 +19,8 @@ from ray.cluster_utils import Cluster
 
 from raystitch.buffer.reader import open_buffer
 from raystitch.cluster import augment as augment_module
+from raystitch.cluster.actor_pools import IN_FLIGHT
 from raystitch.cluster.actors import Proposer, Qualifier
-from raystitch.cluster.pools import IN_FLIGHT
 from raystitch.errors import RunError
 from raystitch.stitching.candidates import Candidates
 

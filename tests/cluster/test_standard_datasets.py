@@ -1,7 +1,6 @@
 """Datasets like the standard ones go all the way: inspect, fit, augment, train, export and back, a whole sweep."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from raystitch.cli import main
 from raystitch.data.load import load_dataset
+from tests.conftest import Run
 from tests.data.families import FAMILIES, Family, make_family
 
 pytestmark = pytest.mark.filterwarnings("ignore::raystitch.data.load.DatasetWarning")
@@ -21,18 +20,6 @@ CASES = [
     for data_format in ("hdf5", "arrow")
 ]
 SWEEP = ("evaluation={num_episodes: 1, num_envs: 1}", "validation.enabled=false", "augment.num_bridges=10")
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*argv: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = main([str(arg) for arg in argv])
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -92,3 +92,35 @@ def test_a_cluster_that_others_hold_is_said_and_waited_for_in_bounds(
 def _messages(text: str) -> list[str]:
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     return [line["message"] for line in lines if line["event"] == "note"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_an_endpoint_says_what_its_replicas_wait_for(
+    walks: Walks, tmp_path: Path, busy: tuple[str, Callable[[], None]]
+) -> None:
+    address, end_the_other = busy
+    log = tmp_path / "serve.log"
+    command = [sys.executable, "-m", "raystitch.cli", "serve", "--stitcher", str(walks.stitcher), "--address", address]
+    with log.open("w") as out:
+        serving = subprocess.Popen(command, stdout=out, stderr=out)
+    try:
+        _until("waiting for CPU 1 for a replica; free: ", log, serving)
+        assert re.search(
+            r"has CPU 0 of 1; other jobs on the cluster: \d+ .*; 1\d s so far \(Ctrl-C ends it\)", log.read_text()
+        )
+        end_the_other()
+        _until("Ctrl-C stops", log, serving)
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(60) == 0, log.read_text()
+        assert "Traceback" not in log.read_text()
+    finally:
+        serving.kill()
+        serving.wait()
+
+
+def _until(text: str, log: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while text not in log.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)

@@ -12,10 +12,19 @@ from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.errors import RunError, UserError
 from raystitch.trainers import ALGORITHMS
 from raystitch.trainers.batches import TrainData
-from raystitch.trainers.config import ALGORITHM_CONFIGS, AlgorithmConfig, BCConfig, DTConfig, IQLConfig, TD3BCConfig
+from raystitch.trainers.config import (
+    ALGORITHM_CONFIGS,
+    AlgorithmConfig,
+    BCConfig,
+    DataSpec,
+    DTConfig,
+    IQLConfig,
+    TD3BCConfig,
+)
 from raystitch.trainers.data import build_data
 from raystitch.trainers.loop import Checkpoints, train_policies, train_policy
-from raystitch.trainers.policy import Policy, load_policy
+from raystitch.trainers.policy import Policy
+from raystitch.trainers.registry import load_policy
 
 CONFIGS: dict[str, AlgorithmConfig] = {
     "td3bc": TD3BCConfig(train_steps=250, batch_size=16, hidden=16),
@@ -33,7 +42,7 @@ def algo(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def data(algo: str, drift: EpisodeDataset) -> TrainData:
     wide = dataclasses.replace(drift, action_low=np.array([-3, -1], np.float32))
-    return build_data(wide, ALGORITHMS[algo].kind, "duplicated", device="cpu")
+    return build_data(wide, DataSpec(kind=ALGORITHMS[algo].kind, data="duplicated", device="cpu"))
 
 
 def _short(algo: str, steps: int = 5) -> AlgorithmConfig:
@@ -130,7 +139,7 @@ def test_loss_that_is_not_finite_is_an_error_with_its_step(algo: str, data: Trai
 def test_one_short_episode_without_reward_is_enough_to_train_on(algo: str, drift: EpisodeDataset) -> None:
     zero = Episode(drift.observations[:3], drift.actions[:2], np.zeros(2, np.float32), False, True)
     dataset = from_episodes([zero], name="zero", action_low=drift.action_low, action_high=drift.action_high)
-    data = build_data(dataset, ALGORITHMS[algo].kind, device="cpu")
+    data = build_data(dataset, DataSpec(kind=ALGORITHMS[algo].kind, device="cpu"))
     policy = train_policy(data, algo, _short(algo))
     policy.reset(2)
     assert np.isfinite(policy.act(np.zeros((2, policy.obs_dim)))).all()
@@ -177,8 +186,7 @@ def test_a_seed_that_fails_leaves_the_others_alone(algo: str, data: TrainData, m
     def poisoned(*args: Any) -> Any:
         metrics = algorithm.update(*args)
         if args[0].step == 2:
-            network = vars(args[0])[algorithm.acts]
-            for parameter in network.parameters():
+            for parameter in algorithm.actor(args[0]).parameters():
                 parameter.data[0] = torch.nan
         return metrics
 

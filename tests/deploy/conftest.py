@@ -5,14 +5,28 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
 import pytest
 import yaml
+
+from raystitch.data.d4rl import write_d4rl
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.data.load import load_dataset
+from raystitch.endpoint.config import EndpointConfig, ModelConfig
+from raystitch.endpoint.models import Models
+from raystitch.models.config import FitConfig
+from raystitch.models.fit import fit_bundle
+from tests.deploy.nginx import QUICK, Live, Recorder, ingress
+from tests.endpoint.conftest import (
+    listening,
+    serving,
+)
 
 Overlay = dict[str, dict[str, Any]]
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -90,3 +104,35 @@ def storage(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def overlay(storage: str, rendered: Callable[[Path], Overlay]) -> Overlay:
     return rendered(DEPLOY / "kuberay" / "overlays" / storage)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, drift: EpisodeDataset, tiny_fit: FitConfig) -> Models:
+    root = tmp_path_factory.mktemp("ingress")
+    write_d4rl(drift, root / "drift.hdf5")
+    dataset = f"d4rl:{root / 'drift.hdf5'}"
+    fit_bundle(load_dataset(dataset), tiny_fit, root / "stitcher", "cpu")
+    models = Models()
+    served = ModelConfig(stitcher=str(root / "stitcher"), dataset=dataset)
+    models.load(EndpointConfig(models={"default": served}, device="cpu"))
+    return models
+
+
+@pytest.fixture(scope="module")
+def live(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with serving(models, cors_origins=["https://page.example"]) as served:
+        recorder = Recorder(served.app)
+        with (
+            listening(recorder) as port,
+            ingress(tmp_path_factory.mktemp("nginx"), port, [QUICK]) as front,
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as direct,
+        ):
+            yield Live(direct, front, recorder)
+
+
+@pytest.fixture
+def reached(live: Live) -> Recorder:
+    """The recorder, empty."""
+    live.recorder.heads.clear()
+    live.recorder.num_bytes = 0
+    return live.recorder

@@ -8,15 +8,21 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tests.endpoint.conftest import JSON, STITCH
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "ingress" / "nginx.conf"
 HOST = "raystitch.example.com"
 Change = tuple[str, str]
+QUICK = (r"(client_header|client_body|send)_timeout 10s", r"\1_timeout 1s")
+MIB = 2**20
+HEAD = f"POST {STITCH} HTTP/1.1\nHost: {HOST}\nContent-Type: {JSON}\n"
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,48 @@ def free_ports(count: int) -> list[int]:
     finally:
         for holder in holders:
             holder.close()
+
+
+@dataclass
+class Recorder:
+    """Hands on to an application, and remembers what reached it."""
+
+    app: ASGIApp
+    heads: list[dict[str, str]] = field(default_factory=list)
+    num_bytes: int = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        self.heads.append({name.decode(): value.decode() for name, value in scope["headers"]})
+
+        async def counted() -> Message:
+            message = await receive()
+            self.num_bytes += len(message.get("body", b""))
+            return message
+
+        await self.app(scope, counted, send)
+
+
+@dataclass
+class Live:
+    """The endpoint's own port, and nginx before it."""
+
+    direct: httpx.Client
+    ingress: Ingress
+    recorder: Recorder
+
+
+async def swallow(scope: Scope, receive: Receive, send: Send) -> None:
+    """Reads whatever comes and answers nobody, as Serve's proxy does while there is no replica."""
+    if scope["type"] == "lifespan":
+        while (message := await receive())["type"] != "lifespan.shutdown":
+            await send({"type": f"{message['type']}.complete"})
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 @contextmanager

@@ -2,28 +2,17 @@
 
 import json
 import re
-import select
 import socket
 import ssl
 import subprocess
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raystitch.data.d4rl import write_d4rl
-from raystitch.data.episodes import EpisodeDataset
-from raystitch.data.load import load_dataset
-from raystitch.endpoint.config import EndpointConfig, LimitsConfig, ModelConfig
-from raystitch.endpoint.models import Models
-from raystitch.models.config import FitConfig
-from raystitch.models.fit import fit_bundle
-from tests.deploy.nginx import CONFIG, HOST, Ingress, ingress, received
+from raystitch.endpoint.config import LimitsConfig
+from tests.deploy.nginx import CONFIG, HOST, MIB, Ingress, Live, Recorder, ingress, received, swallow
 from tests.endpoint.conftest import (
     ARROW,
     JSON,
@@ -33,78 +22,11 @@ from tests.endpoint.conftest import (
     listening,
     read_stream,
     refused,
-    serving,
     stream,
     table,
 )
 
-QUICK = (r"(client_header|client_body|send)_timeout 10s", r"\1_timeout 1s")
 STUDIO = Path(__file__).parents[2] / "raystitch" / "studio"
-MIB = 2**20
-HEAD = f"POST {STITCH} HTTP/1.1\nHost: {HOST}\nContent-Type: {JSON}\n"
-
-
-@dataclass
-class Recorder:
-    """Hands on to an application, and remembers what reached it."""
-
-    app: ASGIApp
-    heads: list[dict[str, str]] = field(default_factory=list)
-    num_bytes: int = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        self.heads.append({name.decode(): value.decode() for name, value in scope["headers"]})
-
-        async def counted() -> Message:
-            message = await receive()
-            self.num_bytes += len(message.get("body", b""))
-            return message
-
-        await self.app(scope, counted, send)
-
-
-@dataclass
-class Live:
-    """The endpoint's own port, and nginx before it."""
-
-    direct: httpx.Client
-    ingress: Ingress
-    recorder: Recorder
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, drift: EpisodeDataset, tiny_fit: FitConfig) -> Models:
-    root = tmp_path_factory.mktemp("ingress")
-    write_d4rl(drift, root / "drift.hdf5")
-    dataset = f"d4rl:{root / 'drift.hdf5'}"
-    fit_bundle(load_dataset(dataset), tiny_fit, root / "stitcher", "cpu")
-    models = Models()
-    served = ModelConfig(stitcher=str(root / "stitcher"), dataset=dataset)
-    models.load(EndpointConfig(models={"default": served}, device="cpu"))
-    return models
-
-
-@pytest.fixture(scope="module")
-def live(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    with serving(models, cors_origins=["https://page.example"]) as served:
-        recorder = Recorder(served.app)
-        with (
-            listening(recorder) as port,
-            ingress(tmp_path_factory.mktemp("nginx"), port, [QUICK]) as front,
-            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as direct,
-        ):
-            yield Live(direct, front, recorder)
-
-
-@pytest.fixture
-def reached(live: Live) -> Recorder:
-    """The recorder, empty."""
-    live.recorder.heads.clear()
-    live.recorder.num_bytes = 0
-    return live.recorder
 
 
 def test_json_arrow_and_ids_pass_as_they_are(live: Live) -> None:
@@ -177,114 +99,6 @@ def test_switches_of_serve_and_hop_by_hop_headers_do_not_pass(live: Live, reache
     }
     assert head["x-forwarded-for"] == "127.0.0.3"
     assert (head["x-forwarded-host"], head["authorization"], head["prefer"]) == (HOST, "Bearer mine", "wait=20")
-
-
-def test_half_a_head_is_cut_though_it_trickles_on(live: Live) -> None:
-    address = live.direct.base_url
-    with (
-        socket.create_connection((address.host, address.port or 0)) as bare,
-        live.ingress.open(HEAD, "127.0.0.4") as slow,
-        live.ingress.open("", "127.0.0.4") as silent,
-    ):
-        bare.sendall(HEAD.replace("\n", "\r\n").encode())
-        begun = time.monotonic()
-        slow.settimeout(0.2)
-        while time.monotonic() - begun < 8:
-            try:
-                slow.sendall(b"x")
-                if slow.recv(100) == b"":
-                    break
-            except TimeoutError:
-                continue
-            except OSError:
-                break
-        assert 0.9 < time.monotonic() - begun < 4
-        assert received(silent) == b""
-        assert time.monotonic() - begun < 5
-        bare.settimeout(0.1)
-        with pytest.raises(TimeoutError):  # without nginx it is still open
-            bare.recv(1)
-
-
-async def swallow(scope: Scope, receive: Receive, send: Send) -> None:
-    """Reads whatever comes and answers nobody, as Serve's proxy does while there is no replica."""
-    if scope["type"] == "lifespan":
-        while (message := await receive())["type"] != "lifespan.shutdown":
-            await send({"type": f"{message['type']}.complete"})
-        await send({"type": "lifespan.shutdown.complete"})
-        return
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def pour(connection: socket.socket, total: int) -> int:
-    """Sends chunks until the other side will have no more; returns the bytes that were taken."""
-    chunk = b"%x\r\n" % MIB + bytes(MIB) + b"\r\n"
-    sent = 0
-    try:
-        while sent < total:
-            connection.sendall(chunk)
-            sent += MIB
-    except OSError:
-        pass
-    return sent
-
-
-def test_an_endless_body_without_a_replica_ends_at_the_endpoints_limit(tmp_path: Path) -> None:
-    recorder = Recorder(swallow)
-    total = 100 * MIB
-    chunked = f"POST {STITCH} HTTP/1.1\nHost: {{host}}\nTransfer-Encoding: chunked\n\n"
-    with listening(recorder) as port:
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as bare:
-            bare.sendall(chunked.format(host="localhost").replace("\n", "\r\n").encode())
-            assert pour(bare, total) == total
-        assert recorder.num_bytes > 90 * MIB
-        with ingress(tmp_path, port, [QUICK]) as front:
-            recorder.heads.clear()
-            recorder.num_bytes = 0
-            with front.open(chunked.format(host=HOST)) as connection:
-                connection.settimeout(2)
-                pour(connection, total)
-                answer = received(connection)
-            assert b" 413 " in answer.partition(b"\r\n")[0]
-            assert b'"status":413' in answer
-            with front.open(HEAD + f"Content-Length: {700 * MIB}\n\n") as connection:
-                assert b" 413 " in received(connection).partition(b"\r\n")[0]
-            kept = sum(file.stat().st_size for file in (tmp_path / "body").rglob("*") if file.is_file())
-    assert kept <= 32 * MIB
-    assert (recorder.heads, recorder.num_bytes) == ([], 0)
-
-
-def test_slow_uploads_stay_out_and_one_address_has_its_share(live: Live, reached: Recorder) -> None:
-    head = HEAD + f"Content-Length: {30 * MIB}\n\n"
-    connections = [live.ingress.open(head, "127.0.0.5") for _ in range(40)]
-    for connection in connections:
-        connection.sendall(bytes(10_000))
-    time.sleep(0.3)
-    refused_ones, _, _ = select.select(connections, [], [], 0)
-    assert len(refused_ones) == 8
-    assert all(received(connection).startswith(b"HTTP/1.1 429 ") for connection in refused_ones)
-    assert (reached.heads, reached.num_bytes) == ([], 0)
-    with live.ingress.client("127.0.0.6") as client:  # others are served meanwhile
-        assert client.post(STITCH, json=body(num_candidates=1)).status_code == 200
-    begun = time.monotonic()
-    for connection in connections:  # they pause for longer than client_body_timeout
-        assert received(connection) == b""
-        connection.close()
-    assert time.monotonic() - begun < 8
-    assert len(reached.heads) == 1
-
-
-def test_too_many_requests_are_the_endpoints_429(live: Live) -> None:
-    with live.ingress.client("127.0.0.7") as client:
-        answers = [client.get("/healthz", headers={"X-Request-ID": "r"}) for _ in range(160)]
-    late = [answer for answer in answers if answer.status_code != 200]
-    assert 20 < len(late) <= 60
-    for answer in late:
-        problem = refused(answer, 429)
-        assert problem["request_id"] == "r"
-        assert int(answer.headers["retry-after"]) >= 1
-        assert problem.keys() == refused(live.direct.get("/none"), 404).keys()
 
 
 @pytest.mark.parametrize(

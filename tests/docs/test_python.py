@@ -10,15 +10,26 @@ import pytest
 
 import raystitch as rs
 from raystitch.models.samplers import SAMPLERS
+from raystitch.shaping.returns import RETURNS
+from raystitch.shaping.rewards import REWARDS
+from raystitch.shaping.weights import WEIGHTS
 from raystitch.stitching.gap import GAPS
 from raystitch.stitching.selectors import SELECTORS
+from tests.contract import test_shaping
 from tests.docs.pages import ROOT, run_python
 from tests.models import test_models_denoise, test_models_samplers
 from tests.stitching import test_pairs
 from tests.stitching.conftest import make_world
 
 SUFFIXES = {".py", ".md", ".yaml", ".json", ".js", ".html", ".toml"}
-REGISTERED = ((SAMPLERS, "ddim_half"), (SELECTORS, "richest"), (GAPS, "halfway"))
+REGISTERED = (
+    (SAMPLERS, "ddim_half"),
+    (SELECTORS, "richest"),
+    (GAPS, "halfway"),
+    (WEIGHTS, "better_half"),
+    (REWARDS, "doubted"),
+    (RETURNS, "discounted"),
+)
 
 
 @pytest.fixture
@@ -41,7 +52,7 @@ def extended(folder: Path, monkeypatch: pytest.MonkeyPatch, drift: rs.EpisodeDat
 
 
 def test_what_the_page_on_extending_adds_keeps_the_contracts(extended: int, tiny_fit: rs.FitConfig) -> None:
-    assert extended == 2
+    assert extended == 3
     test_models_samplers.test_results_do_not_depend_on_batch_mates("ddim_half")
     test_models_samplers.test_refine_sees_every_step_and_what_it_returns_is_used("ddim_half")
     test_models_samplers.test_a_start_with_little_noise_stays_near_it("ddim_half")
@@ -50,6 +61,9 @@ def test_what_the_page_on_extending_adds_keeps_the_contracts(extended: int, tiny
     bundle = rs.fit(world, tiny_fit, device="cpu")
     test_pairs.test_contract_of_every_selector("richest", world, bundle)
     test_pairs.test_a_row_depends_on_its_seed_alone("richest", world, bundle)
+    test_shaping.test_contract_of_every_weighting("better_half")
+    test_shaping.test_contract_of_every_rule_for_rewards("doubted")
+    test_shaping.test_contract_of_every_rule_for_returns("discounted")
 
 
 def test_files_that_the_page_on_extending_names_exist() -> None:

@@ -1,6 +1,6 @@
-"""Damaged files: each is named in a line, nothing is resumed from it, and the result is that of an undisturbed run."""
+"""Damaged files of a trial: each is named in a line, nothing is resumed from it, and the result is that of an
+undisturbed run."""
 
-import io
 import json
 import os
 import shutil
@@ -9,23 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.errors import DamagedError, UserError
+from raystitch.errors import DamagedError
 from raystitch.io.checkpoints import CheckpointFile
-from raystitch.io.digest import digest
-from raystitch.models.bundle import Bundle
-from raystitch.models.config import FitConfig
-from raystitch.models.fit import fit_bundle
-from raystitch.models.loop import FitProgress
 from raystitch.pipeline.trials.train import run_trial, run_trials
 from raystitch.pipeline.trials.trial import LoadedInputs, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.trainers.config import BCConfig, EvalConfig
-from raystitch.trainers.policy import load_policy
+from raystitch.trainers.registry import load_policy
+from tests.files.damage import DAMAGES, Stop, cut, empty, flip, named, to_folder
 
 SETTINGS: dict[str, Any] = {
     "algo": "bc",
@@ -33,85 +28,6 @@ SETTINGS: dict[str, Any] = {
     "evaluation": EvalConfig(num_episodes=1, num_envs=1, every=150, every_episodes=1),
     "device": "cpu",
 }
-
-
-class Stop(Exception):
-    pass
-
-
-def flip(path: Path, at: float = 0.5, bit: int = 1) -> None:
-    content = bytearray(path.read_bytes())
-    content[int(at * (len(content) - 1))] ^= bit
-    path.write_bytes(content)
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def zeros(path: Path) -> None:
-    """What a file system leaves that kept a file's size and lost its data."""
-    path.write_bytes(bytes(path.stat().st_size))
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def flip_first(path: Path) -> None:
-    flip(path, 0)
-
-
-def flip_last(path: Path) -> None:
-    flip(path, 1)
-
-
-def to_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def path_payload(path: Path) -> io.BytesIO:
-    """A checkpoint without its first line."""
-    return io.BytesIO(path.read_bytes().partition(b"\n")[2])
-
-
-def other_settings(path: Path) -> None:
-    state = torch.load(path_payload(path), weights_only=True)["state"]
-    for _ in range(2):
-        CheckpointFile(path=path, settings="others").save(state)
-
-
-def newer(path: Path) -> None:
-    payload = path_payload(path).read()
-    path.write_bytes(f"raystitch-checkpoint 9 {digest(b'9', payload)}\n".encode() + payload)
-
-
-def older(path: Path) -> None:
-    path.write_bytes(path_payload(path).read())
-
-
-DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "empty": (empty, "it is empty"),
-    "zeros": (zeros, "it is empty"),
-    "cut": (cut, "it is damaged"),
-    "cut short": (cut_short, "it is damaged"),
-    "first byte": (flip_first, "it is damaged"),
-    "middle byte": (flip, "it is damaged"),
-    "last byte": (flip_last, "it is damaged"),
-    "folder": (to_folder, "it is a folder"),
-    "other settings": (other_settings, "it belongs to other settings"),
-    "newer": (newer, "another raystitch wrote it, with schema 9; this one reads 1"),
-    "older": (older, "an older raystitch wrote it, without a digest"),
-}
-
-
-def named(function: Callable[[Path], None]) -> str:
-    return function.__name__
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -329,86 +245,3 @@ def test_a_policy_that_is_damaged_before_it_was_evaluated_is_trained_again(
     assert "the trial is done again" in notes[0]
     assert made[0] == 100
     same(out, whole)
-
-
-@pytest.fixture(scope="module")
-def half_fit(drift: EpisodeDataset, tiny_fit: FitConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stopped in the second part, with checkpoints at 10 and 20 of 30 steps."""
-    out = tmp_path_factory.mktemp("fit") / "bundle"
-
-    def stop(report: FitProgress) -> None:
-        if (report.part, report.step) == ("dynamics", 20):
-            raise Stop
-
-    with pytest.raises(Stop):
-        fit_bundle(drift, tiny_fit, out, "cpu", stop, checkpoint_every=10)
-    return out
-
-
-@pytest.fixture(scope="module")
-def fitted(drift: EpisodeDataset, tiny_fit: FitConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("fit") / "bundle"
-    fit_bundle(drift, tiny_fit, out, "cpu")
-    return out
-
-
-@pytest.mark.parametrize(("part", "damage"), [("diffusion", "empty"), ("dynamics", "middle byte")])
-def test_a_fit_steps_back_from_a_damaged_checkpoint(
-    part: str,
-    damage: str,
-    drift: EpisodeDataset,
-    tiny_fit: FitConfig,
-    half_fit: Path,
-    fitted: Path,
-    tmp_path: Path,
-) -> None:
-    break_it, why = DAMAGES[damage]
-    out = tmp_path / "bundle"
-    shutil.copytree(half_fit, out)
-    path = out / ".fit" / f"{part}.pt"
-    break_it(path)
-    notes: list[str] = []
-    bundle = fit_bundle(drift, tiny_fit, out, "cpu", checkpoint_every=10, note=notes.append)
-    assert len(notes) == 1
-    assert notes[0].startswith(f"{path} cannot be resumed from: {why}")
-    assert bundle.hash == Bundle.load(fitted, "cpu").hash
-    assert not (out / ".fit").exists()
-
-
-@pytest.mark.parametrize("break_it", [empty, flip], ids=named)
-def test_a_damaged_plan_does_not_stop_a_fit(
-    break_it: Callable[[Path], None],
-    drift: EpisodeDataset,
-    tiny_fit: FitConfig,
-    half_fit: Path,
-    fitted: Path,
-    tmp_path: Path,
-) -> None:
-    out = tmp_path / "bundle"
-    shutil.copytree(half_fit, out)
-    break_it(out / ".fit" / "plan.json")
-    notes: list[str] = []
-    bundle = fit_bundle(drift, tiny_fit, out, "cpu", note=notes.append)
-    assert len(notes) == 1
-    assert notes[0].startswith(f"{out / '.fit' / 'plan.json'} is damaged")
-    assert bundle.hash == Bundle.load(fitted, "cpu").hash
-
-
-@pytest.mark.parametrize("name", ["stitcher.json", "diffusion.safetensors"])
-def test_a_damaged_bundle_is_named_and_fitted_again(
-    name: str, drift: EpisodeDataset, tiny_fit: FitConfig, fitted: Path, tmp_path: Path
-) -> None:
-    for break_it in (empty, cut, flip):
-        out = tmp_path / break_it.__name__
-        shutil.copytree(fitted, out)
-        break_it(out / name)
-        with pytest.raises(DamagedError, match=str(out / name)):
-            Bundle.load(out, "cpu")
-    if name != "stitcher.json":
-        with pytest.raises(UserError, match="other settings"):  # where it says what it was fitted with, that counts
-            fit_bundle(drift.subset(np.arange(30)), tiny_fit, out, "cpu")
-    notes: list[str] = []
-    again = fit_bundle(drift, tiny_fit, out, "cpu", note=notes.append)
-    assert len(notes) == 1
-    assert str(out / name) in notes[0]
-    assert again.hash == Bundle.load(fitted, "cpu").hash == Bundle.load(out, "cpu").hash

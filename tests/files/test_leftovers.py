@@ -19,7 +19,7 @@ from raystitch.io.files import atomic_folder, atomic_path, is_leftover, locked
 WRITER = """
 import sys, time
 from pathlib import Path
-from raystitch import files, holders
+from raystitch.io import files, holders
 if sys.argv[2] == "no locks":
     def refuse(handle, operation):
         raise OSError(95, "Operation not supported")

@@ -25,6 +25,7 @@ from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.generate.augment import augment_local
 from raystitch.pipeline.generate.progress import AugmentProgress
 from raystitch.stitching.config import PairConfig, QualifyConfig, StitchConfig
+from raystitch.trainers.config import DataSpec
 from raystitch.trainers.data import build_data
 
 KINDS = "ABC"
@@ -164,7 +165,7 @@ def test_trainers_see_the_rebuilt_episodes(line: EpisodeDataset, chained: Path, 
     assert line.env is not None
     dataset = dataclasses.replace(line, env=dataclasses.replace(line.env, max_episode_steps=limit))
     bridges = open_buffer(chained).bridges()
-    data = build_data(dataset, "sequences", "stitched", bridges=bridges, device="cpu")
+    data = build_data(dataset, DataSpec(kind="sequences", data="stitched", device="cpu"), bridges=bridges)
     reached = np.flatnonzero(bridges.source_step < limit)
     assert limit == 200 or len(reached) < len(bridges)
     rebuilt = rebuild(dataset, bridges, reached).episodes
@@ -181,7 +182,7 @@ def test_trainers_see_the_rebuilt_episodes(line: EpisodeDataset, chained: Path, 
         np.testing.assert_allclose(windows.rtg[whole, 0] * data.rtg_scale, returns[whole], atol=1e-3)
         expected = data.normalizer.encode(episode.observations)
         np.testing.assert_array_equal(windows.obs[whole, 0].numpy(), expected[whole])
-    alone = build_data(dataset, "transitions", "stitched", bridges=bridges, device="cpu")
+    alone = build_data(dataset, DataSpec(kind="transitions", data="stitched", device="cpu"), bridges=bridges)
     assert int(alone.augmented.length.sum()) == bridges.num_transitions
 
 

@@ -55,16 +55,16 @@ def test_failed_shards_wait_until_the_others_are_there(tmp_path: Path) -> None:
     ledger = Ledger(path="b", config=config, progress=lambda at: notes.append(at.message))
     ledger.add(stats(0, 6))
     ledger.fail(1, "ValueError: no")
-    assert ledger.missing(3) == [2, 3, 4]
+    assert ledger.next_shards(3) == [2, 3, 4]
     for shard in (2, 3):
         ledger.add(stats(shard, 6))
     assert not ledger.only_failures_missing
     ledger.add(stats(4, 6))
     assert ledger.only_failures_missing
-    assert ledger.missing(9) == [1]
+    assert ledger.next_shards(9) == [1]
     ledger.fail(1, "ValueError: no")
     with pytest.raises(RunError, match=r"shard 1 failed 2 times \(ValueError: no\); the other 4 are there"):
-        ledger.missing(9)
+        ledger.next_shards(9)
     ledger.add(stats(1, 0))
     assert ledger.round_done
     assert "tried again" in notes[1]

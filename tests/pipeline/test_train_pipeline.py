@@ -19,7 +19,7 @@ from raystitch.pipeline.trials.trial import LoadedInputs, Trial
 from raystitch.stitching.config import QualifyConfig, StitchConfig
 from raystitch.trainers.config import BCConfig, DTConfig, EvalConfig
 from raystitch.trainers.loop import CHECKPOINT_SECONDS
-from raystitch.trainers.policy import load_policy
+from raystitch.trainers.registry import load_policy
 
 DT = DTConfig(train_steps=120, batch_size=8, context=4, width=16, num_layers=1)
 EVALUATION = EvalConfig(num_episodes=2, num_envs=2, target_returns=(1.0, 0.5), every=60, every_episodes=1)

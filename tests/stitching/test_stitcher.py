@@ -105,7 +105,7 @@ def test_candidates_are_what_the_models_say(bundle: Bundle, pairs: Pairs) -> Non
         np.testing.assert_allclose(result.residuals[row, :steps], residual, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(result.residual_max[row], residual.max(), rtol=1e-3)
         np.testing.assert_allclose(result.residual_mean[row], residual.mean(), rtol=1e-3)
-        spread = bundle.dynamics.spread(states[:-1], actions, "judges").numpy()
+        spread = bundle.dynamics.residual_and_spread(states[:-1], actions, states[1:], "judges")[1].numpy()
         np.testing.assert_allclose(result.spread_max[row], spread.max(), rtol=1e-3, atol=1e-6)
         ended = bundle.termination(states[1:-1]).max().item()
         np.testing.assert_allclose(result.termination_max[row], ended, rtol=1e-3, atol=1e-5)

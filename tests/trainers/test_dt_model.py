@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.trainers.batches import RatioSampler
-from raystitch.trainers.config import DTConfig
+from raystitch.trainers.config import DataSpec, DTConfig
 from raystitch.trainers.data import build_data
 from raystitch.trainers.dt import DTPolicy, action_loss, create, learning_rate, networks, update
 from raystitch.trainers.dt_model import DecisionTransformer, TransformerBlock, dropout
@@ -113,7 +113,7 @@ def test_learning_rate_schedule() -> None:
 
 
 def test_loss_ignores_padding(drift: EpisodeDataset) -> None:
-    data = build_data(drift, "sequences", device="cpu")
+    data = build_data(drift, DataSpec(kind="sequences", device="cpu"))
     policy = train_policy(data, "dt", TINY)
     assert isinstance(policy.network, DecisionTransformer)
     length = torch.tensor([[int(drift.lengths[0])] * 2])
@@ -127,7 +127,7 @@ def test_loss_ignores_padding(drift: EpisodeDataset) -> None:
 
 def test_seeds_in_turn_and_all_at_once_make_the_same_step(drift: EpisodeDataset) -> None:
     """A CPU takes them in turn, a GPU at once."""
-    data = build_data(drift, "sequences", device="cpu")
+    data = build_data(drift, DataSpec(kind="sequences", device="cpu"))
     seeds, ratio = range(3), parse_ratio("1:0")
     torch.manual_seed(0)
     start = stack([networks(data, ratio, TINY)["model"] for _ in seeds])
@@ -146,7 +146,7 @@ def test_seeds_in_turn_and_all_at_once_make_the_same_step(drift: EpisodeDataset)
 
 
 def test_acting_is_the_forward_pass_over_the_last_steps(drift: EpisodeDataset) -> None:
-    data = build_data(drift, "sequences", device="cpu")
+    data = build_data(drift, DataSpec(kind="sequences", device="cpu"))
     policy = train_policy(data, "dt", TINY)
     assert isinstance(policy, DTPolicy)
     assert isinstance(policy.network, DecisionTransformer)

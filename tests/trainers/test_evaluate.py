@@ -9,7 +9,7 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.envs.make import make_env
 from raystitch.errors import UserError
 from raystitch.seeding import derive_seed
-from raystitch.trainers.config import BCConfig, DTConfig
+from raystitch.trainers.config import BCConfig, DataSpec, DTConfig
 from raystitch.trainers.data import build_data
 from raystitch.trainers.evaluate import evaluate
 from raystitch.trainers.loop import train_policy
@@ -18,7 +18,9 @@ from raystitch.trainers.policy import Policy
 
 @pytest.fixture(scope="module")
 def cloned(line: EpisodeDataset) -> Policy:
-    return train_policy(build_data(line, "transitions", device="cpu"), "bc", BCConfig(train_steps=5, hidden=16))
+    return train_policy(
+        build_data(line, DataSpec(kind="transitions", device="cpu")), "bc", BCConfig(train_steps=5, hidden=16)
+    )
 
 
 def test_returns_are_those_of_single_episodes(line: EpisodeDataset, cloned: Policy) -> None:
@@ -45,7 +47,7 @@ def test_returns_are_those_of_single_episodes(line: EpisodeDataset, cloned: Poli
 def test_maze_reports_success(drift: EpisodeDataset) -> None:
     assert drift.env is not None
     config = DTConfig(train_steps=2, batch_size=8, context=4, width=16, num_layers=1)
-    policy = train_policy(build_data(drift, "sequences", device="cpu"), "dt", config)
+    policy = train_policy(build_data(drift, DataSpec(kind="sequences", device="cpu")), "dt", config)
     result = evaluate(policy, drift.env, num_episodes=3, num_envs=2, seed=0)
     assert result.successes is not None
     assert result.success_rate == result.successes.mean()

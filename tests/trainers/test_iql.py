@@ -14,7 +14,7 @@ from torchrl.objectives import IQLLoss
 
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.trainers.batches import TrainData, TransitionBatch
-from raystitch.trainers.config import IQLConfig
+from raystitch.trainers.config import DataSpec, IQLConfig
 from raystitch.trainers.data import build_data
 from raystitch.trainers.iql import (
     GaussianActor,
@@ -37,7 +37,7 @@ CONFIG = IQLConfig(hidden=16, gamma=0.97, expectile=0.8, temperature=30.0, rewar
 
 @pytest.fixture
 def data(drift: EpisodeDataset) -> TrainData:
-    return build_data(drift, "transitions", device="cpu")
+    return build_data(drift, DataSpec(kind="transitions", device="cpu"))
 
 
 @pytest.fixture
@@ -163,9 +163,9 @@ def test_the_spread_is_bounded(state: IQLState, batch: TransitionBatch) -> None:
 def test_returns_of_the_original_data_span_the_range_asked_for(drift: EpisodeDataset, data: TrainData) -> None:
     span = float(np.ptp(drift.returns))
     assert reward_scale(data, IQLConfig()) == pytest.approx(1000 / span, rel=1e-4)
-    assert reward_scale(build_data(drift, "transitions", "duplicated", device="cpu"), IQLConfig(reward_range=50)) == (
-        pytest.approx(50 / span, rel=1e-4)
-    )
+    assert reward_scale(
+        build_data(drift, DataSpec(kind="transitions", data="duplicated", device="cpu")), IQLConfig(reward_range=50)
+    ) == (pytest.approx(50 / span, rel=1e-4))
     assert reward_scale(data, CONFIG) == 1
-    one = build_data(drift.subset(np.array([0])), "transitions", device="cpu")
+    one = build_data(drift.subset(np.array([0])), DataSpec(kind="transitions", device="cpu"))
     assert reward_scale(one, IQLConfig()) == 1

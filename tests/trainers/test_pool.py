@@ -12,6 +12,7 @@ from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
 from raystitch.io.cache import Scratch
 from raystitch.trainers.batches import Kind, RatioSampler, TrainData
+from raystitch.trainers.config import DataSpec
 from raystitch.trainers.data import build_data
 from raystitch.trainers.ratio import parse_ratio
 
@@ -33,8 +34,10 @@ def test_files_and_memory_give_the_same_bits(
     drift: EpisodeDataset, bridges: BridgeSet, tmp_path: Path, kind: Kind
 ) -> None:
     scratch = Scratch("pools", parent=tmp_path)
-    memory = build_data(drift, kind, "stitched", bridges=bridges, device="cpu")
-    mapped = build_data(drift, kind, "stitched", bridges=bridges, device="cpu", memory_gib=0, scratch=scratch)
+    memory = build_data(drift, DataSpec(kind=kind, data="stitched", device="cpu"), bridges=bridges)
+    mapped = build_data(
+        drift, DataSpec(kind=kind, data="stitched", device="cpu", memory_gib=0), bridges=bridges, scratch=scratch
+    )
     for one, other in zip(batches(memory), batches(mapped), strict=True):
         assert torch.equal(one, other)
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
@@ -46,7 +49,12 @@ def test_one_pool_serves_all_trials_and_another_buffer_has_its_own(
     scratch = Scratch("pools", parent=tmp_path)
 
     def pools(of: BridgeSet) -> list[int]:
-        build_data(drift, "transitions", "stitched", bridges=of, device="cpu", memory_gib=0, scratch=scratch)
+        build_data(
+            drift,
+            DataSpec(kind="transitions", data="stitched", device="cpu", memory_gib=0),
+            bridges=of,
+            scratch=scratch,
+        )
         folders = [path for path in tmp_path.iterdir() if path.is_dir()]
         return sorted((folder / "rewards.bin").stat().st_ino for folder in folders)
 
@@ -61,7 +69,7 @@ def test_the_same_file_with_other_action_bounds_has_its_own_pool(drift: EpisodeD
     wider = replace(drift, action_low=3 * drift.action_low, action_high=3 * drift.action_high)
     assert wider.fingerprint == drift.fingerprint
     narrow, wide = (
-        build_data(dataset, "transitions", device="cpu", memory_gib=0, scratch=scratch).actions
+        build_data(dataset, DataSpec(kind="transitions", device="cpu", memory_gib=0), scratch=scratch).actions
         for dataset in (drift, wider)
     )
     torch.testing.assert_close(wide, narrow / 3)

@@ -16,7 +16,7 @@ from torchrl.objectives.td3_bc import TD3BCLoss
 
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.trainers.batches import TrainData, TransitionBatch
-from raystitch.trainers.config import TD3BCConfig
+from raystitch.trainers.config import DataSpec, TD3BCConfig
 from raystitch.trainers.data import build_data
 from raystitch.trainers.ratio import parse_ratio
 from raystitch.trainers.td3bc import TD3BCState, actor_loss, create, critic_loss, networks, update
@@ -27,7 +27,7 @@ CONFIG = TD3BCConfig(hidden=16, gamma=0.97, policy_noise=0.3, noise_clip=0.4, al
 
 @pytest.fixture
 def data(drift: EpisodeDataset) -> TrainData:
-    return build_data(drift, "transitions", device="cpu")
+    return build_data(drift, DataSpec(kind="transitions", device="cpu"))
 
 
 @pytest.fixture

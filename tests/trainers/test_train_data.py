@@ -11,10 +11,12 @@ from raystitch.buffer.episodes import joined as joined_episodes
 from raystitch.buffer.episodes import rebuild
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.errors import UserError
+from raystitch.shaping.config import ShapingConfig, WeightConfig
 from raystitch.trainers.batches import RatioSampler, TrainData
+from raystitch.trainers.config import DataSpec
 from raystitch.trainers.data import build_data
 from raystitch.trainers.ratio import parse_ratio
-from raystitch.trainers.segments import return_weights, top_episodes
+from raystitch.trainers.segments import top_episodes
 
 CONTEXT = 8
 
@@ -58,7 +60,7 @@ def test_stitched_windows_are_the_rebuilt_episodes(
 ) -> None:
     assert drift.env is not None
     dataset = dataclasses.replace(drift, env=dataclasses.replace(drift.env, max_episode_steps=limit))
-    data = build_data(dataset, "sequences", "stitched", bridges=bridges, device="cpu")
+    data = build_data(dataset, DataSpec(kind="sequences", data="stitched", device="cpu"), bridges=bridges)
     # A source that ran to the time limit leaves no room for a bridge.
     reached = bridges.take(np.flatnonzero(bridges.source_step < (limit or np.inf)))
     assert limit != 20 or 0 < len(reached) < len(bridges)
@@ -73,14 +75,14 @@ def test_stitched_windows_are_the_rebuilt_episodes(
 
 
 def test_joined_windows_are_the_joined_episodes(drift: EpisodeDataset, bridges: BridgeSet) -> None:
-    data = build_data(drift, "sequences", "joined", joined=bridges, device="cpu")
+    data = build_data(drift, DataSpec(kind="sequences", data="joined", device="cpu"), joined=bridges)
     _all_steps(data, data.augmented.first_episode, joined_episodes(drift, bridges).episodes)
 
 
 def test_joined_transitions_are_original_ones_and_never_cross_the_seam(
     drift: EpisodeDataset, bridges: BridgeSet
 ) -> None:
-    data = build_data(drift, "transitions", "joined", joined=bridges, device="cpu")
+    data = build_data(drift, DataSpec(kind="transitions", data="joined", device="cpu"), joined=bridges)
     assert len(data.observations) == len(drift.observations)
     episode, step = (x[0] for x in data.augmented.draw(20_000, [torch.Generator().manual_seed(0)]))
     batch = data.transitions(episode, step)
@@ -101,7 +103,7 @@ def test_joined_transitions_are_original_ones_and_never_cross_the_seam(
 
 
 def test_bridge_transitions_are_never_terminal(drift: EpisodeDataset, bridges: BridgeSet) -> None:
-    data = build_data(drift, "transitions", "stitched", bridges=bridges, device="cpu")
+    data = build_data(drift, DataSpec(kind="transitions", data="stitched", device="cpu"), bridges=bridges)
     assert int(data.augmented.length.sum()) == bridges.num_transitions
     for index in range(len(bridges)):
         steps = torch.arange(int(bridges.gap[index]) + 1)
@@ -117,7 +119,9 @@ def test_bridge_transitions_are_never_terminal(drift: EpisodeDataset, bridges: B
 
 
 def test_tails_are_the_episodes_without_their_prefix(drift: EpisodeDataset, bridges: BridgeSet) -> None:
-    data = build_data(drift, "transitions", "stitched", bridges=bridges, synthetic="tails", device="cpu")
+    data = build_data(
+        drift, DataSpec(kind="transitions", data="stitched", synthetic="tails", device="cpu"), bridges=bridges
+    )
     whole = rebuild(drift, bridges).episodes
     left = np.minimum(bridges.source_step, 60)
     reached = whole.lengths > left  # a bridge past the time limit is not there
@@ -132,8 +136,14 @@ def test_tails_are_the_episodes_without_their_prefix(drift: EpisodeDataset, brid
 def test_transitions_without_a_next_state_are_left_out(drift: EpisodeDataset) -> None:
     dataset = dataclasses.replace(drift, final_observed=np.arange(drift.num_episodes) % 2 == 0)
     lost = drift.num_episodes // 2
-    assert int(build_data(dataset, "transitions", device="cpu").original.length.sum()) == drift.num_transitions - lost
-    assert int(build_data(dataset, "sequences", device="cpu").original.length.sum()) == drift.num_transitions
+    assert (
+        int(build_data(dataset, DataSpec(kind="transitions", device="cpu")).original.length.sum())
+        == drift.num_transitions - lost
+    )
+    assert (
+        int(build_data(dataset, DataSpec(kind="sequences", device="cpu")).original.length.sum())
+        == drift.num_transitions
+    )
 
 
 def test_a_terminal_transition_needs_no_next_state(drift: EpisodeDataset) -> None:
@@ -142,12 +152,12 @@ def test_a_terminal_transition_needs_no_next_state(drift: EpisodeDataset) -> Non
     lacking = dataclasses.replace(
         drift, final_observed=np.zeros(drift.num_episodes, np.bool_), terminated=ended, truncated=~ended
     )
-    data = build_data(lacking, "transitions", device="cpu")
+    data = build_data(lacking, DataSpec(kind="transitions", device="cpu"))
     assert data.original.length.tolist() == (lacking.lengths - ~ended).tolist()
 
 
 def test_every_batch_has_exactly_the_ratio(drift: EpisodeDataset, bridges: BridgeSet) -> None:
-    data = build_data(drift, "sequences", "stitched", bridges=bridges, device="cpu")
+    data = build_data(drift, DataSpec(kind="sequences", data="stitched", device="cpu"), bridges=bridges)
     sampler = RatioSampler(data, parse_ratio("2:1"), 64, [torch.Generator().manual_seed(0)])
     for _ in range(20):
         episode, step, length = sampler.draw()
@@ -157,7 +167,7 @@ def test_every_batch_has_exactly_the_ratio(drift: EpisodeDataset, bridges: Bridg
 
 
 def test_episodes_are_drawn_in_proportion_to_length(drift: EpisodeDataset) -> None:
-    data = build_data(drift, "sequences", device="cpu")
+    data = build_data(drift, DataSpec(kind="sequences", device="cpu"))
     episode, step = (x[0] for x in data.original.draw(50_000, [torch.Generator().manual_seed(0)]))
     share = np.bincount(episode.numpy(), minlength=drift.num_episodes) / 50_000
     assert np.abs(share - drift.lengths / drift.num_transitions).max() < 0.005
@@ -166,7 +176,9 @@ def test_episodes_are_drawn_in_proportion_to_length(drift: EpisodeDataset) -> No
 
 
 def test_bridges_are_drawn_uniformly_when_asked(drift: EpisodeDataset, bridges: BridgeSet) -> None:
-    data = build_data(drift, "transitions", "stitched", bridges=bridges, uniform_over="bridges", device="cpu")
+    data = build_data(
+        drift, DataSpec(kind="transitions", data="stitched", uniform_over="bridges", device="cpu"), bridges=bridges
+    )
     episode = data.augmented.draw(50_000, [torch.Generator().manual_seed(0)])[0][0]
     share = np.bincount(episode.numpy() - data.augmented.first_episode, minlength=len(bridges)) / 50_000
     assert np.abs(share - 1 / len(bridges)).max() < 0.005
@@ -174,7 +186,7 @@ def test_bridges_are_drawn_uniformly_when_asked(drift: EpisodeDataset, bridges: 
 
 
 def test_seeds_draw_from_their_own_generators(drift: EpisodeDataset, bridges: BridgeSet) -> None:
-    data = build_data(drift, "transitions", "stitched", bridges=bridges, device="cpu")
+    data = build_data(drift, DataSpec(kind="transitions", data="stitched", device="cpu"), bridges=bridges)
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
     together = RatioSampler(data, parse_ratio("1:1"), 16, generators)
     alone = RatioSampler(data, parse_ratio("1:1"), 16, [torch.Generator().manual_seed(4)])
@@ -184,20 +196,28 @@ def test_seeds_draw_from_their_own_generators(drift: EpisodeDataset, bridges: Br
 
 
 def test_weighted_and_duplicated(drift: EpisodeDataset) -> None:
-    duplicated = build_data(drift, "transitions", "duplicated", device="cpu")
+    duplicated = build_data(drift, DataSpec(kind="transitions", data="duplicated", device="cpu"))
     assert duplicated.augmented.length.tolist() == duplicated.original.length.tolist()
-    weighted = build_data(drift, "transitions", "weighted", device="cpu")
+    weighted = build_data(drift, DataSpec(kind="transitions", data="weighted", device="cpu"))
     episode = weighted.augmented.draw(5000, [torch.Generator().manual_seed(0)])[0][0]
     drawn = drift.returns[(episode - weighted.augmented.first_episode).numpy()]
     assert drawn.mean() > drift.returns.mean() + drift.returns.std()
-    weights = return_weights(drift.returns)
-    assert weights.max() == 1
-    assert np.argmax(weights) == np.argmax(drift.returns)
-    assert return_weights(np.zeros(3)).tolist() == [1, 1, 1]
+    again = build_data(
+        drift,
+        DataSpec(
+            kind="transitions",
+            data="duplicated",
+            shaping=ShapingConfig(weights=WeightConfig(name="rw")),
+            device="cpu",
+        ),
+    )
+    assert torch.equal(again.augmented.cumulative, weighted.augmented.cumulative)
 
 
 def test_top_fraction_keeps_the_best_episodes(drift: EpisodeDataset, bridges: BridgeSet) -> None:
-    data = build_data(drift, "transitions", "stitched", bridges=bridges, top_fraction=0.1, device="cpu")
+    data = build_data(
+        drift, DataSpec(kind="transitions", data="stitched", top_fraction=0.1, device="cpu"), bridges=bridges
+    )
     assert (len(data.original), len(data.augmented)) == (4, 5)
     assert data.original.length.tolist() == drift.lengths[np.sort(np.argsort(-drift.returns)[:4])].tolist()
     best = np.sort(np.argsort(-rebuild(drift, bridges).episodes.returns)[:5])
@@ -207,21 +227,21 @@ def test_top_fraction_keeps_the_best_episodes(drift: EpisodeDataset, bridges: Br
 
 def test_user_errors(drift: EpisodeDataset, bridges: BridgeSet) -> None:
     nothing = bridges.take(np.zeros(0, np.int64))
-    data = build_data(drift, "transitions", "stitched", bridges=nothing, device="cpu")
+    data = build_data(drift, DataSpec(kind="transitions", data="stitched", device="cpu"), bridges=nothing)
     with pytest.raises(UserError, match="no accepted bridge"):
         RatioSampler(data, parse_ratio("1:1"), 8, [torch.Generator()])
     RatioSampler(data, parse_ratio("1:0"), 8, [torch.Generator()]).draw()
     with pytest.raises(UserError, match="needs bridges"):
-        build_data(drift, "transitions", "stitched")
+        build_data(drift, DataSpec(kind="transitions", data="stitched"))
     with pytest.raises(UserError, match="needs pairs"):
-        build_data(drift, "sequences", "joined")
+        build_data(drift, DataSpec(kind="sequences", data="joined"))
     unbounded = dataclasses.replace(drift, action_high=np.full(2, np.inf, np.float32))
     with pytest.raises(UserError, match="bounded"):
-        build_data(unbounded, "transitions")
+        build_data(unbounded, DataSpec(kind="transitions"))
 
 
 def test_actions_and_observations_are_scaled_by_the_original_alone(drift: EpisodeDataset, bridges: BridgeSet) -> None:
     wider = dataclasses.replace(drift, action_low=np.full(2, -4, np.float32), action_high=np.full(2, 2, np.float32))
-    data = build_data(wider, "transitions", "stitched", bridges=bridges, device="cpu")
+    data = build_data(wider, DataSpec(kind="transitions", data="stitched", device="cpu"), bridges=bridges)
     np.testing.assert_allclose(data.actions.numpy()[: drift.num_transitions], (drift.actions + 1) / 3, atol=1e-6)
     np.testing.assert_allclose(data.observations.numpy()[: len(drift.observations)].mean(0), 0, atol=1e-4)

@@ -1,7 +1,6 @@
-"""What ``augment`` does when something dies under it: each fault done for real, and the buffer compared with the one
-that nothing disturbed.
+"""The faults of ``augment``, each done for real; the buffer is compared with an undisturbed one.
 
-The driver is a process of its own, ``raystitch augment``; only what was started here is killed, by number.
+The driver is a process of its own, ``raystitch augment``; only processes started here are killed, by process id.
 """
 
 import os
@@ -11,11 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from raystitch.bench.chaos.processes import Driver, Process, actors, descendants, small_disk, until
-from raystitch.bench.chaos.storage_faults import stale_read, unreadable_folder
-from raystitch.bench.chaos.target import (
-    FaultResult,
-    Target,
+from raystitch.bench.chaos.augment_target import (
+    AugmentFault,
+    AugmentTarget,
     arguments,
     compare,
     finish_run,
@@ -25,24 +22,26 @@ from raystitch.bench.chaos.target import (
     wait_for_shards,
     written_since,
 )
+from raystitch.bench.chaos.processes import Driver, Process, actors, descendants, small_disk, until
+from raystitch.bench.chaos.storage_faults import stale_read, unreadable_folder
 from raystitch.errors import RunError
 
 PROPOSER, QUALIFIER = "Proposer", "Qualifier"
 
 
-def run_fault(name: str, folder: Path, target: Target) -> FaultResult:
-    """One fault; ``folder`` is emptied first and holds the buffer afterwards.
+def run_augment_fault(name: str, folder: Path, target: AugmentTarget) -> AugmentFault:
+    """Do one fault; ``folder`` is emptied first and holds the buffer afterwards.
 
     Raises:
         RunError: when a run does not survive the fault, or nothing happens for too long.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    return FAULTS[name](name, folder, target)
+    return AUGMENT_FAULTS[name](name, folder, target)
 
 
-def _kill_actor(name: str, folder: Path, target: Target) -> FaultResult:
-    """SIGKILL of the only actor of a kind while it works; the run goes on by itself."""
+def _kill_actor(name: str, folder: Path, target: AugmentTarget) -> AugmentFault:
+    """Kill the only actor of a kind while it works; the run continues by itself."""
     kind, out = {"proposer": PROPOSER, "qualifier": QUALIFIER}[name], folder / "buffer"
     with Driver(arguments(target, out)) as driver:
         wait_for_shards(driver, out, 2, target)
@@ -63,8 +62,8 @@ def _kill_actor(name: str, folder: Path, target: Target) -> FaultResult:
     return compare(name, happened, out, target, seconds, killed_at)
 
 
-def _kill_driver(name: str, folder: Path, target: Target) -> FaultResult:
-    """SIGKILL of the driver, and the same command again."""
+def _kill_driver(name: str, folder: Path, target: AugmentTarget) -> AugmentFault:
+    """Kill the driver and run the same command again."""
     out = folder / "buffer"
     there = interrupted(out, target)
     killed, killed_at = time.monotonic(), time.time_ns()
@@ -75,8 +74,8 @@ def _kill_driver(name: str, folder: Path, target: Target) -> FaultResult:
     return compare(name, f"killed with {there} shards there; run again", out, target, seconds, killed_at)
 
 
-def _damage(name: str, folder: Path, target: Target) -> FaultResult:
-    """A bit of one shard flipped and another cut in half, between two runs."""
+def _damage(name: str, folder: Path, target: AugmentTarget) -> AugmentFault:
+    """Flip a bit of one shard and cut another in half, between two runs."""
     out = folder / "buffer"
     interrupted(out, target)
     files = shard_files(out)
@@ -96,8 +95,8 @@ def _damage(name: str, folder: Path, target: Target) -> FaultResult:
     return compare(name, happened, out, target, seconds, hurt_at)
 
 
-def _fill_disk(name: str, folder: Path, target: Target) -> FaultResult:
-    """A disk that half the buffer fits on; room is made and the command run again."""
+def _fill_disk(name: str, folder: Path, target: AugmentTarget) -> AugmentFault:
+    """Fill a disk on which half the buffer fits, then make room and run the command again."""
     disk, whole = folder / "disk", sum(file.stat().st_size for file in shard_files(target.undisturbed)) // 1024
     try:
         with small_disk(disk, max(64, whole // 2)) as resize:
@@ -116,11 +115,11 @@ def _fill_disk(name: str, folder: Path, target: Target) -> FaultResult:
             happened = f"exit 1 with {there} shards there: {said}; run again with room"
             return compare(name, happened, out, target, seconds, made_at)
     except PermissionError as error:
-        return FaultResult(fault=name, what_happened=f"not possible here: {error}", impossible=str(error))
+        return AugmentFault(fault=name, what_happened=f"not possible here: {error}", impossible=str(error))
 
 
-def _lose_node(name: str, folder: Path, target: Target) -> FaultResult:
-    """One of three machines that compute vanishes with the actors on it."""
+def _lose_node(name: str, folder: Path, target: AugmentTarget) -> AugmentFault:
+    """Remove one of three nodes with the actors on it."""
     out = folder / "buffer"
     with three_nodes() as (address, remove_node_of):
         settings = {"num_actors": "2", "proposer.num_cpus": "0.5", "qualifier.num_cpus": "0.5"}
@@ -138,8 +137,8 @@ def _lose_node(name: str, folder: Path, target: Target) -> FaultResult:
     return compare(name, f"removed a node with {lost}; the run went on", out, target, seconds, killed_at)
 
 
-def _two_drivers(name: str, folder: Path, target: Target) -> FaultResult:
-    """Two drivers fill one buffer at once; the second wants half as many bridges, or with ``(same)`` as many."""
+def _two_drivers(name: str, folder: Path, target: AugmentTarget) -> AugmentFault:
+    """Fill one buffer with two drivers at once; the second wants half as many bridges or, in ``(same)``, as many."""
     out, started_at = folder / "buffer", time.time_ns()
     fewer = target.num_bridges if "same" in name else target.num_bridges // 2
     with Driver(arguments(target, out)) as first, Driver(arguments(target, out, num_bridges=fewer)) as second:
@@ -151,7 +150,7 @@ def _two_drivers(name: str, folder: Path, target: Target) -> FaultResult:
     return compare(name, f"{target.num_bridges} and {fewer} bridges at once: {happened}", out, target, None, started_at)
 
 
-FAULTS: Mapping[str, Callable[[str, Path, Target], FaultResult]] = {
+AUGMENT_FAULTS: Mapping[str, Callable[[str, Path, AugmentTarget], AugmentFault]] = {
     "proposer": _kill_actor,
     "qualifier": _kill_actor,
     "driver": _kill_driver,
@@ -166,14 +165,16 @@ FAULTS: Mapping[str, Callable[[str, Path, Target], FaultResult]] = {
 
 
 def _busy(found: Iterable[Process]) -> Process | None:
-    """One that works on a shard at the moment: Ray adds the method to its title."""
+    """Find a process that works on a shard at the moment: Ray adds the method to its title."""
     return next((process for process in found if not process.title.endswith(")")), None)
 
 
 @contextmanager
 def three_nodes() -> Iterator[tuple[str, Callable[[int], str]]]:
-    """A Ray of a head and three nodes of one CPU each, on this machine; its address, and a function that removes the
-    node on which a process runs and says what else was there."""
+    """Start a Ray of a head and three nodes of one CPU each, on this machine.
+
+    Yields its address, and a function that removes the node of a process and says which actors were on it.
+    """
     from ray.cluster_utils import Cluster
 
     memory = 100 * 2**20

@@ -1,4 +1,4 @@
-"""Processes of this machine, found and killed by their number: what the fault tests do to a run. Linux only."""
+"""Processes, small disks and clocks that the faults need: processes are found and killed by process id. Linux only."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ class Process:
     title: str
 
     def kill(self) -> None:
-        """SIGKILL, if it is still the same process."""
+        """Send SIGKILL, if it is still the same process."""
         with contextlib.suppress(ProcessLookupError):
             if (now := _read(self.pid)) is not None and now.born == self.born:
                 os.kill(self.pid, signal.SIGKILL)
@@ -58,15 +58,15 @@ def descendants(root: int) -> list[Process]:
 
 
 def actors(root: int, name: str) -> dict[int, Process]:
-    """Pid -> process of Ray Data's actors of one class below ``root``, by the titles that Ray gives them."""
+    """Find Ray Data's actors of one class below ``root``, pid -> process, by the titles that Ray gives them."""
     return {p.pid: p for p in descendants(root) if p.title.startswith("ray::") and f"MapBatches({name})" in p.title}
 
 
 def until(condition: Callable[[], T | None], what: str, seconds: float) -> T:
-    """Polls until the condition returns something.
+    """Poll a condition until it returns something, and return that.
 
     Raises:
-        RunError: when it has not after so many seconds; says what was waited for.
+        RunError: when it has not within ``seconds``; says what was waited for.
     """
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -115,14 +115,14 @@ class Driver:
         return self._process.poll()
 
     def kill(self) -> None:
-        """SIGKILL to the driver alone."""
+        """Send SIGKILL to the driver alone."""
         self._below = {process.pid: process for process in descendants(self.pid)} or self._below
         if self.status is None:
             self._process.kill()
         self._process.wait()
 
     def wait(self, seconds: float) -> int:
-        """Its exit status.
+        """Wait for the end of the driver and return its exit status.
 
         Raises:
             RunError: when it does not end in time.
@@ -133,7 +133,7 @@ class Driver:
             raise RunError(f"the driver has not ended after {seconds:.0f} s; it said: {self.last_line()}") from error
 
     def lines(self) -> list[str]:
-        """What it has printed, both streams together."""
+        """The lines that it has printed, both streams together."""
         text = self._output.read_text(encoding="utf-8", errors="replace")
         return [line.rstrip() for line in text.splitlines() if line.strip()]
 
@@ -146,7 +146,7 @@ class Driver:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, kib: int) -> Iterator[Callable[[int], None]]:
-    """A disk of ``kib`` KiB at ``folder``; yields a function that gives it another size. Needs root.
+    """Mount a disk of ``kib`` KiB at ``folder``; yields a function that gives it another size. Needs root.
 
     Raises:
         PermissionError: where mounting is not allowed.
@@ -187,7 +187,10 @@ time.time_ns = lambda: _time_ns() - _back() * 10**9
 
 @contextlib.contextmanager
 def settable_clock(folder: Path) -> Iterator[Callable[[], None]]:
-    """Python processes started in the block have such a clock; yields a function that sets it back, for good."""
+    """Python processes that are started in the block have a clock that can be set back by an hour.
+
+    Yields a function that sets it back for good, in all of them.
+    """
     place, switch = folder / "clock", folder / "clock.back"
     place.mkdir()
     (place / "sitecustomize.py").write_text(MODULE, encoding="utf-8")

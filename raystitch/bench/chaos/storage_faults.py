@@ -1,4 +1,4 @@
-"""Faults of the storage: a driver that writes what it has read too late, and folders that cannot be read."""
+"""Faults of the storage of ``augment``: a driver that writes settings that are out of date, and unreadable folders."""
 
 import contextlib
 import importlib.util
@@ -13,10 +13,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from raystitch.bench.chaos.processes import Driver, until
-from raystitch.bench.chaos.target import (
-    FaultResult,
-    Target,
+from raystitch.bench.chaos.augment_target import (
+    AugmentFault,
+    AugmentTarget,
     arguments,
     compare,
     finish_run,
@@ -24,17 +23,20 @@ from raystitch.bench.chaos.target import (
     interrupted,
     written_since,
 )
+from raystitch.bench.chaos.processes import Driver, until
 from raystitch.errors import RunError
 
 BUCKET = "raystitch-chaos"
 
 
-def stale_read(name: str, folder: Path, target: Target) -> FaultResult:
-    """Two drivers on one buffer on S3. What the one that wants half as many writes when it finishes is held up until
-    the other has reported success."""
+def stale_read(name: str, folder: Path, target: AugmentTarget) -> AugmentFault:
+    """Fill one buffer on S3 with two drivers, and delay the last write of one until the other has reported success.
+
+    The delayed driver wants half as many bridges, so its ``buffer.json`` is out of date when it arrives.
+    """
     if importlib.util.find_spec("moto") is None:
         why = "an S3 server is needed: pip install 'moto[server]'"
-        return FaultResult(fault=name, what_happened=f"not possible here: {why}", impossible=why)
+        return AugmentFault(fault=name, what_happened=f"not possible here: {why}", impossible=why)
     grace = {"RAYSTITCH_GRACE_SECONDS": "0", "RAYSTITCH_CACHE": str(folder / "cache")}
     with _environment(grace), _s3_server(target.patience) as port, _Delay(port, target.patience) as delay:
         fewer = target.num_bridges // 2
@@ -53,8 +55,8 @@ def stale_read(name: str, folder: Path, target: Target) -> FaultResult:
         return compare(name, happened, _uri(port), target, None, time.time_ns())
 
 
-def unreadable_folder(name: str, folder: Path, target: Target) -> FaultResult:
-    """The folder of shards and then one shard cannot be read; the command has to say so and to remove nothing."""
+def unreadable_folder(name: str, folder: Path, target: AugmentTarget) -> AugmentFault:
+    """Make the folder of shards and then one shard unreadable; the command has to say so and to remove nothing."""
     out, aside = folder / "buffer", folder / "aside"
     there, said = interrupted(out, target), list[str]()
     shards = out / "shards"
@@ -88,7 +90,7 @@ def _uri(port: int) -> str:
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Sets variables for this process and those that it starts."""
+    """Set variables for this process and those that it starts, inside the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -103,7 +105,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _s3_server(seconds: float) -> Iterator[int]:
-    """The port of an S3 server on this machine with an empty bucket."""
+    """Start an S3 server on this machine with an empty bucket; yields its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
@@ -127,7 +129,7 @@ def _s3_server(seconds: float) -> Iterator[int]:
 
 
 class _Delay:
-    """Passes connections on to the S3 server and holds up the first replacement of ``buffer.json``."""
+    """A proxy of the S3 server that delays the first replacement of ``buffer.json``."""
 
     def __init__(self, server_port: int, seconds: float) -> None:
         self._server_port, self._seconds = server_port, seconds

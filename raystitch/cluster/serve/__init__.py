@@ -1,4 +1,5 @@
-"""The endpoint on Ray Serve; ``raystitch.cluster.serve:app`` is what a Serve config names."""
+"""The endpoint on Ray Serve; a Serve config names ``raystitch.cluster.serve:app``. tests/cluster/test_serve.py tells
+when it broke."""
 
 from raystitch.cluster.serve.application import app
 

@@ -1,7 +1,8 @@
-"""The endpoint on Ray Serve: a replica is a few lines around ``raystitch.endpoint``.
+"""The Serve application: a replica of the endpoint, the deployment around it, and ``app``, which Serve configs name.
 
-``raystitch serve`` runs it on this machine or a cluster; ``serve run raystitch.cluster.serve:app stitcher=DIR`` and a
-Serve config such as ``deploy/serve.yaml`` are the same application.
+A replica is a few lines around ``raystitch.endpoint``. ``raystitch serve`` runs the application on this machine or a
+cluster (see ``run.py``); ``serve run raystitch.cluster.serve:app stitcher=DIR`` and a Serve config such as
+``deploy/serve.yaml`` run the same one. Without a bundle it serves the demo's, which is fitted first.
 """
 
 import asyncio
@@ -39,13 +40,13 @@ NAME = "raystitch"
 DEPLOYMENT = "StitchService"
 _CHOOSE_SECONDS = 60.0
 MAX_REFUSED = 128
-"""Requests that a replica is given at once beyond those that it takes on: it refuses them itself, saying when to come
-back. In Serve's queue no deadline would count."""
+"""Requests that a replica is given beyond those that it accepts: it refuses them itself and says when to try again.
+In Serve's queue their deadlines would not count."""
 
 
 @serve.ingress()
 class StitchService:
-    """One replica. Its configuration is Serve's ``user_config``; requests go on while a changed one is taken on."""
+    """One replica. Its configuration is Serve's ``user_config``; requests continue while a changed one is loaded."""
 
     def __init__(self) -> None:
         _log_like_serve()
@@ -75,7 +76,7 @@ class StitchService:
                 return
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Serves what the configuration says: reads its bundles, then takes them into service all at once."""
+        """Serve this configuration: read its bundles, then put them into service all at once."""
         config = parse_config(user_config, EndpointConfig)
         await asyncio.to_thread(self._load, config)
         if self._endpoint is None:
@@ -96,7 +97,7 @@ class StitchService:
             logger.info("model %s: %s%s", model.name, model.bundle.hash, f" ({model.error})" if model.error else "")
 
     async def choose(self, name: str, version: str) -> str | None:
-        """Serves a version of a model that was served before. Returns why that cannot be; None when it is done."""
+        """Serve a version of a model that was served before; return why that is impossible, or None when done."""
         assert self._endpoint is not None
         try:
             await self._endpoint.choose_here(name, version)
@@ -109,20 +110,24 @@ class StitchService:
         return self._tokens is not None
 
     def drain(self) -> None:
-        """Takes on nothing new; what was taken on is finished."""
+        """Accept no new requests; accepted ones are finished."""
         if self._endpoint is not None:
             self._endpoint.stopping = True
 
     def ongoing(self) -> int:
-        """Requests that are not answered yet."""
+        """Number of requests that are not answered yet."""
         return 0 if self._endpoint is None else self._endpoint.ongoing
 
     def usage(self) -> tuple[int, float]:
-        """The replica's process, and CPU seconds of its sampler's thread."""
+        """The replica's process id, and the CPU seconds of its sampler's thread."""
         return os.getpid(), 0.0 if self._endpoint is None else self._endpoint.batcher.cpu_seconds
 
     def check_health(self) -> None:
-        """Raises: RuntimeError when the sampler hangs or is gone; Serve then replaces the replica."""
+        """Let Serve replace the replica when its sampler hangs or is gone.
+
+        Raises:
+            RuntimeError: saying which.
+        """
         try:
             if self._endpoint is not None:
                 self._endpoint.check_health()
@@ -131,16 +136,15 @@ class StitchService:
 
 
 async def _choose(name: str, version: str) -> None:
-    """Every replica serves this version of a model.
+    """Make every replica serve this version of a model.
 
     Raises:
         UserError: the version is not kept where one of them runs.
     """
     application = serve.get_replica_context().app_name
     handle = serve.get_deployment_handle(DEPLOYMENT, application)
-    refused = await asyncio.to_thread(
-        lambda: handle.broadcast("choose", name, version).results(timeout_s=_CHOOSE_SECONDS)
-    )
+    # Here and not in a thread: with RAY_SERVE_THROUGHPUT_OPTIMIZED a handle works in the replica's event loop alone.
+    refused = await handle.broadcast("choose", name, version).results_async(timeout_s=_CHOOSE_SECONDS)
     for why in refused:
         if why is not None:
             raise UserError(why)
@@ -153,7 +157,7 @@ def _reserved_cpus() -> float:
 
 
 def _log_like_serve() -> None:
-    """Our lines go where Serve writes the replica's."""
+    """Send our log lines where Serve writes the replica's."""
     ours, theirs = logging.getLogger("raystitch"), logging.getLogger("ray.serve")
     ours.handlers, ours.propagate = list(theirs.handlers), False
     ours.setLevel(logging.INFO)
@@ -166,10 +170,10 @@ def build(
     num_cpus: float = 1,
     num_gpus: float = 0,
 ) -> Application:
-    """The application.
+    """Build the application.
 
     Args:
-        replicas: the least and the most; Serve adds and removes replicas between them.
+        replicas: the smallest and the largest number; Serve adds and removes replicas between them.
         num_cpus, num_gpus: of one replica; fractions share a GPU.
     """
     limits, (least, most) = config.limits, replicas
@@ -192,11 +196,11 @@ def build(
         max_ongoing_requests=max_ongoing,
         max_queued_requests=2 * max_ongoing,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-        # A bundle that cannot be read does not get better; a machine that is short of memory may.
+        # Retries do not help an unreadable bundle, but they may help a machine that is short of memory.
         max_constructor_retry_count=3,
         health_check_period_s=2,
         health_check_timeout_s=10,
-        # As long as the last request that was taken on may need.
+        # As long as the last accepted request may need.
         graceful_shutdown_timeout_s=math.ceil(limits.body_seconds + limits.deadline_seconds) + 5,
         graceful_shutdown_wait_loop_s=0.5,
         ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
@@ -207,7 +211,7 @@ def build(
 
 
 def app(args: Mapping[str, Any]) -> Application:
-    """The application for ``serve run raystitch.cluster.serve:app KEY=VALUE ..`` and Serve config files.
+    """Build the application for ``serve run raystitch.cluster.serve:app KEY=VALUE ..`` and Serve config files.
 
     Args:
         args: ``stitcher`` (a bundle's folder; without it and without ``models``, the demo's), ``dataset``, ``env``;
@@ -237,7 +241,7 @@ def app(args: Mapping[str, Any]) -> Application:
 
 
 def with_demo(config: EndpointConfig) -> EndpointConfig:
-    """The configuration; where it names no model, the demo's bundle is served, fitted first when there is none."""
+    """Return the configuration, with the demo's bundle if it names no model; fit that first if there is none."""
     if config.models:
         return config
     folder, dataset = demo_bundle()
@@ -245,7 +249,7 @@ def with_demo(config: EndpointConfig) -> EndpointConfig:
 
 
 def demo_bundle(device: str = "auto") -> tuple[Path, str]:
-    """The folder of the demo's stitcher, absolute, and the reference of its dataset; an interrupted fit is resumed.
+    """Fit the demo's bundle if there is none; return its folder (absolute) and the reference of its dataset.
 
     Raises:
         UserError, RunError: as ``fit_bundle``.

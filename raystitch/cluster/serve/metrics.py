@@ -1,4 +1,4 @@
-"""What the endpoint counts, as Ray metrics, and all of the application's as Prometheus text.
+"""The endpoint's metrics on Ray, and those of the whole application as Prometheus text.
 
 Every replica counts for itself; the Ray agent of its node exports the values within about ten seconds. ``scrape`` asks
 the agents of all nodes, so that any replica can answer for the whole application.
@@ -25,10 +25,13 @@ RESIDUALS = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 10, 100]
 
 
 class ServeMetrics:
-    """``raystitch_serve_requests_total`` (``outcome``: accepted, rejected, or the status of an error),
+    """Metrics of one replica.
+
+    Counters ``raystitch_serve_requests_total`` (``outcome``: accepted, rejected, or the status of an error),
     ``.._candidates_total`` (``reason``), ``.._refused_total`` (``reason``), ``.._let_in_total`` (``token``: its name),
-    ``.._faults_total``; histograms ``.._request_seconds``, ``.._queue_seconds``,
-    ``.._sampler_seconds``, ``.._batch_candidates``, ``.._batch_requests``, ``.._residual_max``."""
+    ``.._faults_total``; histograms ``.._request_seconds``, ``.._queue_seconds``, ``.._sampler_seconds``,
+    ``.._batch_candidates``, ``.._batch_requests``, ``.._residual_max``.
+    """
 
     def __init__(self) -> None:
         # Ray appends _total to the names of counters.
@@ -78,7 +81,7 @@ class ServeMetrics:
 
 
 async def scrape() -> str:
-    """The application's metrics of all nodes, as Prometheus text.
+    """Collect the application's metrics from all nodes, as Prometheus text.
 
     Raises:
         Problem: 503 when no agent answers.
@@ -107,7 +110,7 @@ async def _page(session: aiohttp.ClientSession, address: str) -> str | None:
 
 
 def merge(pages: Sequence[str], application: str) -> str:
-    """The samples of one application on all pages, each metric with its description once."""
+    """Merge the samples of one application from all pages, each metric with its description once."""
     label = f'application="{application}"'
     metrics: dict[str, tuple[list[str], list[str]]] = {}
     for page in pages:

@@ -1,4 +1,4 @@
-"""``raystitch serve``: the endpoint up, until it is told to stop; what was taken on is finished."""
+"""``raystitch serve``: runs the endpoint until it is told to stop, and then finishes the requests that it accepted."""
 
 import logging
 import os
@@ -14,15 +14,16 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
-from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeInstanceDetails
 
 from raystitch.cluster.local_ray import temp_folder
-from raystitch.cluster.resources import Need, check_copies
+from raystitch.cluster.private_ray import serve_details
+from raystitch.cluster.resources import Need, require_copies
 from raystitch.cluster.runtime import cluster_address, ensure_ray, is_local
 from raystitch.cluster.serve.application import DEPLOYMENT, NAME, build
 from raystitch.cluster.signals import Requests
+from raystitch.cluster.waiting import Waiting
 from raystitch.console import say
 from raystitch.device import resolve_device
 from raystitch.endpoint.config import EndpointConfig
@@ -39,11 +40,11 @@ _LOAD_SECONDS = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """Where an endpoint is found.
+    """The address of an endpoint.
 
     Attributes:
         host, port: where this machine (on a cluster: each of its nodes) listens.
-        name: of the Serve application. prefix: of the paths of all its pages, ``/`` or like ``/team``.
+        name: the Serve application's. prefix: of all paths, ``/`` or for example ``/team``.
     """
 
     host: str
@@ -53,7 +54,7 @@ class Address:
 
     @property
     def path(self) -> str:
-        """The prefix of every path, without a trailing slash."""
+        """The prefix without a trailing slash."""
         return self.prefix.rstrip("/")
 
 
@@ -66,7 +67,7 @@ def run_endpoint(
     ready: Callable[[str], None] = lambda url: None,
     **more: Any,
 ) -> None:
-    """Serves until SIGINT or SIGTERM; SIGHUP reads the bundles again.
+    """Serve until SIGINT or SIGTERM; SIGHUP reads the bundles again.
 
     Args:
         ready: called with the address when requests are answered.
@@ -78,7 +79,7 @@ def run_endpoint(
     """
     tokens = read_tokens()
     for name, model in config.models.items():
-        load_model(name, model, config.stitch, "cpu")  # what is wrong with it is said here, in one line
+        load_model(name, model, config.stitch, "cpu")  # so that a bad bundle is refused here, in one line
     if tokens is None and host not in LOOPBACK:
         say(f"warning: {host} can be reached from elsewhere, and there is no token: anybody may use this endpoint")
 
@@ -97,7 +98,7 @@ def run_endpoint(
 
 
 def _attend(service: "Service", signals: Requests) -> None:
-    """Reloads when asked to, beside what else happens, until asked to stop."""
+    """Wait for a request to stop; reload in the background when asked to."""
     reload: threading.Thread | None = None
     while not signals.stop:
         if signals.reload and not (reload and reload.is_alive()):
@@ -110,7 +111,7 @@ def _attend(service: "Service", signals: Requests) -> None:
 
 
 def _reload(service: "Service") -> None:
-    """A reload that fails is a line; whatever was served before is served on."""
+    """Reload the bundles; if that fails, say so and keep serving the ones before."""
     try:
         service.configure(service.config)
     except Exception as error:
@@ -120,7 +121,7 @@ def _reload(service: "Service") -> None:
 
 
 def stop_endpoint(name: str, address: str | None) -> None:
-    """Ends an endpoint that runs on a cluster, whoever started it; other applications are left alone.
+    """Stop an endpoint that runs on a cluster, whoever started it; leave other applications alone.
 
     Raises:
         UserError: there is no cluster, no such application, or it is not one of raystitch.
@@ -141,7 +142,7 @@ def stop_endpoint(name: str, address: str | None) -> None:
 
 
 class Service:
-    """The application on a connected Ray.
+    """The application on a connected Ray; while it waits for room on the cluster, it says so.
 
     Raises:
         RunError: it does not start.
@@ -150,7 +151,8 @@ class Service:
     def __init__(self, config: EndpointConfig, place: Address, resources: Mapping[str, Any]) -> None:
         self.config = config
         try:
-            self._handle = serve.run(build(config, **resources), name=place.name, route_prefix=place.prefix)
+            with Waiting([_replica_need(**resources)], say).said():
+                self._handle = serve.run(build(config, **resources), name=place.name, route_prefix=place.prefix)
         except (RayError, RuntimeError) as error:
             raise _not_started(error) from error
         # Serve may already be running, with its own host and port.
@@ -159,7 +161,11 @@ class Service:
         self.url = f"http://{_reached_at(host)}:{port}{place.path}"
 
     def check_tokens(self, wanted: bool) -> None:
-        """Raises: UserError when tokens are known here and not where the replicas run, or the other way round."""
+        """Refuse to go on if a token is set here and not where the replicas run, or the other way round.
+
+        Raises:
+            UserError: saying where it is set.
+        """
         for there in self.ask("asks_for_token"):
             if there != wanted:
                 known, unknown = ("where the replicas run", "here") if there else ("here", "where the replicas run")
@@ -169,15 +175,15 @@ class Service:
                 )
 
     def configure(self, config: EndpointConfig) -> None:
-        """Gives the running replicas a configuration; they read its bundles while requests go on with the old ones."""
+        """Give the running replicas a configuration; they answer with the old bundles while they read the new ones."""
         self._handle.broadcast("reconfigure", plain(asdict(config))).results(timeout_s=_LOAD_SECONDS)
 
     def ask(self, method: str) -> list[Any]:
-        """What a method of ``StitchService`` returns, of every replica."""
+        """Call a method of ``StitchService`` on every replica; return all results."""
         return self._handle.broadcast(method).results(timeout_s=_ANSWER_SECONDS)
 
     def drain(self) -> None:
-        """Nothing new is taken on; waits until what was is answered. A replica that died has nothing to finish."""
+        """Stop accepting requests and wait until the accepted ones are answered; dead replicas have none."""
         try:
             self.ask("drain")
             until = time.monotonic() + _longest(self.config)
@@ -201,14 +207,15 @@ def serving(
     announce: Callable[[str], None] | None = None,
     **resources: Any,
 ) -> Iterator[Service]:
-    """The endpoint is up inside the block, on a Ray that is there already, at ``address``, or started here.
+    """The endpoint runs inside the block, on a Ray that is connected already, at ``address``, or started here.
 
-    Only the endpoint is removed at the end. What else runs on Serve goes on, and so does Serve itself, unless this
-    process started Ray and nothing else is served.
+    At the end only the endpoint is removed. Other applications continue, and so does Serve itself, unless this process
+    started Ray and nothing else is served.
 
     Args:
         host, port, name, prefix: as in ``Address``.
-        announce: is told which Ray it is. resources: ``replicas``, ``num_cpus``, ``num_gpus`` of ``build``.
+        announce: is called with a description of the Ray.
+        resources: ``replicas``, ``num_cpus`` and ``num_gpus`` of ``build``.
 
     Raises:
         UserError: a device that is not there, a port that is taken, no cluster at ``address``, or one without room for
@@ -223,12 +230,12 @@ def serving(
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # Ray gives a proxy five seconds to start, and then starts another; a busy machine needs longer.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
-    # Nothing here blocks a replica's event loop, so it needs no second one, nor does the proxy (read by the processes
-    # that Ray starts; a cluster's are told when it is started).
+    # Nothing here blocks a replica's event loop, so neither it nor the proxy needs a second one. Read by the processes
+    # that Ray starts; a running cluster has its own setting.
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     options = HTTPOptions(host=host, port=port, request_timeout_s=_longest(config))
     with ensure_ray(address, announce=announce):
-        check_copies(_replica_need(**resources), resources.get("replicas", (1, 1))[0])
+        require_copies(_replica_need(**resources), resources.get("replicas", (1, 1))[0])
         _check_free(place, address)
         try:
             try:
@@ -241,7 +248,7 @@ def serving(
 
 
 def _remove(name: str) -> None:
-    """Ends one application, and Serve where Ray was started by this process and nothing else is served."""
+    """Remove one application, and Serve too if this process started Ray and nothing else is served."""
     if name in _serve_details().applications:
         serve.delete(name)
     if is_local() and not _serve_details().applications:
@@ -250,14 +257,15 @@ def _remove(name: str) -> None:
 
 def _serve_details() -> ServeInstanceDetails:
     """Return what runs on the cluster's Serve and where it listens; empty if there is no Serve."""
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is None:
-        return ServeInstanceDetails(proxies={}, applications={})
-    return ServeInstanceDetails(**client.get_serve_details())
+    return ServeInstanceDetails(**(serve_details() or {"proxies": {}, "applications": {}}))
 
 
 def _check_free(place: Address, address: str | None) -> None:
-    """Raises: UserError when an application on the cluster has this name or prefix."""
+    """Refuse a name or prefix that an application on the cluster has already.
+
+    Raises:
+        UserError: saying what has it and what to do.
+    """
     details = _serve_details()
     at = f" --address {address}" if address else ""
     other = "--name and --route-prefix run another one beside it"
@@ -281,7 +289,7 @@ def _check_free(place: Address, address: str | None) -> None:
 
 
 def _reached_at(host: str) -> str:
-    """The host of an address for what listens on all of them."""
+    """Return the host of a URL for a listening address: a loopback one for all addresses, brackets for IPv6."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{host}]" if ":" in host else host
 
@@ -302,7 +310,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _longest(config: EndpointConfig) -> float:
-    """Seconds after which any request has been answered."""
+    """Return the seconds after which any accepted request has been answered."""
     return config.limits.body_seconds + config.limits.deadline_seconds + 5
 
 

@@ -1,4 +1,4 @@
-"""From a dataset and a bundle to a buffer: what a shard holds; ``ledger`` says which there have to be.
+"""Generation of a buffer from a dataset and a bundle: the content of a shard. ``ledger`` says which are needed.
 
 ``augment_local`` does it in one process; ``raystitch.cluster.augment`` spreads the same functions over Ray actors.
 """
@@ -90,9 +90,9 @@ def augment_local(
             stitcher = Stitcher(bundle, stitch_config)
             index = source_index(dataset, bundle, stitch_config, ledger.trajectories(dataset))
             while not ledger.round_done:
-                (shard,) = ledger.missing(1)
+                (shard,) = ledger.next_shards(1)
                 candidates = make_shard(stitcher, index, seed, shard, config.pairs_per_shard)
-                table = candidates_to_table(candidates, shard, chain_round)
+                table = candidates_to_table(candidates, shard, chain_round, ledger.schema_version)
                 ledger.add(write_shard(ledger.path, shard, table, ledger.manifest))
         summary = ledger.finish()
         if summary is not None:

@@ -1,4 +1,4 @@
-"""Which shards of a buffer exist, which are missing, when a round and when the buffer has enough."""
+"""The ledger of a generation: the shards that exist, those to make next, and when there are enough."""
 
 import os
 import time
@@ -11,7 +11,7 @@ from raystitch.buffer.episodes import on_dataset
 from raystitch.buffer.meta import META_FILE, create_buffer, read_meta
 from raystitch.buffer.reader import open_buffer
 from raystitch.buffer.rounds import close_round, current_round, finish, sound_rounds
-from raystitch.buffer.schema import BufferMeta, ClosedRound
+from raystitch.buffer.schema import LACKS, SCHEMA_VERSION, BufferMeta, ClosedRound
 from raystitch.buffer.shard_file import SHARDS, ShardStats, write_failed
 from raystitch.buffer.survey import remove_damaged, survey
 from raystitch.data.episodes import EpisodeDataset
@@ -31,8 +31,11 @@ LAST_WINS = "this store has no conditional writes: let one run at a time work on
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSummary:
-    """What a finished generation holds. ``new_shards``, ``new_bridges``, ``retries`` and ``seconds`` are of this call
-    alone; ``reasons`` counts the candidates that this call saw, in the last round, by why they were rejected."""
+    """The contents of a finished generation.
+
+    ``new_shards``, ``new_bridges``, ``retries`` and ``seconds`` are of this call alone; ``reasons`` counts the
+    candidates that this call saw, in the last round, by why they were rejected.
+    """
 
     uri: str
     num_accepted: int
@@ -61,10 +64,11 @@ class AugmentSummary:
 
 @dataclass(kw_only=True)
 class Ledger:
-    """Which shards of a buffer exist, which rounds are closed and whether the round at hand has enough.
+    """The shards of a buffer that exist, its closed rounds, and what the round at hand lacks.
 
     Attributes:
         size: observation and action size, of the empty shards that stand for failed ones.
+        schema_version: of the shards: the one that the buffer was begun with.
         rounds: the closed rounds.
         tally: what the shards of the round at hand hold.
         failures: shards of the round at hand that failed and are not there: how often, and why the last time.
@@ -73,6 +77,7 @@ class Ledger:
     path: str
     config: AugmentConfig
     size: tuple[int, int] = (0, 0)
+    schema_version: int = SCHEMA_VERSION
     progress: Progress | None = None
     rounds: tuple[ClosedRound, ...] = ()
     tally: Tally = field(default_factory=Tally)
@@ -108,17 +113,17 @@ class Ledger:
 
     @property
     def only_failures_missing(self) -> bool:
-        """Whether the round would have enough if the shards that failed were there, whatever they hold."""
+        """True if the round would have enough once the shards that failed were there, whatever they hold."""
         return self.tally.prefix_end(self.wanted, self.failures) is not None
 
     @property
     def done(self) -> bool:
         return self.chain_round == self.config.chain_rounds and self.round_done
 
-    def survey(self) -> None:
-        """Takes stock of what is there; damaged files are named and removed, their shards made again.
+    def discard_damaged(self) -> None:
+        """Names and removes damaged files, and takes stock of the rest: what is not there is made again.
 
-        So are shards that failed before, in the round at hand, unless the run may do without them.
+        Shards of the round at hand that failed before are made again too, unless the run may do without them.
         """
         found = survey(self.path)
         for name, why in found.damaged.items():
@@ -132,7 +137,7 @@ class Ledger:
         self.skipped += [s.shard for s in there if s.error]
 
     def open_rounds(self) -> Iterator[int]:
-        """The rounds that lack shards, one after the other; each has to be filled before the next is asked for."""
+        """Yields the rounds that lack shards, and closes each; it has to be filled before the next is asked for."""
         while not self.done:
             if not self.round_done:
                 yield self.chain_round
@@ -140,20 +145,21 @@ class Ledger:
             if self.chain_round < self.config.chain_rounds:
                 if close_round(self.path, self.rounds, self.wanted) is None:
                     self.note(f"{self.path}: {GONE}")
-                self.survey()
+                self.discard_damaged()
                 self.report()
 
     def trajectories(self, dataset: EpisodeDataset) -> Trajectories | None:
-        """What the round at hand selects its pairs from; None is the dataset alone."""
+        """Return the trajectories that the round at hand selects its pairs from; None is the dataset alone."""
         if not self.rounds:
             return None
         closed = on_dataset(open_buffer(self.path, num_shards=self.first_shard), dataset)
         return chained_trajectories(dataset, closed, self.rounds, self.config.chain_pool)
 
-    def missing(self, count: int) -> list[int]:
-        """The next ``count`` shards to make, those that failed before first; never none while the round lacks some.
+    def next_shards(self, count: int) -> list[int]:
+        """Chooses up to ``count`` shards to make next: those that failed before first, never none while the round
+        lacks some.
 
-        With ``skip_failed``, shards that failed too often are recorded as empty ones here.
+        With ``skip_failed``, shards that failed too often are written as empty ones here.
 
         Raises:
             RunError: when a shard failed too often, ``max_shards`` shards were not enough, or the first ``patience``
@@ -165,7 +171,7 @@ class Ledger:
             if again:
                 self.retries += len(again)
                 return again[:count]
-            self._do_without()
+            self._write_failed_as_empty()
             if self.round_done:
                 return []
         first, known = self.first_shard, self.failures.keys() | self.tally.accepted_of.keys()
@@ -180,7 +186,7 @@ class Ledger:
         return missing
 
     def expected(self) -> int:
-        """About how many more shards the round at hand needs."""
+        """Estimate how many more shards the round at hand needs."""
         per_shard = self.tally.accepted / len(self.tally) if self.tally.accepted else self.config.pairs_per_shard / 2
         return max(1, round((self.wanted - self.tally.accepted) / per_shard))
 
@@ -225,7 +231,7 @@ class Ledger:
         """Trims the buffer to the smallest prefix that is enough; None where shards are gone that were there."""
         complete = finish(self.path, self.config.num_bridges)
         if complete is None:
-            self.survey()
+            self.discard_damaged()
             self.note(f"{self.path}: {GONE}")
             return None
         return AugmentSummary(
@@ -261,8 +267,8 @@ class Ledger:
             seconds_left=None if rate is None else (sum(rounds) - accepted) / rate,
         )
 
-    def _do_without(self) -> None:
-        """Records the failed shards that the round needs as empty, or gives up naming them."""
+    def _write_failed_as_empty(self) -> None:
+        """Writes the failed shards that the round needs as empty ones, or gives up naming them."""
         end = self.tally.prefix_end(self.wanted, self.failures)
         needed = {shard: why for shard, (_, why) in sorted(self.failures.items()) if end is None or shard < end}
         if not self.config.skip_failed:
@@ -274,7 +280,7 @@ class Ledger:
                 f"do without with augment.skip_failed=true"
             )
         for shard, why in needed.items():
-            self.add(write_failed(self.path, shard, *self.size, self.manifest, why))
+            self.add(write_failed(self.path, shard, *self.size, self.manifest, why, self.schema_version))
             self.skipped.append(shard)
             self.note(f"shard {shard} is recorded as empty ({why})")
 
@@ -352,10 +358,13 @@ def open_ledger(
     meta = planned_meta(dataset, bundle, stitch_config, config, seed)
     storage = Storage(out)
     path = storage.uri if storage.local is None else str(storage.local)
-    create_buffer(path, meta)
-    ledger = Ledger(path=path, config=config, size=(dataset.obs_dim, dataset.act_dim), progress=progress)
+    version = create_buffer(path, meta).schema_version
+    size = dataset.obs_dim, dataset.act_dim
+    ledger = Ledger(path=path, config=config, size=size, schema_version=version, progress=progress)
     if why := storage.unguarded(META_FILE):
         ledger.note(f"{storage.where()}: {LAST_WINS} ({why})")
-    ledger.survey()
+    if version in LACKS:
+        ledger.note(f"{storage.where()} goes on in {LACKS[version]}; a new --out holds them")
+    ledger.discard_damaged()
     ledger.report()
     return ledger

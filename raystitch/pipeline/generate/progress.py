@@ -1,4 +1,4 @@
-"""How far a generation is: what is shown on a terminal, written as JSON lines, and exported as metrics."""
+"""The progress of a generation, as shown on a terminal, written as JSON lines and exported as metrics."""
 
 import time
 from collections import deque

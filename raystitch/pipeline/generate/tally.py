@@ -8,7 +8,7 @@ from raystitch.buffer.shard_file import ShardStats
 
 
 class Tally:
-    """What the shards of one round hold together; about a hundred bytes per shard, however large the shards are.
+    """Sums over the shards of one round; about a hundred bytes per shard, however large the shards are.
 
     Attributes:
         first: number of the round's first shard.
@@ -55,11 +55,11 @@ class Tally:
             without: shards that are not there and are passed over.
         """
         if self.enough(wanted):
-            return prefix_end(self.accepted_of, wanted, self.first, 0, without)
+            return prefix_end(self.accepted_of, wanted, self.first, without)
         if without and self.accepted >= wanted:
-            return prefix_end(self.accepted_of, wanted, self._end, self._accepted_before_end, without)
+            return prefix_end(self.accepted_of, wanted - self._accepted_before_end, self._end, without)
         return None
 
     def enough(self, wanted: int) -> bool:
-        """Whether there is such a run without a gap."""
+        """Return True if there is such a run without a gap."""
         return self._accepted_before_end >= wanted

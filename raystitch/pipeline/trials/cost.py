@@ -15,7 +15,7 @@ from raystitch.pipeline.trials.plan import plan
 from raystitch.pipeline.trials.trial import Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.files import TRIALS
-from raystitch.trainers.config import AlgorithmConfig
+from raystitch.trainers.config import TrainerSettings, flops_of
 
 # Orders of magnitude for one thread of a server CPU; a GPU changes all of them.
 FLOPS_PER_SECOND = 5e10
@@ -31,7 +31,7 @@ def fit_seconds(config: RunConfig) -> float:
     diffusion = config.fit.diffusion
     scale = sum(m**2 for m in diffusion.multipliers) / 21 * len(diffusion.multipliers) / 3
     flops = UNET_FLOPS_FACTOR * diffusion.width**2 * diffusion.horizon * diffusion.batch_size * scale
-    heads = (config.fit.dynamics, config.fit.inverse, config.fit.reward, config.fit.termination, config.fit.value)
+    heads = [head for head in config.fit.heads.values() if isinstance(head, HeadConfig)]
     return diffusion.train_steps * (STEP_OVERHEAD_SECONDS + flops / FLOPS_PER_SECOND) + sum(map(_head_seconds, heads))
 
 
@@ -47,10 +47,15 @@ def augment_seconds(config: RunConfig) -> float:
     return 2 * config.augment.num_bridges / CANDIDATES_PER_SECOND * size
 
 
-def group_seconds(config: AlgorithmConfig, num_seeds: int = 1) -> float:
-    """Training and evaluating the policies of stacked seeds on one CPU: they share the start and the overhead of steps,
-    not the arithmetic."""
-    step = STEP_OVERHEAD_SECONDS + num_seeds * config.flops / FLOPS_PER_SECOND
+def group_seconds(config: TrainerSettings, num_seeds: int = 1) -> float | None:
+    """Return the seconds that the policies of stacked seeds take on one CPU, in training and evaluation.
+
+    They share the start and the overhead of steps, not the arithmetic. None where the settings have no ``flops``.
+    """
+    flops = flops_of(config)
+    if flops is None:
+        return None
+    step = STEP_OVERHEAD_SECONDS + num_seeds * flops / FLOPS_PER_SECOND
     return START_SECONDS + num_seeds * EVALUATION_SECONDS + config.train_steps * step
 
 
@@ -62,15 +67,26 @@ def plan_groups(resources: ResourceConfig, trials: Sequence[Trial], num_cpus: fl
 
 
 def estimate(config: RunConfig, trials: Sequence[Trial], num_cpus: float) -> Mapping[str, float]:
-    """Seconds per stage on ``num_cpus`` CPUs; those of a search as if none of its cells were stopped early."""
+    """Return the seconds per stage on ``num_cpus`` CPUs, without the algorithms of ``unknown_cost``; a search counts as
+    if none of its cells were stopped early."""
     groups, slots = plan_groups(config.resources, trials, num_cpus)
-    seconds = [group_seconds(getattr(config.algorithms, group[0].algo), len(group)) for group in groups]
+    of_groups = [group_seconds(group[0].settings, len(group)) for group in groups]
+    seconds = [known for known in of_groups if known is not None]
     stages = {"fit": fit_seconds(config) / min(num_cpus, 2.0), "augment": augment_seconds(config) / min(num_cpus, 2.0)}
     search = config.search
     if search.algorithm != "none":
         cell = group_seconds(getattr(config.algorithms, search.algo), len(search.seeds))
-        stages["search"] = cell * max(1.0, search.num_cells / slots)
+        if cell is not None:
+            stages["search"] = cell * max(1.0, search.num_cells / slots)
     return stages | {"trials": max(sum(seconds) / slots, max(seconds, default=0.0))}
+
+
+def unknown_cost(config: RunConfig, trials: Sequence[Trial]) -> list[str]:
+    """Return the algorithms that ``estimate`` leaves out: their settings have no ``flops``."""
+    algos = dict.fromkeys(trial.algo for trial in trials)
+    if config.search.algorithm != "none":
+        algos |= {config.search.algo: None}
+    return [algo for algo in algos if flops_of(getattr(config.algorithms, algo)) is None]
 
 
 def print_plan(config: RunConfig, folder: Path) -> None:
@@ -104,5 +120,11 @@ def print_plan(config: RunConfig, folder: Path) -> None:
     console.print(
         f"rough estimate on {num_cpus} CPUs: {stages}; {duration(sum(costs.values()))} in all", highlight=False
     )
+    unknown = unknown_cost(config, trials)
+    if unknown:
+        console.print(
+            f"without the trials of {', '.join(unknown)}, whose settings do not say what a step computes",
+            highlight=False,
+        )
     if done:
         console.print(f"{done} finished trials are in {folder} and are used where they still fit", highlight=False)

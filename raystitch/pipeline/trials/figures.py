@@ -18,8 +18,7 @@ from raystitch.buffer.episodes import rebuild
 from raystitch.buffer.reader import Buffer
 from raystitch.data.episodes import EpisodeDataset, Floats
 from raystitch.data.normalise import Normalizer
-from raystitch.envs.make import make_env
-from raystitch.envs.spec import EnvSpec
+from raystitch.data.plane import maze_floor, principal_axes
 from raystitch.io.files import atomic_path
 from raystitch.seeding import numpy_rng
 
@@ -103,9 +102,9 @@ def _view(
     dataset: EpisodeDataset,
 ) -> tuple[Project, dict[str, str], NDArray[np.float64], list[tuple[str, float, float]]]:
     """How to look at the states: the plane of the maze, else the two main directions of the standardised data."""
-    if dataset.env is not None and "PointMaze" in dataset.env.env_id:
-        walls, marks = maze_cells(dataset.env)
-        return lambda states: states[:, :2].astype(np.float64), {"x": "x", "y": "y"}, walls, marks
+    maze = maze_floor(dataset.env)
+    if maze is not None:
+        return lambda states: states[:, :2].astype(np.float64), {"x": "x", "y": "y"}, maze.walls, maze.marks
     normalizer = Normalizer.fit(dataset.observations)
     standardised = normalizer.encode(dataset.observations)[:, normalizer.active].astype(np.float64)
     axes = principal_axes(standardised)
@@ -115,31 +114,3 @@ def _view(
 
     labels = {"x": "first principal component (standardised)", "y": "second principal component (standardised)"}
     return project, labels, np.zeros((0, 4)), []
-
-
-def principal_axes(standardised_ND: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The two directions in which the states vary most, [D, 2]; the second is zero where there is but one."""
-    _, vectors = np.linalg.eigh(standardised_ND.T @ standardised_ND)
-    axes = vectors[:, ::-1][:, :2]
-    return axes if axes.shape[1] == 2 else np.concatenate([axes, np.zeros((len(axes), 1))], axis=1)
-
-
-def maze_cells(spec: EnvSpec) -> tuple[NDArray[np.float64], list[tuple[str, float, float]]]:
-    """Wall cells as [W, 4] x, y, width, height, and the start and goal where the map fixes them."""
-    env = make_env(spec)
-    try:
-        unwrapped: Any = env.unwrapped
-        maze = unwrapped.maze
-        size = float(maze.maze_size_scaling)
-        walls: list[tuple[float, float, float, float]] = []
-        marks: list[tuple[str, float, float]] = []
-        for row, cells in enumerate(maze.maze_map):
-            for column, cell in enumerate(cells):
-                x, y = (float(value) for value in maze.cell_rowcol_to_xy(np.array([row, column])))
-                if cell == 1:
-                    walls.append((x - size / 2, y - size / 2, size, size))
-                elif cell in ("g", "r"):
-                    marks.append(("goal" if cell == "g" else "start", x, y))
-        return np.array(walls, np.float64).reshape(-1, 4), marks
-    finally:
-        env.close()

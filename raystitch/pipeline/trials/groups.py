@@ -7,6 +7,7 @@ from typing import Literal
 from raystitch.config import RunConfig
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.pipeline.trials.trial import Trial
+from raystitch.trainers.config import flops_of
 
 Group = tuple[Trial, ...]
 """Trials that differ in their seed only."""
@@ -60,7 +61,8 @@ def group_bytes(config: RunConfig, dataset: EpisodeDataset, num_seeds: int) -> i
     """Return the bytes that the largest group of ``num_seeds`` stacked seeds takes."""
     columns = (dataset.observations, dataset.actions, dataset.rewards, dataset.offsets)
     algos = {cell.algo for cell in config.grid} | ({config.search.algo} if config.search.algorithm != "none" else set())
-    flops = max(getattr(config.algorithms, algo).flops for algo in algos)
+    # An algorithm that does not say what a step computes is taken to be no larger than the others.
+    flops = max(flops_of(getattr(config.algorithms, algo)) or 0.0 for algo in algos)
     pool = _pool_bytes(dataset, config.augment.num_bridges, config.fit.diffusion.gap_max)
     return int(
         PROCESS_BYTES

@@ -25,8 +25,8 @@ from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.files import TRIALS
 from raystitch.stitching.pairs import SourceIndex
 from raystitch.trainers.data import check_trainable
-from raystitch.trainers.loop import find_algorithm
 from raystitch.trainers.ratio import parse_ratio
+from raystitch.trainers.registry import find_algorithm
 from raystitch.trainers.segments import original_segments
 
 

@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raystitch.buffer.bridges import Bridges
-from raystitch.buffer.episodes import Joins
 from raystitch.buffer.reader import Buffer
 from raystitch.console import say
 from raystitch.data.episodes import EpisodeDataset
@@ -18,12 +16,13 @@ from raystitch.pipeline.trials.trial import LoadedInputs, Trial
 from raystitch.pipeline.trials.trial_folder import SCHEMA_VERSION, Log, TrialFolder, TrialMetrics
 from raystitch.seeding import derive_seed
 from raystitch.trainers.batches import TrainData
-from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfig, DataMode
+from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfig, DataSpec
 from raystitch.trainers.data import build_data
 from raystitch.trainers.evaluate import EvalResult, evaluate
-from raystitch.trainers.loop import find_algorithm, train_policies, train_policy
-from raystitch.trainers.policy import Policy, load_policy
+from raystitch.trainers.loop import train_policies, train_policy
+from raystitch.trainers.policy import Policy
 from raystitch.trainers.ratio import Ratio, parse_ratio
+from raystitch.trainers.registry import find_algorithm, load_policy
 
 OnEval = Callable[[int, Mapping[int, EvalResult]], None]
 """(step, headline results by position of the trial) after an evaluation during training."""
@@ -274,45 +273,25 @@ def _evaluate(shared: Trial, inputs: LoadedInputs, policy: Policy, num_episodes:
 
 
 def _training_data(trial: Trial, inputs: LoadedInputs) -> TrainData:
-    return _build(
-        inputs.dataset,
-        trial.algo,
-        trial.settings,
-        trial.data,
-        parse_ratio(trial.ratio),
-        inputs.bridges,
-        inputs.joined,
-        trial.device,
-        trial.memory_gib,
-    )
+    """Build the training data of a trial.
 
-
-def _build(
-    dataset: EpisodeDataset,
-    algo: str,
-    config: AlgorithmConfig,
-    data: DataMode,
-    ratio: Ratio,
-    bridges: Bridges | None,
-    joined: Joins | None,
-    device: str,
-    memory_gib: float,
-) -> TrainData:
-    algorithm = find_algorithm(algo)
-    if not isinstance(config, ALGORITHM_CONFIGS[algo]):
-        raise UserError(f"algo={algo} takes a {ALGORITHM_CONFIGS[algo].__name__}, got a {type(config).__name__}")
+    Raises:
+        UserError: for settings of another algorithm, or a ratio that these inputs or the batch cannot serve.
+    """
+    config, ratio, wanted = trial.settings, parse_ratio(trial.ratio), ALGORITHM_CONFIGS[trial.algo]
+    if not isinstance(config, wanted):
+        raise UserError(f"algo={trial.algo} takes a {wanted.__name__}, got a {type(config).__name__}")
     ratio.counts(config.batch_size)
-    built = build_data(
-        dataset,
-        algorithm.kind,
-        data if ratio.augmented else "original",
-        bridges=bridges,
-        joined=joined,
-        synthetic=getattr(config, "synthetic", "episodes"),
-        uniform_over=config.uniform_over,
-        top_fraction=getattr(config, "top_fraction", 1.0),
-        device=device,
-        memory_gib=memory_gib,
+    needs = config.data_needs()
+    spec = DataSpec(
+        kind=find_algorithm(trial.algo).kind,
+        data=trial.data if ratio.augmented else "original",
+        synthetic=needs.synthetic,
+        uniform_over=needs.uniform_over,
+        top_fraction=needs.top_fraction,
+        device=trial.device,
+        memory_gib=trial.memory_gib,
     )
+    built = build_data(inputs.dataset, spec, bridges=inputs.bridges, joined=inputs.joined)
     built.require(ratio)
     return built

@@ -1,1 +1,4 @@
-"""Bridges against the simulator, and what the criteria bought."""
+"""Bridges against the simulator, and the effect of delta and the criteria.
+
+Nothing here chooses a bridge. tests/pipeline/test_validate.py tells when it broke.
+"""

@@ -1,4 +1,4 @@
-"""What each criterion of qualification removes, from the stored numbers alone, and what delta buys.
+"""The criteria table and the calibration curve: the effect of each criterion and of delta, from stored numbers alone.
 
 Legend: N candidates, S sampled candidates.
 """
@@ -24,7 +24,7 @@ FIELDS = {
     "termination": "termination_max",
     "return": "value_check",
 }
-"""Criterion -> its field of QualifyConfig; ``non_finite`` has none, it is always on."""
+"""Criterion -> its field of QualifyConfig; ``non_finite`` has no field, because it is always on."""
 AS_IF: Mapping[str, Any] = {
     "residual": "q99",
     "spread": "q99",
@@ -32,11 +32,11 @@ AS_IF: Mapping[str, Any] = {
     "termination": 0.5,
     "return": True,
 }
-"""What a criterion that is switched off is tried with."""
+"""Settings to try a criterion with that is switched off."""
 
 
 def _settings(config: QualifyConfig) -> tuple[QualifyConfig, dict[str, tuple[bool, Any]]]:
-    """The settings with every criterion on, and per criterion whether it really is and its threshold."""
+    """Return the settings with every criterion on, and for each its threshold and whether it really is on."""
     found: dict[str, tuple[bool, Any]] = {"non_finite": (True, None)}
     tried: dict[str, Any] = {}
     for name, field in FIELDS.items():
@@ -60,10 +60,10 @@ def _errors(simulated: Simulated, rows: Bools) -> dict[str, Any]:
 
 
 def criteria_table(buffer: Buffer, rows: Ints, simulated: Simulated | None) -> list[dict[str, Any]]:
-    """What each criterion does at the generation settings, in the order they are asked.
+    """Return one row per criterion at the generation settings, in the order they are asked.
 
     Args:
-        rows: int64 [S], a random sample of the buffer's candidates; ``simulated``: what the simulator says about them.
+        rows: int64 [S], a random sample of the buffer's candidates; ``simulated``: the simulator's answers for them.
     """
     config, settings = _settings(buffer.meta.stitch.qualify)
     failed = failed_criteria(buffer.column, buffer.calibration, config)
@@ -99,13 +99,14 @@ def calibration_curve(
     rows: Ints,
     simulated: Simulated | None,
 ) -> list[dict[str, Any]]:
-    """What reading the buffer at each quantile of ``LEVELS`` accepts, and how true that is: delta is a filter, so one
-    generation serves the curve.
+    """Return what is accepted when the buffer is read at each quantile of ``LEVELS``, and how true it is.
+
+    Delta is a filter, so one generation serves the whole curve.
 
     Args:
         real: gaps [R] and judged largest residuals [R] of real held-out windows; None without a bundle.
         rows: int64 [S], ascending: all attempts of a random sample of pairs.
-        simulated: what the simulator says about ``rows``; None where it cannot be asked.
+        simulated: the simulator's answers for ``rows``; None where it cannot be asked.
     """
     first = buffer.column("attempt") == 0
     gap, residual = buffer.column("gap")[first], buffer.column("residual_max")[first]

@@ -139,7 +139,7 @@ def novelty(
         train: int64, the episodes that the models were fitted on.
 
     Returns:
-        See ``validate`` for the keys; None when there is no bridge or no real window to compare.
+        The keys of ``novelty`` in truth.py; None when there is no bridge or no real window to compare.
     """
     if not len(bridges) or not len(real):
         return None

@@ -19,7 +19,7 @@ Floats64 = NDArray[np.float64]
 
 def _spearman(first_KW: Floats64, second_KW: Floats64) -> Floats64:
     """Spearman's correlation of each row, float64 [K]; NaN where a row is constant."""
-    from scipy.stats import rankdata  # takes half a second, in every process of a run
+    from scipy.stats import rankdata  # importing it takes half a second, in every process of a run
 
     ranks = [rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (first_KW, second_KW)]
     scale = np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))

@@ -1,4 +1,4 @@
-"""Windows against the simulator: the error of every step, and what is said about a set of windows.
+"""Windows against the simulator: the error of every step, and the description of a set of windows.
 
 Every error is a squared L2 distance over active dimensions in the dataset's standardised units, between a stored next
 state and the one the simulator reaches from the stored state with the stored action.
@@ -25,7 +25,7 @@ TRUE_BRIDGE = 0.5
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Simulated:
-    """What the simulator says about W windows.
+    """The simulator's answers for W windows.
 
     Attributes:
         error: float64 [T], NaN where the simulator could not be asked.
@@ -55,7 +55,7 @@ class Simulated:
 def simulate(
     simulator: Simulator, windows: TransitionWindows, normalizer: Normalizer, known: Bools | None = None
 ) -> Simulated:
-    """Every transition of the windows in the simulator; rows outside ``known`` (bool [T]) count as not usable."""
+    """Step every transition of the windows in the simulator; rows outside ``known`` (bool [T]) count as not usable."""
     answer = simulator.step_from(windows.observations, windows.actions)
     if known is not None:
         answer = only(answer, known)
@@ -64,7 +64,7 @@ def simulate(
 
 
 def only(answer: SimResult, rows: Bools) -> SimResult:
-    """The answer with every other row marked as not usable."""
+    """Return the answer with every other row marked as not usable."""
     return SimResult(
         next_observations=np.where(rows[:, None], answer.next_observations, np.float32(np.nan)),
         rewards=np.where(rows, answer.rewards, np.float32(np.nan)),
@@ -83,7 +83,7 @@ def statistics(values: NDArray[np.float64]) -> dict[str, float | int | None]:
 
 
 def share(flags: Bools) -> float | None:
-    """Share of True, None of nothing."""
+    """Return the share of True; None for an empty array."""
     return float(flags.mean()) if len(flags) else None
 
 
@@ -102,7 +102,7 @@ def error_summary(simulated: Simulated) -> dict[str, Any]:
 
 
 def describe(simulated: Simulated) -> dict[str, Any]:
-    """What the report says about one set of windows; see ``validate`` for the keys."""
+    """Describe one set of windows; the keys are those of ``sets`` in truth.py."""
     windows, answer, error = simulated.windows, simulated.answer, simulated.error
     usable = error[answer.usable]
     ends = windows.largest(np.where(answer.usable, answer.terminated, np.nan).astype(np.float64))
@@ -123,10 +123,10 @@ def describe(simulated: Simulated) -> dict[str, Any]:
 
 
 def open_for(dataset: EpisodeDataset) -> Simulator:
-    """The simulator of a dataset's environment.
+    """Return the simulator of a dataset's environment.
 
     Raises:
-        Unavailable: when the simulator cannot be put into the dataset's states; says why.
+        Unavailable: when the simulator cannot be put into the dataset's states; the message says why.
         UserError: when the environment does not belong to the dataset.
     """
     if dataset.env is None:

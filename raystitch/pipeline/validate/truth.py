@@ -1,9 +1,55 @@
-"""Simulator truth: are the bridges of a buffer what the simulator would do? And what delta, the criteria and the
-generator make of them: calibration curve, criteria table, novelty. Never used to choose anything.
+"""Simulator truth: are the bridges of a buffer what the simulator would do? Also the calibration curve, the criteria
+table and novelty, which show the effect of delta, the criteria and the generator. Nothing here chooses a bridge.
 
 Legend: W windows (bridges or pieces of real episodes), T their transitions, N candidates.
+
+``validate`` returns these keys. Errors and residuals are squared L2 in standardised units; statistics are ``count,
+median, p90, p99, mean``. None stands for a number that cannot be known.
+
+``schema_version, buffer, dataset, env``
+``unavailable``: why there is no simulator truth, or None. Where there is none, ``sets`` is empty, ``points``,
+``below_noise`` and the simulator's part elsewhere are None.
+``num_accepted, num_candidates, reasons`` at the generation settings, ``delta`` as set, ``noise``
+
+``attempts``: ``num_pairs``, ``first_accepted`` and ``first_accepted_share`` of their first attempts, ``num_repairs``
+(further attempts), ``rescued``: pairs that count only thanks to a repair.
+
+``sets``: ``accepted, rejected`` (attempts, whatever their pair), ``first_attempts, repaired`` (the accepted ones by
+attempt; only with repairs), ``real, real_noise, real_inverse``, as far as there are such windows. Each has
+``num_windows, num_steps``, ``usable_share`` (steps that the simulator knows: MuJoCo clips velocities in observations,
+and at the clip the state is unknown), ``step_error``, ``largest_error`` (per bridge), ``largest_below`` (``limit,
+share``), ``cdf`` (``level, step_error``), ``by_gap`` and ``by_step`` (lists of ``gap`` or ``step`` with the statistics
+of the step error), ``reward_error``, ``terminated_share``.
+``below_noise``: is the median step error of accepted bridges below that of noise-perturbed real data?
+
+``rank_correlation``: Spearman's correlation of the judges' largest residual with the simulator's largest error, over
+the first attempts of randomly drawn pairs, accepted or not: ``count, value, low, high`` (95 % bootstrap interval) and
+``by_gap``, the same with ``gap_min, gap_max``. Both maxima are over the steps that the simulator knows.
+``points``: up to 400 of these bridges as the lists ``residual, error, gap, accepted``.
+
+``real_accepted_share``: the share of real held-out windows that the generation delta accepts. They have
+inverse-dynamics actions and the first attempts' gaps, and come from the episodes that delta was calibrated on: no
+model saw them, but the calibration did.
+``criteria``: per criterion, in the order they are asked, over all candidates: ``name, on, threshold`` (as set; where it
+is off, the value it was tried with), ``alone`` (candidates that fail it), ``first`` (that no earlier one removes),
+``only`` (that no other one removes); only criteria that are on count as earlier or other. ``removed`` and ``kept``: of
+a random sample, ``count, step_median, largest_median`` of the simulator's error.
+``calibration``: for delta = q50 .. q99.9: ``level``, ``nominal`` (0.5 .. 0.999), ``delta`` (median over first
+attempts), ``real_accepted`` (share of those real windows; should be nominal), ``residual_accepted`` (share of first
+attempts whose residual is below it), ``first_accepted`` (share of first attempts that pass all criteria with it),
+``num_bridges`` (bridges when the buffer is read at it), ``simulator``: ``num_windows, step_error, largest_error,
+largest_below`` of a random sample of these bridges.
+
+``novelty``: mean over the states inside a window of the squared L2 distance to the nearest real window of the same
+length: ``bridges`` (accepted, to any window), ``bridges_other_episodes`` (to one of another episode than the bridge
+leaves), ``real`` (held-out windows of the same gaps to the episodes fitted on), each ``count, p10, median, p90``;
+``ratio`` of the last two medians; ``copied_share``: accepted bridges nearer to real data than ``copied_limit``, below
+which 5 % of the real windows are (0.05 is like real data, 1 is copying); ``coverage``: ``share`` of ``num_windows``
+held-out windows to which the sampled bridges come as near as equally many windows of the episodes fitted on (0.5 is
+like real data), ``bridge_median, real_median`` of both distances.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,14 +79,14 @@ from raystitch.stitching.candidates import REASONS
 SCHEMA_VERSION = 2
 NOISE = 0.05
 NUM_JUDGED = 4000
-"""Real windows that the calibration is checked with; only the judges see them, so they are cheap."""
+"""Number of real windows to check the calibration with; only the judges see them, so they are cheap."""
 MAX_POINTS = 400
 BRIDGE_SETS = ("accepted", "rejected", "first_attempts", "repaired")
 SETS = (*BRIDGE_SETS, "real", "real_noise", "real_inverse")
 
 
 def _attempts(buffer: Buffer) -> dict[str, Any]:
-    """How far first attempts go and what repair adds to them, at the generation settings."""
+    """Count the pairs that first attempts settle and the pairs that repair rescues, at the generation settings."""
     passing, _ = buffer.passing()
     attempt = buffer.column("attempt")
     counted = attempt[buffer.accepted_rows()]
@@ -55,9 +101,10 @@ def _attempts(buffer: Buffer) -> dict[str, Any]:
 
 
 def _draw(buffer: Buffer, count: int, rng: np.random.Generator) -> dict[str, Ints]:
-    """Rows of at most ``count`` bridges per set, and in ``natural`` all attempts of as many pairs; int64, ascending.
+    """Draw rows of at most ``count`` bridges per set, and in ``natural`` all attempts of as many pairs; int64,
+    ascending.
 
-    One random order of the pairs serves every draw, so the sets share what has to be simulated.
+    One random order of the pairs serves every draw, so the sets overlap and fewer bridges have to be simulated.
     """
     pairs, attempt = buffer.pairs, buffer.column("attempt")
     order = rng.permutation(int(pairs.max(initial=-1)) + 1)[pairs]
@@ -81,7 +128,7 @@ def _draw(buffer: Buffer, count: int, rng: np.random.Generator) -> dict[str, Int
 def _real_sets(
     real: TransitionWindows, bundle: Bundle | None, normalizer: Normalizer, rng: np.random.Generator
 ) -> list[TransitionWindows]:
-    """``real, real_noise, real_inverse`` (with a bundle)."""
+    """Return ``real``, ``real_noise`` and, with a bundle, ``real_inverse``."""
     treated = [real, perturbed(real, normalizer, NOISE, rng)]
     return treated if bundle is None else [*treated, inverse_actions(real, bundle)]
 
@@ -93,12 +140,12 @@ def _simulate_sets(
     reals: list[TransitionWindows],
     normalizer: Normalizer,
 ) -> dict[str, Simulated]:
-    """Everything that is compared with the simulator; ``places``: set -> windows of ``bridges``."""
+    """Compare every set with the simulator; ``places``: set -> windows of ``bridges``."""
     asked = simulate(simulator, bridges, normalizer)
     found = {name: asked.take(rows) for name, rows in places.items()}
     known: Bools | None = None
     for name, windows in zip(("real", "real_noise", "real_inverse"), reals, strict=False):
-        # Noise moves a clipped velocity off the clip, but what it was before is as unknown as it was.
+        # Noise moves a clipped velocity off the clip, but its true value stays unknown.
         found[name] = simulate(simulator, windows, normalizer, known if name == "real_noise" else None)
         if name == "real":
             known = found[name].answer.usable
@@ -123,7 +170,7 @@ def _judged_on_known_steps(
 def _points(
     judged: NDArray[np.float64], largest: NDArray[np.float64], gap: Ints, accepted: Bools
 ) -> dict[str, list[Any]]:
-    """At most ``MAX_POINTS`` bridges for a scatter plot; they are in random order of pairs, so the first will do."""
+    """At most ``MAX_POINTS`` bridges for a scatter plot: the first ones, because they are in random order of pairs."""
     rows = np.flatnonzero(np.isfinite(judged) & np.isfinite(largest))[:MAX_POINTS]
     columns = {"residual": judged, "error": largest, "gap": gap, "accepted": accepted}
     return {name: column[rows].tolist() for name, column in columns.items()}
@@ -132,7 +179,7 @@ def _points(
 def validate(
     buffer: Buffer, dataset: EpisodeDataset, bundle: Bundle | None = None, max_bridges: int = 500
 ) -> dict[str, Any]:
-    """Compares bridges with the simulator and with real data, and says what delta and every criterion do.
+    """Compare bridges with the simulator and with real data, and report the effect of delta and of every criterion.
 
     Args:
         buffer: at most ``max_bridges`` bridges of every set are sampled, and all attempts of as many random pairs.
@@ -141,51 +188,7 @@ def validate(
             and real windows with inverse-dynamics actions are added. Without it: all episodes, no inverse actions.
 
     Returns:
-        Plain data for JSON. Errors and residuals are squared L2 in standardised units; statistics are ``count, median,
-        p90, p99, mean``. None stands for what cannot be known.
-
-        ``schema_version, buffer, dataset, env``; ``unavailable``: why there is no simulator truth, or None: then
-        ``sets`` is empty, ``points, below_noise`` and the simulator's part elsewhere are None.
-        ``num_accepted, num_candidates, reasons`` (at the generation settings), ``delta`` (as set), ``noise``.
-
-        ``attempts``: ``num_pairs``, ``first_accepted`` and ``first_accepted_share`` of their first attempts,
-        ``num_repairs`` (further attempts), ``rescued``: pairs that count only thanks to a repair.
-
-        ``sets``: of ``accepted, rejected`` (attempts, whatever their pair), ``first_attempts, repaired`` (the accepted
-        ones by attempt; only with repairs), ``real, real_noise, real_inverse`` those there are. Each has
-        ``num_windows, num_steps, usable_share`` (steps that the simulator knows: MuJoCo clips velocities in
-        observations, and at the clip the state is unknown), ``step_error``, ``largest_error`` (of a bridge),
-        ``largest_below`` (``limit, share``), ``cdf`` (``level, step_error``), ``by_gap`` and ``by_step`` (lists of
-        ``gap`` or ``step`` with the statistics of the step error), ``reward_error``, ``terminated_share``.
-        ``below_noise``: is the median step error of accepted bridges below that of noise-perturbed real data?
-
-        ``rank_correlation``: Spearman's, of the judges' largest residual and the simulator's largest error, over the
-        first attempts of randomly drawn pairs, accepted or not as it came: ``count, value, low, high`` (95 %
-        bootstrap interval) and ``by_gap``, the same with ``gap_min, gap_max``. Both maxima are over the steps that the
-        simulator knows. ``points``: up to 400 of these bridges as the lists ``residual, error, gap, accepted``.
-
-        ``real_accepted_share``: of real held-out windows with inverse-dynamics actions and the first attempts' gaps,
-        that the generation delta accepts. They come from the episodes that delta was calibrated on: no model saw
-        them, but the calibration did.
-        ``calibration``: for delta = q50 .. q99.9: ``level``, ``nominal`` (0.5 .. 0.999), ``delta`` (median over first
-        attempts), ``real_accepted`` (share of those real windows; should be nominal), ``residual_accepted`` (share
-        of first attempts whose residual is below it), ``first_accepted`` (share of first attempts that pass all
-        criteria with it), ``num_bridges`` (that reading the buffer at it gives), ``simulator``: of a random sample of
-        these ``num_windows, step_error, largest_error, largest_below``.
-
-        ``criteria``: per criterion, in the order they are asked, over all candidates: ``name, on, threshold`` (as set;
-        for one that is off: what it was tried with), ``alone`` (candidates that fail it), ``first`` (that no
-        earlier one removes), ``only`` (that no other one removes); "other" are those that are on. ``removed`` and
-        ``kept``: of a random sample, ``count, step_median, largest_median`` of the simulator's error.
-
-        ``novelty``: mean over the states inside a window of the squared L2 distance to the nearest real window of the
-        same length: ``bridges`` (accepted, to any window), ``bridges_other_episodes`` (to one of another episode
-        than the bridge leaves), ``real`` (held-out windows of the same gaps to the episodes fitted on), each
-        ``count, p10, median, p90``; ``ratio`` of the last two medians, ``copied_share``: accepted bridges
-        nearer to real data than ``copied_limit``, below which 5 % of the real windows are (0.05 is like real data, 1
-        is copying); ``coverage``: ``share`` of ``num_windows`` held-out windows to which the sampled bridges come as
-        near as equally many windows of the episodes fitted on (0.5 is like real data), ``bridge_median,
-        real_median`` of both distances.
+        Plain data for JSON; the keys are at the top of this file.
 
     Raises:
         UserError: when the bundle or the environment does not belong to the dataset.
@@ -193,32 +196,79 @@ def validate(
     if bundle is not None:
         bundle.check_dataset(dataset)
     normalizer = bundle.normalizer if bundle is not None else Normalizer.fit(dataset.observations)
-    train = held_out = np.arange(dataset.num_episodes)
-    if bundle is not None:  # the split that it was fitted with
-        seed = derive_seed(bundle.config.seed, "holdout")
-        train, held_out = holdout_split(dataset.num_episodes, bundle.config.holdout_fraction, seed)
-    simulator, unavailable = None, None
-    try:
-        simulator = open_for(dataset)
-    except Unavailable as reason:
-        unavailable = str(reason)
-
+    train, held_out = _split(dataset, bundle)
+    simulator, unavailable = _open(dataset)
     seed = buffer.meta.seed
-    rows = _draw(buffer, max_bridges, numpy_rng(seed, "validate"))
-    drawn = np.unique(np.concatenate(list(rows.values())))
-    bridges = bridge_windows(buffer.take(drawn))
-    places = {name: np.searchsorted(drawn, of_set) for name, of_set in rows.items()}
-    like = "accepted" if len(rows["accepted"]) else "rejected"
+    sample = _sample(buffer, max_bridges)
     rng = numpy_rng(seed, "validate", "real")
-    real = real_windows(dataset, held_out, bridges.gap[places[like]], rng)
+    real = real_windows(dataset, held_out, sample.gaps, rng)
     simulated: dict[str, Simulated] = {}
     if simulator is not None:
         reals = _real_sets(real, bundle, normalizer, rng)
-        simulated = _simulate_sets(simulator, bridges, places, reals, normalizer)
+        simulated = _simulate_sets(simulator, sample.bridges, sample.places, reals, normalizer)
         simulator.close()
-    natural = simulated.get("natural")
+    natural, natural_rows = simulated.get("natural"), sample.rows["natural"]
+    judged = None if bundle is None else _judged_real(buffer, dataset, held_out, bundle)
+    accepted = sample.bridges.take(sample.places["accepted"])
+    return {
+        **_header(buffer, dataset, unavailable),
+        "attempts": _attempts(buffer),
+        **_truth(buffer, simulated, natural_rows, bundle),
+        "real_accepted_share": _real_accepted_share(buffer, judged),
+        "criteria": criteria_table(buffer, natural_rows, natural),
+        "calibration": calibration_curve(buffer, judged, natural_rows, natural),
+        "novelty": novelty(accepted, real, dataset, train, normalizer, numpy_rng(seed, "validate", "novelty")),
+    }
 
-    found: dict[str, Any] = {
+
+def _split(dataset: EpisodeDataset, bundle: Bundle | None) -> tuple[Ints, Ints]:
+    """Episodes that the bundle was fitted on and episodes that it held out; all of them twice without a bundle."""
+    if bundle is None:
+        everything = np.arange(dataset.num_episodes)
+        return everything, everything
+    seed = derive_seed(bundle.config.seed, "holdout")
+    return holdout_split(dataset.num_episodes, bundle.config.holdout_fraction, seed)
+
+
+def _open(dataset: EpisodeDataset) -> tuple[Simulator | None, str | None]:
+    """The dataset's simulator, or the reason why there is none."""
+    try:
+        return open_for(dataset), None
+    except Unavailable as reason:
+        return None, str(reason)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Sample:
+    """Bridges drawn from a buffer.
+
+    Attributes:
+        rows: set -> rows of the buffer, int64, ascending; see ``_draw``.
+        bridges: every bridge of any set, once.
+        places: set -> its windows in ``bridges``, int64.
+    """
+
+    rows: dict[str, Ints]
+    bridges: TransitionWindows
+    places: dict[str, Ints]
+
+    @property
+    def gaps(self) -> Ints:
+        """Gaps of the accepted bridges, or of the rejected ones where none was accepted, int64."""
+        return self.bridges.gap[self.places["accepted" if len(self.rows["accepted"]) else "rejected"]]
+
+
+def _sample(buffer: Buffer, max_bridges: int) -> _Sample:
+    """Draw every set and read the bridges of all of them."""
+    rows = _draw(buffer, max_bridges, numpy_rng(buffer.meta.seed, "validate"))
+    drawn = np.unique(np.concatenate(list(rows.values())))
+    places = {name: np.searchsorted(drawn, of_set) for name, of_set in rows.items()}
+    return _Sample(rows=rows, bridges=bridge_windows(buffer.take(drawn)), places=places)
+
+
+def _header(buffer: Buffer, dataset: EpisodeDataset, unavailable: str | None) -> dict[str, Any]:
+    """The keys from ``schema_version`` to ``noise``."""
+    return {
         "schema_version": SCHEMA_VERSION,
         "buffer": buffer.uri,
         "dataset": dataset.name,
@@ -229,27 +279,26 @@ def validate(
         "reasons": buffer.reasons(),
         "delta": buffer.meta.stitch.qualify.delta,
         "noise": NOISE,
-        "attempts": _attempts(buffer),
-        "sets": {name: describe(simulated[name]) for name in SETS if name in simulated},
-        "below_noise": None,
-        "rank_correlation": None,
-        "points": None,
-        "real_accepted_share": None,
-        "criteria": criteria_table(buffer, rows["natural"], natural),
     }
+
+
+def _truth(buffer: Buffer, simulated: dict[str, Simulated], rows: Ints, bundle: Bundle | None) -> dict[str, Any]:
+    """The keys from ``sets`` to ``points``; ``rows``: the buffer's rows of the set ``natural``."""
+    sets = {name: describe(simulated[name]) for name in SETS if name in simulated}
+    found: dict[str, Any] = {"sets": sets, "below_noise": None, "rank_correlation": None, "points": None}
     if simulated:
-        medians = [found["sets"][name]["step_error"]["median"] for name in ("accepted", "real_noise")]
-        found["below_noise"] = medians[0] < medians[1] if None not in medians else None
-    if natural is not None:
-        found |= _ranks(buffer, rows["natural"], natural, bundle)
-    judged = None if bundle is None else _judged_real(buffer, dataset, held_out, bundle)
-    if judged is not None:
-        threshold = buffer.calibration.threshold(buffer.meta.stitch.qualify.delta, judged[0])
-        found["real_accepted_share"] = share(judged[1] < threshold)
-    found["calibration"] = calibration_curve(buffer, judged, rows["natural"], natural)
-    accepted = bridges.take(places["accepted"])
-    found["novelty"] = novelty(accepted, real, dataset, train, normalizer, numpy_rng(seed, "validate", "novelty"))
+        ours, noise = (sets[name]["step_error"]["median"] for name in ("accepted", "real_noise"))
+        found["below_noise"] = ours < noise if None not in (ours, noise) else None
+        found |= _ranks(buffer, rows, simulated["natural"], bundle)
     return found
+
+
+def _real_accepted_share(buffer: Buffer, judged: tuple[Ints, NDArray[np.float64]] | None) -> float | None:
+    """The share of judged real windows (gaps and residuals, see ``_judged_real``) that the generation delta accepts."""
+    if judged is None:
+        return None
+    gap, residual = judged
+    return share(residual < buffer.calibration.threshold(buffer.meta.stitch.qualify.delta, gap))
 
 
 def _ranks(buffer: Buffer, rows: Ints, natural: Simulated, bundle: Bundle | None) -> dict[str, Any]:

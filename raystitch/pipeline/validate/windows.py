@@ -38,7 +38,8 @@ class TransitionWindows:
         return len(self.gap)
 
     def largest(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Largest of a value per transition [T] in each window [W]; NaN is left out, a window of NaN only stays NaN."""
+        """Largest value per window, from a value per transition [T]. NaN is left out; a window of NaN alone stays
+        NaN."""
         return np.fmax.reduceat(values, self.starts) if len(self) else np.zeros(0)
 
     @property
@@ -94,7 +95,7 @@ def bridge_windows(bridges: BridgeSet) -> TransitionWindows:
 
 
 def real_windows(dataset: EpisodeDataset, episodes: Ints, gaps: Ints, rng: np.random.Generator) -> TransitionWindows:
-    """One piece of a real episode per gap, drawn uniformly; gaps longer than every episode are left out."""
+    """Draw one piece of a real episode per gap, uniformly; gaps longer than every episode are left out."""
     recorded = dataset.lengths[episodes] - ~dataset.final_observed[episodes]
     nothing = np.zeros(0, np.int64)
     starts, kept, origin = [nothing], [nothing], [nothing]
@@ -126,7 +127,7 @@ def real_windows(dataset: EpisodeDataset, episodes: Ints, gaps: Ints, rng: np.ra
 def perturbed(
     windows: TransitionWindows, normalizer: Normalizer, noise_std: float, rng: np.random.Generator
 ) -> TransitionWindows:
-    """Every state moved by N(0, noise_std) per active dimension in standardised units, once per state."""
+    """Move every state by N(0, noise_std) per active dimension in standardised units, once per state."""
     scale = noise_std * normalizer.std * normalizer.active
     noise = (scale * rng.standard_normal(windows.observations.shape)).astype(np.float32)
     last = (scale * rng.standard_normal(windows.observations.shape)).astype(np.float32)
@@ -140,7 +141,7 @@ def perturbed(
 
 
 def inverse_actions(windows: TransitionWindows, bundle: Bundle) -> TransitionWindows:
-    """The same states with the actions that the bundle's inverse dynamics gives between them."""
+    """Replace the actions by those that the bundle's inverse dynamics gives between the states."""
     with torch.inference_mode():
         obs, next_obs = (
             torch.from_numpy(states).to(bundle.device) for states in (windows.observations, windows.next_observations)

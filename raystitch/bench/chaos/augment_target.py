@@ -1,4 +1,4 @@
-"""The parts that all faults share: a target, a driver that works on it, and a comparison with an undisturbed run."""
+"""The buffer that the faults of ``augment`` disturb, its driver, and the comparison with an undisturbed buffer."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -10,24 +10,29 @@ from typing import TypeVar
 import yaml
 
 from raystitch.bench.chaos.processes import Driver, until
+from raystitch.bench.synthetic import make_walks, tiny_fit
 from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.maintain import verify
 from raystitch.buffer.reader import open_buffer
+from raystitch.data.d4rl import write_d4rl
 from raystitch.errors import RunError
 from raystitch.io.config_file import plain
-from raystitch.stitching.config import StitchConfig
+from raystitch.models.bundle import Bundle
+from raystitch.models.fit import fit_bundle
+from raystitch.pipeline.generate.augment import augment_local
+from raystitch.stitching.config import GuidanceConfig, QualifyConfig, SamplerConfig, StitchConfig
 
 T = TypeVar("T")
 DECISIONS = ("seed", "source_episode", "source_step", "target_episode", "target_step", "gap", "attempt", "accepted")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
-    """What is augmented while things die.
+class AugmentTarget:
+    """The work that the faults disturb.
 
     Attributes:
         ref: the dataset. stitcher: the bundle's folder. undisturbed: the buffer as one process makes it.
-        address: a Ray cluster that all drivers use; None: each starts its own.
+        address: a Ray cluster that all drivers use; with None each driver starts its own.
         patience: seconds that anything may take.
     """
 
@@ -43,19 +48,19 @@ class Target:
 
     @property
     def config(self) -> AugmentConfig:
-        """As the undisturbed buffer is made."""
+        """The settings with which the undisturbed buffer is made."""
         return AugmentConfig(num_bridges=self.num_bridges, pairs_per_shard=self.pairs_per_shard)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FaultResult:
-    """What a fault did to a buffer.
+class AugmentFault:
+    """The effect of one fault on a buffer.
 
     Attributes:
         ids: candidates of the undisturbed buffer; ``lost`` of them are missing from the other one, ``doubled`` are
-            there more than once, ``changed`` were decided differently or should not be there.
-        problems: what ``verify`` found.
-        seconds_to_recover: from the fault until the first shard written by what took the place of what died.
+            in it more than once, ``changed`` were decided differently or should not be in it.
+        problems: findings of ``verify``.
+        seconds_to_recover: from the fault until the replacement of what died has written its first shard.
         new_shards: shards that were written after the fault. impossible: why the fault could not be tried here.
     """
 
@@ -75,15 +80,45 @@ class FaultResult:
         return not (self.lost or self.doubled or self.changed or self.problems or self.impossible)
 
 
+def make_augment_target(
+    folder: Path, *, num_shards: int, pairs_per_shard: int = 256, address: str | None = None
+) -> AugmentTarget:
+    """Make random walks, small networks fitted for a moment, and the undisturbed buffer, under ``folder``.
+
+    Nearly every candidate is accepted, so about ``num_shards`` shards are made; sampling in many steps takes the time.
+    """
+    dataset = make_walks(4000)
+    write_d4rl(dataset, folder / "walks.hdf5")
+    fit_bundle(dataset, tiny_fit(), folder / "stitcher", device="cpu")
+    stitch = StitchConfig(
+        sampler=SamplerConfig(num_steps=20, precision="float32"),
+        guidance=GuidanceConfig(schedule="off"),
+        qualify=QualifyConfig(delta="q90", termination_max=None, value_check=False),
+    )
+    target = AugmentTarget(
+        ref=f"d4rl:{folder / 'walks.hdf5'}",
+        stitcher=folder / "stitcher",
+        stitch=stitch,
+        num_bridges=(num_shards - 1) * pairs_per_shard,
+        pairs_per_shard=pairs_per_shard,
+        seed=3,
+        undisturbed=folder / "undisturbed",
+        address=address,
+    )
+    bundle = Bundle.load(target.stitcher, "cpu")
+    augment_local(dataset, bundle, stitch, target.config, out=target.undisturbed, seed=target.seed)
+    return target
+
+
 def arguments(
-    target: Target,
+    target: AugmentTarget,
     out: Path | str,
     settings: Mapping[str, str] | None = None,
     *,
     num_bridges: int | None = None,
     address: str | None = None,
 ) -> list[str]:
-    """The command line of a driver; the stitch settings travel in a file beside the stitcher."""
+    """Return the command line of a driver; writes the stitch settings into a file beside the stitcher."""
     config = target.stitcher.parent / "stitch.yaml"
     config.write_text(yaml.safe_dump(plain(asdict(target.stitch))), encoding="utf-8")
     settings = {"pairs_per_shard": str(target.pairs_per_shard), "num_actors": "1", "num_qualifiers": "1"} | {
@@ -100,12 +135,12 @@ def arguments(
 
 
 def shard_files(out: Path) -> list[Path]:
-    """The files of shards there are, by number."""
+    """The shard files of a buffer, by number."""
     return sorted(out.glob("shards/part-*.arrow"))
 
 
 def written_since(out: Path, nanoseconds: int) -> list[Path]:
-    """Those written after a time."""
+    """The shard files that were written after a time."""
     found: list[Path] = []
     for file in shard_files(out):
         with suppress(FileNotFoundError):
@@ -114,8 +149,12 @@ def written_since(out: Path, nanoseconds: int) -> list[Path]:
     return found
 
 
-def wait_for_shards(driver: Driver, out: Path, count: int, target: Target) -> None:
-    """Raises: RunError when the driver ends before that many shards are there."""
+def wait_for_shards(driver: Driver, out: Path, count: int, target: AugmentTarget) -> None:
+    """Wait until a buffer has this many shards.
+
+    Raises:
+        RunError: the driver ends before.
+    """
 
     def there() -> bool:
         if driver.status is not None:
@@ -125,8 +164,8 @@ def wait_for_shards(driver: Driver, out: Path, count: int, target: Target) -> No
     until(there, f"{count} shards are there", target.patience)
 
 
-def found_by(look: Callable[[], T], driver: Driver, target: Target) -> T | None:
-    """What ``look`` finds, or None when the driver ends without."""
+def found_by(look: Callable[[], T], driver: Driver, target: AugmentTarget) -> T | None:
+    """Wait until ``look`` finds something and return it; None if the driver ends first."""
 
     def found() -> tuple[T] | str | None:
         return (value,) if (value := look()) else "ended" if driver.status is not None else None
@@ -135,23 +174,27 @@ def found_by(look: Callable[[], T], driver: Driver, target: Target) -> T | None:
     return None if isinstance(result, str) else result[0]
 
 
-def interrupted(out: Path, target: Target) -> int:
-    """Leaves the buffer of a driver that was killed; returns how many shards it made."""
+def interrupted(out: Path, target: AugmentTarget) -> int:
+    """Run a driver, kill it after a few shards and return how many it made."""
     with Driver(arguments(target, out)) as driver:
         wait_for_shards(driver, out, 3, target)
         driver.kill()
         return len(shard_files(out))
 
 
-def finish_run(driver: Driver, target: Target) -> None:
-    """Raises: RunError when the driver does not end well."""
+def finish_run(driver: Driver, target: AugmentTarget) -> None:
+    """Wait for the end of a driver.
+
+    Raises:
+        RunError: its exit status is not 0.
+    """
     status = driver.wait(target.patience)
     if status != 0:
         raise RunError(f"the driver ended with {status}: {driver.last_line()}")
 
 
 def _records(out: Path | str) -> tuple[list[str], dict[str, tuple[object, ...]]]:
-    """All ids of a buffer, and what was decided about each."""
+    """All ids of a buffer, and the decisions about each."""
     table = open_buffer(out).table
     ids = table["bridge_id"].to_pylist()
     decided = zip(*(table[name].to_pylist() for name in DECISIONS), strict=True)
@@ -159,12 +202,12 @@ def _records(out: Path | str) -> tuple[list[str], dict[str, tuple[object, ...]]]
 
 
 def compare(
-    fault: str, what_happened: str, out: Path | str, target: Target, seconds: float | None, since: int
-) -> FaultResult:
-    """The buffer at ``out``, which may be a URI, against the undisturbed one; ``since``: time of the fault in ns."""
+    fault: str, what_happened: str, out: Path | str, target: AugmentTarget, seconds: float | None, since: int
+) -> AugmentFault:
+    """Compare the buffer at ``out`` (may be a URI) with the undisturbed one; ``since``: time of the fault in ns."""
     ids, decided = _records(out)
     expected_ids, expected = _records(target.undisturbed)
-    return FaultResult(
+    return AugmentFault(
         fault=fault,
         what_happened=what_happened,
         ids=len(expected_ids),

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from raystitch.buffer.config import ActorConfig, AugmentConfig
-from raystitch.cluster.pools import plan_pools
+from raystitch.cluster.actor_pools import plan_pools
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 3])

@@ -1,4 +1,7 @@
-"""How many actors of each kind, and what each reserves: worked out from the cluster where the user does not say."""
+"""The pools of proposers and qualifiers: how many actors, and what each reserves.
+
+Numbers that the user leaves open are worked out from the cluster.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,20 +13,21 @@ from ray.data import ActorPoolStrategy
 from raystitch.buffer.config import ActorConfig, AugmentConfig
 
 PROPOSERS_PER_QUALIFIER = 6
-"""Judging and writing a shard takes about a sixth of the time of proposing it (docs/engine.md)."""
+"""Judging and writing a shard takes about a sixth as long as proposing it (docs/engine.md)."""
 PROPOSER_SHARE = 0.75
-"""Of the CPUs, and of a GPU that both kinds share."""
+"""The proposers' share of the CPUs, and of a GPU that both kinds share."""
 
 IN_FLIGHT = 2
-"""Blocks of shards that an actor has been given at a time: one that it works on, one that waits. With fewer an actor
-idles between two, and a pool never grows."""
+"""Blocks of shards given to an actor at a time: it works on one while the other waits. With one alone, actors would
+idle between blocks and pools would never grow."""
+
 Node = Mapping[str, float]
 """The resources of one machine, as ``ray.nodes()`` lists them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActorPool:
-    """Actors of one kind: between ``min_size`` and ``max_size`` of them, and what each reserves."""
+    """A pool of ``min_size`` to ``max_size`` actors of one kind, and the resources that each reserves."""
 
     min_size: int
     max_size: int
@@ -33,19 +37,20 @@ class ActorPool:
 
     @property
     def sizes(self) -> str:
+        """The size in words: ``4``, or ``1 to 4``."""
         return str(self.max_size) if self.min_size == self.max_size else f"{self.min_size} to {self.max_size}"
 
     @property
     def threads(self) -> int:
-        """Threads of one actor."""
+        """Torch threads of one actor."""
         return max(1, int(self.num_cpus))
 
     def device(self, asked: str) -> str:
-        """Where an actor computes: on the CPU when it has reserved no GPU, whatever the machine has."""
+        """Return the device of an actor: ``auto`` is the CPU if it reserves no GPU, whatever the machine has."""
         return "cpu" if asked == "auto" and self.num_gpus == 0 and not self.resources else asked
 
     def fits(self, node: Node) -> bool:
-        """Whether one actor fits a machine that does nothing else."""
+        """Return True if one actor fits on an idle node."""
         asked = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
         return all(node.get(name, 0.0) >= amount for name, amount in asked.items())
 
@@ -68,10 +73,10 @@ class ActorPool:
 
 
 def plan_pools(nodes: Sequence[Node], config: AugmentConfig) -> tuple[ActorPool, ActorPool]:
-    """The proposers' pool and the qualifiers'.
+    """Return the proposers' pool and the qualifiers' pool.
 
-    What is left open is chosen so that all actors fit at once and a CPU stays free for Ray Data's own tasks where there
-    is more than one. With GPUs, proposers share three quarters of each and qualifiers the rest.
+    Open numbers are chosen so that all actors fit at once and, if there are several CPUs, one stays free for Ray Data's
+    own tasks. With GPUs, proposers share three quarters of each and qualifiers the rest.
     """
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     largest = max((node.get("CPU", 0.0) for node in nodes), default=1.0)
@@ -117,7 +122,7 @@ def plan_pools(nodes: Sequence[Node], config: AugmentConfig) -> tuple[ActorPool,
 
 
 def _how_many(nodes: Sequence[Node], proposer: ActorConfig, gpus: int, cpus: float, free: float) -> int:
-    """As many proposers as fit: one per GPU or, where there is none, per CPU."""
+    """Return how many proposers fit: one per GPU or, without GPUs, one per CPU."""
     asked = {"CPU": proposer.num_cpus, "GPU": proposer.num_gpus, **proposer.resources}
     known = {name: amount for name, amount in asked.items() if amount}
     if known:

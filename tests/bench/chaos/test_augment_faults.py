@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from raystitch.bench.chaos.augment_faults import FAULTS, run_fault
-from raystitch.bench.chaos.rows import make_target
-from raystitch.bench.chaos.target import Target
+from raystitch.bench.chaos.augment_faults import AUGMENT_FAULTS, run_augment_fault
+from raystitch.bench.chaos.augment_target import AugmentTarget, make_augment_target
 
 QUICK = ("proposer",)
 SLOW = (
@@ -27,8 +26,8 @@ RECOVER = ("proposer", "qualifier", "driver")
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
-    return make_target(tmp_path_factory.mktemp("chaos"), num_shards=6, pairs_per_shard=128)
+def target(tmp_path_factory: pytest.TempPathFactory) -> AugmentTarget:
+    return make_augment_target(tmp_path_factory.mktemp("chaos"), num_shards=6, pairs_per_shard=128)
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +37,9 @@ def not_starved(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("fault", [*QUICK, *(pytest.param(fault, marks=pytest.mark.slow) for fault in SLOW)])
-def test_nothing_is_lost_and_nothing_doubled(fault: str, target: Target, tmp_path: Path) -> None:
-    assert fault in FAULTS
-    result = run_fault(fault, tmp_path / "disturbed", target)
+def test_nothing_is_lost_and_nothing_doubled(fault: str, target: AugmentTarget, tmp_path: Path) -> None:
+    assert fault in AUGMENT_FAULTS
+    result = run_augment_fault(fault, tmp_path / "disturbed", target)
     if result.impossible:
         pytest.skip(result.impossible)
     assert (result.lost, result.doubled, result.changed, result.problems) == (0, 0, 0, ()), result.what_happened

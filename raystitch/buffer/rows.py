@@ -1,7 +1,8 @@
-"""``bridge_id`` as numbers: what whole columns of ids are compared by, without a Python string per row.
+"""The rows of a buffer that belong together, and those that count: ids as numbers, pairs, parents, chain rounds.
 
 An id is ``shard-row-attempt``, where row is the row of the pair's first attempt in its shard, so ids say by themselves
-in which rows of the buffer attempts of a pair begin. Legend: N ids.
+in which rows of the buffer attempts of a pair begin. Whole columns of them are compared as numbers, without a Python
+string per row. Legend: N ids or candidates, A rows that count.
 """
 
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def dense(first: Ints) -> Ints:
 
 
 def find_rows(wanted: Ints, attempt: Ints | Small, first: Ints, attempts: Ints) -> Ints:
-    """Rows of the candidates with these ids, int64; -2 where there is none.
+    """Find the rows of the candidates with these ids, int64; -2 where there is none.
 
     Args:
         wanted: rows of the first attempts of the pairs asked for, -2 for unknown ones; ``attempt``: which attempt.
@@ -123,7 +124,7 @@ def find_rows(wanted: Ints, attempt: Ints | Small, first: Ints, attempts: Ints) 
 
 
 def rows_that_count(passing: Bools, pair: Ints, attempt: Ints, chain_round: Ints, parents: tuple[Ints, Ints]) -> Ints:
-    """Of the attempts of one pair the first that passes, provided that its parents count; int64 [A], ascending.
+    """Return the rows that count: a pair's first attempt that passes, if its parents count; int64 [A], ascending.
 
     The states of a chained bridge belong to the attempts that it was made from: where another attempt of the parent's
     pair is the first to pass, the chained bridge does not count.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from raystitch.bench.chaos.rows import make_sweep_target
-from raystitch.bench.chaos.sweep_faults import SWEEP_FAULTS, SweepTarget, run_sweep_fault
+from raystitch.bench.chaos.sweep_faults import SWEEP_FAULTS, run_sweep_fault
+from raystitch.bench.chaos.sweep_target import SweepTarget, make_sweep_target
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 QUICK = ("trial worker", "driver of a sweep", "node of a sweep", "clock back an hour", "two drivers of a sweep")

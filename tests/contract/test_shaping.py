@@ -1,0 +1,164 @@
+"""Every weighting, every rule for rewards and every rule for returns-to-go must pass these."""
+
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from raystitch.data.returns import returns_to_go
+from raystitch.errors import UserError
+from raystitch.shaping.config import (
+    ReturnConfig,
+    ReturnName,
+    RewardConfig,
+    RewardName,
+    ShapingConfig,
+    WeightConfig,
+    WeightName,
+)
+from raystitch.shaping.returns import RETURNS, PooledEpisodes, pool_rows, returns_to_go_of
+from raystitch.shaping.rewards import REWARDS, StoredSteps, apply_rewards, generated_steps, recorded_steps
+from raystitch.shaping.weights import WEIGHTS, EpisodeFacts, episode_weights
+
+
+def facts(returns: NDArray[np.float64]) -> EpisodeFacts:
+    rng = np.random.default_rng(3)
+    return EpisodeFacts(
+        returns=returns,
+        lengths=rng.integers(0, 9, len(returns)),
+        first_observations=rng.normal(size=(len(returns), 2)).astype(np.float32),
+    )
+
+
+def steps(kept: bool = True) -> StoredSteps:
+    """The steps of three bridges; ``kept``: their buffer keeps residual and spread."""
+    rng = np.random.default_rng(4)
+    gap = np.array([2, 0, 5])
+    count = int((gap + 1).sum())
+    numbers = rng.uniform(0, 1, (2, count)).astype(np.float32)
+    rewards = rng.normal(size=count).astype(np.float32)
+    return generated_steps(rewards, gap, *(numbers if kept else (None, None)))
+
+
+def part(of: Any, rows: slice) -> Any:
+    return type(of)(**{name: column[rows] for name, column in vars(of).items()})
+
+
+def pooled(start: list[list[int]], length: list[list[int]]) -> PooledEpisodes:
+    """Episodes over two dataset episodes of 4 and 3 rows, the first terminates, and a bridge of 2 rows."""
+    rng = np.random.default_rng(5)
+    rewards = rng.normal(size=9).astype(np.float32)
+    return PooledEpisodes(
+        start=np.array(start, np.int32),
+        length=np.array(length, np.int32),
+        rewards=rewards,
+        dones=np.array([0, 0, 0, 1, 0, 0, 0, 0, 0], np.float32),
+        rest=returns_to_go(rewards, np.array([0, 4, 7, 9])),
+        observations=rng.normal(size=(12, 2)).astype(np.float32),
+        obs_row=np.array([0, 1, 2, 3, 5, 6, 7, 9, 10]),
+    )
+
+
+WHOLE = ([[0, 0, 0], [4, 7, 2], [1, 7, 5]], [[4, 0, 0], [2, 2, 2], [1, 2, 2]])
+"""An episode of the dataset, one from the second through the bridge into the first, one the other way round."""
+
+
+def promised(config: ReturnConfig, episodes: PooledEpisodes) -> list[NDArray[np.float64]]:
+    """Return the returns-to-go of every step, one array per episode."""
+    found = returns_to_go_of(config, episodes)
+    start = episodes.start if found.start is None else found.start
+    assert found.values.dtype == found.offset.dtype == np.float32
+    assert found.offset.shape == start.shape == episodes.length.shape
+    if found.start is None:
+        assert len(found.values) == len(episodes.rewards)
+    return [
+        np.concatenate([found.values[s : s + n].astype(np.float64) + o for s, n, o in zip(*row, strict=True)])
+        for row in zip(start, episodes.length, found.offset, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(WEIGHTS))
+def test_contract_of_every_weighting(name: str) -> None:
+    config = WeightConfig(name=name)  # pyright: ignore[reportArgumentType]
+    returns = np.random.default_rng(0).normal(size=20) * 1000
+    given = facts(returns)
+    weights = episode_weights(config, given)
+    assert weights.dtype == np.float64
+    assert weights.shape == (20,)
+    assert np.isfinite(weights).all()
+    assert (weights >= 0).all() and (weights > 0).any()
+    np.testing.assert_array_equal(returns, np.random.default_rng(0).normal(size=20) * 1000)
+    order = np.random.default_rng(1).permutation(20)
+    shuffled = EpisodeFacts(**{column: values[order] for column, values in vars(given).items()})
+    np.testing.assert_allclose(episode_weights(config, shuffled), weights[order])
+    assert np.isfinite(episode_weights(config, facts(np.full(3, 7.0)))).all()
+    assert episode_weights(config, facts(np.zeros(0))).shape == (0,)
+
+
+@pytest.mark.parametrize("name", sorted(REWARDS))
+def test_contract_of_every_rule_for_rewards(name: str) -> None:
+    config = RewardConfig(name=name)  # pyright: ignore[reportArgumentType]
+    for given in (
+        steps(),
+        steps(kept=False),
+        recorded_steps(steps().rewards),
+        generated_steps(*(np.zeros(0, int),) * 2),
+    ):
+        before = given.rewards.copy()
+        rewards = apply_rewards(config, given)
+        np.testing.assert_array_equal(given.rewards, before)
+        assert len(rewards) == len(given)
+        assert np.isfinite(rewards).all()
+        portions = [apply_rewards(config, part(given, slice(at, at + 2))) for at in range(0, len(given), 2)]
+        np.testing.assert_array_equal(np.concatenate([*portions, np.zeros(0)]), rewards)
+    assert apply_rewards(config, steps()).dtype == np.float32
+
+
+@pytest.mark.parametrize("name", sorted(RETURNS))
+def test_contract_of_every_rule_for_returns(name: str) -> None:
+    config = ReturnConfig(name=name)  # pyright: ignore[reportArgumentType]
+    together = promised(config, pooled(*WHOLE))
+    assert [len(values) for values in together] == [4, 6, 5]
+    assert all(np.isfinite(values).all() for values in together)
+    for at, values in enumerate(together):
+        (alone,) = promised(config, pooled(*([part[at]] for part in WHOLE)))
+        np.testing.assert_allclose(alone, values, atol=1e-5)
+    # Nothing is promised beyond the reward of a step that ends an episode for good.
+    np.testing.assert_allclose(together[0][-1], pooled(*WHOLE).rewards[3], atol=1e-6)
+
+
+def test_the_identities_say_what_the_data_say() -> None:
+    assert episode_weights(WeightConfig(), facts(np.arange(3.0))).tolist() == [1, 1, 1]
+    for given in (steps(), recorded_steps(steps().rewards)):
+        assert apply_rewards(RewardConfig(), given) is given.rewards
+    episodes = pooled(*WHOLE)
+    for at, values in enumerate(promised(ReturnConfig(), episodes)):
+        rewards = episodes.rewards[pool_rows(pooled(*([part[at]] for part in WHOLE)))].astype(np.float64)
+        np.testing.assert_allclose(values, np.cumsum(rewards[::-1])[::-1], atol=1e-5)
+
+
+def test_return_weights_are_those_of_the_paper() -> None:
+    weights = episode_weights(WeightConfig(name="rw"), facts(np.array([0.0, 5.0, 10.0])))
+    np.testing.assert_allclose(weights, np.exp([-10, -5, 0]))
+    assert episode_weights(WeightConfig(name="rw"), facts(np.zeros(3))).tolist() == [1, 1, 1]
+    softer = episode_weights(WeightConfig(name="rw", temperature=0.2), facts(np.array([0.0, 10.0])))
+    np.testing.assert_allclose(softer, np.exp([-5, 0]))
+
+
+def test_names_are_those_of_the_registries() -> None:
+    for registry, names in ((WEIGHTS, WeightName), (REWARDS, RewardName), (RETURNS, ReturnName)):
+        assert set(registry) == set(get_args(names))
+    assert ShapingConfig() == ShapingConfig(weights=WeightConfig(), rewards=RewardConfig(), returns=ReturnConfig())
+
+
+def test_unknown_names_and_wrong_values_are_quoted() -> None:
+    unknown: Any = "none"
+    with pytest.raises(UserError, match="weights='none' is not one of uniform, rw"):
+        episode_weights(WeightConfig(name=unknown), facts(np.zeros(2)))
+    with pytest.raises(UserError, match="rewards='none' is not one of recorded"):
+        apply_rewards(RewardConfig(name=unknown), steps())
+    with pytest.raises(UserError, match="returns='none' is not one of plain"):
+        returns_to_go_of(ReturnConfig(name=unknown), pooled(*WHOLE))
+    with pytest.raises(ValueError, match="temperature=0"):
+        WeightConfig(temperature=0)
