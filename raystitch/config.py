@@ -4,12 +4,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 
 from raystitch.buffer.config import AugmentConfig
-from raystitch.data.ref import DatasetRef
 from raystitch.errors import UserError
 from raystitch.io.config_file import load_config, plain
 from raystitch.models.calibration import check_delta
@@ -19,9 +18,12 @@ from raystitch.stitching.config import StitchConfig
 from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfigs, DataMode, EvalConfig
 from raystitch.trainers.ratio import parse_ratio
 
+if TYPE_CHECKING:
+    from raystitch.data.ref import DatasetRef
+
 _PACKAGE = Path(__file__).parent
 CONFIG_FOLDERS = (Path("tune_configs"), _PACKAGE / "_tune_configs", _PACKAGE.parent / "tune_configs")
-"""Where the name of a configuration is looked up: beside the user, in the wheel, in a source checkout."""
+"""Folders where a configuration's name is looked up: the user's, the wheel's, a source checkout's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class GridCell:
 
     @property
     def combinations(self) -> list[tuple[str, float | str | None]]:
-        """(ratio, delta) of the line's cells."""
+        """Ratio and delta of each of the line's cells."""
         ratios = ("1:0",) if self.data == "original" else self.ratio or ("1:1",)
         deltas = (None,) if self.data != "stitched" else self.delta or ("q99",)
         return [(ratio, delta) for ratio in ratios for delta in deltas]
@@ -79,7 +81,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceConfig:
-    """What the run may use.
+    """Resources that the run may use.
 
     Attributes:
         device: of fitting and generating; ``auto`` takes a GPU when there is one.
@@ -125,7 +127,7 @@ class ResourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything ``raystitch sweep`` needs.
+    """Settings of a whole run of ``raystitch sweep``.
 
     Attributes:
         name: of the run's folder; the file's name when left out.
@@ -181,30 +183,32 @@ class RunConfig:
             )
 
     @property
-    def dataset_ref(self) -> DatasetRef:
+    def dataset_ref(self) -> "DatasetRef":
         """The trajectories of the run."""
+        from raystitch.data.ref import DatasetRef  # imports numpy, which `--help` does without
+
         return DatasetRef(self.dataset, env=self.env)
 
     @property
     def headline_cell(self) -> tuple[str, float | str | None] | None:
-        """(ratio, delta) that the verdict is about; None in a grid without stitched data."""
+        """Ratio and delta of the cell that the verdict is about; None in a grid without stitched data."""
         if self.headline is not None:
             return self.headline.ratio, self.headline.delta
         return next((cell.combinations[0] for cell in self.grid if cell.data == "stitched"), None)
 
     def to_yaml(self) -> str:
-        """The resolved configuration, the headline included; reads back as an equal run."""
+        """Write down the resolved configuration, the headline included; it reads back as an equal run."""
         headline = None if self.headline_cell is None else HeadlineConfig(*self.headline_cell)
         return yaml.safe_dump(plain(asdict(replace(self, headline=headline))), sort_keys=False, width=120)
 
 
 def default_out(config: RunConfig) -> Path:
-    """``runs/NAME``, or ``$RAYSTITCH_RUNS/NAME``."""
+    """Return ``runs/NAME``, or ``$RAYSTITCH_RUNS/NAME``."""
     return Path(os.environ.get("RAYSTITCH_RUNS") or "runs") / config.name
 
 
 def find_config(name: str | os.PathLike[str]) -> Path:
-    """A path as it is, else a name looked up in ``CONFIG_FOLDERS``.
+    """Find a configuration: a path as it is, else a name looked up in ``CONFIG_FOLDERS``.
 
     Raises:
         UserError: when there is no such file; lists the names there are.
@@ -222,7 +226,7 @@ def find_config(name: str | os.PathLike[str]) -> Path:
 
 
 def load_run_config(path_or_name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a run's YAML and applies ``a.b=c`` overrides.
+    """Read a run's YAML and apply ``a.b=c`` overrides.
 
     Raises:
         UserError: one line with the file, the line, the key, the value and what would be right.

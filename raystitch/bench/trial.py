@@ -13,6 +13,7 @@ from raystitch.bench.synthetic import make_walks
 from raystitch.data.d4rl import read_d4rl, write_d4rl
 from raystitch.data.demo import make_pointmaze
 from raystitch.pipeline.trials.train import run_trials
+from raystitch.pipeline.trials.trial import LoadedInputs, Trial
 from raystitch.trainers.config import DataSpec, EvalConfig, TD3BCConfig
 from raystitch.trainers.data import build_data
 from raystitch.trainers.evaluate import evaluate
@@ -50,10 +51,9 @@ def trial_rows(train_seconds: float, num_seeds: int) -> list[Row]:
         dataset = read_d4rl(path)
 
         def group(seeds: range) -> None:
-            outs = [Path(folder) / f"{next(attempts)}" for _ in seeds]
-            run_trials(
-                dataset, outs, seeds=seeds, algo="td3bc", config=config, env=maze.env, evaluate=False, device="cpu"
-            )
+            shared = Trial(algo="td3bc", config=config, evaluate=False, device="cpu")
+            trials = [replace(shared, folder=f"{folder}/{next(attempts)}", seed=seed) for seed in seeds]
+            run_trials(trials, LoadedInputs(dataset=dataset, env=maze.env))
 
         alone = _seconds(lambda: group(range(1)), repeats=3)
         together = _seconds(lambda: group(range(num_seeds)), repeats=3)

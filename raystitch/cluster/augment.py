@@ -35,6 +35,7 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.ref import DatasetRef
 from raystitch.errors import RunError
 from raystitch.models.bundle import Bundle
+from raystitch.models.fit import load_once
 from raystitch.pipeline.generate.ledger import AugmentSummary, Ledger, open_ledger
 from raystitch.pipeline.generate.progress import Progress
 from raystitch.stitching.config import StitchConfig
@@ -80,7 +81,7 @@ def augment(
     stitch_config, config = stitch_config or StitchConfig(), config or AugmentConfig()
     named = DatasetRef(dataset) if isinstance(dataset, str) else dataset
     trajectories = named.load() if isinstance(named, DatasetRef) else named
-    bundle = Bundle.load(bundle_dir, "cpu")
+    bundle = load_once(bundle_dir, "cpu")
     metrics = AugmentMetrics(str(out))
     ledger = open_ledger(trajectories, bundle, stitch_config, config, out, seed, metrics.watch(progress))
     while True:

@@ -33,7 +33,7 @@ def fit(
     num_retries: int = 0,
     progress: Callable[[FitProgress], None] | None = None,
 ) -> None:
-    """Fits a bundle in one Ray task that holds a whole machine's CPUs, and a GPU when the cluster has one; resumes.
+    """Fit a bundle in one Ray task that holds a whole machine's CPUs, and a GPU when the cluster has one; resumes.
 
     Args:
         num_retries: times that a fit whose process dies, or that fails in a way that is neither the input's nor the
@@ -91,13 +91,13 @@ def _fit_once(
 
 
 def _reason(error: RayError) -> str:
-    """One line: what the task raised, or that its process died."""
+    """Return one line: what the task raised, or that its process died."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1] if isinstance(error, RayTaskError) else f"its process died: {lines[0]}"
 
 
 def _fit(dataset: DatasetRef, config: FitConfig, out: str, device: str) -> Generator[dict[str, Any] | str, None, None]:
-    """Streams progress and notes while a thread fits."""
+    """Stream progress and notes while a thread fits."""
     reports: queue.Queue[FitProgress | str | None] = queue.Queue()
     failures: list[BaseException] = []
 

@@ -6,7 +6,8 @@ away; ``search.json`` is what the next driver goes on from.
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from raystitch.cluster.trials import Progress, failure, num_slots, quiet_tune, t
 from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import say
 from raystitch.errors import RunError
-from raystitch.pipeline.trials.plan import Inputs, Trial, finished
+from raystitch.pipeline.trials.run import run_planned
 from raystitch.pipeline.trials.search import Cell, SearchLog, cell_trials, draw_cells, make_cell, value_of
-from raystitch.pipeline.trials.trial import run_planned, sweep_job
-from raystitch.search_config import RatioRange
+from raystitch.pipeline.trials.trial import Inputs, Trial
+from raystitch.pipeline.trials.trial_folder import finished
+from raystitch.search_config import RatioRange, SearchConfig
 from raystitch.seeding import derive_seed
 from raystitch.trainers.evaluate import EvalResult
 from raystitch.trainers.ratio import parse_ratio
@@ -30,11 +32,14 @@ from raystitch.trainers.ratio import parse_ratio
 REDUCTION = 3
 """ASHA lets about one of so many cells go on at every rung."""
 
+TrialsOf = Callable[[Cell], list[Trial]]
+"""The trials of a cell, one per seed of the search."""
+
 
 def run_search(
     config: RunConfig, folder: Path, inputs: Inputs, resources: ResourceConfig, progress: Progress | None = None
 ) -> Cell:
-    """Tries the cells that are missing and returns the best; its trials use none of the seeds that are reported.
+    """Try the cells that are missing and return the best; its trials use none of the seeds that are reported.
 
     Args:
         resources: of the run, with the memory that is reserved for a cell.
@@ -44,28 +49,32 @@ def run_search(
     """
     log = SearchLog(folder, config, inputs)
     if not log.complete:
-        _try_missing(config, folder, inputs, log, resources, progress)
+        steps = getattr(config.algorithms, config.search.algo).train_steps
+        scheduler = _scheduler(config.search.scheduler, steps, config.evaluation.every)
+        watch = _Watch(partial(cell_trials, config, inputs, run=folder), log, progress)
+        _try_missing(config.search, config.seed, folder, resources, scheduler, watch)
     return log.choose()
 
 
 def _try_missing(
-    config: RunConfig,
+    search: SearchConfig,
+    seed: int,
     folder: Path,
-    inputs: Inputs,
-    log: SearchLog,
     resources: ResourceConfig,
-    progress: Progress | None,
+    scheduler: TrialScheduler,
+    watch: "_Watch",
 ) -> None:
-    search = config.search
+    """Try cells until there are as many as the search asks for."""
+    log = watch.log
     again = log.resume()
     tried = {cell for cell, _ in log.cells("ok", "stopped")}
     num_missing = search.num_cells - len(log.rows)
     space: dict[str, Any] = {}
     algorithm: Searcher | None = None
     if search.algorithm == "optuna":
-        algorithm = _optuna(config, log, again)
+        algorithm = _optuna(search, seed, log, again)
     else:
-        missing = [cell for cell in draw_cells(search, config.seed) if cell not in tried]
+        missing = [cell for cell in draw_cells(search, seed) if cell not in tried]
         num_missing = len(missing)
         space = {"cell": tune.grid_search([cell._asdict() for cell in missing])}
     num_slots(resources)
@@ -73,7 +82,7 @@ def _try_missing(
     storage = tune_folder(folder)
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(_try, run=config, folder=str(folder), inputs=inputs),
+            tune.with_parameters(_try, trials_of=watch.trials_of),
             tune_resources(resources),
         ),
         param_space=space,
@@ -82,7 +91,7 @@ def _try_missing(
             mode="max",
             num_samples=num_missing if algorithm is not None else 1,
             search_alg=algorithm,
-            scheduler=_scheduler(config),
+            scheduler=scheduler,
             # A cell that is stopped leaves a thread behind that holds its folders: its process has to end.
             reuse_actors=search.scheduler == "fifo",
             max_concurrent_trials=resources.max_concurrent_trials,
@@ -92,7 +101,7 @@ def _try_missing(
             name="search",
             storage_path=str(storage),
             failure_config=tune.FailureConfig(max_failures=resources.num_retries),
-            callbacks=[_Watch(config, folder, inputs, log, progress)],
+            callbacks=[watch],
             verbose=0,
         ),
     )
@@ -100,9 +109,9 @@ def _try_missing(
     shutil.rmtree(storage, ignore_errors=True)
 
 
-def _try(suggested: Mapping[str, Any], run: RunConfig, folder: str, inputs: Inputs) -> None:
-    """What runs in the worker: all seeds of one cell, stacked."""
-    trials = cell_trials(run, inputs, _cell(suggested))
+def _try(suggested: Mapping[str, Any], trials_of: TrialsOf) -> None:
+    """Train all seeds of one cell, stacked, in a worker."""
+    trials = trials_of(_cell(suggested))
 
     def report(step: int, results: Mapping[int, EvalResult]) -> None:
         if len(results) == len(trials):  # not where some of the seeds came further before an interruption
@@ -110,12 +119,12 @@ def _try(suggested: Mapping[str, Any], run: RunConfig, folder: str, inputs: Inpu
 
     returns: list[dict[str, Any]] = []
     notes: list[str] = []
-    for result in run_planned(trials, sweep_job(run, folder, inputs), on_eval=report, note=notes.append):
+    for result in run_planned(trials, on_eval=report, note=notes.append):
         if isinstance(result, RunError):
             raise result
         returns.append(result)
     value = value_of(result["evaluations"][0] for result in returns)
-    tune.report({"value": value, "step": _train_steps(run), "notes": notes})
+    tune.report({"value": value, "step": trials[0].settings.train_steps, "notes": notes})
 
 
 def _cell(suggested: Mapping[str, Any]) -> Cell:
@@ -123,29 +132,24 @@ def _cell(suggested: Mapping[str, Any]) -> Cell:
     return make_cell(cell["ratio"], cell["delta"])
 
 
-def _train_steps(config: RunConfig) -> int:
-    return getattr(config.algorithms, config.search.algo).train_steps
-
-
-def _scheduler(config: RunConfig) -> TrialScheduler:
-    if config.search.scheduler == "fifo":
+def _scheduler(name: str, train_steps: int, every: int) -> TrialScheduler:
+    if name == "fifo":
         return FIFOScheduler()
     return AsyncHyperBandScheduler(
         time_attr="step",
-        max_t=_train_steps(config),
-        grace_period=config.evaluation.every,
+        max_t=train_steps,
+        grace_period=every,
         reduction_factor=REDUCTION,
     )
 
 
-def _optuna(config: RunConfig, log: SearchLog, again: list[Cell]) -> Searcher:
-    """TPE that knows what was tried before, and begins with what was interrupted."""
+def _optuna(search: SearchConfig, seed: int, log: SearchLog, again: list[Cell]) -> Searcher:
+    """Return a TPE that knows what was tried before, and begins with what was interrupted."""
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    search = config.search
     ratios: BaseDistribution
     if isinstance(search.ratio, RatioRange):
         ratios = FloatDistribution(search.ratio.low, search.ratio.high, log=True)
@@ -165,7 +169,7 @@ def _optuna(config: RunConfig, log: SearchLog, again: list[Cell]) -> Searcher:
         metric="value",
         mode="max",
         points_to_evaluate=[point(cell) for cell in again],
-        seed=derive_seed(config.seed, "optuna", len(log.rows)) % 2**32,  # what it drew first has been tried
+        seed=derive_seed(seed, "optuna", len(log.rows)) % 2**32,  # what it drew first has been tried
     )
     for cell, row in log.cells("ok", "stopped"):
         if row["value"] is not None:
@@ -176,10 +180,8 @@ def _optuna(config: RunConfig, log: SearchLog, again: list[Cell]) -> Searcher:
 class _Watch(tune.Callback):
     """Keeps ``search.json`` and the driver's progress display up to date."""
 
-    def __init__(
-        self, config: RunConfig, folder: Path, inputs: Inputs, log: SearchLog, progress: Progress | None
-    ) -> None:
-        self.config, self.folder, self.inputs, self.log, self.progress = config, folder, inputs, log, progress
+    def __init__(self, trials_of: TrialsOf, log: SearchLog, progress: Progress | None) -> None:
+        self.trials_of, self.log, self.progress = trials_of, log, progress
         self.places: dict[str, int] = {}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -191,23 +193,21 @@ class _Watch(tune.Callback):
         for line in last.get("notes", ()):
             say(line)
         value, step = last.get("value"), int(last.get("step", 0))
-        folders = [self.folder / "trials" / mine.trial_id for mine in self._trials(trial)]
-        done = all(finished(path) is not None for path in folders)
+        done = all(finished(mine.folder) is not None for mine in self._trials(trial))
         self.log.end(self.places[trial.trial_id], "ok" if done else "stopped", value, step)
         shown = "" if value is None or math.isnan(value) else f"{value:.4g}"
         self._tell(trial, shown if done else f"stopped at step {step:,} with {shown}")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self.log.end(self.places[trial.trial_id], "failed", None, int((trial.last_result or {}).get("step", 0)))
-        unfinished = (self.folder / "trials" / mine.trial_id for mine in self._trials(trial))
-        first = next(path for path in unfinished if finished(path) is None)
+        first = next(mine for mine in self._trials(trial) if finished(mine.folder) is None)
         self._tell(trial, f"failed ({failure(first, None, trial.num_failures)})")
 
     def _trials(self, trial: TuneTrial) -> list[Trial]:
-        return cell_trials(self.config, self.inputs, _cell(trial.config or {}))
+        return self.trials_of(_cell(trial.config or {}))
 
     def _tell(self, trial: TuneTrial, note: str) -> None:
         if self.progress is not None:
             cell = _cell(trial.config or {})
             num_ended = len(self.log.cells("ok", "stopped", "failed"))
-            self.progress(num_ended, f"{self.config.search.algo} {cell.ratio} delta {cell.delta}: {note}")
+            self.progress(num_ended, f"{self.log.search.algo} {cell.ratio} delta {cell.delta}: {note}")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from raystitch.buffer.episodes import on_dataset
 from raystitch.buffer.reader import Buffer, open_buffer
 from raystitch.cluster.augment import augment
 from raystitch.cluster.fit import fit
@@ -30,15 +31,17 @@ from raystitch.errors import RunError, TrialsFailed, UserError
 from raystitch.io.files import make_folder, write_json
 from raystitch.io.lease import held_here, leased
 from raystitch.models.bundle import Bundle
-from raystitch.models.fit import existing_fit
+from raystitch.models.fit import existing_fit, load_once
 from raystitch.pipeline.trials.cost import print_plan
 from raystitch.pipeline.trials.figures import write_figures
 from raystitch.pipeline.trials.groups import group_trials
-from raystitch.pipeline.trials.plan import Inputs, Trial, finished, plan, result_rows
-from raystitch.pipeline.trials.preflight import BUFFER, STITCHER, check_out, check_run, check_stages, nearest
+from raystitch.pipeline.trials.plan import plan, result_rows
+from raystitch.pipeline.trials.preflight import check_out, check_run, check_stages, nearest
+from raystitch.pipeline.trials.run import LOCK_FILE
 from raystitch.pipeline.trials.run_folder import RESULTS_FILE, other_rows, write_config
 from raystitch.pipeline.trials.search import search_rows, with_chosen
-from raystitch.pipeline.trials.trial import LOCK_FILE, sweep_job
+from raystitch.pipeline.trials.trial import BUFFER, STITCHER, Inputs, Trial
+from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.pipeline.validate.truth import validate
 from raystitch.report.table import write_results
 
@@ -54,7 +57,7 @@ def run_sweep(
     dry_run: bool = False,
     allow_failed: bool = False,
 ) -> Path:
-    """Runs what is missing of a run and returns its folder; prints the results, or with ``dry_run`` only the plan.
+    """Run what is missing of a run and return its folder; print the results, or with ``dry_run`` only the plan.
 
     Whatever can refuse the run is asked before any file of the folder changes; a dry run asks the same, and writes
     nothing there.
@@ -82,7 +85,7 @@ def run_sweep(
 
 
 def _checked(config: RunConfig, folder: Path, address: str | None, stack: ExitStack) -> EpisodeDataset:
-    """The dataset of a run that nothing refuses; the cluster that it names is connected to.
+    """Return the dataset of a run that nothing refuses, and connect to the cluster that it names.
 
     Raises:
         UserError, RunError: for the first thing that refuses it.
@@ -122,10 +125,10 @@ def _run(
     inputs = Inputs(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)
     resources = reserve_memory(asked, dataset)
     config = _search(asked, folder, inputs, resources)
-    trials = plan(config, inputs)
-    errors = _train(config, folder, trials, inputs, resources)
+    trials = plan(config, inputs, folder)
+    errors = _train(trials, folder, resources)
     delta_value = partial(_delta_value, buffer)
-    rows = result_rows(trials, folder / "trials", errors, delta_value)
+    rows = result_rows(trials, errors, delta_value)
     rows += search_rows(config, inputs, folder, delta_value)
     others, notes = other_rows(folder, {row["trial_id"] for row in rows}, inputs, delta_value)
     for note in notes:
@@ -160,7 +163,7 @@ def _judge(
 
 @contextmanager
 def _attached(config: RunConfig, address: str | None) -> Iterator[None]:
-    """Ray is up and has, or can get, what every stage asks for."""
+    """Connect to a Ray that has, or can get, what every stage asks for."""
     with ensure_ray(address, object_store_gib=config.resources.object_store_gib, announce=say):
         require_resources(run_needs(config), config.augment)
         yield
@@ -182,7 +185,7 @@ class _stage:
 
 
 def _folder(out: str | os.PathLike[str]) -> Path:
-    """The run's folder, checked to be one that can be written before hours of work and not after them."""
+    """Return the run's folder, checked to be one that can be written before hours of work and not after them."""
     if job_id() is not None and "://" not in str(out) and not Path(out).expanduser().is_absolute():
         raise UserError(
             f"--out {out}: inside a job this would lie in the job's own folder on one node; give an absolute path, on "
@@ -193,7 +196,7 @@ def _folder(out: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """The folder is there, and no other sweep works in it.
+    """Make the folder and keep other sweeps out of it.
 
     One whose machine was lost is waited for until its lease is over: a job's next attempt has to outlast the last.
 
@@ -213,7 +216,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _patience() -> float:
-    """Seconds that a living run in the same folder is waited for: inside a job it may be the one before, dying."""
+    """Return the seconds to wait for a run in the same folder: inside a job it may be the one before, dying."""
     return JOB_PATIENCE if job_id() is not None else 0.0
 
 
@@ -246,11 +249,11 @@ def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple
             device=resources.device,
             progress=lambda at: progress.update("augment", at.accepted, at.wanted, at.text),
         )
-    return Bundle.load(folder / STITCHER, "cpu"), open_buffer(folder / BUFFER)
+    return load_once(folder / STITCHER, "cpu"), on_dataset(open_buffer(folder / BUFFER), dataset)
 
 
 def _search(config: RunConfig, folder: Path, inputs: Inputs, resources: ResourceConfig) -> RunConfig:
-    """The run with the cell that the search chose, if it asks for a search."""
+    """Return the run with the cell that the search chose, if it asks for a search."""
     if config.search.algorithm == "none":
         return config
     with _stage("search"), Progress() as progress:
@@ -267,10 +270,9 @@ def _search(config: RunConfig, folder: Path, inputs: Inputs, resources: Resource
     return config
 
 
-def _train(
-    config: RunConfig, folder: Path, trials: Sequence[Trial], inputs: Inputs, resources: ResourceConfig
-) -> dict[str, str]:
-    missing = [trial for trial in trials if finished(folder / "trials" / trial.trial_id) is None]
+def _train(trials: Sequence[Trial], folder: Path, resources: ResourceConfig) -> dict[str, str]:
+    """Train what is not finished; return the errors of trials that failed, by trial id."""
+    missing = [trial for trial in trials if finished(trial.folder) is None]
     if len(missing) < len(trials):
         say(f"{len(trials) - len(missing)} of {len(trials)} trials are finished already")
     if not missing:
@@ -279,14 +281,14 @@ def _train(
     with _stage("trials"), Progress() as progress:
         return run_groups(
             groups,
-            sweep_job(config, folder, inputs),
+            folder,
             resources,
             lambda done, note: progress.update("trials", done, len(missing), note),
         )
 
 
 def _delta_value(buffer: Buffer, delta: str) -> float | None:
-    """A delta as a number: for a quantile the median of its thresholds over the accepted bridges' gaps."""
+    """Return a delta as a number: for a quantile the median of its thresholds over the accepted bridges' gaps."""
     rows = buffer.accepted_rows(delta)
     if not len(rows):
         return None
@@ -295,7 +297,7 @@ def _delta_value(buffer: Buffer, delta: str) -> float | None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, for environment.json."""
+    """Return versions and machine, for environment.json."""
     packages: dict[str, str] = {}
     for name in PACKAGES:
         try:

@@ -20,8 +20,9 @@ from raystitch.console import say
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import RunError, UserError
 from raystitch.pipeline.trials.groups import Group, group_bytes
-from raystitch.pipeline.trials.plan import Trial, finished
-from raystitch.pipeline.trials.trial import SweepJob, error_of, run_planned
+from raystitch.pipeline.trials.run import error_of, run_planned
+from raystitch.pipeline.trials.trial import Trial
+from raystitch.pipeline.trials.trial_folder import finished
 
 Progress = Callable[[int, str], None]
 """Called with the trials done so far and a note on the last one."""
@@ -33,7 +34,7 @@ LOW_MEMORY = "running low on memory"
 
 
 def quiet_tune() -> None:
-    """Our own files hold all results, our own display shows them, and Ctrl-C is for the caller to handle."""
+    """Keep Tune silent: our own files hold all results, our own display shows them, the caller handles Ctrl-C."""
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -41,14 +42,14 @@ def quiet_tune() -> None:
 
 
 def tune_folder(folder: str | os.PathLike[str]) -> Path:
-    """An empty folder of the run for Tune's own state, which nothing needs afterwards."""
+    """Return an empty folder of the run for Tune's own state, which nothing needs afterwards."""
     storage = Path(folder).absolute() / TUNE_FOLDER
     shutil.rmtree(storage, ignore_errors=True)
     return storage
 
 
 def num_slots(resources: ResourceConfig) -> int:
-    """How many groups of trials run at once on the connected cluster.
+    """Return how many groups of trials run at once on the connected cluster.
 
     Raises:
         UserError: when no machine has what one asks for, and none can be added.
@@ -62,7 +63,7 @@ def num_slots(resources: ResourceConfig) -> int:
 
 
 def reserve_memory(config: RunConfig, dataset: EpisodeDataset) -> ResourceConfig:
-    """The run's resources with the memory of a group as a number where it is ``auto``.
+    """Return the run's resources with the memory of a group as a number where it is ``auto``.
 
     An estimate never refuses a run: it is at most what the largest node for a trial has, and 0 while there is none.
     """
@@ -83,17 +84,17 @@ def tune_resources(resources: ResourceConfig) -> dict[str, float]:
 
 
 def run_groups(
-    groups: Sequence[Group], job: SweepJob, resources: ResourceConfig, progress: Progress | None = None
+    groups: Sequence[Group], run: Path, resources: ResourceConfig, progress: Progress | None = None
 ) -> dict[str, str]:
-    """Runs groups of trials on the connected cluster; returns the errors of trials that failed, by trial id.
+    """Run groups of trials of a run on the connected cluster; return the errors of trials that failed, by trial id.
 
     A group that fails is tried again ``resources.num_retries`` times; its finished trials are not repeated. Groups that
     Ray's memory monitor killed are then tried once more, with twice the memory reserved, so that fewer run beside them:
     other trials' memory is not their failure. What is finished lies in the trials' own folders; Tune's state is thrown
     away, so an interrupted run just submits what is missing.
     """
-    watch = _Watch(groups, job, progress)
-    errors, killed = _run_round(groups, job, resources, watch)
+    watch = _Watch(groups, progress)
+    errors, killed = _run_round(groups, run, resources, watch)
     if not killed:
         return errors
     more = _twice_the_memory(resources)
@@ -102,13 +103,13 @@ def run_groups(
         f"{more.trial_memory_gib:.3g} GiB reserved for each"
     )
     watch.try_again(killed)
-    again, _ = _run_round(killed, job, more, watch)
+    again, _ = _run_round(killed, run, more, watch)
     retried = {trial.trial_id for group in killed for trial in group}
     return {trial_id: error for trial_id, error in errors.items() if trial_id not in retried} | again
 
 
 def _twice_the_memory(resources: ResourceConfig) -> ResourceConfig:
-    """As far as the largest node has it."""
+    """Double the memory that a group reserves, as far as the largest node has it."""
     need = trial_need(replace(resources, trial_memory_gib=0))
     largest = max((node.get(MEMORY, 0.0) for node in live_nodes() if need.fits(node)), default=0.0) / 2**30
     reserved = resources.trial_memory_gib
@@ -117,14 +118,14 @@ def _twice_the_memory(resources: ResourceConfig) -> ResourceConfig:
 
 
 def _run_round(
-    groups: Sequence[Group], job: SweepJob, resources: ResourceConfig, watch: "_Watch"
+    groups: Sequence[Group], run: Path, resources: ResourceConfig, watch: "_Watch"
 ) -> tuple[dict[str, str], list[Group]]:
-    """The errors of trials that failed, by trial id, and the groups that were killed for lack of memory."""
+    """Return the errors of trials that failed, by trial id, and the groups that were killed for lack of memory."""
     quiet_tune()
-    storage = tune_folder(job.folder)
+    storage = tune_folder(run)
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(_train, groups=groups, job=job),
+            tune.with_parameters(_train, groups=groups),
             tune_resources(resources),
         ),
         param_space={"group": tune.grid_search(list(range(len(groups))))},
@@ -151,30 +152,26 @@ def _run_round(
         if result.error is not None and LOW_MEMORY in str(result.error):
             killed.append(group)
         for trial in group:
-            if finished(_folder(job, trial)) is None:
-                errors[trial.trial_id] = failure(_folder(job, trial), result.error, attempts)
+            if finished(trial.folder) is None:
+                errors[trial.trial_id] = failure(trial, result.error, attempts)
     shutil.rmtree(storage, ignore_errors=True)
     return errors, killed
 
 
-def _train(config: Mapping[str, Any], groups: Sequence[Group], job: SweepJob) -> None:
-    """Train one group in a worker, which reads everything from the job's paths. The driver prints the notes."""
+def _train(config: Mapping[str, Any], groups: Sequence[Group]) -> None:
+    """Train one group in a worker, which reads everything from the trials' paths. The driver prints the notes."""
     notes: list[str] = []
     try:
-        results = run_planned(groups[config["group"]], job, note=notes.append)
+        results = run_planned(groups[config["group"]], note=notes.append)
     except UserError:  # the reason is in their folders; a retry would fail the same way
         tune.report({"failed": len(groups[config["group"]]), "notes": notes})
         return
     tune.report({"failed": sum(isinstance(result, RunError) for result in results), "notes": notes})
 
 
-def _folder(job: SweepJob, trial: Trial) -> Path:
-    return Path(job.folder) / "trials" / trial.trial_id
-
-
-def failure(trial_dir: Path, error: BaseException | None, attempts: int) -> str:
-    """One line: the trial's own error, or Ray's where the process died; and how often it was tried."""
-    reason = error_of(trial_dir)
+def failure(trial: Trial, error: BaseException | None, attempts: int) -> str:
+    """Return one line: the trial's own error, or Ray's where the process died; and how often it was tried."""
+    reason = error_of(trial.folder)
     if reason is None:  # a process that dies leaves no trace of its own
         said = [line.strip() for line in str(error or "").splitlines() if line.strip()]
         reason = "its process died: " + (said[0] if said else "out of memory, or killed")
@@ -184,8 +181,8 @@ def failure(trial_dir: Path, error: BaseException | None, attempts: int) -> str:
 class _Watch(tune.Callback):
     """Tells the driver's progress display about every group that ends, and counts attempts."""
 
-    def __init__(self, groups: Sequence[Group], job: SweepJob, progress: Progress | None) -> None:
-        self.groups, self.job, self.progress, self.done = groups, job, progress, 0
+    def __init__(self, groups: Sequence[Group], progress: Progress | None) -> None:
+        self.groups, self.progress, self.done = groups, progress, 0
         self.attempts: dict[Group, int] = {}
         self.before: dict[Group, int] = {}
 
@@ -198,7 +195,7 @@ class _Watch(tune.Callback):
         self._tell(trial, attempts=trial.num_failures)
 
     def try_again(self, groups: Sequence[Group]) -> None:
-        """These groups are not done, and what is counted from now on comes on top."""
+        """Count these groups as not done; attempts from now on come on top of those before."""
         self.before = {group: self.attempts.get(group, 0) for group in groups}
         self.done -= sum(len(group) for group in groups)
 
@@ -209,13 +206,13 @@ class _Watch(tune.Callback):
         for trial in group:
             self.done += 1
             if self.progress is not None:
-                self.progress(self.done, _note(trial, _folder(self.job, trial), attempts))
+                self.progress(self.done, _note(trial, attempts))
 
 
-def _note(trial: Trial, trial_dir: Path, attempts: int) -> str:
-    value = finished(trial_dir)
+def _note(trial: Trial, attempts: int) -> str:
+    value = finished(trial.folder)
     if value is None:
-        return f"{trial.label}: failed ({failure(trial_dir, None, attempts)})"
+        return f"{trial.label}: failed ({failure(trial, None, attempts)})"
     first = value["evaluations"][0]
     success = first["success_rate"]
     shown = f"return {first['return_mean']:.4g}" if success is None else f"success {100 * success:.0f} %"

@@ -106,21 +106,19 @@ def _gib(text: str) -> float:
 def _train(args: argparse.Namespace) -> None:
     out = check_out(args.out)
     from raystitch.buffer.reader import open_buffer
+    from raystitch.data.ref import DatasetRef
     from raystitch.pipeline.trials.checks import over_limit_notes
-    from raystitch.pipeline.trials.train import open_bridges, run_trial
+    from raystitch.pipeline.trials.inputs import open_bridges
+    from raystitch.pipeline.trials.train import run_trial
+    from raystitch.pipeline.trials.trial import LoadedInputs, Trial
     from raystitch.trainers.ratio import parse_ratio
 
-    ratio = parse_ratio(args.ratio or ("1:1" if args.buffer else "1:0"))
+    asked = args.ratio or ("1:1" if args.buffer else "1:0")
+    ratio = parse_ratio(asked)
     if ratio.augmented and not args.buffer:
         raise UserError(f"--ratio {ratio} asks for augmented data; name a buffer with --buffer, or use 1:0")
     config = stage_config(ALGORITHM_CONFIGS[args.algo], f"algorithms.{args.algo}", args.config, args.set)
-    evaluation = stage_config(EvalConfig, "evaluation", args.config, []) if is_run_config(args.config) else EvalConfig()
-    if args.num_episodes is not None:
-        evaluation = replace(evaluation, num_episodes=args.num_episodes)
-    if args.target_return is not None:
-        evaluation = replace(evaluation, target_returns=(args.target_return,))
-    if args.max_episode_steps is not None:
-        evaluation = replace(evaluation, max_episode_steps=args.max_episode_steps)
+    evaluation = _evaluation(args)
     dataset = open_dataset(args.ref, args.env)
     for note in over_limit_notes(dataset):
         say(f"note: {note}")
@@ -135,22 +133,22 @@ def _train(args: argparse.Namespace) -> None:
             if "loss" in row:
                 progress.update(args.algo, row["step"], row["total_steps"], f"loss {row['loss']:.4g}")
 
-        result = run_trial(
-            dataset,
-            out,
+        trial = Trial(
+            folder=str(out),
+            dataset=DatasetRef(args.ref, env=args.env),
             algo=args.algo,
             config=config,
             evaluation=evaluation,
             data="stitched" if bridges is not None else "original",
-            ratio=ratio,
-            bridges=bridges,
+            ratio=asked,
             seed=args.seed,
+            buffer=args.buffer,
             evaluate=not missing,
             record={} if buffer is None else {"buffer": buffer.hash, "delta": args.delta},
             device=args.device,
             memory_gib=MEMORY_GIB if args.memory_gib is None else args.memory_gib,
-            log=show,
         )
+        result = run_trial(trial, LoadedInputs(dataset=dataset, bridges=bridges), show)
     if args.json:
         print_json(result)
         return
@@ -159,6 +157,18 @@ def _train(args: argparse.Namespace) -> None:
     else:
         _print_evaluations(result["evaluations"])
     print(f"policy: {out / 'policy'}")
+
+
+def _evaluation(args: argparse.Namespace) -> EvalConfig:
+    """Return the settings of the evaluation: the run's where ``--config`` names one, with what the options say."""
+    evaluation = stage_config(EvalConfig, "evaluation", args.config, []) if is_run_config(args.config) else EvalConfig()
+    if args.num_episodes is not None:
+        evaluation = replace(evaluation, num_episodes=args.num_episodes)
+    if args.target_return is not None:
+        evaluation = replace(evaluation, target_returns=(args.target_return,))
+    if args.max_episode_steps is not None:
+        evaluation = replace(evaluation, max_episode_steps=args.max_episode_steps)
+    return evaluation
 
 
 def _missing_env(env: "EnvSpec | None", evaluation: EvalConfig) -> str | None:

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from raystitch.io.digest import KEY as DIGEST
 from raystitch.io.digest import json_digest, read_sealed, sealed
 from raystitch.io.files import differences, write_json
 from raystitch.models.batches import StateWindows, recorded_stops
-from raystitch.models.bundle import STITCHER_FILE, Bundle, bundle_plan
+from raystitch.models.bundle import PARTS, STITCHER_FILE, Bundle, bundle_plan
 from raystitch.models.calibration import Calibration
 from raystitch.models.config import FitConfig
 from raystitch.models.heads import Heads
@@ -183,6 +184,23 @@ def _checkpoint(folder: Path, part: str, plan: dict[str, Any], note: Callable[[s
     return CheckpointFile(path=folder / RESUME_FOLDER / f"{part}.pt", settings=f"{part} {json_digest(plan)}", note=note)
 
 
+def load_once(path: str | os.PathLike[str], device: str) -> Bundle:
+    """Return ``Bundle.load`` of a folder, which a process reads again only when its files change.
+
+    Raises:
+        DamagedError, UserError: as ``Bundle.load``.
+    """
+    files = [Path(path, name) for name in (STITCHER_FILE, *(f"{part}.safetensors" for part in PARTS))]
+    stats = [file.stat() if file.is_file() else None for file in files]
+    stamp = tuple(None if at is None else (at.st_ino, at.st_size, at.st_mtime_ns) for at in stats)
+    return _load(os.path.abspath(path), device, stamp)
+
+
+@lru_cache(maxsize=1)
+def _load(path: str, device: str, stamp: tuple[tuple[int, int, int] | None, ...]) -> Bundle:
+    return Bundle.load(path, device)
+
+
 def existing_fit(
     folder: str | os.PathLike[str],
     dataset: EpisodeDataset,
@@ -201,7 +219,7 @@ def existing_fit(
     if (folder / STITCHER_FILE).exists():
         try:
             _refuse_other(folder, bundle_plan(folder), plan)
-            return Bundle.load(folder, device)
+            return load_once(folder, device)
         except DamagedError as error:
             note(f"{str(error).removesuffix('; fit again')}; it is fitted again")
     path = folder / RESUME_FOLDER / PLAN_FILE

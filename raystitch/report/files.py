@@ -15,6 +15,14 @@ from raystitch.report.summary import delta_text
 from raystitch.report.table import AGAIN, IN_GRID, read_rows, read_table
 from raystitch.trainers.ratio import parse_ratio
 
+TRIALS = "trials"
+"""Folder of a run."""
+
+
+def trial_path(run: str | Path, trial_id: str) -> Path:
+    """Return the folder of a run's trial."""
+    return Path(run) / TRIALS / trial_id
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
@@ -79,7 +87,7 @@ def read_run(folder: str | Path) -> RunFiles:
         notes=notes,
         validation=_optional_json(folder / "validate.json", notes),
         figures=_figures(folder / "figures", notes),
-        metrics={row["trial_id"]: _metrics(folder / "trials" / row["trial_id"], notes) for row in ours},
+        metrics={row["trial_id"]: _metrics(trial_path(folder, row["trial_id"]), notes) for row in ours},
         search=_search(folder, config, notes),
     )
 

@@ -17,8 +17,10 @@ from raystitch.data.load import load_dataset
 from raystitch.errors import UserError
 from raystitch.io.files import locked
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.trials.plan import Inputs, finished, plan
-from raystitch.pipeline.trials.trial import LOCK_FILE, run_planned, sweep_job
+from raystitch.pipeline.trials.plan import plan
+from raystitch.pipeline.trials.run import LOCK_FILE, run_planned
+from raystitch.pipeline.trials.trial import Inputs
+from raystitch.pipeline.trials.trial_folder import finished
 from tests.cluster.conftest import Prepared
 
 NUM_TRIALS = 8
@@ -77,9 +79,9 @@ def test_a_folder_that_another_process_trains_in_is_waited_for(prepared: Prepare
         bundle=Bundle.load(run / "stitcher", "cpu").hash,
         buffer=open_buffer(run / "buffer").hash,
     )
-    trial = next(trial for trial in plan(config, inputs) if trial.algo == "bc")
-    folder = run / "trials" / trial.trial_id
-    work = threading.Thread(target=run_planned, args=([trial], sweep_job(config, run, inputs)))
+    trial = next(trial for trial in plan(config, inputs, run) if trial.algo == "bc")
+    folder = Path(trial.folder)
+    work = threading.Thread(target=run_planned, args=([trial],))
     with locked(folder / LOCK_FILE):
         work.start()
         time.sleep(1.0)
@@ -99,14 +101,14 @@ def test_a_worker_that_was_lost_with_its_machine_is_waited_for_no_longer_than_a_
         bundle=Bundle.load(run / "stitcher", "cpu").hash,
         buffer=open_buffer(run / "buffer").hash,
     )
-    trial = next(trial for trial in plan(config, inputs) if trial.algo == "bc")
-    folder = run / "trials" / trial.trial_id
+    trial = next(trial for trial in plan(config, inputs, run) if trial.algo == "bc")
+    folder = Path(trial.folder)
     folder.mkdir(parents=True)
     elsewhere = {"holder": "lost, process 7", "seconds": 1.0, "place": {"kernel": "0badcafe", "device": 1}}
     (folder / ".00000004.lock").write_text(json.dumps({**elsewhere, "state": "held"}))
     began = time.monotonic()
     with locked(folder / LOCK_FILE):  # the lock that the file server keeps for the lost machine
-        run_planned([trial], sweep_job(config, run, inputs))
+        run_planned([trial])
     assert time.monotonic() - began > 1
     assert finished(folder) is not None
     assert (folder / ".00000005.lock").exists()

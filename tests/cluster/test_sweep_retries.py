@@ -26,7 +26,7 @@ from raystitch.models.bundle import Bundle
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.trials.groups import group_bytes
-from raystitch.pipeline.trials.trial import LOCK_FILE
+from raystitch.pipeline.trials.run import LOCK_FILE
 from tests.cluster.conftest import Prepared
 
 

@@ -15,8 +15,9 @@ import torch
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import DamagedError
 from raystitch.io.checkpoints import CheckpointFile
-from raystitch.pipeline.trials.plan import finished
 from raystitch.pipeline.trials.train import run_trial, run_trials
+from raystitch.pipeline.trials.trial import LoadedInputs, Trial
+from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.trainers.config import BCConfig, EvalConfig
 from raystitch.trainers.registry import load_policy
 from tests.files.damage import DAMAGES, Stop, cut, empty, flip, named, to_folder
@@ -68,7 +69,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def whole(drift: EpisodeDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "trial"
-    run_trial(drift, out, **SETTINGS)
+    run_trial(Trial(folder=str(out), **SETTINGS), LoadedInputs(dataset=drift))
     return out
 
 
@@ -84,7 +85,7 @@ def interrupted(drift: EpisodeDataset, tmp_path_factory: pytest.TempPathFactory)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("raystitch.pipeline.trials.trial_folder.CHECKPOINT_SECONDS", 0.0)
         with pytest.raises(Stop):
-            run_trial(drift, out, **SETTINGS, log=stop)
+            run_trial(Trial(folder=str(out), **SETTINGS), LoadedInputs(dataset=drift), stop)
     assert sorted(path.name for path in (out / "checkpoint").iterdir()) == ["state.before.pt", "state.pt"]
     return out
 
@@ -94,7 +95,10 @@ def resume(drift: EpisodeDataset, out: Path) -> tuple[list[str], list[int]]:
     notes: list[str] = []
     made: list[int] = []
     (result,) = run_trials(
-        drift, [out], seeds=[0], note=notes.append, log=lambda _, row: made.append(row["step"]), **SETTINGS
+        [Trial(folder=str(out), **SETTINGS)],
+        LoadedInputs(dataset=drift),
+        note=notes.append,
+        log=lambda _, row: made.append(row["step"]),
     )
     assert isinstance(result, dict)
     assert all("\n" not in note for note in notes)
@@ -233,7 +237,7 @@ def test_a_policy_that_is_damaged_before_it_was_evaluated_is_trained_again(
     drift: EpisodeDataset, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "trial"
-    run_trial(drift, out, **SETTINGS, evaluate=False)
+    run_trial(Trial(folder=str(out), **SETTINGS, evaluate=False), LoadedInputs(dataset=drift))
     flip(out / "policy" / "policy.safetensors")
     notes, made = resume(drift, out)
     assert len(notes) == 1

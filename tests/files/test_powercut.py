@@ -18,8 +18,9 @@ from raystitch.io.files import atomic_folder, atomic_path, make_folder
 from raystitch.models.bundle import Bundle
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
-from raystitch.pipeline.trials.plan import finished
 from raystitch.pipeline.trials.train import run_trial, run_trials
+from raystitch.pipeline.trials.trial import LoadedInputs, Trial
+from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.trainers.config import BCConfig, EvalConfig
 from tests.files.powercut import PowerCut, Remains
 
@@ -111,7 +112,7 @@ def cut_trial(drift: EpisodeDataset, root: Path) -> PowerCut:
     root.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch, PowerCut(root) as cut:
         patch.setattr("raystitch.pipeline.trials.trial_folder.CHECKPOINT_SECONDS", 0.0)
-        run_trial(drift, root / "trials" / "a", **SETTINGS)
+        run_trial(Trial(folder=str(root / "trials" / "a"), **SETTINGS), LoadedInputs(dataset=drift))
         cut.promise("finished")
     return cut
 
@@ -123,7 +124,9 @@ def check_trials(drift: EpisodeDataset, whole: Path, found: list[Remains], folde
         out = remains.put(folder / str(number)) / "trials" / "a"
         if remains.promised:
             assert finished(out) is not None, remains.when
-        (result,) = run_trials(drift, [out], seeds=[0], note=lambda line: None, **SETTINGS)
+        (result,) = run_trials(
+            [Trial(folder=str(out), **SETTINGS)], LoadedInputs(dataset=drift), note=lambda line: None
+        )
         assert isinstance(result, dict)
         assert result["evaluations"] == expected["evaluations"], remains.when
         assert rows(out) == rows(whole), remains.when

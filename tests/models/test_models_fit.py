@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.errors import RunError, UserError
+from raystitch.errors import DamagedError, RunError, UserError
 from raystitch.models.bundle import PARTS, Bundle
 from raystitch.models.config import DiffusionConfig, FitConfig
-from raystitch.models.fit import fit_bundle
+from raystitch.models.fit import existing_fit, fit_bundle, load_once
 from raystitch.models.loop import FitProgress
 from raystitch.models.samplers import ddim, seeded_noise
 
@@ -139,3 +139,20 @@ def test_few_steps_fill_a_window_with_true_dynamics(bundle: Bundle, dataset: Epi
     others[:, 4:9] = window[:, 4:9].roll(1, 0)
     assert torch.equal(filled[mask > 0.5], window[mask > 0.5])
     assert largest_residual(filled) < 0.1 * min(largest_residual(jump), largest_residual(others))
+
+
+def test_a_bundle_is_read_once_per_process_until_its_files_change(
+    dataset: EpisodeDataset, tiny_config: MakeConfig, tmp_path: Path
+) -> None:
+    saved = fit_bundle(dataset, tiny_config(20), tmp_path, "cpu")
+    first = load_once(tmp_path, "cpu")
+    assert first.hash == saved.hash
+    assert load_once(tmp_path, "cpu") is first
+    assert existing_fit(tmp_path, dataset, tiny_config(20), "cpu") is first
+    weights = tmp_path / "value.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(DamagedError, match=r"value\.safetensors"):
+        load_once(tmp_path, "cpu")
+    weights.write_bytes(whole)
+    assert load_once(tmp_path, "cpu").hash == saved.hash

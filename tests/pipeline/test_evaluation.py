@@ -15,8 +15,9 @@ from raystitch.errors import RunError, UserError
 from raystitch.io.files import read_json
 from raystitch.pipeline.trials import train as pipeline
 from raystitch.pipeline.trials.checks import check_evaluation, check_suitable
-from raystitch.pipeline.trials.plan import finished
 from raystitch.pipeline.trials.train import run_trial
+from raystitch.pipeline.trials.trial import LoadedInputs, Trial
+from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.trainers.config import BCConfig, DTConfig, EvalConfig
 
 BC = BCConfig(train_steps=3, hidden=8)
@@ -43,7 +44,7 @@ def pendulum() -> EpisodeDataset:
 
 def test_an_environment_without_an_end_is_refused_before_training(pendulum: EpisodeDataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1,000,000 steps .*--max-episode-steps N .* has 8 steps"):
-        run_trial(pendulum, tmp_path / "t", algo="bc", config=BC, device="cpu")
+        run_trial(Trial(folder=str(tmp_path / "t"), algo="bc", config=BC, device="cpu"), LoadedInputs(dataset=pendulum))
     assert not (tmp_path / "t").exists()
     ends = np.arange(6) == 3
     check_evaluation(replace(pendulum, terminated=ends, truncated=~ends), EvalConfig())  # it ends by itself
@@ -54,7 +55,10 @@ def test_an_environment_without_an_end_is_refused_before_training(pendulum: Epis
 
 def test_a_limit_of_the_evaluation_s_own(pendulum: EpisodeDataset, tmp_path: Path) -> None:
     evaluation = EvalConfig(num_episodes=2, max_episode_steps=5)
-    result = run_trial(pendulum, tmp_path / "t", algo="bc", config=BC, evaluation=evaluation, device="cpu")
+    result = run_trial(
+        Trial(folder=str(tmp_path / "t"), algo="bc", config=BC, evaluation=evaluation, device="cpu"),
+        LoadedInputs(dataset=pendulum),
+    )
     assert result["evaluations"][0]["lengths"] == [5, 5]
     assert "max_episode_steps" not in EvalConfig().to_json()  # trials of before keep their identity
 
@@ -94,12 +98,12 @@ def test_a_policy_outlives_its_evaluation(
 
     monkeypatch.setattr(pipeline, "evaluate", fails)
     with pytest.raises(RunError, match=r"broke down; the policy is saved in .*policy"):
-        run_trial(pendulum, out, evaluation=evaluation, **settings)
+        run_trial(Trial(folder=str(out), evaluation=evaluation, **settings), LoadedInputs(dataset=pendulum))
     assert finished(out) is None
     weights = (out / "policy" / "policy.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(pipeline, "evaluate", evaluate)
     monkeypatch.setattr(pipeline, "train_policies", fails)  # nothing is trained again
-    result = run_trial(pendulum, out, evaluation=evaluation, **settings)
+    result = run_trial(Trial(folder=str(out), evaluation=evaluation, **settings), LoadedInputs(dataset=pendulum))
     assert result["status"] == "ok"
     assert finished(out) is not None
     assert (out / "policy" / "policy.safetensors").stat().st_mtime_ns == weights
@@ -109,7 +113,10 @@ def test_an_absurd_target_return_is_refused_before_training(pendulum: EpisodeDat
     evaluation = EvalConfig(target_returns=(1e30,), max_episode_steps=5)
     config = DTConfig(train_steps=1, width=8, num_layers=1)
     with pytest.raises(UserError, match=r"target return 1e\+30 is out of all proportion"):
-        run_trial(pendulum, tmp_path / "t", algo="dt", config=config, evaluation=evaluation, device="cpu")
+        run_trial(
+            Trial(folder=str(tmp_path / "t"), algo="dt", config=config, evaluation=evaluation, device="cpu"),
+            LoadedInputs(dataset=pendulum),
+        )
     assert not (tmp_path / "t").exists()
     with pytest.raises(ValueError, match="must be finite"):
         EvalConfig(target_returns=(float("nan"),))

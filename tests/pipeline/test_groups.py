@@ -3,7 +3,7 @@ from itertools import chain
 import pytest
 
 from raystitch.pipeline.trials.groups import group_trials
-from raystitch.pipeline.trials.plan import Trial
+from raystitch.pipeline.trials.trial import Trial
 
 
 def trials(num_cells: int, num_seeds: int) -> list[Trial]:

@@ -1,13 +1,16 @@
+import copy
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from raystitch.config import RunConfig
+from raystitch.config import RunConfig, load_run_config
 from raystitch.io.config_file import parse_config
 from raystitch.io.files import write_json
 from raystitch.pipeline.trials.cost import estimate
-from raystitch.pipeline.trials.plan import Inputs, Trial, finished, plan, result_rows
+from raystitch.pipeline.trials.plan import plan, result_rows
+from raystitch.pipeline.trials.trial import Inputs, Trial
+from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.table import RESULTS_SCHEMA, write_results
 
 INPUTS = Inputs(dataset="sha256:d", bundle="sha256:b", buffer="sha256:u")
@@ -67,19 +70,52 @@ def test_ids_change_with_what_a_trial_depends_on_and_nothing_else() -> None:
     assert kept == {trial.trial_id for trial in before if trial.algo == "td3bc"}
 
 
+def test_ids_and_folders_of_the_smoke_run_are_what_they_always_were() -> None:
+    """Runs that were made before are taken up only where their ids are computed as they were then."""
+    smoke = load_run_config("smoke")
+    trials = plan(smoke, INPUTS, "/runs/smoke")
+    assert {(trial.algo, trial.data): trial.trial_id for trial in trials} == {
+        ("dt", "original"): "10c65088c14ecaf5",
+        ("dt", "stitched"): "10f9974a2bdb1cfb",
+        ("td3bc", "joined"): "1709303d60a9a9fb",
+        ("td3bc", "stitched"): "16e46e4c32125811",
+    }
+    assert [trial.trial_id for trial in plan(smoke)] == [
+        "73c017ad836f23a0",
+        "a11b496f2349508e",
+        "949445458cf5367d",
+        "3be8fded3bfc1b33",
+    ]
+    assert trials[1].folder == "/runs/smoke/trials/10f9974a2bdb1cfb"
+    assert trials[1].record == {
+        "trial_id": trials[1].trial_id,
+        "delta": "off",
+        "bundle": "sha256:b",
+        "buffer": "sha256:u",
+    }
+    assert trials[2].record == {"trial_id": trials[2].trial_id, "delta": None, "bundle": "sha256:b"}
+
+
+def test_a_trial_is_a_value_and_may_be_a_key() -> None:
+    for trial in plan(config(), INPUTS, "/runs/test"):
+        again = copy.deepcopy(trial)
+        assert again == trial
+        assert {again: 1}[trial] == 1
+
+
 def returns(success: float | None, target: float | None, headline: bool) -> dict[str, object]:
     measured = {"return_mean": 1.5, "return_std": 0.5, "success_rate": success, "score": None, "num_eval_episodes": 2}
     return {"headline": headline, "target_return": target, **measured, "returns": [1.0, 2.0], "lengths": [3, 4]}
 
 
 def test_results_have_a_row_per_trial_and_target(tmp_path: Path) -> None:
-    trials = plan(config(), INPUTS)
+    trials = plan(config(), INPUTS, tmp_path)
     first, second, third = trials[2], trials[-1], trials[0]
     content = {"status": "ok", "train_steps": 5, "train_seconds": 1.5}
     evaluations = [returns(1.0, 3.0, True), returns(0.5, 1.0, False)]
-    write_json(tmp_path / first.trial_id / "returns.json", content | {"evaluations": evaluations})
-    write_json(tmp_path / second.trial_id / "returns.json", content | {"evaluations": [returns(None, None, True)]})
-    rows = result_rows(trials, tmp_path, {third.trial_id: "RunError: no"}, {"q99": 0.3, "off": None}.get)
+    write_json(Path(first.folder) / "returns.json", content | {"evaluations": evaluations})
+    write_json(Path(second.folder) / "returns.json", content | {"evaluations": [returns(None, None, True)]})
+    rows = result_rows(trials, {third.trial_id: "RunError: no"}, {"q99": 0.3, "off": None}.get)
     write_results(rows, tmp_path / "results.parquet")
     table = pq.read_table(tmp_path / "results.parquet")
     assert table.schema.equals(RESULTS_SCHEMA)

@@ -15,6 +15,7 @@ from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.generate.augment import augment_local
 from raystitch.pipeline.trials.train import run_trial, run_trials, train
+from raystitch.pipeline.trials.trial import LoadedInputs, Trial
 from raystitch.stitching.config import QualifyConfig, StitchConfig
 from raystitch.trainers.config import BCConfig, DTConfig, EvalConfig
 from raystitch.trainers.loop import CHECKPOINT_SECONDS
@@ -40,7 +41,7 @@ def test_trial_folder(drift: EpisodeDataset, tmp_path: Path) -> None:
         "record": {"delta": "q99"},
         "device": "cpu",
     }
-    returns = run_trial(drift, out, **settings, log=logged.append)
+    returns = run_trial(Trial(folder=str(out), **settings), LoadedInputs(dataset=drift), logged.append)
     assert returns == json.loads((out / "returns.json").read_text())
     assert [entry["target_return"] for entry in returns["evaluations"]] == [1.0, 0.5]
     assert [entry["headline"] for entry in returns["evaluations"]] == [True, False]
@@ -63,27 +64,27 @@ def test_trial_folder(drift: EpisodeDataset, tmp_path: Path) -> None:
     assert not (out / "checkpoint").exists()
 
     stamp = (out / "returns.json").stat().st_mtime_ns
-    assert run_trial(drift, out, **settings) == returns
+    assert run_trial(Trial(folder=str(out), **settings), LoadedInputs(dataset=drift)) == returns
     assert (out / "returns.json").stat().st_mtime_ns == stamp
     settings |= {"seed": 1, "ratio": "1:0"}
     with pytest.raises(UserError, match=r"other settings: ratio .*seed"):
-        run_trial(drift, out, **settings)
+        run_trial(Trial(folder=str(out), **settings), LoadedInputs(dataset=drift))
 
 
 def test_unfinished_trial_goes_on(drift: EpisodeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raystitch.pipeline.trials.trial_folder.CHECKPOINT_SECONDS", 0.0)
     settings: dict[str, Any] = {"algo": "dt", "config": DT, "evaluation": EVALUATION, "device": "cpu"}
-    whole = run_trial(drift, tmp_path / "whole", **settings)
+    whole = run_trial(Trial(folder=str(tmp_path / "whole"), **settings), LoadedInputs(dataset=drift))
 
     def interrupt(row: dict[str, Any]) -> None:
         if row["step"] == 120:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_trial(drift, tmp_path / "cut", **settings, log=interrupt)
+        run_trial(Trial(folder=str(tmp_path / "cut"), **settings), LoadedInputs(dataset=drift), interrupt)
     assert not (tmp_path / "cut" / "returns.json").exists()
     assert (tmp_path / "cut" / "checkpoint").exists()
-    resumed = run_trial(drift, tmp_path / "cut", **settings)
+    resumed = run_trial(Trial(folder=str(tmp_path / "cut"), **settings), LoadedInputs(dataset=drift))
     assert resumed["evaluations"] == whole["evaluations"]
     rows = [[{**row, "seconds": 0} for row in _rows(tmp_path / name)] for name in ("whole", "cut")]
     assert rows[0] == rows[1]
@@ -91,19 +92,19 @@ def test_unfinished_trial_goes_on(drift: EpisodeDataset, tmp_path: Path, monkeyp
 
 def test_seeds_trained_together_have_the_folders_they_have_alone(drift: EpisodeDataset, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"algo": "dt", "config": DT, "evaluation": EVALUATION, "device": "cpu"}
-    run_trial(drift, tmp_path / "1", seed=1, **settings)  # finished before: read, not repeated
+    run_trial(
+        Trial(folder=str(tmp_path / "1"), seed=1, **settings), LoadedInputs(dataset=drift)
+    )  # finished before: read, not repeated
     stamp = (tmp_path / "1" / "returns.json").stat().st_mtime_ns
     seen: list[tuple[int, list[int]]] = []
     together = run_trials(
-        drift,
-        [tmp_path / str(seed) for seed in range(3)],
-        seeds=range(3),
+        [Trial(folder=str(tmp_path / str(seed)), seed=seed, **settings) for seed in range(3)],
+        LoadedInputs(dataset=drift),
         on_eval=lambda step, results: seen.append((step, sorted(results))),
-        **settings,
     )
     assert seen == [(60, [0, 2])]
     assert (tmp_path / "1" / "returns.json").stat().st_mtime_ns == stamp
-    alone = run_trial(drift, tmp_path / "alone", seed=2, **settings)
+    alone = run_trial(Trial(folder=str(tmp_path / "alone"), seed=2, **settings), LoadedInputs(dataset=drift))
     assert isinstance(together[2], dict)
     assert (together[2]["num_stacked"], alone["num_stacked"]) == (2, 1)
     rows = [_rows(tmp_path / name) for name in ("2", "alone")]
@@ -125,8 +126,9 @@ def test_seeds_interrupted_at_different_steps_go_on(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_trial(drift, tmp_path / "0", seed=0, **settings, log=interrupt)
-    results = run_trials(drift, [tmp_path / "0", tmp_path / "1"], seeds=(0, 1), **settings)
+        run_trial(Trial(folder=str(tmp_path / "0"), seed=0, **settings), LoadedInputs(dataset=drift), interrupt)
+    trials = [Trial(folder=str(tmp_path / str(seed)), seed=seed, **settings) for seed in (0, 1)]
+    results = run_trials(trials, LoadedInputs(dataset=drift))
     assert [result["status"] for result in results if isinstance(result, dict)] == ["ok", "ok"]
     assert [row["step"] for row in _rows(tmp_path / "0")] == [row["step"] for row in _rows(tmp_path / "1")]
 
@@ -134,10 +136,12 @@ def test_seeds_interrupted_at_different_steps_go_on(
 def test_a_missing_environment_is_no_reason_not_to_train(drift: EpisodeDataset, tmp_path: Path) -> None:
     out = tmp_path / "trial"
     settings: dict[str, Any] = {"algo": "bc", "config": BCConfig(train_steps=3, hidden=8), "device": "cpu"}
-    absent = run_trial(drift, out, **settings, evaluate=False, evaluation=EVALUATION)
+    absent = run_trial(
+        Trial(folder=str(out), **settings, evaluate=False, evaluation=EVALUATION), LoadedInputs(dataset=drift)
+    )
     assert (absent["status"], absent["evaluations"]) == ("not evaluated", [])
     weights = (out / "policy" / "policy.safetensors").stat().st_mtime_ns
-    later = run_trial(drift, out, **settings, evaluation=EVALUATION)
+    later = run_trial(Trial(folder=str(out), **settings, evaluation=EVALUATION), LoadedInputs(dataset=drift))
     assert (later["status"], len(later["evaluations"])) == ("ok", 1)
     assert (out / "policy" / "policy.safetensors").stat().st_mtime_ns == weights
     assert [row["kind"] for row in _rows(out)] == ["train", "eval"]
@@ -158,9 +162,13 @@ def test_user_errors(drift: EpisodeDataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is none"):
         train(drift, "bc", ratio="1:1")
     with pytest.raises(UserError, match="needs bridges"):
-        run_trial(drift, tmp_path / "a", algo="bc", data="stitched", ratio="1:1")
+        run_trial(
+            Trial(folder=str(tmp_path / "a"), algo="bc", data="stitched", ratio="1:1"), LoadedInputs(dataset=drift)
+        )
     with pytest.raises(UserError, match="does not say which environment"):
-        run_trial(dataclasses.replace(drift, env=None), tmp_path / "b", algo="bc")
+        run_trial(
+            Trial(folder=str(tmp_path / "b"), algo="bc"), LoadedInputs(dataset=dataclasses.replace(drift, env=None))
+        )
     assert list(tmp_path.iterdir()) == []
 
 

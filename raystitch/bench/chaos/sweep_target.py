@@ -19,8 +19,8 @@ from raystitch.data.load import load_dataset
 from raystitch.errors import RunError, UserError
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.generate.augment import augment_local
-from raystitch.pipeline.trials.plan import RETURNS_FILE, finished
-from raystitch.pipeline.trials.trial import LOCK_FILE
+from raystitch.pipeline.trials.run import LOCK_FILE
+from raystitch.pipeline.trials.trial_folder import RETURNS_FILE, finished
 from raystitch.report.table import read_rows
 
 METRICS = "metrics.jsonl"

@@ -21,7 +21,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raystitch.config import default_out, load_run_config
 from raystitch.console import Progress, duration, say
-from raystitch.data.load import load_dataset
 from raystitch.endpoint.app import create_app
 from raystitch.endpoint.config import DEFAULT_MODEL, EndpointConfig, ModelConfig
 from raystitch.endpoint.models import Models
@@ -265,5 +264,5 @@ def demo_bundle(device: str = "auto") -> tuple[Path, str]:
                 note = f"loss {at.loss:.4g}, {duration(at.seconds_left)} left"
                 progress.update(at.part, at.step, at.total_steps, note)
 
-            fit_bundle(load_dataset(config.dataset), config.fit, folder, device=device, progress=show)
+            fit_bundle(config.dataset_ref.load(), config.fit, folder, device=device, progress=show)
     return folder, config.dataset

@@ -11,7 +11,7 @@ from raystitch.trainers.evaluate import check_ends, check_env, check_target
 
 
 def check_evaluation(dataset: EpisodeDataset, evaluation: EvalConfig, env: EnvSpec | None = None) -> None:
-    """Everything that would end an evaluation on this dataset, found out before anything long starts.
+    """Find out what would end an evaluation on this dataset, before anything long starts.
 
     Args:
         env: evaluate here; None for the dataset's environment.
@@ -29,6 +29,11 @@ def check_evaluation(dataset: EpisodeDataset, evaluation: EvalConfig, env: EnvSp
 
 
 def environment_of(dataset: EpisodeDataset, env: EnvSpec | None) -> EnvSpec:
+    """Return the environment to evaluate in: ``env``, else the dataset's.
+
+    Raises:
+        UserError: when there is neither.
+    """
     found = env or dataset.env
     if found is None:
         raise UserError(
@@ -39,7 +44,7 @@ def environment_of(dataset: EpisodeDataset, env: EnvSpec | None) -> EnvSpec:
 
 
 def check_suitable(dataset: EpisodeDataset) -> list[str]:
-    """What is odd about the dataset but no reason to stop, one line each.
+    """Return what is odd about the dataset but no reason to stop, one line each.
 
     Raises:
         UserError: when every reward is 0, or there are not two episodes to stitch together.
@@ -62,7 +67,7 @@ def check_suitable(dataset: EpisodeDataset) -> list[str]:
 
 
 def over_limit_notes(dataset: EpisodeDataset) -> list[str]:
-    """A line where recorded episodes are longer than the environment's time limit, at which training cuts them."""
+    """Return a line where recorded episodes exceed the environment's time limit, at which training cuts them."""
     limit = dataset.env.max_episode_steps if dataset.env is not None else None
     over = 0 if limit is None else int((dataset.lengths > limit).sum())
     if not over:

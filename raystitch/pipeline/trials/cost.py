@@ -7,11 +7,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from raystitch.config import RunConfig
+from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import duration
 from raystitch.models.config import HeadConfig
 from raystitch.pipeline.trials.groups import Group, group_trials
-from raystitch.pipeline.trials.plan import Trial, finished, plan
+from raystitch.pipeline.trials.plan import plan
+from raystitch.pipeline.trials.trial import Trial
+from raystitch.pipeline.trials.trial_folder import finished
+from raystitch.report.files import TRIALS
 from raystitch.trainers.config import TrainerSettings, flops_of
 
 # Orders of magnitude for one thread of a server CPU; a GPU changes all of them.
@@ -56,19 +59,18 @@ def group_seconds(config: TrainerSettings, num_seeds: int = 1) -> float | None:
     return START_SECONDS + num_seeds * EVALUATION_SECONDS + config.train_steps * step
 
 
-def plan_groups(config: RunConfig, trials: Sequence[Trial], num_cpus: float) -> tuple[list[Group], int]:
+def plan_groups(resources: ResourceConfig, trials: Sequence[Trial], num_cpus: float) -> tuple[list[Group], int]:
     """How trials are grouped on ``num_cpus`` CPUs, and how many groups run at once."""
-    slots = max(1, int(num_cpus / config.resources.trial_cpus))
-    slots = min(slots, config.resources.max_concurrent_trials or slots)
-    on_gpu = config.resources.trial_gpus > 0
-    return group_trials(trials, config.resources.stacked_seeds, slots, on_gpu), slots
+    slots = max(1, int(num_cpus / resources.trial_cpus))
+    slots = min(slots, resources.max_concurrent_trials or slots)
+    return group_trials(trials, resources.stacked_seeds, slots, on_gpu=resources.trial_gpus > 0), slots
 
 
 def estimate(config: RunConfig, trials: Sequence[Trial], num_cpus: float) -> Mapping[str, float]:
     """Return the seconds per stage on ``num_cpus`` CPUs, without the algorithms of ``unknown_cost``; a search counts as
     if none of its cells were stopped early."""
-    groups, slots = plan_groups(config, trials, num_cpus)
-    of_groups = [group_seconds(getattr(config.algorithms, group[0].algo), len(group)) for group in groups]
+    groups, slots = plan_groups(config.resources, trials, num_cpus)
+    of_groups = [group_seconds(group[0].settings, len(group)) for group in groups]
     seconds = [known for known in of_groups if known is not None]
     stages = {"fit": fit_seconds(config) / min(num_cpus, 2.0), "augment": augment_seconds(config) / min(num_cpus, 2.0)}
     search = config.search
@@ -103,9 +105,9 @@ def print_plan(config: RunConfig, folder: Path) -> None:
     console.print(table)
     num_cpus = os.cpu_count() or 1
     costs = estimate(config, trials, num_cpus)
-    groups, _ = plan_groups(config, trials, num_cpus)
+    groups, _ = plan_groups(config.resources, trials, num_cpus)
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in costs.items())
-    done = sum(1 for path in (folder / "trials").glob("*") if finished(path) is not None)
+    done = sum(1 for path in (folder / TRIALS).glob("*") if finished(path) is not None)
     if config.search.algorithm != "none":
         search = config.search
         console.print(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from raystitch.config import RunConfig
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.pipeline.trials.plan import Trial
+from raystitch.pipeline.trials.trial import Trial
 from raystitch.trainers.config import flops_of
 
 Group = tuple[Trial, ...]
@@ -16,7 +16,7 @@ StackedSeeds = int | Literal["auto"]
 
 
 def group_trials(trials: Sequence[Trial], stacked_seeds: StackedSeeds, slots: int, on_gpu: bool) -> list[Group]:
-    """Trials in groups of seeds of one cell; whole tables first: the first seeds of every cell come before the next.
+    """Group the seeds of a cell; whole tables first: the first seeds of every cell come before the next.
 
     A trial's id and result do not depend on its group, so an interrupted run may group what is left in another way.
 
@@ -43,7 +43,7 @@ def group_trials(trials: Sequence[Trial], stacked_seeds: StackedSeeds, slots: in
 
 
 def _split(cell: Sequence[Trial], most: int) -> list[Group]:
-    """As few groups as possible, of sizes as equal as possible."""
+    """Split a cell into as few groups as possible, of sizes as equal as possible."""
     count = -(-len(cell) // most)
     edges = [index * len(cell) // count for index in range(count + 1)]
     return [tuple(cell[first:last]) for first, last in pairwise(edges)]
@@ -63,16 +63,16 @@ def group_bytes(config: RunConfig, dataset: EpisodeDataset, num_seeds: int) -> i
     algos = {cell.algo for cell in config.grid} | ({config.search.algo} if config.search.algorithm != "none" else set())
     # An algorithm that does not say what a step computes is taken to be no larger than the others.
     flops = max(flops_of(getattr(config.algorithms, algo)) or 0.0 for algo in algos)
+    pool = _pool_bytes(dataset, config.augment.num_bridges, config.fit.diffusion.gap_max)
     return int(
         PROCESS_BYTES
         + COPIES * sum(column.nbytes for column in columns)
-        + COPIES * min(_pool_bytes(config, dataset), config.resources.memory_gib * 2**30)
+        + COPIES * min(pool, config.resources.memory_gib * 2**30)
         + config.evaluation.num_envs * ENV_BYTES
         + (0.75 + 0.25 * num_seeds) * flops * NETWORK_BYTES_PER_FLOP
     )
 
 
-def _pool_bytes(config: RunConfig, dataset: EpisodeDataset) -> float:
-    """The training data with every bridge that is asked for, each of the longest gap."""
-    bridges = config.augment.num_bridges * (config.fit.diffusion.gap_max + 2)
-    return (dataset.num_transitions + bridges) * 4.0 * (dataset.obs_dim + dataset.act_dim + 5)
+def _pool_bytes(dataset: EpisodeDataset, num_bridges: int, gap: int) -> float:
+    """Return the bytes of the training data with so many bridges."""
+    return (dataset.num_transitions + num_bridges * (gap + 2)) * 4.0 * (dataset.obs_dim + dataset.act_dim + 5)

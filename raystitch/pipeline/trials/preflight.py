@@ -19,16 +19,15 @@ from raystitch.models.bundle import Bundle
 from raystitch.models.fit import existing_fit, rehearse_fit
 from raystitch.pipeline.generate.ledger import planned_meta
 from raystitch.pipeline.trials.checks import check_evaluation, check_suitable
-from raystitch.pipeline.trials.plan import finished
 from raystitch.pipeline.trials.search import check_search, read_search
+from raystitch.pipeline.trials.trial import BUFFER, STITCHER
+from raystitch.pipeline.trials.trial_folder import finished
+from raystitch.report.files import TRIALS
 from raystitch.stitching.pairs import SourceIndex
 from raystitch.trainers.data import check_trainable
 from raystitch.trainers.ratio import parse_ratio
 from raystitch.trainers.registry import find_algorithm
 from raystitch.trainers.segments import original_segments
-
-STITCHER, BUFFER = "stitcher", "buffer"
-"""Folders of a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +43,19 @@ class Checked:
 
 
 def check_run(config: RunConfig, folder: Path) -> Checked:
-    """Loads the dataset and asks everything that may refuse the run; changes nothing.
+    """Load the dataset and ask everything that may refuse the run; changes nothing.
 
     Raises:
         UserError: for the first thing that cannot work, as the stage that needs it would say it.
         RunError: when the disk has no room.
     """
-    check_search(config)
+    check_search(config.search)
     dataset = config.dataset_ref.load()
     check_evaluation(dataset, config.evaluation)
     notes = check_suitable(dataset)
     _check_algorithms(config, dataset)
     check_stages(config, folder, dataset)
-    require_space(folder, buffer_bytes(config, dataset))
+    require_space(folder, buffer_bytes(config.augment.num_bridges, config.fit.diffusion.gap_min, dataset))
     return Checked(dataset=dataset, notes=notes)
 
 
@@ -68,7 +67,7 @@ def check_stages(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> No
     """
     with suppress(DamagedError):  # a damaged file is set aside and the search starts again
         read_search(folder)
-    for trial_dir in (folder / "trials").glob("*/"):
+    for trial_dir in (folder / TRIALS).glob("*/"):
         finished(trial_dir)  # raises if a result cannot be read: it must not be trained again
     bundle = existing_fit(folder / STITCHER, dataset, config.fit, "cpu")
     _check_buffer(config, folder / BUFFER, dataset, bundle)
@@ -100,7 +99,7 @@ def _check_buffer(config: RunConfig, path: Path, dataset: EpisodeDataset, bundle
 
 
 def _check_algorithms(config: RunConfig, dataset: EpisodeDataset) -> None:
-    """Every algorithm of the run can draw its batches from the dataset."""
+    """Check that every algorithm of the run can draw its batches from the dataset."""
     check_trainable(dataset)
     unknown_next = ~dataset.next_observed & ~dataset.transition_terminal
     usable = len(original_segments(dataset).without(unknown_next).drawable())
@@ -111,22 +110,21 @@ def _check_algorithms(config: RunConfig, dataset: EpisodeDataset) -> None:
 
 
 def _shares(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Algorithm and ratio of every cell."""
+    """Yield algorithm and ratio of every cell."""
     for cell in config.grid:
         yield from ((cell.algo, ratio) for ratio, _ in cell.combinations)
     if config.search.algorithm != "none" and isinstance(config.search.ratio, tuple):
         yield from ((config.search.algo, ratio) for ratio in config.search.ratio)
 
 
-def buffer_bytes(config: RunConfig, dataset: EpisodeDataset) -> int:
-    """The least that the buffer takes: every candidate accepted, and every gap the smallest."""
-    gap = config.fit.diffusion.gap_min
+def buffer_bytes(num_bridges: int, gap: int, dataset: EpisodeDataset) -> int:
+    """Return the least that the buffer takes: every candidate accepted, and every gap the smallest."""
     floats = (gap + 2) * dataset.obs_dim + (gap + 1) * (dataset.act_dim + 1)
-    return 4 * floats * config.augment.num_bridges
+    return 4 * floats * num_bridges
 
 
 def check_out(out: str | os.PathLike[str]) -> Path:
-    """The run's folder as an absolute path, checked to be one that can be made and written; makes nothing.
+    """Return the run's folder as an absolute path, checked to be one that can be made and written; makes nothing.
 
     Raises:
         UserError: when it is no folder, or cannot be one.
@@ -143,7 +141,7 @@ def check_out(out: str | os.PathLike[str]) -> Path:
 
 
 def nearest(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
+    """Return the folder, or the nearest above it that is there."""
     while not os.path.lexists(folder):
         folder = folder.parent
     return folder

@@ -1,8 +1,6 @@
-"""One trial of a finished run again, by itself and without a cluster: is the number in the report really what comes
-out?"""
+"""Repeats one trial of a finished run, by itself and without a cluster, to check the number in the report."""
 
 import difflib
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +12,16 @@ import numpy as np
 from raystitch.buffer.episodes import on_dataset
 from raystitch.buffer.reader import open_buffer
 from raystitch.config import RunConfig, load_run_config
+from raystitch.data.ref import DatasetRef
 from raystitch.envs.spec import confirmed_id
 from raystitch.errors import RunError, UserError
-from raystitch.models.bundle import Bundle
-from raystitch.pipeline.trials.plan import Inputs, Trial, finished, plan
+from raystitch.models.fit import load_once
+from raystitch.pipeline.trials.plan import plan
+from raystitch.pipeline.trials.run import run_planned
 from raystitch.pipeline.trials.run_folder import CONFIG_FILE, config_files
 from raystitch.pipeline.trials.search import SearchLog, cell_trials
-from raystitch.pipeline.trials.trial import run_planned, sweep_job
+from raystitch.pipeline.trials.trial import BUFFER, STITCHER, Inputs, Trial
+from raystitch.pipeline.trials.trial_folder import finished
 
 RERUNS = "reruns"
 NEW = ".new"
@@ -42,8 +43,8 @@ class Rerun:
     repeated: dict[str, Any]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Per target return: {target_return, stored, repeated (mean returns), apart (largest difference between the
-        returns of two equal episodes)}; None for what there is not."""
+        """Return per target return {target_return, stored, repeated (mean returns), apart (largest difference between
+        the returns of two equal episodes)}; None for what there is not."""
         stored = {item["target_return"]: item for item in (self.stored or {}).get("evaluations", [])}
         rows: list[dict[str, Any]] = []
         for item in self.repeated["evaluations"]:
@@ -57,7 +58,7 @@ class Rerun:
 
     @property
     def equal(self) -> bool:
-        """Every episode of every evaluation has the same return, to the bit."""
+        """Say whether every episode of every evaluation has the same return, to the bit."""
         return self.stored is not None and all(row["apart"] == 0 for row in self.rows())
 
 
@@ -67,7 +68,7 @@ def rerun(
     log: Callable[[dict[str, Any]], None] | None = None,
     env_id: str | None = None,
 ) -> Rerun:
-    """Trains and evaluates one trial of a run again, alone, into ``RUN/reruns/ID``; nothing else of the run changes.
+    """Train and evaluate one trial of a run again, alone, into ``RUN/reruns/ID``; nothing else of the run changes.
 
     Args:
         trial_id: as in results.parquet and the report; a unique beginning of it is enough.
@@ -81,45 +82,47 @@ def rerun(
     run = Path(run).expanduser().absolute()
     if not (run / CONFIG_FILE).is_file():
         raise UserError(f"{run} is not a run of `raystitch sweep`: it has no {CONFIG_FILE}")
-    config = _confirmed(load_run_config(run / CONFIG_FILE), env_id)
-    inputs = _inputs(config, run)
-    grids = _grids(run, config, inputs)
-    trial = find_trial([trial for trial, _ in grids.values()], trial_id, str(run))
-    config = _confirmed(grids[trial.trial_id][1], env_id)
+    config = load_run_config(run / CONFIG_FILE)
+    config = replace(config, env=_confirmed(config.env, env_id))
+    trial = find_trial(_trials(run, config, _inputs(config.dataset_ref, run)), trial_id, str(run))
     folder, fresh = run / RERUNS / trial.trial_id, run / RERUNS / NEW / trial.trial_id
-    job = sweep_job(config, run, inputs)
-    # On a machine without the GPU of the run the trial runs on the CPU; the numbers then differ by rounding.
-    job = replace(job, device="cpu" if job.device == "cpu" else "auto")
-    into = os.path.join(RERUNS, NEW)
-    (result,) = run_planned([trial], job, into=into, log=None if log is None else lambda _, row: log(row))
+    assert trial.dataset is not None
+    again = replace(
+        trial,
+        folder=str(fresh),
+        dataset=replace(trial.dataset, env=_confirmed(trial.dataset.env, env_id)),
+        # On a machine without the GPU of the run the trial runs on the CPU; the numbers then differ by rounding.
+        device="cpu" if trial.device == "cpu" else "auto",
+    )
+    (result,) = run_planned([again], log=None if log is None else lambda _, row: log(row))
     if isinstance(result, RunError):
         raise result
     shutil.rmtree(folder, ignore_errors=True)  # the previous one, now that the new one is complete
     fresh.replace(folder)
-    return Rerun(trial=trial, folder=folder, stored=finished(run / "trials" / trial.trial_id), repeated=result)
+    return Rerun(trial=trial, folder=folder, stored=finished(trial.folder), repeated=result)
 
 
-def _confirmed(config: RunConfig, env_id: str | None) -> RunConfig:
-    return replace(config, env=confirmed_id(config.env, env_id, "--set env="))
+def _confirmed(env: str | None, env_id: str | None) -> str | None:
+    return confirmed_id(env, env_id, "--set env=")
 
 
-def _grids(run: Path, config: RunConfig, inputs: Inputs) -> dict[str, tuple[Trial, RunConfig]]:
-    """Every trial of the run's grid, its search and its earlier grids, by id, with the settings that it belongs to."""
+def _trials(run: Path, config: RunConfig, inputs: Inputs) -> list[Trial]:
+    """Return every trial of the run's grid, its search and its earlier grids."""
     tried = (cell for cell, _ in SearchLog(run, config, inputs).cells("ok", "stopped", "failed"))
-    searched = [trial for cell in tried for trial in cell_trials(config, inputs, cell)]
-    found = {trial.trial_id: (trial, config) for trial in [*plan(config, inputs), *searched]}
+    searched = [trial for cell in tried for trial in cell_trials(config, inputs, cell, run)]
+    found = {trial.trial_id: trial for trial in [*plan(config, inputs, run), *searched]}
     for path in config_files(run)[1:]:
         try:
             earlier = load_run_config(path)
         except UserError:
             continue  # of another version; what it described cannot be repeated
-        for trial in plan(earlier, inputs):
-            found.setdefault(trial.trial_id, (trial, earlier))
-    return found
+        for trial in plan(earlier, inputs, run):
+            found.setdefault(trial.trial_id, trial)
+    return list(found.values())
 
 
 def find_trial(trials: Sequence[Trial], trial_id: str, where: str) -> Trial:
-    """The trial with this id, or with the only id that begins so.
+    """Return the trial with this id, or with the only id that begins so.
 
     Raises:
         UserError: when there is none, or several; names the near ones.
@@ -136,8 +139,8 @@ def find_trial(trials: Sequence[Trial], trial_id: str, where: str) -> Trial:
     raise UserError(f"--rerun {trial_id}: {where} has no such trial; there are {described}")
 
 
-def _inputs(config: RunConfig, run: Path) -> Inputs:
-    dataset = config.dataset_ref.load_recorded()
-    bundle, buffer = Bundle.load(run / "stitcher", "cpu"), open_buffer(run / "buffer")
+def _inputs(ref: DatasetRef, run: Path) -> Inputs:
+    dataset = ref.load_recorded()
+    bundle, buffer = load_once(run / STITCHER, "cpu"), open_buffer(run / BUFFER)
     on_dataset(buffer, dataset)
     return Inputs(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)

@@ -9,7 +9,10 @@ from typing import Any
 from raystitch.config import RunConfig
 from raystitch.errors import UserError
 from raystitch.io.files import atomic_path, read_json
-from raystitch.pipeline.trials.plan import Inputs, Trial, finished, ok_rows
+from raystitch.pipeline.trials.plan import ok_rows
+from raystitch.pipeline.trials.trial import Inputs, Trial
+from raystitch.pipeline.trials.trial_folder import finished
+from raystitch.report.files import TRIALS
 from raystitch.report.table import IN_GRID, RESULTS_SCHEMA, read_rows
 
 CONFIG_FILE = "config.yaml"
@@ -19,7 +22,7 @@ EARLIER = "earlier"
 
 
 def write_config(config: RunConfig, folder: Path) -> None:
-    """Writes ``config.yaml``; the one that is there is kept where it says something else."""
+    """Write ``config.yaml``; the one that is there is kept where it says something else."""
     path, text = folder / CONFIG_FILE, config.to_yaml()
     if path.is_file() and path.read_bytes() == text.encode():
         return
@@ -29,7 +32,7 @@ def write_config(config: RunConfig, folder: Path) -> None:
 
 
 def keep_earlier(path: Path) -> None:
-    """Copies a file that is about to be replaced into ``earlier/``, once per content."""
+    """Copy a file that is about to be replaced into ``earlier/``, once per content."""
     if not path.is_file():
         return
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
@@ -40,7 +43,7 @@ def keep_earlier(path: Path) -> None:
 
 
 def config_files(folder: Path) -> list[Path]:
-    """``config.yaml`` of the run, then those of earlier grids, the latest first."""
+    """Return ``config.yaml`` of the run, then those of earlier grids, the latest first."""
     earlier = sorted((folder / EARLIER).glob("config-*.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
     return [folder / CONFIG_FILE, *earlier]
 
@@ -48,15 +51,15 @@ def config_files(folder: Path) -> list[Path]:
 def other_rows(
     folder: Path, known: Collection[str], inputs: Inputs, delta_value: Callable[[str], float | None]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of the trials that lie in the folder but belong to another grid, and notes on those that cannot be told.
+    """Return rows of the trials in the folder that belong to another grid, and notes on those that cannot be told.
 
     Args:
         known: ids of the trials that have rows already.
-        delta_value: what a delta as asked is as a number on the buffer of ``inputs``.
+        delta_value: gives a delta as asked as a number on the buffer of ``inputs``.
     """
     stored, notes = _stored_rows(folder / RESULTS_FILE)
     rows: list[dict[str, Any]] = []
-    for trial_dir in sorted((folder / "trials").glob("*/")):
+    for trial_dir in sorted((folder / TRIALS).glob("*/")):
         before = stored.get(trial_dir.name, [])
         if trial_dir.name in known:
             continue
@@ -77,7 +80,7 @@ def other_rows(
 
 
 def _recorded(trial_dir: Path, inputs: Inputs) -> tuple[Trial, bool]:
-    """The trial of a folder by its ``config.json``, and whether it was trained on the buffer that is there now.
+    """Read the trial of a folder from its ``config.json``, and whether its buffer is the one that is there now.
 
     Raises:
         UserError: when the file is missing or damaged.
@@ -88,6 +91,7 @@ def _recorded(trial_dir: Path, inputs: Inputs) -> tuple[Trial, bool]:
         record: Mapping[str, Any] = content["record"]
         trial = Trial(
             trial_id=trial_dir.name,
+            folder=str(trial_dir),
             algo=str(content["algo"]),
             data=content["data"],
             ratio=str(content["ratio"]),
@@ -100,7 +104,7 @@ def _recorded(trial_dir: Path, inputs: Inputs) -> tuple[Trial, bool]:
 
 
 def _stored_rows(path: Path) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """Rows of the table that is about to be replaced, by trial; a damaged one has none, and is kept."""
+    """Return rows of the table that is about to be replaced, by trial; a damaged one has none, and is kept."""
     if not path.is_file():
         return {}, []
     try:

@@ -1,4 +1,4 @@
-"""What a search has tried and chosen: cells, their values, and ``search.json``, which is up to date at every moment."""
+"""Cells that a search tries, their values, and ``search.json``, which is up to date at every moment."""
 
 import importlib.util
 import json
@@ -16,10 +16,11 @@ from raystitch.errors import DamagedError, RunError, UserError
 from raystitch.io.digest import read_sealed, sealed
 from raystitch.io.files import set_aside, write_json
 from raystitch.models.calibration import check_delta
-from raystitch.pipeline.trials.plan import Inputs, Trial, blank_row, finished, make_trial, result_rows
+from raystitch.pipeline.trials.plan import blank_row, make_trial, result_rows
+from raystitch.pipeline.trials.run import error_of
 from raystitch.pipeline.trials.run_folder import keep_earlier
-from raystitch.pipeline.trials.trial import error_of
-from raystitch.pipeline.trials.trial_folder import CURVE_COLUMNS
+from raystitch.pipeline.trials.trial import Inputs, Trial
+from raystitch.pipeline.trials.trial_folder import CURVE_COLUMNS, finished
 from raystitch.report.files import read_metrics
 from raystitch.report.summary import delta_text
 from raystitch.search_config import RatioRange, SearchConfig
@@ -39,13 +40,13 @@ class Cell(NamedTuple):
 
 
 def make_cell(ratio: str | float, delta: float | str | None) -> Cell:
-    """A number is augmented rows per original row, kept to three digits so that its text is its value."""
+    """Return a cell; a number is augmented rows per original row, kept to three digits: its text is its value."""
     text = ratio if isinstance(ratio, str) else f"1:{float(f'{ratio:.3g}'):g}"
     return Cell(str(parse_ratio(text)), delta_text(delta))
 
 
 def draw_cells(search: SearchConfig, seed: int) -> list[Cell]:
-    """The cells of a random search, distinct; the same list for the same arguments."""
+    """Draw the cells of a random search, distinct; the same list for the same arguments."""
     rng = np.random.default_rng(derive_seed(seed, "search"))
     deltas = list(search.delta)
     if not isinstance(search.ratio, RatioRange):
@@ -60,24 +61,26 @@ def draw_cells(search: SearchConfig, seed: int) -> list[Cell]:
     return list(drawn)
 
 
-def cell_trials(config: RunConfig, inputs: Inputs | None, cell: Cell) -> list[Trial]:
-    """The trials whose mean is the value of a cell: one per seed of the search."""
-    search = config.search
-    return [make_trial(config, inputs, search.algo, "stitched", cell.ratio, cell.delta, seed) for seed in search.seeds]
+def cell_trials(config: RunConfig, inputs: Inputs | None, cell: Cell, run: str | Path = "") -> list[Trial]:
+    """Return the trials whose mean is the value of a cell: one per seed of the search."""
+    of = {"algo": config.search.algo, "data": "stitched", **cell._asdict()}
+    return [make_trial(config, inputs, run, **of, seed=seed) for seed in config.search.seeds]
 
 
 def value_of(evaluations: Iterable[Mapping[str, Any]]) -> float:
-    """Mean over seeds of one evaluation each: of the score, else success, else the return."""
+    """Return the mean over seeds of one evaluation each: of the score, else success, else the return."""
     rows = list(evaluations)
     metric = next(name for name in METRICS if rows[0][name] is not None)
     return float(np.mean([row[metric] for row in rows]))
 
 
-def check_search(config: RunConfig) -> None:
-    """Raises:
-    UserError: when the search needs what is not installed.
+def check_search(search: SearchConfig) -> None:
+    """Refuse a search that needs what is not installed.
+
+    Raises:
+        UserError: naming what to install.
     """
-    if config.search.algorithm == "optuna" and importlib.util.find_spec("optuna") is None:
+    if search.algorithm == "optuna" and importlib.util.find_spec("optuna") is None:
         raise UserError(
             "search.algorithm: optuna needs a package that is not installed: pip install 'raystitch[search]', "
             "or choose random"
@@ -85,8 +88,10 @@ def check_search(config: RunConfig) -> None:
 
 
 def with_chosen(config: RunConfig, cell: Cell) -> RunConfig:
-    """The run with the chosen cell as its headline, in the grid for the algorithm of the search and for every other
-    that is trained on stitched data."""
+    """Return the run with the chosen cell as its headline.
+
+    The cell joins the grid for the algorithm of the search and for every other that is trained on stitched data.
+    """
     delta = check_delta(cell.delta)
     chosen = (cell.ratio, "off" if delta is None else delta)
     algos = dict.fromkeys([config.search.algo, *(line.algo for line in config.grid if line.data == "stitched")])
@@ -100,7 +105,7 @@ def with_chosen(config: RunConfig, cell: Cell) -> RunConfig:
 
 
 def read_search(folder: str | Path) -> dict[str, Any]:
-    """``search.json`` of a run, empty where there is none.
+    """Read ``search.json`` of a run, empty where there is none.
 
     Raises:
         DamagedError: when it is not what was written.
@@ -119,10 +124,10 @@ Status = Literal["running", "ok", "stopped", "failed"]
 
 
 class SearchLog:
-    """``search.json`` of a run: {algorithm, scheduler, algo, seeds, trials, chosen, settings}.
+    """Keeps ``search.json`` of a run: {algorithm, scheduler, algo, seeds, trials, chosen, settings}.
 
-    ``trials`` are rows {ratio, delta, value, num_seeds, status, step}. What a search with other settings or on other
-    bridges left is not used; before it is written over it is kept in ``earlier/``.
+    ``trials`` are rows {ratio, delta, value, num_seeds, status, step}. Rows of a search with other settings or on other
+    bridges are not used; before the file is written over it is kept in ``earlier/``.
     """
 
     def __init__(self, folder: str | Path, config: RunConfig, inputs: Inputs) -> None:
@@ -153,26 +158,26 @@ class SearchLog:
         return len(self._ended()) >= self.search.num_cells
 
     def resume(self) -> list[Cell]:
-        """Cells that were interrupted or failed and have to be tried again; they leave the log until then."""
+        """Take the cells that were interrupted or failed out of the log, to be tried again."""
         again = [row for row in self.rows if row["status"] in ("running", "failed")]
         self.rows = [row for row in self.rows if row not in again]
         return [Cell(row["ratio"], row["delta"]) for row in again]
 
     def start(self, cell: Cell) -> int:
-        """Notes that a cell is being tried; returns its place."""
+        """Note that a cell is being tried; return its place."""
         blank = {"value": None, "num_seeds": 0, "status": "running", "step": 0}
         self.rows.append({"ratio": cell.ratio, "delta": cell.delta, **blank})
         self._write()
         return len(self.rows) - 1
 
     def end(self, place: int, status: Status, value: float | None, step: int) -> None:
-        """Notes how it ended. A failed cell has no value."""
+        """Note how it ended. A failed cell has no value."""
         num_seeds = 0 if value is None else len(self.search.seeds)
         self.rows[place] |= {"status": status, "value": value, "num_seeds": num_seeds, "step": step}
         self._write()
 
     def choose(self) -> Cell:
-        """The best cell that was trained to its end, noted as chosen.
+        """Return the best cell that was trained to its end, and note it as chosen.
 
         Raises:
             RunError: when there is none.
@@ -186,7 +191,7 @@ class SearchLog:
         return chosen
 
     def cells(self, *statuses: Status) -> Sequence[tuple[Cell, dict[str, Any]]]:
-        """Cells with one of these statuses, and their rows."""
+        """Return cells with one of these statuses, and their rows."""
         return [(Cell(row["ratio"], row["delta"]), row) for row in self.rows if row["status"] in statuses]
 
     def _ended(self) -> list[dict[str, Any]]:
@@ -211,28 +216,27 @@ class SearchLog:
 def search_rows(
     config: RunConfig, inputs: Inputs, folder: str | Path, delta_value: Callable[[str], float | None]
 ) -> list[dict[str, Any]]:
-    """Rows of results.parquet of the search's own trials; those of stopped cells have what they had reached."""
-    folder = Path(folder)
+    """Return the rows of the search's own trials for results.parquet; stopped ones have what they had reached."""
     rows: list[dict[str, Any]] = []
     tried = dict(SearchLog(folder, config, inputs).cells("ok", "stopped", "failed"))
     for cell, found in tried.items():
-        trials = cell_trials(config, inputs, cell)
-        open_trials = [trial for trial in trials if finished(folder / "trials" / trial.trial_id) is None]
+        trials = cell_trials(config, inputs, cell, folder)
+        open_trials = [trial for trial in trials if finished(trial.folder) is None]
         errors: dict[str, str] = {}
         if found["status"] == "failed":
-            reasons = {trial.trial_id: error_of(folder / "trials" / trial.trial_id) for trial in open_trials}
+            reasons = {trial.trial_id: error_of(trial.folder) for trial in open_trials}
             errors = {trial_id: reason or "its process died" for trial_id, reason in reasons.items()}
-        rows += result_rows(trials, folder / "trials", errors, delta_value)
+        rows += result_rows(trials, errors, delta_value)
         if found["status"] == "stopped":
             for trial in open_trials:
                 fixed = {"headline": True, "status": "stopped"}
-                reached = _reached(folder / "trials" / trial.trial_id)
+                reached = _reached(Path(trial.folder))
                 rows.append(blank_row(trial, delta_value(cell.delta)) | fixed | reached)
     return rows
 
 
 def _reached(trial_dir: Path) -> dict[str, Any]:
-    """Steps and seconds of an unfinished trial, and its last evaluation during training."""
+    """Return steps and seconds of an unfinished trial, and its last evaluation during training."""
     rows = read_metrics(trial_dir)
     trained = [row for row in rows if row["kind"] == "train"]
     evaluated = [row for row in rows if row["kind"] == "eval"]

@@ -1,23 +1,22 @@
 """One trial from data to returns: what ``raystitch train``, ``rs.train`` and the sweep run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Required, TypedDict, Unpack
+from typing import Any
 
-from raystitch.buffer.bridges import Bridges
-from raystitch.buffer.episodes import Joins, on_dataset
-from raystitch.buffer.reader import Buffer, MappedBridges, open_buffer
+from raystitch.buffer.reader import Buffer
 from raystitch.console import say
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.envs.spec import EnvSpec
 from raystitch.errors import DamagedError, RunError, UserError
-from raystitch.pipeline.trials.checks import check_evaluation, environment_of
+from raystitch.pipeline.trials.checks import check_evaluation
+from raystitch.pipeline.trials.inputs import open_bridges
+from raystitch.pipeline.trials.trial import LoadedInputs, Trial
 from raystitch.pipeline.trials.trial_folder import SCHEMA_VERSION, Log, TrialFolder, TrialMetrics
 from raystitch.seeding import derive_seed
 from raystitch.trainers.batches import TrainData
-from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfig, DataMode, DataSpec, EvalConfig
+from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfig, DataSpec
 from raystitch.trainers.data import build_data
 from raystitch.trainers.evaluate import EvalResult, evaluate
 from raystitch.trainers.loop import train_policies, train_policy
@@ -27,42 +26,6 @@ from raystitch.trainers.registry import find_algorithm, load_policy
 
 OnEval = Callable[[int, Mapping[int, EvalResult]], None]
 """(step, headline results by position of the trial) after an evaluation during training."""
-
-
-class TrialSettings(TypedDict, total=False):
-    """What the trials of a group have in common.
-
-    Attributes:
-        config: None for the published settings; evaluation: None for the defaults.
-        bridges, joined: for ``data`` stitched and joined.
-        env: evaluate here; None for the dataset's environment.
-        memory_gib: training data above this size are mapped from files; no part of the trials' identity.
-        evaluate: False where the environment is not installed: policies are trained and saved, ``returns.json`` says
-            "not evaluated", and the same call with True evaluates them without training again.
-    """
-
-    algo: Required[str]
-    config: AlgorithmConfig | None
-    evaluation: EvalConfig | None
-    data: DataMode
-    ratio: Ratio | str
-    bridges: Bridges | None
-    joined: Joins | None
-    env: EnvSpec | None
-    device: str
-    memory_gib: float
-    evaluate: bool
-
-
-def default_config(algo: str) -> AlgorithmConfig:
-    """The published settings of an algorithm.
-
-    Raises:
-        UserError: for an unknown one.
-    """
-    if algo not in ALGORITHM_CONFIGS:
-        raise UserError(f"algo={algo!r} is not one of {', '.join(ALGORITHM_CONFIGS)}")
-    return ALGORITHM_CONFIGS[algo]()
 
 
 def train(
@@ -78,7 +41,7 @@ def train(
     memory_gib: float = MEMORY_GIB,
     log: Log | None = None,
 ) -> Policy:
-    """Trains a policy on a dataset, alone or mixed with the bridges of a buffer; writes nothing.
+    """Train a policy on a dataset, alone or mixed with the bridges of a buffer; writes nothing.
 
     Args:
         algo: ``td3bc``, ``iql``, ``dt`` or ``bc``; config: its settings, None for the published ones.
@@ -105,77 +68,55 @@ def train(
         Traceback (most recent call last):
         raystitch.errors.UserError: ...
     """
-    config = config or default_config(algo)
-    ratio = parse_ratio(ratio)
+    shares = parse_ratio(ratio)
     at = "generation" if delta is None else delta
-    bridges = open_bridges(dataset, buffer, at) if buffer is not None and ratio.augmented else None
-    mode = "stitched" if buffer is not None else "original"
-    data = _build(dataset, algo, config, mode, ratio, bridges, None, device, memory_gib)
-    return train_policy(data, algo, config, ratio, seed, log=log)
+    bridges = open_bridges(dataset, buffer, at) if buffer is not None and shares.augmented else None
+    trial = Trial(
+        algo=algo,
+        config=config,
+        data="stitched" if buffer is not None else "original",
+        ratio=ratio if isinstance(ratio, str) else f"{ratio.original!r}:{ratio.augmented!r}",
+        seed=seed,
+        device=device,
+        memory_gib=memory_gib,
+    )
+    data = _training_data(trial, LoadedInputs(dataset=dataset, bridges=bridges))
+    return train_policy(data, algo, trial.settings, shares, seed, log=log)
 
 
-def open_bridges(dataset: EpisodeDataset, buffer: Buffer | str | Path, delta: float | str | None) -> MappedBridges:
-    """The bridges of a buffer that pass ``delta``, left in the mapped files.
-
-    Raises:
-        UserError: when the buffer cannot be read or was made from another dataset.
-    """
-    opened = buffer if isinstance(buffer, Buffer) else open_buffer(str(buffer))
-    return on_dataset(opened, dataset).mapped(delta)
-
-
-def run_trial(
-    dataset: EpisodeDataset,
-    out: str | Path,
-    *,
-    seed: int = 0,
-    record: Mapping[str, Any] | None = None,
-    log: Log | None = None,
-    **settings: Unpack[TrialSettings],
-) -> dict[str, Any]:
-    """Trains, saves and evaluates one policy; returns the content of ``returns.json``.
+def run_trial(trial: Trial, inputs: LoadedInputs, log: Log | None = None) -> dict[str, Any]:
+    """Train, save and evaluate one policy; return the content of ``returns.json``.
 
     A finished folder is read and not repeated, an unfinished one goes on from its last checkpoint.
 
     Args:
-        record: goes into ``config.json`` and so belongs to the trial's identity (delta, hashes, id).
         log: gets the rows of ``metrics.jsonl``.
 
     Raises:
         UserError: for wrong settings, no environment to evaluate in, or a folder of a trial with other settings.
         RunError: when the loss is not finite.
     """
-    (result,) = run_trials(
-        dataset,
-        (out,),
-        seeds=(seed,),
-        records=None if record is None else (record,),
-        log=None if log is None else lambda index, row: log(row),
-        **settings,
-    )
+    (result,) = run_trials((trial,), inputs, log=None if log is None else lambda index, row: log(row))
     if isinstance(result, RunError):
         raise result
     return result
 
 
 def run_trials(
-    dataset: EpisodeDataset,
-    outs: Sequence[str | Path],
+    trials: Sequence[Trial],
+    inputs: LoadedInputs,
     *,
-    seeds: Sequence[int],
-    records: Sequence[Mapping[str, Any]] | None = None,
     log: Callable[[int, dict[str, Any]], None] | None = None,
     on_eval: OnEval | None = None,
     note: Callable[[str], None] = say,
-    **settings: Unpack[TrialSettings],
 ) -> list[dict[str, Any] | RunError]:
-    """Trials that differ in their seeds alone, trained side by side, each with its own folder as if it were alone.
+    """Train trials that differ in their seeds alone side by side, each with its own folder as if it were alone.
 
     Finished folders are read and not repeated; unfinished ones go on from their checkpoints, those that stand at one
     step together.
 
     Args:
-        outs, seeds, records: one per trial.
+        trials: of one cell; what they share is read from the first.
         log: gets the rows of ``metrics.jsonl`` with the trial's position.
         on_eval: called after every evaluation during training.
         note: gets a line for every damaged file that a trial does without.
@@ -186,52 +127,67 @@ def run_trials(
     Raises:
         UserError: for wrong settings, no environment to evaluate in, or a folder of a trial with other settings.
     """
-    cell = _Cell.of(dataset, **settings)
-    records = records or [{}] * len(seeds)
-    trials = [
-        TrialFolder(Path(out), seed, cell.identity(dataset, seed, record), note)
-        for out, seed, record in zip(outs, seeds, records, strict=True)
-    ]
+    shared = trials[0]
+    folders = [TrialFolder(Path(trial.folder), trial.seed, _identity(trial, inputs), note) for trial in trials]
     results: dict[int, dict[str, Any] | RunError] = {}
     steps: dict[int, list[int]] = {}
-    for index, trial in enumerate(trials):
-        finished = trial.finished()
-        if finished is not None and not finished["evaluations"] and cell.enabled:
-            finished = _evaluate_later(cell, trial, finished)
-        if finished is not None:
-            results[index] = finished
+    for index, folder in enumerate(folders):
+        found = folder.take_up()
+        if found is not None and not found["evaluations"] and shared.evaluate:
+            found = _evaluate_later(shared, inputs, folder, found)
+        if found is not None:
+            results[index] = found
         else:
-            steps.setdefault(trial.checkpoints.step(), []).append(index)
+            steps.setdefault(folder.checkpoints.step(), []).append(index)
     if steps:
-        if cell.enabled:
-            check_evaluation(dataset, cell.evaluation, cell.env)
-        data = cell.build(dataset)
+        if shared.evaluate:
+            check_evaluation(inputs.dataset, shared.evaluation, inputs.environment)
+        data = _training_data(shared, inputs)
         for group in steps.values():
-            results.update(_train_group(cell, data, {index: trials[index] for index in group}, log, on_eval))
-    return [results[index] for index in range(len(trials))]
+            results.update(_train_group(shared, inputs, data, {at: folders[at] for at in group}, log, on_eval))
+    return [results[index] for index in range(len(folders))]
+
+
+def _identity(trial: Trial, inputs: LoadedInputs) -> dict[str, Any]:
+    """Return the content of ``config.json``."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "algo": trial.algo,
+        "data": trial.data,
+        "ratio": str(parse_ratio(trial.ratio)),
+        "seed": trial.seed,
+        "config": asdict(trial.settings),
+        "evaluation": trial.evaluation.to_json(),
+        "env": inputs.environment.to_json(),
+        "dataset": inputs.dataset.name,
+        "dataset_fingerprint": inputs.dataset.fingerprint,
+        "record": dict(trial.record),
+    }
 
 
 def _train_group(
-    cell: "_Cell",
+    shared: Trial,
+    inputs: LoadedInputs,
     data: TrainData,
-    trials: Mapping[int, TrialFolder],
+    folders: Mapping[int, TrialFolder],
     log: Callable[[int, dict[str, Any]], None] | None,
     on_eval: OnEval | None,
 ) -> dict[int, dict[str, Any] | RunError]:
-    """Trials whose checkpoints stand at one step (or that have none), by position."""
-    where = list(trials)
+    """Train trials whose checkpoints stand at one step (or that have none); folders and results by position."""
+    where = list(folders)
     metrics = [
-        TrialMetrics(trial.journal, None if log is None else partial(log, index)) for index, trial in trials.items()
+        TrialMetrics(folder.journal, None if log is None else partial(log, index)) for index, folder in folders.items()
     ]
-    for trial in trials.values():
-        trial.prepare()
-        trial.journal.cut(trial.checkpoints.extent())  # the rows after it are about to be made again
+    for folder in folders.values():
+        folder.prepare()
+        folder.journal.cut(folder.checkpoints.extent())  # the rows after it are about to be made again
 
     def evaluate_now(step: int, policies: Mapping[int, Policy]) -> None:
         found: dict[int, EvalResult] = {}
         for at, policy in policies.items():
             # Other episodes than the reported ones, and other ones at every step.
-            results = cell.evaluate(policy, cell.evaluation.every_episodes, trials[where[at]].seed, "curve", step)
+            seed = derive_seed(folders[where[at]].seed, "curve", step)
+            results = _evaluate(shared, inputs, policy, shared.evaluation.every_episodes, seed)
             for result in results:
                 metrics[at].evaluated(step, result)
             found[where[at]] = results[0]
@@ -240,155 +196,102 @@ def _train_group(
 
     policies = train_policies(
         data,
-        cell.algo,
-        cell.config,
-        cell.ratio,
-        [trial.seed for trial in trials.values()],
+        shared.algo,
+        shared.settings,
+        parse_ratio(shared.ratio),
+        [folder.seed for folder in folders.values()],
         log=lambda at, row: metrics[at].train_row(row),
-        checkpoints=[trial.checkpoints for trial in trials.values()],
-        every=cell.evaluation.every if cell.enabled else 0,
+        checkpoints=[folder.checkpoints for folder in folders.values()],
+        every=shared.evaluation.every if shared.evaluate else 0,
         on_every=evaluate_now,
-        records=[{"data": cell.data, **trial.settings["record"]} for trial in trials.values()],
+        records=[{"data": shared.data, **folder.settings["record"]} for folder in folders.values()],
     )
-    finished: dict[int, dict[str, Any] | RunError] = {}
-    for (index, trial), policy, rows in zip(trials.items(), policies, metrics, strict=True):
+    return _finish_group(shared, inputs, folders, policies, metrics)
+
+
+def _finish_group(
+    shared: Trial,
+    inputs: LoadedInputs,
+    folders: Mapping[int, TrialFolder],
+    policies: Sequence[Policy | RunError],
+    metrics: Sequence[TrialMetrics],
+) -> dict[int, dict[str, Any] | RunError]:
+    """Save the policies of a group, all of them before the first is evaluated."""
+    results: dict[int, dict[str, Any] | RunError] = {}
+    for (index, folder), policy, rows in zip(folders.items(), policies, metrics, strict=True):
         if isinstance(policy, RunError):
-            finished[index] = policy
+            results[index] = policy
             continue
         # Training is done even if the evaluation fails: the same call then only evaluates.
-        policy.save(trial.out / "policy")
-        finished[index] = trial.finish([], rows, cell.config.train_steps, len(trials))
-    if cell.enabled:
-        for (index, trial), policy, rows in zip(trials.items(), policies, metrics, strict=True):
+        policy.save(folder.out / "policy")
+        results[index] = folder.finish([], rows, shared.settings.train_steps, len(folders))
+    if shared.evaluate:
+        for (index, folder), policy, rows in zip(folders.items(), policies, metrics, strict=True):
             if isinstance(policy, Policy):
-                finished[index] = _evaluated(cell, trial, policy, rows, len(trials))
-    return finished
+                results[index] = _evaluated(shared, inputs, folder, policy, rows, len(folders))
+    return results
 
 
-def _evaluate_later(cell: "_Cell", trial: TrialFolder, finished: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Evaluates a policy that was saved without its evaluation; None where it has to be trained again."""
+def _evaluate_later(
+    shared: Trial, inputs: LoadedInputs, folder: TrialFolder, found: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Evaluate a policy that was saved without its evaluation; None where it has to be trained again."""
     try:
-        policy = load_policy(trial.out / "policy", cell.device)
-        if "metrics" in finished:  # not in those of older versions
-            trial.journal.rewind(finished["metrics"])  # without what an interrupted call appended
+        policy = load_policy(folder.out / "policy", shared.device)
+        if "metrics" in found:  # not in those of older versions
+            folder.journal.rewind(found["metrics"])  # without what an interrupted call appended
     except DamagedError as error:
-        trial.redo(str(error))
+        folder.redo(str(error))
         return None
-    metrics = TrialMetrics(trial.journal, None)
-    metrics.train_seconds = finished["train_seconds"]
-    return _evaluated(cell, trial, policy, metrics, finished["num_stacked"])
+    metrics = TrialMetrics(folder.journal, None)
+    metrics.train_seconds = found["train_seconds"]
+    return _evaluated(shared, inputs, folder, policy, metrics, found["num_stacked"])
 
 
-def _evaluated(cell: "_Cell", trial: TrialFolder, policy: Policy, rows: TrialMetrics, stacked: int) -> dict[str, Any]:
-    """Completes the folder of a policy that was trained and saved.
+def _evaluated(
+    shared: Trial, inputs: LoadedInputs, folder: TrialFolder, policy: Policy, rows: TrialMetrics, stacked: int
+) -> dict[str, Any]:
+    """Complete the folder of a policy that was trained and saved.
 
     Raises:
         RunError: when the evaluation fails; says where the policy is.
     """
     try:
-        results = cell.evaluate(policy, cell.evaluation.num_episodes, trial.seed, "evaluation")
+        seed = derive_seed(folder.seed, "evaluation")
+        results = _evaluate(shared, inputs, policy, shared.evaluation.num_episodes, seed)
     except RunError as error:
-        raise RunError(f"{error}; the policy is saved in {trial.out / 'policy'}") from error
-    return trial.finish(results, rows, cell.config.train_steps, stacked)
+        raise RunError(f"{error}; the policy is saved in {folder.out / 'policy'}") from error
+    return folder.finish(results, rows, shared.settings.train_steps, stacked)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Cell:
-    """What the trials of a group share."""
-
-    algo: str
-    config: AlgorithmConfig
-    evaluation: EvalConfig
-    data: DataMode
-    ratio: Ratio
-    bridges: Bridges | None
-    joined: Joins | None
-    env: EnvSpec
-    device: str
-    memory_gib: float
-    enabled: bool
-
-    @classmethod
-    def of(cls, dataset: EpisodeDataset, **settings: Unpack[TrialSettings]) -> "_Cell":
-        algo = settings["algo"]
-        return cls(
-            algo=algo,
-            config=settings.get("config") or default_config(algo),
-            evaluation=settings.get("evaluation") or EvalConfig(),
-            data=settings.get("data", "original"),
-            ratio=parse_ratio(settings.get("ratio", "1:0")),
-            bridges=settings.get("bridges"),
-            joined=settings.get("joined"),
-            env=environment_of(dataset, settings.get("env")),
-            device=settings.get("device", "auto"),
-            memory_gib=settings.get("memory_gib", MEMORY_GIB),
-            enabled=settings.get("evaluate", True),
-        )
-
-    def identity(self, dataset: EpisodeDataset, seed: int, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The content of ``config.json``."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "algo": self.algo,
-            "data": self.data,
-            "ratio": str(self.ratio),
-            "seed": seed,
-            "config": asdict(self.config),
-            "evaluation": self.evaluation.to_json(),
-            "env": self.env.to_json(),
-            "dataset": dataset.name,
-            "dataset_fingerprint": dataset.fingerprint,
-            "record": dict(record),
-        }
-
-    def build(self, dataset: EpisodeDataset) -> TrainData:
-        return _build(
-            dataset,
-            self.algo,
-            self.config,
-            self.data,
-            self.ratio,
-            self.bridges,
-            self.joined,
-            self.device,
-            self.memory_gib,
-        )
-
-    def evaluate(self, policy: Policy, num_episodes: int, seed: int, *purpose: str | int) -> list[EvalResult]:
-        """One result per target return, the headline first; all see the same episodes."""
-        targets: tuple[float | None, ...] = (self.evaluation.target_returns if policy.uses_target_return else ()) or (
-            None,
-        )
-        episodes = derive_seed(seed, *purpose)
-        env = self.env.for_evaluation(self.evaluation.max_episode_steps)
-        return [evaluate(policy, env, num_episodes, self.evaluation.num_envs, episodes, target) for target in targets]
+def _evaluate(shared: Trial, inputs: LoadedInputs, policy: Policy, num_episodes: int, seed: int) -> list[EvalResult]:
+    """Return one result per target return, the headline first; all see the same episodes."""
+    evaluation = shared.evaluation
+    asked = evaluation.target_returns if policy.uses_target_return else ()
+    env = inputs.environment.for_evaluation(evaluation.max_episode_steps)
+    return [evaluate(policy, env, num_episodes, evaluation.num_envs, seed, target) for target in asked or (None,)]
 
 
-def _build(
-    dataset: EpisodeDataset,
-    algo: str,
-    config: AlgorithmConfig,
-    data: DataMode,
-    ratio: Ratio,
-    bridges: Bridges | None,
-    joined: Joins | None,
-    device: str,
-    memory_gib: float,
-) -> TrainData:
-    algorithm = find_algorithm(algo)
-    if not isinstance(config, ALGORITHM_CONFIGS[algo]):
-        raise UserError(f"algo={algo} takes a {ALGORITHM_CONFIGS[algo].__name__}, got a {type(config).__name__}")
+def _training_data(trial: Trial, inputs: LoadedInputs) -> TrainData:
+    """Build the training data of a trial.
+
+    Raises:
+        UserError: for settings of another algorithm, or a ratio that these inputs or the batch cannot serve.
+    """
+    config, ratio, wanted = trial.settings, parse_ratio(trial.ratio), ALGORITHM_CONFIGS[trial.algo]
+    if not isinstance(config, wanted):
+        raise UserError(f"algo={trial.algo} takes a {wanted.__name__}, got a {type(config).__name__}")
     ratio.counts(config.batch_size)
     needs = config.data_needs()
     spec = DataSpec(
-        kind=algorithm.kind,
-        data=data if ratio.augmented else "original",
+        kind=find_algorithm(trial.algo).kind,
+        data=trial.data if ratio.augmented else "original",
         synthetic=needs.synthetic,
         uniform_over=needs.uniform_over,
         top_fraction=needs.top_fraction,
-        device=device,
-        memory_gib=memory_gib,
+        device=trial.device,
+        memory_gib=trial.memory_gib,
     )
-    built = build_data(dataset, spec, bridges=bridges, joined=joined)
+    built = build_data(inputs.dataset, spec, bridges=inputs.bridges, joined=inputs.joined)
     built.require(ratio)
     return built

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raystitch.console import say
-from raystitch.errors import UserError
+from raystitch.errors import DamagedError, UserError
 from raystitch.io.digest import KEY as DIGEST
 from raystitch.io.digest import json_digest, read_sealed, sealed
 from raystitch.io.files import differences, set_aside, write_json
@@ -23,17 +23,36 @@ from raystitch.trainers.loop import CHECKPOINT_SECONDS, Checkpoints
 SCHEMA_VERSION = 1
 CURVE_COLUMNS = ("target_return", "return_mean", "return_std", "success_rate", "score", "num_eval_episodes")
 
+SETTINGS_FILE, RETURNS_FILE = "config.json", "returns.json"
+
 _INSTEAD = {
-    "config.json": "it is written again where the rest of the folder belongs to these settings",
-    "returns.json": "the trial is not finished, it is done again",
+    SETTINGS_FILE: "it is written again where the rest of the folder belongs to these settings",
+    RETURNS_FILE: "the trial is not finished, it is done again",
 }
 
 Log = Callable[[dict[str, Any]], None]
 
 
+def finished(trial_dir: str | Path) -> dict[str, Any] | None:
+    """Return the content of ``returns.json``, None while the trial is not finished: also where the file is damaged.
+
+    Raises:
+        UserError: when the file is there but cannot be read, which says nothing about the trial.
+    """
+    path = Path(trial_dir) / RETURNS_FILE
+    if not path.is_file():  # a folder in its place is set aside when the trial is done again
+        return None
+    try:
+        value = read_sealed(path)
+    except DamagedError:
+        return None
+    whole = value.keys() >= {"train_steps", "train_seconds", "evaluations"}
+    return value if whole and value["evaluations"] else None
+
+
 @dataclass(frozen=True)
 class TrialFolder:
-    """The folder of one trial.
+    """Reads and writes the folder of one trial.
 
     Attributes:
         note: gets a line for every damaged file that the trial does without.
@@ -58,26 +77,26 @@ class TrialFolder:
             note=self.note,
         )
 
-    def finished(self) -> dict[str, Any] | None:
-        """The result of a finished trial with these settings, None when there is work to do.
+    def take_up(self) -> dict[str, Any] | None:
+        """Return the ``returns.json`` of a trial with these settings that was trained, None when there is work to do.
 
         A file that is damaged is named and set aside; without its ``returns.json`` the trial is done again.
 
         Raises:
             UserError: when the folder holds a trial with other settings.
         """
-        config = self._sound("config.json")
+        config = self._sound(SETTINGS_FILE)
         differing = [] if config is None else differences(_unsealed(config), _unsealed(sealed(self.settings)))
         if differing:
             raise UserError(
                 f"{self.out} holds a trial with other settings: {', '.join(differing)}; choose another folder or "
                 "delete this one"
             )
-        returns = self._sound("returns.json")
+        returns = self._sound(RETURNS_FILE)
         if returns is None:
             return None
         if config is None and returns.get("settings") != json_digest(self.settings):
-            self.redo(f"{self.out / 'returns.json'} may belong to other settings, as there is no sound config.json")
+            self.redo(f"{self.out / RETURNS_FILE} may belong to other settings, as there is no sound {SETTINGS_FILE}")
             return None
         if config is None:
             self.prepare()
@@ -85,8 +104,8 @@ class TrialFolder:
         return returns
 
     def redo(self, why: str) -> None:
-        """Takes the result away, so that the trial is done again."""
-        self.note(f"{why}; the trial is done again ({set_aside(self.out / 'returns.json')} is kept)")
+        """Take the result away, so that the trial is done again."""
+        self.note(f"{why}; the trial is done again ({set_aside(self.out / RETURNS_FILE)} is kept)")
 
     def _sound(self, name: str) -> dict[str, Any] | None:
         path = self.out / name
@@ -99,13 +118,13 @@ class TrialFolder:
             return None
 
     def prepare(self) -> None:
-        """Writes ``config.json``."""
-        write_json(self.out / "config.json", sealed(self.settings))
+        """Write ``config.json``."""
+        write_json(self.out / SETTINGS_FILE, sealed(self.settings))
 
     def finish(
         self, results: Sequence[EvalResult], metrics: "TrialMetrics", train_steps: int, num_stacked: int
     ) -> dict[str, Any]:
-        """Writes ``returns.json``, last of all; the checkpoints go when everything else is on the disk.
+        """Write ``returns.json``, last of all; the checkpoints go when everything else is on the disk.
 
         Args:
             results: one per target return, the headline first; none where the policy is yet to be evaluated.
@@ -124,7 +143,7 @@ class TrialFolder:
         }
         extent = self.journal.extent()
         returns = sealed(returns if results else {**returns, "metrics": extent})
-        write_json(self.out / "returns.json", returns)
+        write_json(self.out / RETURNS_FILE, returns)
         shutil.rmtree(self.checkpoints.path.parent, ignore_errors=True)
         return returns
 

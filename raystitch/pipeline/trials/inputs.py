@@ -1,0 +1,69 @@
+"""What a trial is trained on, loaded from its paths; stays open between the trials of a process."""
+
+from functools import lru_cache
+from pathlib import Path
+
+from raystitch.buffer.episodes import on_dataset
+from raystitch.buffer.reader import Buffer, MappedBridges, open_buffer
+from raystitch.data.episodes import EpisodeDataset, wrong_dataset
+from raystitch.data.ref import DatasetRef
+from raystitch.errors import RunError
+from raystitch.models.fit import load_once
+from raystitch.pipeline.generate.augment import shard_seeds
+from raystitch.pipeline.trials.trial import JoinedPairs, LoadedInputs, Trial
+from raystitch.stitching.candidates import Pairs
+from raystitch.stitching.pairs import SourceIndex
+
+
+def load_inputs(trial: Trial) -> LoadedInputs:
+    """Load what a planned trial names.
+
+    Raises:
+        RunError: when the dataset is not the one the run began with.
+        UserError: when dataset, bundle or buffer cannot be read.
+    """
+    assert trial.dataset is not None and trial.inputs is not None
+    dataset = _dataset(trial.dataset)
+    if dataset.fingerprint != trial.inputs.dataset:
+        raise RunError(
+            wrong_dataset("the run", trial.dataset.ref, trial.inputs.dataset, dataset, "start the run again")
+        )
+    bridges = joined = None
+    if trial.data == "stitched":
+        assert trial.buffer is not None
+        bridges = open_bridges(dataset, _buffer(trial.buffer), trial.delta)
+    if trial.data == "joined":
+        assert trial.bundle is not None and trial.pairs is not None
+        joined = _joined(trial.dataset, trial.bundle, trial.pairs)
+    return LoadedInputs(dataset=dataset, bridges=bridges, joined=joined)
+
+
+def open_bridges(dataset: EpisodeDataset, buffer: Buffer | str | Path, delta: float | str | None) -> MappedBridges:
+    """Return the bridges of a buffer that pass ``delta``, left in the mapped files.
+
+    Raises:
+        UserError: when the buffer cannot be read or was made from another dataset.
+    """
+    opened = buffer if isinstance(buffer, Buffer) else open_buffer(str(buffer))
+    return on_dataset(opened, dataset).mapped(delta)
+
+
+@lru_cache(maxsize=1)
+def _dataset(ref: DatasetRef) -> EpisodeDataset:
+    return ref.load()
+
+
+@lru_cache(maxsize=1)
+def _buffer(path: str) -> Buffer:
+    return open_buffer(path)
+
+
+@lru_cache(maxsize=1)
+def _joined(ref: DatasetRef, bundle: str, asked: JoinedPairs) -> Pairs:
+    """Return the nearest real pairs, shard by shard because ``max_target_reuse`` counts per shard."""
+    index = SourceIndex(_dataset(ref), load_once(bundle, "cpu"), asked.stitch)
+    shards: list[Pairs] = []
+    for shard, first in enumerate(range(0, asked.num_pairs, asked.pairs_per_shard)):
+        count = min(asked.pairs_per_shard, asked.num_pairs - first)
+        shards.append(index.nearest(shard_seeds(asked.seed, shard, asked.pairs_per_shard)[:count]))
+    return Pairs.concatenate(shards)
