@@ -14,10 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raystitch.buffer.bridges import CHUNK_TRANSITIONS, Bridges, References, chunk_bounds
+from raystitch.buffer.bridges import CHUNK_TRANSITIONS, Bridges, References, chunk_bounds, shape_bridges
 from raystitch.buffer.episodes import BLOCK, bridge_episodes, on_dataset, rebuild, stitched_runs
 from raystitch.buffer.reader import AtDelta, Buffer
-from raystitch.buffer.shaped import shape_bridges
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
 from raystitch.data.minari_io import write_minari

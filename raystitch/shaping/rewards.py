@@ -1,7 +1,7 @@
 """The second hook: rewards of stored steps, computed where the steps are read and never written back to a buffer.
 
-``apply_rewards`` is the only caller of the registry. A dataset's rewards go through ``shape_dataset``, a buffer's
-through ``raystitch.buffer.shaped``; trainers, exports and the returns that ``augment`` reports start from these two.
+``apply_rewards`` is the only caller of the registry. Datasets go through ``shape_dataset``, bridges through
+``shape_bridges`` of ``raystitch.buffer``; trainers, exports and the returns that ``augment`` reports all use these two.
 
 Legend: N steps, B bridges.
 """

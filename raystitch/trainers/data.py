@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raystitch.buffer.bridges import Bridges, References
+from raystitch.buffer.bridges import Bridges, References, shape_bridges
 from raystitch.buffer.episodes import Joins
-from raystitch.buffer.shaped import shape_bridges
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.normalise import Normalizer
 from raystitch.device import resolve_device
