@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
-from raystitch.errors import UserError
+from raystitch.errors import check_choice
 from raystitch.shaping.config import RewardConfig
 
 
@@ -100,8 +100,7 @@ def apply_rewards(config: RewardConfig, steps: StoredSteps) -> Floats:
     Raises:
         UserError: for a name that no rule has.
     """
-    if config.name not in REWARDS:
-        raise UserError(f"rewards={config.name!r} is not one of {', '.join(REWARDS)}")
+    check_choice("rewards", config.name, REWARDS)
     return REWARDS[config.name](config, steps)
 
 
