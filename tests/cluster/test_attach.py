@@ -252,7 +252,10 @@ def test_an_autoscaler_is_asked_for_the_first_node(prepared: Prepared, tmp_path:
             done = cluster.call(*command, *(f"--set={text}" for text in settings), seconds=200)
             assert done.returncode == 0, done.stdout
             assert "1 node, 0 CPUs, 0 GPUs" in done.stdout
-            assert "waiting for a node with CPU 1 for fit, which the cluster adds on demand: 0 s so far" in done.stdout
+            # Stitcher and buffer are there: the first thing that needs a node is a trial.
+            assert (
+                "waiting for a node with CPU 1 for a trial, which the cluster adds on demand: 0 s so far" in done.stdout
+            )
             assert len(cluster.listed("nodes")) == 2
     finally:
         shutil.rmtree(folder, ignore_errors=True)
