@@ -71,7 +71,13 @@ def sweep_rows(rounds: int) -> list[Row]:
             result = run_sweep_fault(fault, Path(name) / "disturbed", target)
             return replace(result, what_happened=result.what_happened.replace(f"{name}/", ""))
 
-        results = _several_rounds(SWEEP_FAULTS, rounds, run, lambda result: result.what_happened)
+        def say_result(result: SweepFault) -> str:
+            counts = (
+                f"{result.repeated} repeated, {result.lost} lost, {result.doubled} doubled, {result.changed} changed"
+            )
+            return f"{result.what_happened}; of {result.trials} trials {counts}"
+
+        results = _several_rounds(SWEEP_FAULTS, rounds, run, say_result)
     say(sweep_table(results))
     _refuse(results, "the undisturbed result")
     counts: dict[str, Callable[[SweepFault], int]] = {

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import time
@@ -15,6 +16,7 @@ from raystitch.bench.chaos.processes import Driver, Process, descendants, until
 from raystitch.config import load_run_config
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.demo import make_pointmaze
+from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
 from raystitch.errors import RunError, UserError
 from raystitch.models.fit import fit_bundle
@@ -22,14 +24,18 @@ from raystitch.pipeline.generate.augment import augment_local
 from raystitch.pipeline.trials.run import LOCK_FILE
 from raystitch.pipeline.trials.trial_folder import RETURNS_FILE, finished
 from raystitch.report.table import read_rows
+from raystitch.trainers.config import DataSpec, TD3BCConfig
+from raystitch.trainers.data import build_data
+from raystitch.trainers.loop import CHECKPOINT_SECONDS, train_policy
 
 METRICS = "metrics.jsonl"
 TRAINER = "ImplicitFunc"
 """Part of the title of the processes in which Ray Tune runs functions."""
 TRAIN_STEPS = 4000
-LONG_STEPS = 450
-"""Training steps of a trial with networks so large that it lasts until its first checkpoint, after 30 s."""
-LONG_HIDDEN = 512
+LONG_SECONDS = 3 * CHECKPOINT_SECONDS
+"""Duration of the trial that writes checkpoints, even if the machine becomes twice as fast meanwhile."""
+LONG_BATCH, LONG_HIDDEN = 256, 512
+TIMED_STEPS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,11 +174,11 @@ class SweepRun:
         )
 
 
-def make_sweep_target(folder: Path, *, train_steps: int = TRAIN_STEPS, long_steps: int = LONG_STEPS) -> SweepTarget:
+def make_sweep_target(folder: Path, *, train_steps: int = TRAIN_STEPS, with_long: bool = True) -> SweepTarget:
     """Make a small maze, its stitcher and buffer, and the undisturbed runs, under ``folder``.
 
     Args:
-        long_steps: of the trial that lasts until a checkpoint; 0 leaves its undisturbed run out.
+        with_long: make the undisturbed run of the trial that lasts until a checkpoint too.
     """
     write_d4rl(make_pointmaze(num_steps=2000, seed=0), folder / "maze.hdf5")
     cells = "{algo: td3bc, data: original}, {algo: td3bc, data: stitched, delta: ['off']}, {algo: bc, data: original}"
@@ -187,7 +193,9 @@ def make_sweep_target(folder: Path, *, train_steps: int = TRAIN_STEPS, long_step
         "validation.enabled=false",
         "resources={stacked_seeds: 1, num_retries: 1}",
     )
-    large = f"{{train_steps: {long_steps}, batch_size: 256, hidden: {LONG_HIDDEN}}}"
+    dataset = load_dataset(f"d4rl:{folder / 'maze.hdf5'}")
+    long_steps = _steps_that_last(dataset, LONG_SECONDS) if with_long else 1
+    large = f"{{train_steps: {long_steps}, batch_size: {LONG_BATCH}, hidden: {LONG_HIDDEN}}}"
     target = SweepTarget(
         prepared=folder / "prepared",
         undisturbed=folder / "undisturbed",
@@ -196,14 +204,22 @@ def make_sweep_target(folder: Path, *, train_steps: int = TRAIN_STEPS, long_step
         long_undisturbed=folder / "long",
     )
     config = load_run_config("smoke", list(settings))
-    dataset = load_dataset(config.dataset)
     bundle = fit_bundle(dataset, config.fit, target.prepared / "stitcher", device="cpu")
     out = target.prepared / "buffer"
     augment_local(dataset, bundle, config.stitch, config.augment, out=out, seed=config.seed)
     undisturbed_run(target, target.undisturbed)
-    if long_steps:
+    if with_long:
         undisturbed_run(target, target.long_undisturbed, long=True)
     return target
+
+
+def _steps_that_last(dataset: EpisodeDataset, seconds: float) -> int:
+    """Time a few steps of the large networks; return as many as take ``seconds`` here."""
+    data = build_data(dataset, DataSpec(kind="transitions", device="cpu"))
+    config = TD3BCConfig(train_steps=TIMED_STEPS, batch_size=LONG_BATCH, hidden=LONG_HIDDEN)
+    began = time.monotonic()
+    train_policy(data, "td3bc", config)
+    return math.ceil(seconds / (time.monotonic() - began) * TIMED_STEPS)
 
 
 def undisturbed_run(target: SweepTarget, out: Path, long: bool = False) -> Path:

@@ -19,7 +19,7 @@ QUICK = ("trial worker", "driver of a sweep", "node of a sweep", "clock back an 
 def target(tmp_path_factory: pytest.TempPathFactory) -> SweepTarget:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")  # workers would give way to whatever else this machine does
-        return make_sweep_target(tmp_path_factory.mktemp("chaos"), train_steps=800, long_steps=0)
+        return make_sweep_target(tmp_path_factory.mktemp("chaos"), train_steps=800, with_long=False)
 
 
 @pytest.mark.parametrize("fault", QUICK)
