@@ -1,5 +1,7 @@
 """The errors the command line turns into one line and an exit status."""
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """The input is wrong. The message says what, where and what to do about it. The command line exits with 2.
@@ -37,3 +39,10 @@ class StorageError(RunError):
 
 class TrialsFailed(RunError):
     """A sweep went to its end, but some of its trials failed. The command line exits with 3."""
+
+
+def check_choice(name: str, value: object, known: Iterable[str]) -> None:
+    """Raise UserError where ``value``, which the user gave for ``name``, is none of the ``known`` ones."""
+    known = tuple(known)
+    if value not in known:
+        raise UserError(f"{name}={value!r} is not one of {', '.join(known)}")

@@ -7,7 +7,7 @@ Legend: B bridges, T their transitions, O observation size, A action size.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Protocol
@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raystitch.data.episodes import Bools, Floats, Ints
+from raystitch.shaping.config import RECORDED, RewardConfig
+from raystitch.shaping.rewards import StoredSteps, apply_rewards, generated_steps
 
 CHUNK_TRANSITIONS = 50_000
 """Transitions that are in memory at a time where a buffer is read from beginning to end."""
@@ -299,3 +301,45 @@ class MappedBridges:
 
     def take_positions(self, positions: Ints) -> BridgeSet:
         return self.buffer.take(self._rows[positions])
+
+
+def stored_steps(bridges: BridgeSet) -> StoredSteps:
+    """Return the steps of the bridges with every number that is kept about each: in schema 2 the rewards alone."""
+    return generated_steps(bridges.rewards, bridges.gap, bridges.residual, bridges.spread)
+
+
+def shape_bridges(bridges: Bridges, config: RewardConfig) -> Bridges:
+    """Return the bridges with the rewards of ``config``; the bridges themselves where those are the recorded ones."""
+    return bridges if config == RECORDED else ShapedBridges(bridges=bridges, config=config)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShapedBridges:
+    """Bridges whose rewards are computed as they are read; a ``Bridges``."""
+
+    bridges: Bridges
+    config: RewardConfig
+
+    def __len__(self) -> int:
+        return len(self.bridges)
+
+    @property
+    def all_references(self) -> References:
+        """References of every bridge, in order."""
+        return self.bridges.all_references
+
+    @property
+    def content(self) -> str:
+        """A digest of the bridges and of what their rewards follow from."""
+        return hashlib.sha256(f"{self.bridges.content} {self.config}".encode()).hexdigest()
+
+    def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator[BridgeSet]:
+        """Yield all bridges in pieces, in order."""
+        return map(self._shaped, self.bridges.chunks(max_transitions))
+
+    def take_positions(self, positions: Ints) -> BridgeSet:
+        """Return the bridges at ascending positions, in memory."""
+        return self._shaped(self.bridges.take_positions(positions))
+
+    def _shaped(self, bridges: BridgeSet) -> BridgeSet:
+        return replace(bridges, rewards=apply_rewards(self.config, stored_steps(bridges)))

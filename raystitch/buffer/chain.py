@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raystitch.buffer.bridges import BridgeSet, MappedBridges, References
+from raystitch.buffer.bridges import BridgeSet, MappedBridges, References, shape_bridges
 from raystitch.buffer.episodes import Runs, StitchedEpisodes, concatenate, gather, stitched_index, stitched_runs
 from raystitch.buffer.reader import Buffer
 from raystitch.buffer.schema import ClosedRound
-from raystitch.buffer.shaped import shape_bridges
 from raystitch.data.episodes import Bools, EpisodeDataset, Ints
 from raystitch.seeding import derive_seed, numpy_rng
 from raystitch.shaping.config import RECORDED, RewardConfig

@@ -14,15 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raystitch.buffer.bridges import CHUNK_TRANSITIONS, Bridges, References, chunk_bounds
+from raystitch.buffer.bridges import CHUNK_TRANSITIONS, Bridges, References, chunk_bounds, shape_bridges
 from raystitch.buffer.episodes import BLOCK, bridge_episodes, on_dataset, rebuild, stitched_runs
 from raystitch.buffer.reader import AtDelta, Buffer
-from raystitch.buffer.shaped import shape_bridges
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
 from raystitch.data.minari_io import write_minari
 from raystitch.data.stream import EpisodeStream, Piece
-from raystitch.errors import UserError
+from raystitch.errors import UserError, check_choice
 from raystitch.io.files import atomic_path
 from raystitch.shaping.config import RECORDED, RewardConfig
 from raystitch.shaping.rewards import shape_dataset
@@ -66,8 +65,7 @@ def export(
         RunError: when it cannot be written.
     """
     for name, value, choices in (("format", format, get_args(Format)), ("what", what, get_args(What))):
-        if value not in choices:
-            raise UserError(f"{name}={value!r} is not one of {', '.join(choices)}")
+        check_choice(name, value, choices)
     if format != "minari" and Path(out).exists():
         raise UserError(f"{out} exists already; give another --out")
     bridges = shape_bridges(on_dataset(buffer, dataset).mapped(delta), rewards)

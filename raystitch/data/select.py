@@ -5,7 +5,7 @@ from typing import Protocol
 import numpy as np
 
 from raystitch.data.episodes import EpisodeDataset, Ints
-from raystitch.errors import UserError
+from raystitch.errors import UserError, check_choice
 from raystitch.seeding import numpy_rng
 
 
@@ -46,8 +46,7 @@ def find_selector(name: str) -> EpisodeSelector:
     Raises:
         UserError: when there is none; lists those there are.
     """
-    if name not in EPISODE_SELECTORS:
-        raise UserError(f"select={name!r} is not one of {', '.join(EPISODE_SELECTORS)}")
+    check_choice("select", name, EPISODE_SELECTORS)
     return EPISODE_SELECTORS[name]
 
 

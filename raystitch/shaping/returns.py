@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raystitch.data.episodes import Floats, Ints
-from raystitch.errors import UserError
+from raystitch.errors import check_choice
 from raystitch.shaping.config import ReturnConfig
 
 BLOCK = 1 << 15
@@ -104,8 +104,7 @@ def returns_to_go_of(config: ReturnConfig, episodes: PooledEpisodes) -> EpisodeR
     Raises:
         UserError: for a name that no rule has.
     """
-    if config.name not in RETURNS:
-        raise UserError(f"returns={config.name!r} is not one of {', '.join(RETURNS)}")
+    check_choice("returns", config.name, RETURNS)
     return RETURNS[config.name](config, episodes)
 
 

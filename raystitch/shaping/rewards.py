@@ -1,7 +1,7 @@
 """The second hook: rewards of stored steps, computed where the steps are read and never written back to a buffer.
 
-``apply_rewards`` is the only caller of the registry. A dataset's rewards go through ``shape_dataset``, a buffer's
-through ``raystitch.buffer.shaped``; trainers, exports and the returns that ``augment`` reports start from these two.
+``apply_rewards`` is the only caller of the registry. Datasets go through ``shape_dataset``, bridges through
+``shape_bridges`` of ``raystitch.buffer``; trainers, exports and the returns that ``augment`` reports all use these two.
 
 Legend: N steps, B bridges.
 """
@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
-from raystitch.errors import UserError
+from raystitch.errors import check_choice
 from raystitch.shaping.config import RewardConfig
 
 
@@ -100,8 +100,7 @@ def apply_rewards(config: RewardConfig, steps: StoredSteps) -> Floats:
     Raises:
         UserError: for a name that no rule has.
     """
-    if config.name not in REWARDS:
-        raise UserError(f"rewards={config.name!r} is not one of {', '.join(REWARDS)}")
+    check_choice("rewards", config.name, REWARDS)
     return REWARDS[config.name](config, steps)
 
 

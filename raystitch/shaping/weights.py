@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raystitch.data.episodes import Floats, Ints
-from raystitch.errors import UserError
+from raystitch.errors import check_choice
 from raystitch.shaping.config import WeightConfig
 
 
@@ -62,6 +62,5 @@ def episode_weights(config: WeightConfig, episodes: EpisodeFacts) -> NDArray[np.
     Raises:
         UserError: for a name that no weighting has.
     """
-    if config.name not in WEIGHTS:
-        raise UserError(f"weights={config.name!r} is not one of {', '.join(WEIGHTS)}")
+    check_choice("weights", config.name, WEIGHTS)
     return WEIGHTS[config.name](config, episodes)

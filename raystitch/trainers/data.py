@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raystitch.buffer.bridges import Bridges, References
+from raystitch.buffer.bridges import Bridges, References, shape_bridges
 from raystitch.buffer.episodes import Joins
-from raystitch.buffer.shaped import shape_bridges
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.normalise import Normalizer
 from raystitch.device import resolve_device
-from raystitch.errors import UserError
+from raystitch.errors import UserError, check_choice
 from raystitch.io.cache import Scratch
 from raystitch.shaping.config import WeightConfig
 from raystitch.shaping.returns import EpisodeReturns, concatenate, returns_to_go_of, run_sums
@@ -103,8 +102,7 @@ def build_data(
 
 def _check(dataset: EpisodeDataset, spec: DataSpec, bridges: Bridges | None, joined: Joins | None) -> None:
     """Raise UserError for an unknown mode, missing bridges or pairs, or a dataset that cannot be trained on."""
-    if spec.data not in DATA_MODES:
-        raise UserError(f"data={spec.data!r} is not one of {', '.join(DATA_MODES)}")
+    check_choice("data", spec.data, DATA_MODES)
     check_trainable(dataset)
     if spec.data == "stitched" and bridges is None:
         raise UserError("data=stitched needs bridges: name a buffer of `raystitch augment`")

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import load
 
 from raystitch.device import resolve_device
-from raystitch.errors import DamagedError, UserError
+from raystitch.errors import DamagedError, UserError, check_choice
 from raystitch.io.digest import read_sealed
 from raystitch.trainers.bc import BC
 from raystitch.trainers.dt import DT
@@ -27,8 +27,7 @@ def find_algorithm(algo: str) -> Algorithm:
     Raises:
         UserError: for an unknown one.
     """
-    if algo not in ALGORITHMS:
-        raise UserError(f"algo={algo!r} is not one of {', '.join(ALGORITHMS)}")
+    check_choice("algo", algo, ALGORITHMS)
     return ALGORITHMS[algo]
 
 

@@ -1,15 +1,16 @@
 """Rewards that are shaped as a buffer is read: in exports and in chain rounds; the buffer stays as it is."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from raystitch.buffer.bridges import shape_bridges, stored_steps
 from raystitch.buffer.episodes import rebuild
 from raystitch.buffer.export import export
 from raystitch.buffer.reader import Buffer
-from raystitch.buffer.shaped import shape_bridges
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
 from raystitch.shaping.config import RECORDED, RewardConfig
@@ -59,3 +60,16 @@ def test_recorded_rewards_are_the_buffers_own_bridges(buffer: Buffer) -> None:
     assert shaped.take_positions(some).rewards.tolist() == expected
     pieces = [chunk.rewards for chunk in shaped.chunks(7)]
     assert np.concatenate(pieces).tolist() == [place for steps in buffer.bridges().gap for place in range(steps + 1)]
+
+
+def test_the_rule_gets_what_the_buffer_keeps_of_each_step(buffer: Buffer) -> None:
+    bridges = buffer.bridges()
+    assert bridges.residual is not None
+    assert bridges.spread is not None
+    steps = stored_steps(bridges)
+    np.testing.assert_array_equal(steps.residual, bridges.residual)
+    np.testing.assert_array_equal(steps.spread, bridges.spread)
+    older = stored_steps(replace(bridges, residual=None, spread=None))
+    assert np.isnan(older.residual).all()
+    assert np.isnan(older.spread).all()
+    np.testing.assert_array_equal(older.rewards, steps.rewards)

@@ -18,6 +18,7 @@ from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.generate.augment import augment_local
 from raystitch.pipeline.trials.train import train
+from raystitch.pipeline.validate.truth import validate
 from raystitch.stitching.config import QualifyConfig, StitchConfig
 from raystitch.trainers.config import BCConfig, DTConfig
 
@@ -97,3 +98,14 @@ def test_a_buffer_begun_on_a_part_is_not_filled_from_another(
     augmented(part, bundle, tmp_path / "buffer")
     with pytest.raises(UserError, match="generated with other settings: dataset_fingerprint"):
         augmented(drift, bundle, tmp_path / "buffer")
+
+
+def test_validation_needs_the_episodes_that_the_stitcher_held_out(
+    drift: EpisodeDataset, part: EpisodeDataset, tiny_fit: FitConfig, tmp_path: Path
+) -> None:
+    bundle = fit_bundle(part, tiny_fit, device="cpu")
+    buffer = augmented(part, bundle, tmp_path / "buffer")
+    with pytest.raises(UserError, match=r"fitted on another selection of the episodes of drift.* give that selection"):
+        validate(buffer, drift, bundle, max_bridges=4)
+    found = validate(on_dataset(buffer, part), part, bundle, max_bridges=4)
+    assert found["novelty"]["bridges"]["count"] > 0

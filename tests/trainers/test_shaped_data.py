@@ -100,12 +100,16 @@ def test_what_a_buffer_keeps_of_each_step_reaches_the_rule(
         return steps.rewards
 
     monkeypatch.setitem(entries, "toy", look)
-    build_data(drift, spec("transitions", rewards=RewardConfig(name=TOY)), bridges=bridges)
+    numbers = np.random.default_rng(0).uniform(0, 1, (2, bridges.num_transitions)).astype(np.float32)
+    kept = dataclasses.replace(bridges, residual=numbers[0], spread=numbers[1])
+    build_data(drift, spec("transitions", rewards=RewardConfig(name=TOY)), bridges=kept)
     real, generated = seen
     assert len(real) == drift.num_transitions
     assert not real.generated.any()
     assert generated.gap.tolist() == np.repeat(bridges.gap, bridges.gap + 1).tolist()
-    assert np.isnan(generated.residual).all() or len(generated.residual) == bridges.num_transitions
+    assert generated.position[:3].tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(generated.residual, numbers[0])
+    np.testing.assert_array_equal(generated.spread, numbers[1])
 
 
 def check_windows(data: TrainData, drift: EpisodeDataset, bridges: BridgeSet) -> None:

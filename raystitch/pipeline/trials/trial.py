@@ -9,7 +9,7 @@ from raystitch.buffer.episodes import Joins
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.ref import DatasetRef
 from raystitch.envs.spec import EnvSpec
-from raystitch.errors import UserError
+from raystitch.errors import check_choice
 from raystitch.pipeline.trials.checks import environment_of
 from raystitch.stitching.config import StitchConfig
 from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfig, DataMode, EvalConfig
@@ -121,6 +121,5 @@ def default_config(algo: str) -> AlgorithmConfig:
     Raises:
         UserError: for an unknown one.
     """
-    if algo not in ALGORITHM_CONFIGS:
-        raise UserError(f"algo={algo!r} is not one of {', '.join(ALGORITHM_CONFIGS)}")
+    check_choice("algo", algo, ALGORITHM_CONFIGS)
     return ALGORITHM_CONFIGS[algo]()

@@ -60,6 +60,7 @@ from raystitch.data.episodes import Bools, EpisodeDataset, Ints
 from raystitch.data.normalise import Normalizer
 from raystitch.data.select import holdout_split
 from raystitch.envs.simulator import Simulator, Unavailable
+from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.validate.criteria import calibration_curve, criteria_table
 from raystitch.pipeline.validate.novelty import novelty
@@ -222,10 +223,19 @@ def validate(
 
 
 def _split(dataset: EpisodeDataset, bundle: Bundle | None) -> tuple[Ints, Ints]:
-    """Episodes that the bundle was fitted on and episodes that it held out; all of them twice without a bundle."""
+    """Episodes that the bundle was fitted on and episodes that it held out; all of them twice without a bundle.
+
+    Raises:
+        UserError: when the bundle was fitted on another selection, so that its split is another one.
+    """
     if bundle is None:
         everything = np.arange(dataset.num_episodes)
         return everything, everything
+    if bundle.dataset_fingerprint != dataset.fingerprint:
+        raise UserError(
+            f"the stitcher was fitted on another selection of the episodes of {dataset.name}, so it is not known which "
+            "of these it held out; give that selection"
+        )
     seed = derive_seed(bundle.config.seed, "holdout")
     return holdout_split(dataset.num_episodes, bundle.config.holdout_fraction, seed)
 
