@@ -151,7 +151,7 @@ def _ask_autoscaler(needs: Sequence[Need]) -> None:
             time.sleep(0.5)
     finally:
         for reference in placed:
-            ray.cancel(reference, force=True)
+            ray.cancel(reference)  # by force, one that is just finishing would end this process: Ray's own check fails
 
 
 def require_copies(need: Need, count: int) -> None:
@@ -199,8 +199,9 @@ def await_node(need: Need, note: Callable[[str], None] = say, seconds: float = f
                 ready, _ = ray.wait([placed], timeout=0.5)
                 if ready:
                     return
-    finally:
-        ray.cancel(placed, force=True)
+    except BaseException:
+        ray.cancel(placed)
+        raise  # otherwise the task runs on the new node and ends at once; see ``_ask_autoscaler``
 
 
 def live_nodes() -> list[Node]:
