@@ -1,4 +1,4 @@
-"""What a trial is trained on, loaded from its paths; stays open between the trials of a process."""
+"""Loads the data of a trial from its paths; they stay open between the trials of a process."""
 
 from functools import lru_cache
 from pathlib import Path

@@ -20,7 +20,7 @@ STITCHER, BUFFER = "stitcher", "buffer"
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Hashes of what trials are trained on."""
+    """Hashes of the dataset, bundle and buffer that trials are trained on."""
 
     dataset: str
     bundle: str
@@ -93,7 +93,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedInputs:
-    """What trials are trained on, in memory or mapped.
+    """The data that trials are trained on, in memory or mapped.
 
     Attributes:
         bridges, joined: for ``data`` stitched and joined.
