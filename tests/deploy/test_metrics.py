@@ -61,7 +61,7 @@ def declared(module: str) -> dict[str, set[str]]:
 
 @pytest.fixture(scope="module")
 def exported() -> dict[str, set[str]]:
-    return declared("metrics.py") | declared("serve_metrics.py")
+    return declared("metrics.py") | declared("serve/metrics.py")
 
 
 @pytest.fixture(scope="module")
