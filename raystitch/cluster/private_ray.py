@@ -90,7 +90,12 @@ class ClusterStatus:
 
 
 def cluster_status() -> ClusterStatus:
-    """Return the state of the connected cluster."""
+    """Return the state of the connected cluster.
+
+    Raises:
+        RunError: when this Ray does not say it in the known form.
+        RuntimeError: when this process is not connected to a cluster any more.
+    """
     reply = lookup("ray.core.generated.autoscaler_pb2:GetClusterStatusReply")()
     worker = lookup("ray._private.worker:global_worker")
     try:
@@ -112,6 +117,10 @@ def cluster_status() -> ClusterStatus:
             ],
         )
     except (AttributeError, ValueError) as error:
+        import ray
+
+        if not ray.is_initialized():
+            raise RuntimeError("this process has left its cluster") from error
         needed = "to see what waits for room on a cluster"
         raise _missing(f"cluster status of the known form ({error})", needed) from error
 

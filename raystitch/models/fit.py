@@ -72,7 +72,7 @@ def fit_bundle(
         if finished is not None:
             shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)
             return finished
-        write_json(folder / RESUME_FOLDER / PLAN_FILE, sealed(_plan(dataset, config) | _bounds(dataset)))
+    settings = {} if folder is None else _begin(folder, dataset, config)
     train, holdout = holdout_split(dataset.num_episodes, config.holdout_fraction, derive_seed(config.seed, "holdout"))
     _calibration_windows(dataset, config, holdout, resolved)  # before the fit, not after it
     job = FitJob(dataset, config, train, resolved)
@@ -80,7 +80,7 @@ def fit_bundle(
         train_part(
             part,
             seed=config.seed,
-            checkpoint=None if folder is None else _checkpoint(folder, part.name, _plan(dataset, config), note),
+            checkpoint=None if folder is None else _checkpoint(folder, part.name, settings, note),
             checkpoint_every=checkpoint_every,
             progress=progress,
             bf16=uses_bf16(config.precision, resolved),
@@ -247,8 +247,21 @@ def rehearse_fit(dataset: EpisodeDataset, config: FitConfig) -> Bundle:
     return fit_bundle(dataset, replace(config, diffusion=tiny, calibration_windows=16, **heads), device="cpu")
 
 
+def _begin(folder: Path, dataset: EpisodeDataset, config: FitConfig) -> dict[str, Any]:
+    """Write what the fit belongs to, and return what its checkpoints have to match."""
+    path, plan = folder / RESUME_FOLDER / PLAN_FILE, _plan(dataset, config)
+    try:
+        if path.exists() and "action_low" not in read_sealed(path):
+            return plan  # begun by an older version, whose checkpoints do not say their bounds
+    except DamagedError:
+        pass  # written again
+    plan |= _bounds(dataset)
+    write_json(path, sealed(plan))
+    return plan
+
+
 def _plan(dataset: EpisodeDataset, config: FitConfig) -> dict[str, Any]:
-    """Return the dataset and settings that a checkpoint must match for a fit to continue from it."""
+    """Return the dataset and settings of a fit."""
     return {"dataset": dataset.fingerprint, **asdict(config)}
 
 

@@ -73,7 +73,7 @@ class DataSpec:
     def weights(self) -> WeightConfig:
         """Weights of the augmented part's episodes; ``weighted`` data with no other weights are weighted by return."""
         weights = self.shaping.weights
-        return WeightConfig(name="rw") if self.data == "weighted" and weights == WeightConfig() else weights
+        return replace(weights, name="rw") if self.data == "weighted" and weights.name == "uniform" else weights
 
 
 class TrainerSettings(Protocol):

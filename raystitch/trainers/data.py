@@ -18,7 +18,6 @@ from raystitch.data.normalise import Normalizer
 from raystitch.device import resolve_device
 from raystitch.errors import UserError, check_choice
 from raystitch.io.cache import Scratch
-from raystitch.shaping.config import WeightConfig
 from raystitch.shaping.returns import EpisodeReturns, concatenate, returns_to_go_of, run_sums
 from raystitch.shaping.rewards import shape_dataset
 from raystitch.shaping.weights import EpisodeFacts, episode_weights
@@ -120,7 +119,7 @@ def _parts(
     """Return the episodes of the original and of the augmented part, weighted and chosen by return."""
     original = original_segments(dataset).cut(_limit(dataset))  # as stitched episodes are
     alone = bridges is not None and spec.kind == "transitions" and spec.synthetic == "bridges"
-    is_weighted = spec.weights != WeightConfig()
+    is_weighted = spec.weights.name != "uniform"
     if bridges is not None and alone and not is_weighted and spec.top_fraction == 1:
         return original, bridge_segments(dataset, bridges)  # whole episodes would take memory for nothing
     whole = _augmented(dataset, spec, bridges, joined)

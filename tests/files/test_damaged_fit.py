@@ -3,6 +3,7 @@ fit."""
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,18 @@ def test_a_damaged_plan_does_not_stop_a_fit(
     assert len(notes) == 1
     assert notes[0].startswith(f"{out / '.fit' / 'plan.json'} is damaged")
     assert bundle.hash == Bundle.load(fitted, "cpu").hash
+
+
+def test_checkpoints_say_their_action_bounds_where_the_plan_is_damaged(
+    drift: EpisodeDataset, tiny_fit: FitConfig, half_fit: Path, tmp_path: Path
+) -> None:
+    out, notes = tmp_path / "bundle", list[str]()
+    shutil.copytree(half_fit, out)
+    flip(out / ".fit" / "plan.json")
+    wider = replace(drift, action_low=3 * drift.action_low, action_high=3 * drift.action_high)
+    bundle = fit_bundle(wider, tiny_fit, out, "cpu", note=notes.append)
+    assert {"diffusion.pt", "dynamics.pt"} <= {Path(note.split()[0]).name for note in notes}
+    assert bundle.hash == fit_bundle(wider, tiny_fit, device="cpu").hash
 
 
 @pytest.mark.parametrize("name", ["stitcher.json", "diffusion.safetensors"])

@@ -19,6 +19,7 @@ from raystitch.pipeline.trials.trial import LoadedInputs, Trial
 from raystitch.stitching.config import QualifyConfig, StitchConfig
 from raystitch.trainers.config import BCConfig, DTConfig, EvalConfig
 from raystitch.trainers.loop import CHECKPOINT_SECONDS
+from raystitch.trainers.ratio import Ratio
 from raystitch.trainers.registry import load_policy
 
 DT = DTConfig(train_steps=120, batch_size=8, context=4, width=16, num_layers=1)
@@ -155,6 +156,8 @@ def test_train_writes_nothing_and_returns_a_policy(drift: EpisodeDataset) -> Non
 def test_user_errors(drift: EpisodeDataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="algo='dqn' is not one of"):
         train(drift, "dqn")
+    with pytest.raises(UserError, match="algo='dqn' is not one of"):
+        train(drift, "dqn", config=BCConfig())
     with pytest.raises(UserError, match="takes a DTConfig, got a BCConfig"):
         train(drift, "dt", config=BCConfig())
     with pytest.raises(UserError, match="0:0"):
@@ -178,7 +181,8 @@ def test_training_on_a_buffer(drift: EpisodeDataset, tiny_fit: FitConfig, tmp_pa
     stitch, augment = StitchConfig(qualify=everything), AugmentConfig(num_bridges=16, pairs_per_shard=16)
     augment_local(drift, bundle, stitch, augment, out=tmp_path / "buffer", seed=0)
     for algo, config in (("dt", dataclasses.replace(DT, train_steps=3)), ("bc", BCConfig(train_steps=3, hidden=8))):
-        policy = train(drift, algo, tmp_path / "buffer", "1:1", config=config, device="cpu")
+        share = Ratio(np.float64(1), np.float64(1))
+        policy = train(drift, algo, tmp_path / "buffer", share, config=config, device="cpu")
         assert policy.meta.record["ratio"] == "1:1"
     with pytest.raises(UserError, match="there is none"):
         train(drift, "bc", tmp_path / "buffer", "1:1", delta=0.0)

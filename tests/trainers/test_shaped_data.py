@@ -178,4 +178,6 @@ def test_weighted_data_are_weighted_by_return_unless_other_weights_are_named(dri
     assert torch.equal(drawn("weighted", WeightConfig()), drawn("weighted", rw))
     assert torch.equal(drawn("weighted", rw), drawn("duplicated", rw))
     assert len(drawn("weighted", WeightConfig(name=TOY))) == 3
-    assert not torch.equal(drawn("weighted", rw), drawn("weighted", WeightConfig(name="rw", temperature=1)))
+    other = drawn("weighted", WeightConfig(name="rw", temperature=1))
+    assert not torch.equal(drawn("weighted", rw), other)
+    assert torch.equal(drawn("weighted", WeightConfig(temperature=1)), other)

@@ -75,7 +75,7 @@ def train(
         algo=algo,
         config=config,
         data="stitched" if buffer is not None else "original",
-        ratio=ratio if isinstance(ratio, str) else f"{ratio.original!r}:{ratio.augmented!r}",
+        ratio=ratio if isinstance(ratio, str) else f"{float(ratio.original)!r}:{float(ratio.augmented)!r}",
         seed=seed,
         device=device,
         memory_gib=memory_gib,
@@ -278,13 +278,14 @@ def _training_data(trial: Trial, inputs: LoadedInputs) -> TrainData:
     Raises:
         UserError: for settings of another algorithm, or a ratio that these inputs or the batch cannot serve.
     """
+    algorithm = find_algorithm(trial.algo)
     config, ratio, wanted = trial.settings, parse_ratio(trial.ratio), ALGORITHM_CONFIGS[trial.algo]
     if not isinstance(config, wanted):
         raise UserError(f"algo={trial.algo} takes a {wanted.__name__}, got a {type(config).__name__}")
     ratio.counts(config.batch_size)
     needs = config.data_needs()
     spec = DataSpec(
-        kind=find_algorithm(trial.algo).kind,
+        kind=algorithm.kind,
         data=trial.data if ratio.augmented else "original",
         synthetic=needs.synthetic,
         uniform_over=needs.uniform_over,
