@@ -29,7 +29,7 @@ from raystitch.seeding import derive_seed
 
 FACTORS = (0.25, 0.5, 1.0, 2.0)
 HELD_OUT_WINDOWS = 2000
-PARTS = ("embedding", "value", "reward", "inverse", "diffusion", "dynamics")
+MEASURED_PARTS = ("embedding", "value", "reward", "inverse", "diffusion", "dynamics")
 MADE_UP_STEPS = 100
 """Training steps of every part if no dataset is named: enough to show the cost of a step."""
 Quality = dict[str, float]
@@ -40,9 +40,11 @@ def rows(limits: Limits, options: BenchOptions) -> list[Row]:
     dataset, config = options.dataset, FitConfig()
     if dataset is None:
         dataset = make_walks(20_000)
-        config = replace(config, **{part: replace(getattr(config, part), train_steps=MADE_UP_STEPS) for part in PARTS})
+        config = replace(
+            config, **{part: replace(getattr(config, part), train_steps=MADE_UP_STEPS) for part in MEASURED_PARTS}
+        )
     found: list[Row] = []
-    for part in PARTS:
+    for part in MEASURED_PARTS:
         measured = {factor: measure_part(dataset, config, part, factor) for factor in FACTORS}
         full_seconds, full = measured[1.0]
         for factor, (seconds, quality) in measured.items():

@@ -14,9 +14,9 @@ from raystitch.buffer.meta import update_meta
 from raystitch.buffer.removal import remove_unnamed
 from raystitch.buffer.schema import BufferMeta, ClosedRound, Complete
 from raystitch.buffer.shard_file import SHARDS, ShardStats, part_name
-from raystitch.buffer.survey import Path, list_shards, shards_of, survey
+from raystitch.buffer.survey import list_shards, shards_of, survey
 from raystitch.io.holders import is_temporary
-from raystitch.io.storage import Storage
+from raystitch.io.storage import Storage, StrPath
 
 
 def prefix_length(stats: Mapping[int, ShardStats], num_bridges: int, first_shard: int = 0) -> int | None:
@@ -72,7 +72,7 @@ def current_round(stats: Mapping[int, ShardStats], rounds: Sequence[ClosedRound]
     return {shard: s for shard, s in stats.items() if shard >= first and s.manifest == before}
 
 
-def close_round(path: Path, rounds: Sequence[ClosedRound], num_bridges: int) -> ClosedRound | None:
+def close_round(path: StrPath, rounds: Sequence[ClosedRound], num_bridges: int) -> ClosedRound | None:
     """Fixes the smallest prefix of the round after ``rounds`` with ``num_bridges`` accepted, records it in
     ``buffer.json`` and, on a local disk, removes what the next round cannot use (elsewhere it is written over).
 
@@ -130,7 +130,7 @@ def _remove_stale(storage: Storage, meta: BufferMeta, stats: Mapping[int, ShardS
     remove_unnamed(storage, meta, [files[n] for n in stale if files.get(n) == part_name(n)])
 
 
-def finish(path: Path, num_bridges: int) -> Complete | None:
+def finish(path: StrPath, num_bridges: int) -> Complete | None:
     """Closes the last round and removes what is over, unless a run has begun that wants more bridges.
 
     A buffer that another run finished with more bridges keeps them.

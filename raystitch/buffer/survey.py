@@ -1,6 +1,5 @@
 """Taking stock of a buffer: which shards are there and whole, which files are damaged."""
 
-import os
 from collections.abc import Callable, Container, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,15 +17,13 @@ from raystitch.buffer.shard_file import (
     write_file,
 )
 from raystitch.errors import StorageError, UserError
-from raystitch.io.storage import Storage
-
-Path = str | os.PathLike[str]
+from raystitch.io.storage import Storage, StrPath
 
 REQUESTS = 16
 """Files of an object store that are looked at at the same time."""
 
 
-def list_shards(path: Path, without: Container[str] = ()) -> dict[int, str]:
+def list_shards(path: StrPath, without: Container[str] = ()) -> dict[int, str]:
     """Shard number -> file in ``shards/``, from the names alone; a merged file replaces the parts it holds.
 
     Args:
@@ -57,7 +54,7 @@ class Survey:
     damaged: dict[str, str]
 
 
-def survey(path: Path, *, thorough: bool = True) -> Survey:
+def survey(path: StrPath, *, thorough: bool = True) -> Survey:
     """Find the shards that are there and whole.
 
     Args:
@@ -150,7 +147,7 @@ def shards_of(name: str) -> range:
     return range(0)
 
 
-def remove_damaged(path: Path, found: Survey) -> None:
+def remove_damaged(path: StrPath, found: Survey) -> None:
     """Removes the damaged files, so that they hide nothing that is made anew.
 
     What is whole in a damaged file of several shards becomes files of their own first. On an object store a damaged

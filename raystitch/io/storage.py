@@ -39,6 +39,7 @@ _REFUSALS = {
 _UNGUARDED: dict[str, str] = {}
 """Folder on an object store -> why the store does not compare; it is asked once per process."""
 Result = TypeVar("Result")
+StrPath = str | os.PathLike[str]
 
 
 class Storage:
@@ -52,7 +53,7 @@ class Storage:
         UserError: for a URI whose scheme pyarrow does not know.
     """
 
-    def __init__(self, uri: str | os.PathLike[str]) -> None:
+    def __init__(self, uri: StrPath) -> None:
         text = os.fspath(uri)
         if "://" in text and not text.startswith("file://"):
             try:

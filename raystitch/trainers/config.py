@@ -5,7 +5,7 @@ An algorithm's settings fit ``TrainerSettings``. They may also fit ``CountsFlops
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol, get_type_hints, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_type_hints, runtime_checkable
 
 from raystitch.shaping.config import ShapingConfig, WeightConfig
 
@@ -14,14 +14,14 @@ Kind = Literal["transitions", "sequences"]
 
 UniformOver = Literal["transitions", "bridges"]
 
-DATA_MODES = ("original", "stitched", "joined", "weighted", "duplicated")
+DataMode = Literal["original", "stitched", "joined", "weighted", "duplicated"]
 """The augmented part of a batch: nothing; generated bridges; nearest real pairs concatenated without a bridge; the
 original weighted by return; the original again."""
 
+DATA_MODES: tuple[str, ...] = get_args(DataMode)
+
 MEMORY_GIB = 1.0
 """Training data above this size are mapped from files instead of held in memory."""
-
-DataMode = Literal["original", "stitched", "joined", "weighted", "duplicated"]
 
 Synthetic = Literal["bridges", "episodes", "tails"]
 """The part of a stitched episode that enters a batch of transitions: the generated bridge; everything; the bridge and

@@ -77,7 +77,10 @@ def build_data(
     original, augmented = original.widened(num_runs), augmented.widened(num_runs)
     device = resolve_device(spec.device)
     place = device if pool_bytes(shaped, used) <= memory else torch.device("cpu")
-    returns = _returns(shaped, pool)
+    promised = [returns_to_go_of(spec.shaping.returns, pool.episodes(part)) for part in (original, augmented)]
+    # The sums of the dataset where they are what is promised: they are exact.
+    plain = spec.shaping.returns.name == "plain"
+    returns = _returns(shaped, pool) if plain else _at_first_step(original, promised[0])
     scale = float(np.abs(returns).max())
     return TrainData(
         kind=spec.kind,
@@ -86,7 +89,7 @@ def build_data(
         actions=pool.actions.to(place),
         rewards=pool.rewards.to(place),
         dones=pool.dones.to(place),
-        **_episodes(pool, spec, original, augmented, device, place),
+        **_episodes(pool, spec, original, augmented, concatenate(*promised), device, place),
         normalizer=normalizer,
         action_low=dataset.action_low,
         action_high=dataset.action_high,
@@ -161,6 +164,12 @@ def _facts(dataset: EpisodeDataset, spec: DataSpec, episodes: Segments, pool: Tr
     )
 
 
+def _at_first_step(episodes: Segments, returns: EpisodeReturns) -> NDArray[np.float64]:
+    """Return the return-to-go at the first step of each of the dataset's own episodes, which are one run each."""
+    first = episodes.start[:, 0] if returns.start is None else returns.start[:, 0]
+    return returns.values[first].astype(np.float64) + returns.offset[:, 0]
+
+
 def _returns(dataset: EpisodeDataset, pool: TransitionPool) -> NDArray[np.float64]:
     """Return the returns of the episodes that have transitions, up to the time limit, float64."""
     limit = _limit(dataset)
@@ -184,6 +193,7 @@ def _episodes(
     spec: DataSpec,
     original: Segments,
     augmented: Segments,
+    returns: EpisodeReturns,
     device: torch.device,
     place: torch.device,
 ) -> dict[str, Any]:
@@ -198,10 +208,6 @@ def _episodes(
         ends -= segments.length.astype(small, copy=False)
         return ends
 
-    def promised(segments: Segments) -> EpisodeReturns:
-        return returns_to_go_of(spec.shaping.returns, pool.episodes(segments))
-
-    returns = concatenate(promised(original), promised(augmented))
     return {
         "run_start": both(original.start.astype(small, copy=False), augmented.start.astype(small, copy=False)),
         "run_before": both(before(original), before(augmented)),
