@@ -40,9 +40,8 @@ def rows(limits: Limits, options: BenchOptions) -> list[Row]:
     dataset, config = options.dataset, FitConfig()
     if dataset is None:
         dataset = make_walks(20_000)
-        config = replace(
-            config, **{part: replace(getattr(config, part), train_steps=MADE_UP_STEPS) for part in MEASURED_PARTS}
-        )
+        short = {part: replace(getattr(config, part), train_steps=MADE_UP_STEPS) for part in MEASURED_PARTS}
+        config = replace(config, **short)
     found: list[Row] = []
     for part in MEASURED_PARTS:
         measured = {factor: measure_part(dataset, config, part, factor) for factor in FACTORS}

@@ -134,6 +134,11 @@ def test_returns_of_a_step_may_differ_by_episode(
     asked = dataclasses.replace(spec("sequences", returns=ReturnConfig(name=TOY)), memory_gib=memory_gib)
     data = build_data(drift, asked, bridges=bridges, scratch=Scratch("pools", parent=tmp_path))
     check_windows(data, drift, bridges)
+    episode = torch.arange(len(data.original))[None]
+    first = data.windows(episode, torch.zeros_like(episode), data.original.length[episode], context=1)
+    promised = first.rtg[0, :, 0] * data.rtg_scale
+    assert data.return_max == pytest.approx(float(promised.max()))  # what a policy asks for by itself
+    assert data.rtg_scale == pytest.approx(float(promised.abs().max()))
 
 
 def test_returns_by_episode_reach_the_batches_of_dt(
