@@ -214,7 +214,7 @@ made = batcher.Batcher(config, NoRecorder(), exits=True)
 made._prepare = lambda job: ctypes.PyDLL(None).sleep(60)
 class Options: num_candidates, gap = 1, None
 class Request: options = Options
-made._submit(batcher.Job(None, Request, "one", time.monotonic() + 60))
+made._submit(batcher.QueuedRequest(None, Request, "one", time.monotonic() + 60))
 time.sleep(60)
 """
 
