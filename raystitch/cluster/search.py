@@ -22,7 +22,7 @@ from raystitch.console import say
 from raystitch.errors import RunError
 from raystitch.pipeline.trials.run import run_planned
 from raystitch.pipeline.trials.search import Cell, SearchLog, cell_trials, draw_cells, make_cell, value_of
-from raystitch.pipeline.trials.trial import Inputs, Trial
+from raystitch.pipeline.trials.trial import InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.search_config import RatioRange, SearchConfig
 from raystitch.seeding import derive_seed
@@ -37,7 +37,7 @@ TrialsOf = Callable[[Cell], list[Trial]]
 
 
 def run_search(
-    config: RunConfig, folder: Path, inputs: Inputs, resources: ResourceConfig, progress: Progress | None = None
+    config: RunConfig, folder: Path, inputs: InputHashes, resources: ResourceConfig, progress: Progress | None = None
 ) -> Cell:
     """Try the cells that are missing and return the best; its trials use none of the seeds that are reported.
 

@@ -9,11 +9,11 @@ from raystitch.io.config_file import parse_config
 from raystitch.io.files import write_json
 from raystitch.pipeline.trials.cost import estimate
 from raystitch.pipeline.trials.plan import plan, result_rows
-from raystitch.pipeline.trials.trial import Inputs, Trial
+from raystitch.pipeline.trials.trial import InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.table import RESULTS_SCHEMA, write_results
 
-INPUTS = Inputs(dataset="sha256:d", bundle="sha256:b", buffer="sha256:u")
+INPUTS = InputHashes(dataset="sha256:d", bundle="sha256:b", buffer="sha256:u")
 
 
 def config(**changes: object) -> RunConfig:
@@ -57,7 +57,7 @@ def ids(trials: list[Trial], data: str) -> set[str]:
 
 def test_ids_change_with_what_a_trial_depends_on_and_nothing_else() -> None:
     before = plan(config(), INPUTS)
-    other_buffer = plan(config(), Inputs(dataset="sha256:d", bundle="sha256:b", buffer="sha256:other"))
+    other_buffer = plan(config(), InputHashes(dataset="sha256:d", bundle="sha256:b", buffer="sha256:other"))
     assert ids(before, "original") == ids(other_buffer, "original")
     assert ids(before, "joined") == ids(other_buffer, "joined")
     assert not ids(before, "stitched") & ids(other_buffer, "stitched")

@@ -10,7 +10,7 @@ from raystitch.data.ref import DatasetRef
 from raystitch.errors import RunError
 from raystitch.models.fit import load_once
 from raystitch.pipeline.generate.augment import shard_seeds
-from raystitch.pipeline.trials.trial import JoinedPairs, LoadedInputs, Trial
+from raystitch.pipeline.trials.trial import JoinedSettings, LoadedInputs, Trial
 from raystitch.stitching.candidates import Pairs
 from raystitch.stitching.pairs import SourceIndex
 
@@ -59,7 +59,7 @@ def _buffer(path: str) -> Buffer:
 
 
 @lru_cache(maxsize=1)
-def _joined(ref: DatasetRef, bundle: str, asked: JoinedPairs) -> Pairs:
+def _joined(ref: DatasetRef, bundle: str, asked: JoinedSettings) -> Pairs:
     """Return the nearest real pairs, shard by shard because ``max_target_reuse`` counts per shard."""
     index = SourceIndex(_dataset(ref), load_once(bundle, "cpu"), asked.stitch)
     shards: list[Pairs] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 from raystitch.config import RunConfig
 from raystitch.models.calibration import Delta
-from raystitch.pipeline.trials.trial import BUFFER, STITCHER, Inputs, JoinedPairs, Trial
+from raystitch.pipeline.trials.trial import BUFFER, STITCHER, InputHashes, JoinedSettings, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.files import trial_path
 from raystitch.report.summary import delta_text
@@ -22,7 +22,7 @@ _USED = {"original": (), "joined": ("bundle",), "stitched": ("bundle", "buffer")
 _COLUMNS = ("trial_id", "algo", "data", "ratio", "delta", "seed")
 
 
-def plan(config: RunConfig, inputs: Inputs | None = None, run: str | Path = "") -> list[Trial]:
+def plan(config: RunConfig, inputs: InputHashes | None = None, run: str | Path = "") -> list[Trial]:
     """Return all trials of the grid, each once, seed by seed so that an interrupted run has whole tables first.
 
     Args:
@@ -41,7 +41,7 @@ def plan(config: RunConfig, inputs: Inputs | None = None, run: str | Path = "") 
 
 def make_trial(
     config: RunConfig,
-    inputs: Inputs | None,
+    inputs: InputHashes | None,
     run: str | Path,
     *,
     algo: str,
@@ -57,7 +57,7 @@ def make_trial(
     written = str(shares) if shares.augmented else "1:0"
     at = delta_text(delta) if data == "stitched" else None
     augment, resources = config.augment, config.resources
-    pairs = JoinedPairs(
+    pairs = JoinedSettings(
         stitch=config.stitch,
         num_pairs=augment.num_bridges,
         pairs_per_shard=augment.pairs_per_shard,
@@ -88,7 +88,7 @@ def make_trial(
     )
 
 
-def _identity(config: RunConfig, inputs: Inputs | None, fields: Mapping[str, Any], pairs: JoinedPairs) -> str:
+def _identity(config: RunConfig, inputs: InputHashes | None, fields: Mapping[str, Any], pairs: JoinedSettings) -> str:
     content: dict[str, Any] = {
         **fields,
         "config": asdict(getattr(config.algorithms, fields["algo"])),

@@ -20,7 +20,7 @@ from raystitch.pipeline.trials.plan import plan
 from raystitch.pipeline.trials.run import run_planned
 from raystitch.pipeline.trials.run_folder import CONFIG_FILE, config_files
 from raystitch.pipeline.trials.search import SearchLog, cell_trials
-from raystitch.pipeline.trials.trial import BUFFER, STITCHER, Inputs, Trial
+from raystitch.pipeline.trials.trial import BUFFER, STITCHER, InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 
 RERUNS = "reruns"
@@ -106,7 +106,7 @@ def _confirmed(env: str | None, env_id: str | None) -> str | None:
     return confirmed_id(env, env_id, "--set env=")
 
 
-def _trials(run: Path, config: RunConfig, inputs: Inputs) -> list[Trial]:
+def _trials(run: Path, config: RunConfig, inputs: InputHashes) -> list[Trial]:
     """Return every trial of the run's grid, its search and its earlier grids."""
     tried = (cell for cell, _ in SearchLog(run, config, inputs).cells("ok", "stopped", "failed"))
     searched = [trial for cell in tried for trial in cell_trials(config, inputs, cell, run)]
@@ -139,8 +139,8 @@ def find_trial(trials: Sequence[Trial], trial_id: str, where: str) -> Trial:
     raise UserError(f"--rerun {trial_id}: {where} has no such trial; there are {described}")
 
 
-def _inputs(ref: DatasetRef, run: Path) -> Inputs:
+def _inputs(ref: DatasetRef, run: Path) -> InputHashes:
     dataset = ref.load_recorded()
     bundle, buffer = load_once(run / STITCHER, "cpu"), open_buffer(run / BUFFER)
     on_dataset(buffer, dataset)
-    return Inputs(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)
+    return InputHashes(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)

@@ -19,7 +19,7 @@ STITCHER, BUFFER = "stitcher", "buffer"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
+class InputHashes:
     """Hashes of the dataset, bundle and buffer that trials are trained on."""
 
     dataset: str
@@ -28,7 +28,7 @@ class Inputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JoinedPairs:
+class JoinedSettings:
     """Says which pairs the ``joined`` baseline concatenates: as many as generation stitches, drawn with its seeds."""
 
     stitch: StitchConfig
@@ -66,10 +66,10 @@ class Trial:
     ratio: str = "1:0"
     delta: str | None = None
     seed: int = 0
-    inputs: Inputs | None = None
+    inputs: InputHashes | None = None
     bundle: str | None = None
     buffer: str | None = None
-    pairs: JoinedPairs | None = None
+    pairs: JoinedSettings | None = None
     record: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
     device: str = "auto"
     threads: int | None = None
