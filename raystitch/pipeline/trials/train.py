@@ -13,13 +13,13 @@ from raystitch.errors import DamagedError, RunError, UserError
 from raystitch.pipeline.trials.checks import check_evaluation
 from raystitch.pipeline.trials.inputs import open_bridges
 from raystitch.pipeline.trials.trial import LoadedInputs, Trial
-from raystitch.pipeline.trials.trial_folder import SCHEMA_VERSION, Log, TrialFolder, TrialMetrics
+from raystitch.pipeline.trials.trial_folder import SCHEMA_VERSION, TrialFolder, TrialMetrics
 from raystitch.seeding import derive_seed
 from raystitch.trainers.batches import TrainData
 from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfig, DataSpec
 from raystitch.trainers.data import build_data
 from raystitch.trainers.evaluate import EvalResult, evaluate
-from raystitch.trainers.loop import train_policies, train_policy
+from raystitch.trainers.loop import Log, train_policies, train_policy
 from raystitch.trainers.policy import Policy
 from raystitch.trainers.ratio import Ratio, parse_ratio
 from raystitch.trainers.registry import find_algorithm, load_policy
