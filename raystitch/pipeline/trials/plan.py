@@ -99,7 +99,7 @@ def _identity(config: RunConfig, inputs: InputHashes | None, fields: Mapping[str
     if fields["data"] == "stitched" and inputs:
         content |= {"bundle": inputs.bundle, "buffer": inputs.buffer}
     if fields["data"] == "joined":
-        content["pairs"] = list(asdict(pairs).values())
+        content["pairs"] = [asdict(pairs.stitch), pairs.num_pairs, pairs.pairs_per_shard, pairs.seed]
         content |= {"bundle": inputs.bundle} if inputs else {}
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
