@@ -1,5 +1,6 @@
 import copy
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -8,10 +9,12 @@ from raystitch.config import RunConfig, load_run_config
 from raystitch.io.config_file import parse_config
 from raystitch.io.files import write_json
 from raystitch.pipeline.trials.cost import estimate
-from raystitch.pipeline.trials.plan import plan, result_rows
+from raystitch.pipeline.trials.groups import group_trials
+from raystitch.pipeline.trials.plan import make_trial, plan, result_rows
 from raystitch.pipeline.trials.trial import InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.table import RESULTS_SCHEMA, write_results
+from raystitch.shaping.config import ShapingConfig, WeightConfig
 
 INPUTS = InputHashes(dataset="sha256:d", bundle="sha256:b", buffer="sha256:u")
 
@@ -94,6 +97,15 @@ def test_ids_and_folders_of_the_smoke_run_are_what_they_always_were() -> None:
         "buffer": "sha256:u",
     }
     assert trials[2].record == {"trial_id": trials[2].trial_id, "delta": None, "bundle": "sha256:b"}
+
+
+def test_another_shaping_is_another_trial() -> None:
+    cell: dict[str, Any] = {"algo": "dt", "data": "original", "ratio": "1:0", "delta": None, "seed": 0}
+    as_recorded = make_trial(config(), INPUTS, "", **cell)
+    shaped = make_trial(config(), INPUTS, "", **cell, shaping=ShapingConfig(weights=WeightConfig(name="rw")))
+    assert as_recorded == plan(config(), INPUTS)[0]
+    assert shaped.trial_id != as_recorded.trial_id
+    assert len(group_trials([as_recorded, shaped], 2, slots=1, on_gpu=False)) == 2
 
 
 def test_a_trial_is_a_value_and_may_be_a_key() -> None:

@@ -9,16 +9,19 @@ from typing import Any
 
 from raystitch.config import RunConfig
 from raystitch.models.calibration import Delta
-from raystitch.pipeline.trials.trial import BUFFER, STITCHER, InputHashes, JoinedSettings, Trial
+from raystitch.pipeline.trials.trial import BUFFER, STITCHER, InputHashes, JoinedSettings, Trial, shaping_entry
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.files import trial_path
 from raystitch.report.summary import delta_text
 from raystitch.report.table import IN_GRID, RESULTS_SCHEMA
+from raystitch.shaping.config import ShapingConfig
 from raystitch.trainers.config import DataMode
 from raystitch.trainers.ratio import parse_ratio
 
 _USED = {"original": (), "joined": ("bundle",), "stitched": ("bundle", "buffer")}
 """The inputs that a trial records beside the dataset, by its data."""
+AS_RECORDED = ShapingConfig()
+"""No hook changes the training data."""
 _COLUMNS = ("trial_id", "algo", "data", "ratio", "delta", "seed")
 
 
@@ -49,6 +52,7 @@ def make_trial(
     ratio: str,
     delta: Delta,
     seed: int,
+    shaping: ShapingConfig = AS_RECORDED,
 ) -> Trial:
     """Return one trial of a cell, with its id, its folder and everything that it is trained from."""
     shares = parse_ratio(ratio)
@@ -64,7 +68,7 @@ def make_trial(
         seed=config.seed,
     )
     fields = {"algo": algo, "data": data, "ratio": written, "delta": at, "seed": seed}
-    trial_id = _identity(config, inputs, fields, pairs)
+    trial_id = _identity(config, inputs, fields, pairs, shaping)
     hashes = {name: getattr(inputs, name) for name in _USED.get(data, ())} if inputs else {}
     return Trial(
         trial_id=trial_id,
@@ -72,6 +76,7 @@ def make_trial(
         dataset=config.dataset_ref,
         algo=algo,
         config=getattr(config.algorithms, algo),
+        shaping=shaping,
         evaluation=config.evaluation,
         data=data,
         ratio=written,
@@ -88,10 +93,17 @@ def make_trial(
     )
 
 
-def _identity(config: RunConfig, inputs: InputHashes | None, fields: Mapping[str, Any], pairs: JoinedSettings) -> str:
+def _identity(
+    config: RunConfig,
+    inputs: InputHashes | None,
+    fields: Mapping[str, Any],
+    pairs: JoinedSettings,
+    shaping: ShapingConfig,
+) -> str:
     content: dict[str, Any] = {
         **fields,
         "config": asdict(getattr(config.algorithms, fields["algo"])),
+        **shaping_entry(shaping),
         "evaluation": config.evaluation.to_json(),
         "env": config.env,
         "dataset": inputs.dataset if inputs else config.dataset,

@@ -12,7 +12,7 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import DamagedError, RunError, UserError
 from raystitch.pipeline.trials.checks import check_evaluation
 from raystitch.pipeline.trials.inputs import open_bridges
-from raystitch.pipeline.trials.trial import LoadedInputs, Trial
+from raystitch.pipeline.trials.trial import LoadedInputs, Trial, shaping_entry
 from raystitch.pipeline.trials.trial_folder import SCHEMA_VERSION, TrialFolder, TrialMetrics
 from raystitch.seeding import derive_seed
 from raystitch.trainers.batches import TrainData
@@ -157,6 +157,7 @@ def _identity(trial: Trial, inputs: LoadedInputs) -> dict[str, Any]:
         "ratio": str(parse_ratio(trial.ratio)),
         "seed": trial.seed,
         "config": asdict(trial.settings),
+        **shaping_entry(trial.shaping),
         "evaluation": trial.evaluation.to_json(),
         "env": inputs.environment.to_json(),
         "dataset": inputs.dataset.name,
@@ -289,6 +290,7 @@ def _training_data(trial: Trial, inputs: LoadedInputs) -> TrainData:
         synthetic=needs.synthetic,
         uniform_over=needs.uniform_over,
         top_fraction=needs.top_fraction,
+        shaping=trial.shaping,
         device=trial.device,
         memory_gib=trial.memory_gib,
     )

@@ -1,7 +1,7 @@
 """One trial: everything that a policy is trained from, by value or by path."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raystitch.buffer.bridges import Bridges
@@ -11,6 +11,7 @@ from raystitch.data.ref import DatasetRef
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import check_choice
 from raystitch.pipeline.trials.checks import environment_of
+from raystitch.shaping.config import ShapingConfig
 from raystitch.stitching.config import StitchConfig
 from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfig, DataMode, EvalConfig
 
@@ -46,6 +47,7 @@ class Trial:
         folder: of the trial.
         dataset: None where the trajectories are handed over as ``LoadedInputs``.
         config: of the algorithm; None for the published settings.
+        shaping: of the training data; by default they are taken as they are.
         delta: as written in results.parquet: a number, ``q99``, ``off``; None where there are no generated bridges.
         inputs: hashes of dataset, bundle and buffer; None outside of a run.
         bundle, buffer: paths of what ``joined`` and ``stitched`` data are made from; pairs: for ``joined``.
@@ -61,6 +63,7 @@ class Trial:
     dataset: DatasetRef | None = None
     algo: str
     config: AlgorithmConfig | None = None
+    shaping: ShapingConfig = field(default_factory=ShapingConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     data: DataMode = "original"
     ratio: str = "1:0"
@@ -113,6 +116,11 @@ class LoadedInputs:
             UserError: when neither ``env`` nor the dataset says.
         """
         return environment_of(self.dataset, self.env)
+
+
+def shaping_entry(shaping: ShapingConfig) -> dict[str, Any]:
+    """Return the hooks as part of a trial's identity; none where they change nothing, as in trials before them."""
+    return {} if shaping == ShapingConfig() else {"shaping": asdict(shaping)}
 
 
 def default_config(algo: str) -> AlgorithmConfig:
