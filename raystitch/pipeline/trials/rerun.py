@@ -11,7 +11,7 @@ import numpy as np
 
 from raystitch.buffer.episodes import on_dataset
 from raystitch.buffer.reader import open_buffer
-from raystitch.config import RunConfig, load_run_config
+from raystitch.config import RunConfig, recorded_run_config
 from raystitch.data.ref import DatasetRef
 from raystitch.envs.spec import confirmed_id
 from raystitch.errors import RunError, UserError
@@ -82,7 +82,7 @@ def rerun(
     run = Path(run).expanduser().absolute()
     if not (run / CONFIG_FILE).is_file():
         raise UserError(f"{run} is not a run of `raystitch sweep`: it has no {CONFIG_FILE}")
-    config = load_run_config(run / CONFIG_FILE)
+    config = recorded_run_config(run / CONFIG_FILE)
     config = replace(config, env=_confirmed(config.env, env_id))
     trial = find_trial(_trials(run, config, _inputs(config.dataset_ref, run)), trial_id, str(run))
     folder, fresh = run / RERUNS / trial.trial_id, run / RERUNS / NEW / trial.trial_id
@@ -113,7 +113,7 @@ def _trials(run: Path, config: RunConfig, inputs: InputHashes) -> list[Trial]:
     found = {trial.trial_id: trial for trial in [*plan(config, inputs, run), *searched]}
     for path in config_files(run)[1:]:
         try:
-            earlier = load_run_config(path)
+            earlier = recorded_run_config(path)
         except UserError:
             continue  # of another version; what it described cannot be repeated
         for trial in plan(earlier, inputs, run):
