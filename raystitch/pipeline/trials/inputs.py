@@ -31,10 +31,10 @@ def load_inputs(trial: Trial) -> LoadedInputs:
     bridges = joined = None
     if trial.data == "stitched":
         assert trial.buffer is not None
-        bridges = open_bridges(dataset, _buffer(trial.buffer), trial.delta)
+        bridges = open_bridges(dataset, _buffer(trial.buffer, trial.inputs.buffer), trial.delta)
     if trial.data == "joined":
         assert trial.bundle is not None and trial.pairs is not None
-        joined = _joined(trial.dataset, trial.bundle, trial.pairs)
+        joined = _joined(dataset, trial.bundle, trial.inputs.bundle, trial.pairs)
     return LoadedInputs(dataset=dataset, bridges=bridges, joined=joined)
 
 
@@ -54,14 +54,19 @@ def _dataset(ref: DatasetRef) -> EpisodeDataset:
 
 
 @lru_cache(maxsize=1)
-def _buffer(path: str) -> Buffer:
+def _buffer(path: str, content_hash: str) -> Buffer:
+    """Return the open buffer; the hash makes one that was generated anew in this folder another."""
     return open_buffer(path)
 
 
 @lru_cache(maxsize=1)
-def _joined(ref: DatasetRef, bundle: str, asked: JoinedSettings) -> Pairs:
-    """Return the nearest real pairs, shard by shard because ``max_target_reuse`` counts per shard."""
-    index = SourceIndex(_dataset(ref), load_once(bundle, "cpu"), asked.stitch)
+def _joined(dataset: EpisodeDataset, bundle: str, bundle_hash: str, asked: JoinedSettings) -> Pairs:
+    """Return the nearest real pairs, shard by shard because ``max_target_reuse`` counts per shard.
+
+    Args:
+        bundle: its folder; the hash makes one that was fitted anew in this folder another.
+    """
+    index = SourceIndex(dataset, load_once(bundle, "cpu"), asked.stitch)
     shards: list[Pairs] = []
     for shard, first in enumerate(range(0, asked.num_pairs, asked.pairs_per_shard)):
         count = min(asked.pairs_per_shard, asked.num_pairs - first)
