@@ -22,6 +22,7 @@ from raystitch.pipeline.trials.plan import plan
 from raystitch.pipeline.trials.rerun import rerun
 from raystitch.pipeline.trials.run_folder import write_config
 from raystitch.pipeline.trials.trial import InputHashes, Trial
+from tests.conftest import make_drift
 
 OLD = Path(__file__).parent / "data" / "config_with_sampler.yaml"
 INPUTS = InputHashes(dataset="sha256:d", bundle="sha256:b", buffer="sha256:u")
@@ -104,3 +105,30 @@ def test_trials_of_an_old_config_in_earlier_are_found(run: Path, made: tuple[Pat
     assert len(list((run / "earlier").iterdir())) == 1
     assert before[0].trial_id not in {trial.trial_id for trial in trials_of(run, made[1])}
     assert rerun(run, before[0].trial_id).trial == before[0]
+
+
+def test_the_dataset_of_an_earlier_config_is_not_downloaded(
+    run: Path, made: tuple[Path, InputHashes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = recorded_run_config(run / "config.yaml")
+    planted = replace(ours, dataset="minari:planted/elsewhere-v0", seeds=(7,))
+    (run / "earlier").mkdir()
+    (run / "earlier" / "config-0123456789ab.yaml").write_text(planted.to_yaml())
+    for trial in plan(planted, made[1], run):
+        with pytest.raises(UserError, match=r"minari:planted/elsewhere-v0 is not in .*is not downloaded"):
+            rerun(run, trial.trial_id)
+        assert main(["sweep", "--rerun", trial.trial_id, "--out", str(run)]) == 2
+        assert "not downloaded" in capsys.readouterr().err
+
+
+def test_a_dataset_is_read_anew_in_every_rerun(run: Path, made: tuple[Path, InputHashes]) -> None:
+    """A process that goes on, such as a notebook, does not take the file that was there before for the one there is."""
+    original = trials_of(run, made[1])[0]
+    data = run.parent / "own.hdf5"
+    shutil.copyfile(made[0].parent / "drift.hdf5", data)
+    text = (run / "config.yaml").read_text().replace(str(made[0].parent / "drift.hdf5"), str(data))
+    (run / "config.yaml").write_text(text)
+    rerun(run, original.trial_id)
+    write_d4rl(make_drift(seed=1), data)
+    with pytest.raises(UserError, match="holds other trajectories"):
+        rerun(run, original.trial_id)

@@ -1,5 +1,6 @@
 """Loads the data of a trial from its paths; they stay open between the trials of a process."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,16 +15,27 @@ from raystitch.pipeline.trials.trial import JoinedSettings, LoadedInputs, Trial
 from raystitch.stitching.candidates import Pairs
 from raystitch.stitching.pairs import SourceIndex
 
+LoadDataset = Callable[[DatasetRef], EpisodeDataset]
 
-def load_inputs(trial: Trial) -> LoadedInputs:
+
+@lru_cache(maxsize=1)
+def load_dataset_once(ref: DatasetRef) -> EpisodeDataset:
+    """Return ``ref.load()``, which a process does again only for another reference."""
+    return ref.load()
+
+
+def load_inputs(trial: Trial, load: LoadDataset = load_dataset_once) -> LoadedInputs:
     """Load what a planned trial names.
+
+    Args:
+        load: gets the trial's dataset.
 
     Raises:
         RunError: when the dataset is not the one the run began with.
         UserError: when dataset, bundle or buffer cannot be read.
     """
     assert trial.dataset is not None and trial.inputs is not None
-    dataset = _dataset(trial.dataset)
+    dataset = load(trial.dataset)
     if dataset.fingerprint != trial.inputs.dataset:
         raise RunError(
             wrong_dataset("the run", trial.dataset.ref, trial.inputs.dataset, dataset, "start the run again")
@@ -46,11 +58,6 @@ def open_bridges(dataset: EpisodeDataset, buffer: Buffer | str | Path, delta: fl
     """
     opened = buffer if isinstance(buffer, Buffer) else open_buffer(str(buffer))
     return on_dataset(opened, dataset).mapped(delta)
-
-
-@lru_cache(maxsize=1)
-def _dataset(ref: DatasetRef) -> EpisodeDataset:
-    return ref.load()
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ import numpy as np
 from raystitch.buffer.episodes import on_dataset
 from raystitch.buffer.reader import open_buffer
 from raystitch.config import RunConfig, recorded_run_config
+from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.ref import DatasetRef
 from raystitch.envs.spec import confirmed_id
 from raystitch.errors import RunError, UserError
@@ -84,7 +85,8 @@ def rerun(
         raise UserError(f"{run} is not a run of `raystitch sweep`: it has no {CONFIG_FILE}")
     config = recorded_run_config(run / CONFIG_FILE)
     config = replace(config, env=_confirmed(config.env, env_id))
-    trial = find_trial(_trials(run, config, _inputs(config.dataset_ref, run)), trial_id, str(run))
+    dataset = config.dataset_ref.load_recorded()
+    trial = find_trial(_trials(run, config, _inputs(dataset, run)), trial_id, str(run))
     folder, fresh = run / RERUNS / trial.trial_id, run / RERUNS / NEW / trial.trial_id
     assert trial.dataset is not None
     again = replace(
@@ -94,7 +96,11 @@ def rerun(
         # On a machine without the GPU of the run the trial runs on the CPU; the numbers then differ by rounding.
         device="cpu" if trial.device == "cpu" else "auto",
     )
-    (result,) = run_planned([again], log=None if log is None else lambda _, row: log(row))
+
+    def load(ref: DatasetRef) -> EpisodeDataset:
+        return dataset if ref == config.dataset_ref else ref.load_recorded()  # an earlier config may name another
+
+    (result,) = run_planned([again], log=None if log is None else lambda _, row: log(row), load=load)
     if isinstance(result, RunError):
         raise result
     shutil.rmtree(folder, ignore_errors=True)  # the previous one, now that the new one is complete
@@ -139,8 +145,7 @@ def find_trial(trials: Sequence[Trial], trial_id: str, where: str) -> Trial:
     raise UserError(f"--rerun {trial_id}: {where} has no such trial; there are {described}")
 
 
-def _inputs(ref: DatasetRef, run: Path) -> InputHashes:
-    dataset = ref.load_recorded()
+def _inputs(dataset: EpisodeDataset, run: Path) -> InputHashes:
     bundle, buffer = load_once(run / STITCHER, "cpu"), open_buffer(run / BUFFER)
     on_dataset(buffer, dataset)
     return InputHashes(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)
