@@ -99,6 +99,13 @@ def test_ids_and_folders_of_the_smoke_run_are_what_they_always_were() -> None:
     assert trials[2].record == {"trial_id": trials[2].trial_id, "delta": None, "bundle": "sha256:b"}
 
 
+@pytest.mark.parametrize(("text", "value"), [("generation", "generation"), ("off", None), ("0.25", 0.25), ("q9", "q9")])
+def test_outside_of_a_run_a_trial_records_its_buffer_and_the_delta_as_a_value(text: str, value: object) -> None:
+    assert Trial(algo="bc").record == {}
+    trial = Trial(algo="bc", data="stitched", ratio="1:1", delta=text, inputs=INPUTS)
+    assert trial.record == {"buffer": "sha256:u", "delta": value}
+
+
 def test_another_shaping_is_another_trial() -> None:
     cell: dict[str, Any] = {"algo": "dt", "data": "original", "ratio": "1:0", "delta": None, "seed": 0}
     as_recorded = make_trial(config(), INPUTS, "", **cell)

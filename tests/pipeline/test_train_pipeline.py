@@ -39,7 +39,8 @@ def test_trial_folder(drift: EpisodeDataset, tmp_path: Path) -> None:
         "evaluation": EVALUATION,
         "data": "weighted",
         "ratio": "1:1",
-        "record": {"delta": "q99"},
+        "trial_id": "0123",
+        "delta": "q99",
         "device": "cpu",
     }
     returns = run_trial(Trial(folder=str(out), **settings), LoadedInputs(dataset=drift), logged.append)
@@ -60,7 +61,7 @@ def test_trial_folder(drift: EpisodeDataset, tmp_path: Path) -> None:
         ("eval", 120),
         ("eval", 120),
     ]
-    assert json.loads((out / "config.json").read_text())["record"] == {"delta": "q99"}
+    assert json.loads((out / "config.json").read_text())["record"] == {"trial_id": "0123", "delta": "q99"}
     assert load_policy(out / "policy", "cpu").meta.record["data"] == "weighted"
     assert not (out / "checkpoint").exists()
 

@@ -18,8 +18,6 @@ from raystitch.shaping.config import ShapingConfig
 from raystitch.trainers.config import DataMode
 from raystitch.trainers.ratio import parse_ratio
 
-_USED = {"original": (), "joined": ("bundle",), "stitched": ("bundle", "buffer")}
-"""The inputs that a trial records beside the dataset, by its data."""
 AS_RECORDED = ShapingConfig()
 """No hook changes the training data."""
 _COLUMNS = ("trial_id", "algo", "data", "ratio", "delta", "seed")
@@ -69,7 +67,6 @@ def make_trial(
     )
     fields = {"algo": algo, "data": data, "ratio": written, "delta": at, "seed": seed}
     trial_id = _identity(config, inputs, fields, pairs, shaping)
-    hashes = {name: getattr(inputs, name) for name in _USED.get(data, ())} if inputs else {}
     return Trial(
         trial_id=trial_id,
         folder=str(trial_path(run, trial_id)),
@@ -86,7 +83,6 @@ def make_trial(
         bundle=str(Path(run, STITCHER)),
         buffer=str(Path(run, BUFFER)),
         pairs=pairs if data == "joined" else None,
-        record={"trial_id": trial_id, "delta": at, **hashes},
         device="cuda" if resources.trial_gpus > 0 else "cpu",
         threads=max(1, int(resources.trial_cpus)),
         memory_gib=resources.memory_gib,

@@ -162,7 +162,7 @@ def _identity(trial: Trial, inputs: LoadedInputs) -> dict[str, Any]:
         "env": inputs.environment.to_json(),
         "dataset": inputs.dataset.name,
         "dataset_fingerprint": inputs.dataset.fingerprint,
-        "record": dict(trial.record),
+        "record": trial.record,
     }
 
 
