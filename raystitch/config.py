@@ -234,3 +234,12 @@ def load_run_config(path_or_name: str | os.PathLike[str], overrides: Sequence[st
     path = find_config(path_or_name)
     config = load_config(path, RunConfig, overrides)
     return config if config.name else replace(config, name=path.stem)
+
+
+def recorded_run_config(path: str | os.PathLike[str]) -> RunConfig:
+    """Read the ``config.yaml`` that a run wrote of itself, also one of an earlier version.
+
+    Raises:
+        UserError: as ``load_run_config``.
+    """
+    return load_config(path, RunConfig, recorded=True)

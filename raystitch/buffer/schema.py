@@ -15,7 +15,7 @@ from raystitch.buffer.config import AugmentConfig
 from raystitch.data.episodes import Floats, Ints
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
-from raystitch.io.config_file import parse_config
+from raystitch.io.config_file import current_names, parse_config
 from raystitch.stitching.candidates import REASONS, Candidates
 from raystitch.stitching.config import StitchConfig
 
@@ -250,7 +250,6 @@ def _nested(value: Mapping[str, Any]) -> dict[str, Any]:
         UserError: naming the key that is not one, or whose value is not.
     """
     nested = {field.name: value[field.name] for field in fields(_Nested) if field.name in value}
-    augment = nested.get("augment", {})
-    if value["schema_version"] == 2 and "sampler" in augment:
-        nested["augment"] = {AugmentConfig.RENAMED.get(name, name): entry for name, entry in augment.items()}
+    if value["schema_version"] == 2:
+        nested = current_names(nested, _Nested)
     return vars(parse_config(nested, _Nested))

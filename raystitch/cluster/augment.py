@@ -37,7 +37,7 @@ from raystitch.errors import RunError
 from raystitch.models.bundle import Bundle
 from raystitch.models.fit import load_once
 from raystitch.pipeline.generate.ledger import AugmentSummary, Ledger, open_ledger
-from raystitch.pipeline.generate.progress import Progress
+from raystitch.pipeline.generate.progress import OnAugmentProgress
 from raystitch.stitching.config import StitchConfig
 
 SMALLEST_WAVE = 64
@@ -62,7 +62,7 @@ def augment(
     seed: int = 0,
     device: str = "auto",
     address: str | None = None,
-    progress: Progress | None = None,
+    progress: OnAugmentProgress | None = None,
 ) -> AugmentSummary:
     """Fill a buffer with ``config.num_bridges`` accepted bridges; continue one that was started with the same settings.
 

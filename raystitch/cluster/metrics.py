@@ -3,7 +3,7 @@
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from raystitch.cluster.actors import Outcome
-from raystitch.pipeline.generate.progress import AugmentProgress, Progress
+from raystitch.pipeline.generate.progress import AugmentProgress, OnAugmentProgress
 
 SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300]
 """Boundaries of the histograms of times per shard."""
@@ -35,7 +35,7 @@ class AugmentMetrics:
         instruments.propose.observe(outcome.propose_seconds, self._tags)
         instruments.qualify.observe(outcome.qualify_seconds, self._tags)
 
-    def watch(self, progress: Progress | None) -> Progress:
+    def watch(self, progress: OnAugmentProgress | None) -> OnAugmentProgress:
         """Return a progress callback that sets the gauges and then calls ``progress``."""
 
         def both(at: AugmentProgress) -> None:

@@ -16,13 +16,13 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raystitch.cluster.trials import Progress, failure, num_slots, quiet_tune, tune_folder, tune_resources
+from raystitch.cluster.trials import OnTrialDone, failure, num_slots, quiet_tune, tune_folder, tune_resources
 from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import say
 from raystitch.errors import RunError
 from raystitch.pipeline.trials.run import run_planned
 from raystitch.pipeline.trials.search import Cell, SearchLog, cell_trials, draw_cells, make_cell, value_of
-from raystitch.pipeline.trials.trial import Inputs, Trial
+from raystitch.pipeline.trials.trial import InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.search_config import RatioRange, SearchConfig
 from raystitch.seeding import derive_seed
@@ -37,7 +37,7 @@ TrialsOf = Callable[[Cell], list[Trial]]
 
 
 def run_search(
-    config: RunConfig, folder: Path, inputs: Inputs, resources: ResourceConfig, progress: Progress | None = None
+    config: RunConfig, folder: Path, inputs: InputHashes, resources: ResourceConfig, progress: OnTrialDone | None = None
 ) -> Cell:
     """Try the cells that are missing and return the best; its trials use none of the seeds that are reported.
 
@@ -180,7 +180,7 @@ def _optuna(search: SearchConfig, seed: int, log: SearchLog, again: list[Cell]) 
 class _Watch(tune.Callback):
     """Keeps ``search.json`` and the driver's progress display up to date."""
 
-    def __init__(self, trials_of: TrialsOf, log: SearchLog, progress: Progress | None) -> None:
+    def __init__(self, trials_of: TrialsOf, log: SearchLog, progress: OnTrialDone | None) -> None:
         self.trials_of, self.log, self.progress = trials_of, log, progress
         self.places: dict[str, int] = {}
 

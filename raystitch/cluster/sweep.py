@@ -40,7 +40,7 @@ from raystitch.pipeline.trials.preflight import check_out, check_run, check_stag
 from raystitch.pipeline.trials.run import LOCK_FILE
 from raystitch.pipeline.trials.run_folder import RESULTS_FILE, other_rows, write_config
 from raystitch.pipeline.trials.search import search_rows, with_chosen
-from raystitch.pipeline.trials.trial import BUFFER, STITCHER, Inputs, Trial
+from raystitch.pipeline.trials.trial import BUFFER, STITCHER, InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.pipeline.validate.truth import validate
 from raystitch.report.table import write_results
@@ -122,7 +122,7 @@ def _run(
         with _stage("validate"):
             found = validate(buffer, dataset, bundle, max_bridges=asked.validation.max_bridges)
             write_json(folder / "validate.json", found)
-    inputs = Inputs(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)
+    inputs = InputHashes(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)
     resources = reserve_memory(asked, dataset)
     config = _search(asked, folder, inputs, resources)
     trials = plan(config, inputs, folder)
@@ -252,7 +252,7 @@ def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple
     return load_once(folder / STITCHER, "cpu"), on_dataset(open_buffer(folder / BUFFER), dataset)
 
 
-def _search(config: RunConfig, folder: Path, inputs: Inputs, resources: ResourceConfig) -> RunConfig:
+def _search(config: RunConfig, folder: Path, inputs: InputHashes, resources: ResourceConfig) -> RunConfig:
     """Return the run with the cell that the search chose, if it asks for a search."""
     if config.search.algorithm == "none":
         return config

@@ -24,7 +24,7 @@ from raystitch.pipeline.trials.run import error_of, run_planned
 from raystitch.pipeline.trials.trial import Trial
 from raystitch.pipeline.trials.trial_folder import finished
 
-Progress = Callable[[int, str], None]
+OnTrialDone = Callable[[int, str], None]
 """Called with the trials done so far and a note on the last one."""
 
 TUNE_FOLDER = ".tune"
@@ -84,7 +84,7 @@ def tune_resources(resources: ResourceConfig) -> dict[str, float]:
 
 
 def run_groups(
-    groups: Sequence[Group], run: Path, resources: ResourceConfig, progress: Progress | None = None
+    groups: Sequence[Group], run: Path, resources: ResourceConfig, progress: OnTrialDone | None = None
 ) -> dict[str, str]:
     """Run groups of trials of a run on the connected cluster; return the errors of trials that failed, by trial id.
 
@@ -181,7 +181,7 @@ def failure(trial: Trial, error: BaseException | None, attempts: int) -> str:
 class _Watch(tune.Callback):
     """Tells the driver's progress display about every group that ends, and counts attempts."""
 
-    def __init__(self, groups: Sequence[Group], progress: Progress | None) -> None:
+    def __init__(self, groups: Sequence[Group], progress: OnTrialDone | None) -> None:
         self.groups, self.progress, self.done = groups, progress, 0
         self.attempts: dict[Group, int] = {}
         self.before: dict[Group, int] = {}

@@ -29,7 +29,10 @@ from raystitch.errors import UserError
 from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, EvalConfig
 
 if TYPE_CHECKING:
+    from raystitch.buffer.reader import Buffer
+    from raystitch.data.episodes import EpisodeDataset
     from raystitch.envs.spec import EnvSpec
+    from raystitch.pipeline.trials.trial import InputHashes
 
 
 def register(subparsers: Subparsers) -> None:
@@ -141,10 +144,11 @@ def _train(args: argparse.Namespace) -> None:
             evaluation=evaluation,
             data="stitched" if bridges is not None else "original",
             ratio=asked,
+            delta=None if buffer is None else "off" if args.delta is None else str(args.delta),
             seed=args.seed,
+            inputs=None if buffer is None else _hashes(dataset, buffer),
             buffer=args.buffer,
             evaluate=not missing,
-            record={} if buffer is None else {"buffer": buffer.hash, "delta": args.delta},
             device=args.device,
             memory_gib=MEMORY_GIB if args.memory_gib is None else args.memory_gib,
         )
@@ -157,6 +161,12 @@ def _train(args: argparse.Namespace) -> None:
     else:
         _print_evaluations(result["evaluations"])
     print(f"policy: {out / 'policy'}")
+
+
+def _hashes(dataset: "EpisodeDataset", buffer: "Buffer") -> "InputHashes":
+    from raystitch.pipeline.trials.trial import InputHashes
+
+    return InputHashes(dataset=dataset.fingerprint, bundle=buffer.meta.bundle_hash, buffer=buffer.hash)
 
 
 def _evaluation(args: argparse.Namespace) -> EvalConfig:

@@ -27,9 +27,17 @@ def plain(value: Any) -> Any:
 
 
 def load_config(
-    path: str | os.PathLike[str] | None, kind: type[T], overrides: Sequence[str] = (), *, preset: T | None = None
+    path: str | os.PathLike[str] | None,
+    kind: type[T],
+    overrides: Sequence[str] = (),
+    *,
+    preset: T | None = None,
+    recorded: bool = False,
 ) -> T:
     """Reads a YAML file (None: nothing but defaults, or ``preset``) as the config dataclass ``kind``.
+
+    Args:
+        recorded: raystitch wrote the file, perhaps an earlier version: keys renamed since are read (``current_names``).
 
     Raises:
         UserError: one line with the file, the line, the key, the value and what would be right.
@@ -38,6 +46,7 @@ def load_config(
     data: Any = {}
     if path is not None:
         data, lines = _read_yaml(Path(path))
+        data = current_names(data, kind) if recorded else data
     elif preset is not None:
         known: Any = preset  # T is a dataclass, which its bound cannot say
         data = plain(asdict(known))
@@ -48,6 +57,19 @@ def load_config(
         key = _apply_override(data, override)
         where[key] = f"--set {override}: "
     return parse_config(data, kind, where)
+
+
+def current_names(data: Any, kind: Any) -> Any:
+    """Return what an earlier version wrote with the keys that ``kind`` has today (``RENAMED``), at every level.
+
+    For files that raystitch wrote itself; in those of users the old name is refused. A key stays where its new name is
+    there too.
+    """
+    if not (isinstance(data, Mapping) and is_dataclass(kind)):
+        return data
+    renamed = {old: new for old, new in getattr(kind, "RENAMED", {}).items() if new not in data}
+    named = {renamed.get(name, name): value for name, value in data.items()}
+    return {name: current_names(value, _kind_at(kind, (str(name),))) for name, value in named.items()}
 
 
 def parse_config(data: Any, kind: type[T], where: Mapping[KeyPath, str] | None = None) -> T:

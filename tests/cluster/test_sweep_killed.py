@@ -19,7 +19,7 @@ from raystitch.io.files import locked
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.trials.plan import plan
 from raystitch.pipeline.trials.run import LOCK_FILE, run_planned
-from raystitch.pipeline.trials.trial import Inputs
+from raystitch.pipeline.trials.trial import InputHashes
 from raystitch.pipeline.trials.trial_folder import finished
 from tests.cluster.conftest import Prepared
 
@@ -74,7 +74,7 @@ def test_a_driver_killed_again_and_again_repeats_no_finished_trial(
 def test_a_folder_that_another_process_trains_in_is_waited_for(prepared: Prepared, tmp_path: Path) -> None:
     run = prepared.copy(tmp_path / "run")
     config = load_run_config("smoke", [*prepared.settings, *SETTINGS])
-    inputs = Inputs(
+    inputs = InputHashes(
         dataset=load_dataset(config.dataset).fingerprint,
         bundle=Bundle.load(run / "stitcher", "cpu").hash,
         buffer=open_buffer(run / "buffer").hash,
@@ -96,7 +96,7 @@ def test_a_worker_that_was_lost_with_its_machine_is_waited_for_no_longer_than_a_
     monkeypatch.setattr("raystitch.io.lease.LEASE_SECONDS", 1.0)
     run = prepared.copy(tmp_path / "run")
     config = load_run_config("smoke", [*prepared.settings, *SETTINGS])
-    inputs = Inputs(
+    inputs = InputHashes(
         dataset=load_dataset(config.dataset).fingerprint,
         bundle=Bundle.load(run / "stitcher", "cpu").hash,
         buffer=open_buffer(run / "buffer").hash,

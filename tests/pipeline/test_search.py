@@ -10,10 +10,10 @@ from raystitch.io.config_file import parse_config
 from raystitch.io.files import read_json
 from raystitch.pipeline.trials.plan import plan
 from raystitch.pipeline.trials.search import Cell, SearchLog, cell_trials, draw_cells, make_cell, value_of, with_chosen
-from raystitch.pipeline.trials.trial import Inputs
+from raystitch.pipeline.trials.trial import InputHashes
 from raystitch.search_config import SearchConfig
 
-INPUTS = Inputs(dataset="sha256:d", bundle="sha256:b", buffer="sha256:u")
+INPUTS = InputHashes(dataset="sha256:d", bundle="sha256:b", buffer="sha256:u")
 
 
 def config(**search: object) -> RunConfig:

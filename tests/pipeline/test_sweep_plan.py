@@ -1,5 +1,6 @@
 import copy
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -8,12 +9,14 @@ from raystitch.config import RunConfig, load_run_config
 from raystitch.io.config_file import parse_config
 from raystitch.io.files import write_json
 from raystitch.pipeline.trials.cost import estimate
-from raystitch.pipeline.trials.plan import plan, result_rows
-from raystitch.pipeline.trials.trial import Inputs, Trial
+from raystitch.pipeline.trials.groups import group_trials
+from raystitch.pipeline.trials.plan import make_trial, plan, result_rows
+from raystitch.pipeline.trials.trial import InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.table import RESULTS_SCHEMA, write_results
+from raystitch.shaping.config import ShapingConfig, WeightConfig
 
-INPUTS = Inputs(dataset="sha256:d", bundle="sha256:b", buffer="sha256:u")
+INPUTS = InputHashes(dataset="sha256:d", bundle="sha256:b", buffer="sha256:u")
 
 
 def config(**changes: object) -> RunConfig:
@@ -57,7 +60,7 @@ def ids(trials: list[Trial], data: str) -> set[str]:
 
 def test_ids_change_with_what_a_trial_depends_on_and_nothing_else() -> None:
     before = plan(config(), INPUTS)
-    other_buffer = plan(config(), Inputs(dataset="sha256:d", bundle="sha256:b", buffer="sha256:other"))
+    other_buffer = plan(config(), InputHashes(dataset="sha256:d", bundle="sha256:b", buffer="sha256:other"))
     assert ids(before, "original") == ids(other_buffer, "original")
     assert ids(before, "joined") == ids(other_buffer, "joined")
     assert not ids(before, "stitched") & ids(other_buffer, "stitched")
@@ -94,6 +97,22 @@ def test_ids_and_folders_of_the_smoke_run_are_what_they_always_were() -> None:
         "buffer": "sha256:u",
     }
     assert trials[2].record == {"trial_id": trials[2].trial_id, "delta": None, "bundle": "sha256:b"}
+
+
+@pytest.mark.parametrize(("text", "value"), [("generation", "generation"), ("off", None), ("0.25", 0.25), ("q9", "q9")])
+def test_outside_of_a_run_a_trial_records_its_buffer_and_the_delta_as_a_value(text: str, value: object) -> None:
+    assert Trial(algo="bc").record == {}
+    trial = Trial(algo="bc", data="stitched", ratio="1:1", delta=text, inputs=INPUTS)
+    assert trial.record == {"buffer": "sha256:u", "delta": value}
+
+
+def test_another_shaping_is_another_trial() -> None:
+    cell: dict[str, Any] = {"algo": "dt", "data": "original", "ratio": "1:0", "delta": None, "seed": 0}
+    as_recorded = make_trial(config(), INPUTS, "", **cell)
+    shaped = make_trial(config(), INPUTS, "", **cell, shaping=ShapingConfig(weights=WeightConfig(name="rw")))
+    assert as_recorded == plan(config(), INPUTS)[0]
+    assert shaped.trial_id != as_recorded.trial_id
+    assert len(group_trials([as_recorded, shaped], 2, slots=1, on_gpu=False)) == 2
 
 
 def test_a_trial_is_a_value_and_may_be_a_key() -> None:

@@ -16,6 +16,7 @@ from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.generate.augment import augment_local
 from raystitch.pipeline.trials.train import run_trial, run_trials, train
 from raystitch.pipeline.trials.trial import LoadedInputs, Trial
+from raystitch.shaping.config import ShapingConfig, WeightConfig
 from raystitch.stitching.config import QualifyConfig, StitchConfig
 from raystitch.trainers.config import BCConfig, DTConfig, EvalConfig
 from raystitch.trainers.loop import CHECKPOINT_SECONDS
@@ -39,7 +40,8 @@ def test_trial_folder(drift: EpisodeDataset, tmp_path: Path) -> None:
         "evaluation": EVALUATION,
         "data": "weighted",
         "ratio": "1:1",
-        "record": {"delta": "q99"},
+        "trial_id": "0123",
+        "delta": "q99",
         "device": "cpu",
     }
     returns = run_trial(Trial(folder=str(out), **settings), LoadedInputs(dataset=drift), logged.append)
@@ -60,7 +62,7 @@ def test_trial_folder(drift: EpisodeDataset, tmp_path: Path) -> None:
         ("eval", 120),
         ("eval", 120),
     ]
-    assert json.loads((out / "config.json").read_text())["record"] == {"delta": "q99"}
+    assert json.loads((out / "config.json").read_text())["record"] == {"trial_id": "0123", "delta": "q99"}
     assert load_policy(out / "policy", "cpu").meta.record["data"] == "weighted"
     assert not (out / "checkpoint").exists()
 
@@ -146,6 +148,23 @@ def test_a_missing_environment_is_no_reason_not_to_train(drift: EpisodeDataset, 
     assert (later["status"], len(later["evaluations"])) == ("ok", 1)
     assert (out / "policy" / "policy.safetensors").stat().st_mtime_ns == weights
     assert [row["kind"] for row in _rows(out)] == ["train", "eval"]
+
+
+def test_data_shaped_in_another_way_are_another_trial(drift: EpisodeDataset, tmp_path: Path) -> None:
+    config = BCConfig(train_steps=3, hidden=8)
+    settings: dict[str, Any] = {"algo": "bc", "config": config, "data": "duplicated", "ratio": "1:1", "device": "cpu"}
+    plain = Trial(folder=str(tmp_path / "plain"), **settings, evaluate=False)
+    shaped = dataclasses.replace(plain, shaping=ShapingConfig(weights=WeightConfig(name="rw")))
+    run_trial(plain, LoadedInputs(dataset=drift))
+    assert "shaping" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+    with pytest.raises(UserError, match=r"other settings: shaping"):
+        run_trial(shaped, LoadedInputs(dataset=drift))
+
+    run_trial(dataclasses.replace(shaped, folder=str(tmp_path / "shaped")), LoadedInputs(dataset=drift))
+    recorded = json.loads((tmp_path / "shaped" / "config.json").read_text())["shaping"]
+    assert recorded["weights"] == {"name": "rw", "temperature": 0.1}
+    weights = [(tmp_path / name / "policy" / "policy.safetensors").read_bytes() for name in ("plain", "shaped")]
+    assert weights[0] != weights[1]
 
 
 def test_train_writes_nothing_and_returns_a_policy(drift: EpisodeDataset) -> None:

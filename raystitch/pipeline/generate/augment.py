@@ -14,7 +14,7 @@ from raystitch.buffer.shard_file import write_shard
 from raystitch.data.episodes import EpisodeDataset, Ints
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.generate.ledger import AugmentSummary, open_ledger
-from raystitch.pipeline.generate.progress import Progress
+from raystitch.pipeline.generate.progress import OnAugmentProgress
 from raystitch.seeding import numpy_rng
 from raystitch.stitching.candidates import Candidates
 from raystitch.stitching.chain import Trajectories
@@ -75,7 +75,7 @@ def augment_local(
     *,
     out: str | os.PathLike[str],
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: OnAugmentProgress | None = None,
 ) -> AugmentSummary:
     """Fills a buffer in this process, shard by shard; takes up a buffer that was started with the same settings.
 

@@ -18,7 +18,7 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import RunError
 from raystitch.io.storage import Storage
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.generate.progress import AugmentProgress, Progress, Rate
+from raystitch.pipeline.generate.progress import AugmentProgress, OnAugmentProgress, Rate
 from raystitch.pipeline.generate.tally import Tally
 from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import StitchConfig
@@ -78,7 +78,7 @@ class Ledger:
     config: AugmentConfig
     size: tuple[int, int] = (0, 0)
     schema_version: int = SCHEMA_VERSION
-    progress: Progress | None = None
+    progress: OnAugmentProgress | None = None
     rounds: tuple[ClosedRound, ...] = ()
     tally: Tally = field(default_factory=Tally)
     failures: dict[int, tuple[int, str]] = field(default_factory=dict[int, tuple[int, str]])
@@ -348,7 +348,7 @@ def open_ledger(
     config: AugmentConfig,
     out: str | os.PathLike[str],
     seed: int,
-    progress: Progress | None,
+    progress: OnAugmentProgress | None,
 ) -> Ledger:
     """Starts a buffer at ``out`` or takes up the one that is there.
 

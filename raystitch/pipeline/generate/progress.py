@@ -70,7 +70,7 @@ class AugmentProgress:
         return ", ".join(parts)
 
 
-Progress = Callable[[AugmentProgress], None]
+OnAugmentProgress = Callable[[AugmentProgress], None]
 
 
 class Rate:

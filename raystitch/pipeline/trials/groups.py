@@ -7,6 +7,7 @@ from typing import Literal
 from raystitch.config import RunConfig
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.pipeline.trials.trial import Trial
+from raystitch.shaping.config import ShapingConfig
 from raystitch.trainers.config import flops_of
 
 Group = tuple[Trial, ...]
@@ -25,9 +26,10 @@ def group_trials(trials: Sequence[Trial], stacked_seeds: StackedSeeds, slots: in
             CPUs the most that leaves two groups for every slot, so that no core stands idle while another works.
         slots: groups that run at once.
     """
-    cells: dict[tuple[str, ...], list[Trial]] = {}
+    cells: dict[tuple[str | ShapingConfig, ...], list[Trial]] = {}
     for trial in trials:
-        cells.setdefault((trial.algo, trial.data, trial.ratio, trial.delta or ""), []).append(trial)
+        key = (trial.algo, trial.data, trial.ratio, trial.delta or "", trial.shaping)
+        cells.setdefault(key, []).append(trial)
     sizes = [len(cell) for cell in cells.values()]
     largest = max(sizes, default=1)
     if stacked_seeds != "auto":

@@ -1,5 +1,6 @@
 """Loads the data of a trial from its paths; they stay open between the trials of a process."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,20 +11,31 @@ from raystitch.data.ref import DatasetRef
 from raystitch.errors import RunError
 from raystitch.models.fit import load_once
 from raystitch.pipeline.generate.augment import shard_seeds
-from raystitch.pipeline.trials.trial import JoinedPairs, LoadedInputs, Trial
+from raystitch.pipeline.trials.trial import JoinedSettings, LoadedInputs, Trial
 from raystitch.stitching.candidates import Pairs
 from raystitch.stitching.pairs import SourceIndex
 
+LoadDataset = Callable[[DatasetRef], EpisodeDataset]
 
-def load_inputs(trial: Trial) -> LoadedInputs:
+
+@lru_cache(maxsize=1)
+def load_dataset_once(ref: DatasetRef) -> EpisodeDataset:
+    """Return ``ref.load()``, which a process does again only for another reference."""
+    return ref.load()
+
+
+def load_inputs(trial: Trial, load: LoadDataset = load_dataset_once) -> LoadedInputs:
     """Load what a planned trial names.
+
+    Args:
+        load: gets the trial's dataset.
 
     Raises:
         RunError: when the dataset is not the one the run began with.
         UserError: when dataset, bundle or buffer cannot be read.
     """
     assert trial.dataset is not None and trial.inputs is not None
-    dataset = _dataset(trial.dataset)
+    dataset = load(trial.dataset)
     if dataset.fingerprint != trial.inputs.dataset:
         raise RunError(
             wrong_dataset("the run", trial.dataset.ref, trial.inputs.dataset, dataset, "start the run again")
@@ -31,10 +43,10 @@ def load_inputs(trial: Trial) -> LoadedInputs:
     bridges = joined = None
     if trial.data == "stitched":
         assert trial.buffer is not None
-        bridges = open_bridges(dataset, _buffer(trial.buffer), trial.delta)
+        bridges = open_bridges(dataset, _buffer(trial.buffer, trial.inputs.buffer), trial.delta)
     if trial.data == "joined":
         assert trial.bundle is not None and trial.pairs is not None
-        joined = _joined(trial.dataset, trial.bundle, trial.pairs)
+        joined = _joined(dataset, trial.bundle, trial.inputs.bundle, trial.pairs)
     return LoadedInputs(dataset=dataset, bridges=bridges, joined=joined)
 
 
@@ -49,19 +61,19 @@ def open_bridges(dataset: EpisodeDataset, buffer: Buffer | str | Path, delta: fl
 
 
 @lru_cache(maxsize=1)
-def _dataset(ref: DatasetRef) -> EpisodeDataset:
-    return ref.load()
-
-
-@lru_cache(maxsize=1)
-def _buffer(path: str) -> Buffer:
+def _buffer(path: str, content_hash: str) -> Buffer:
+    """Return the open buffer; the hash makes one that was generated anew in this folder another."""
     return open_buffer(path)
 
 
 @lru_cache(maxsize=1)
-def _joined(ref: DatasetRef, bundle: str, asked: JoinedPairs) -> Pairs:
-    """Return the nearest real pairs, shard by shard because ``max_target_reuse`` counts per shard."""
-    index = SourceIndex(_dataset(ref), load_once(bundle, "cpu"), asked.stitch)
+def _joined(dataset: EpisodeDataset, bundle: str, bundle_hash: str, asked: JoinedSettings) -> Pairs:
+    """Return the nearest real pairs, shard by shard because ``max_target_reuse`` counts per shard.
+
+    Args:
+        bundle: its folder; the hash makes one that was fitted anew in this folder another.
+    """
+    index = SourceIndex(dataset, load_once(bundle, "cpu"), asked.stitch)
     shards: list[Pairs] = []
     for shard, first in enumerate(range(0, asked.num_pairs, asked.pairs_per_shard)):
         count = min(asked.pairs_per_shard, asked.num_pairs - first)

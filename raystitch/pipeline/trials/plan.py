@@ -9,20 +9,21 @@ from typing import Any
 
 from raystitch.config import RunConfig
 from raystitch.models.calibration import Delta
-from raystitch.pipeline.trials.trial import BUFFER, STITCHER, Inputs, JoinedPairs, Trial
+from raystitch.pipeline.trials.trial import BUFFER, STITCHER, InputHashes, JoinedSettings, Trial, shaping_entry
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.files import trial_path
 from raystitch.report.summary import delta_text
 from raystitch.report.table import IN_GRID, RESULTS_SCHEMA
+from raystitch.shaping.config import ShapingConfig
 from raystitch.trainers.config import DataMode
 from raystitch.trainers.ratio import parse_ratio
 
-_USED = {"original": (), "joined": ("bundle",), "stitched": ("bundle", "buffer")}
-"""The inputs that a trial records beside the dataset, by its data."""
+AS_RECORDED = ShapingConfig()
+"""No hook changes the training data."""
 _COLUMNS = ("trial_id", "algo", "data", "ratio", "delta", "seed")
 
 
-def plan(config: RunConfig, inputs: Inputs | None = None, run: str | Path = "") -> list[Trial]:
+def plan(config: RunConfig, inputs: InputHashes | None = None, run: str | Path = "") -> list[Trial]:
     """Return all trials of the grid, each once, seed by seed so that an interrupted run has whole tables first.
 
     Args:
@@ -41,7 +42,7 @@ def plan(config: RunConfig, inputs: Inputs | None = None, run: str | Path = "") 
 
 def make_trial(
     config: RunConfig,
-    inputs: Inputs | None,
+    inputs: InputHashes | None,
     run: str | Path,
     *,
     algo: str,
@@ -49,6 +50,7 @@ def make_trial(
     ratio: str,
     delta: Delta,
     seed: int,
+    shaping: ShapingConfig = AS_RECORDED,
 ) -> Trial:
     """Return one trial of a cell, with its id, its folder and everything that it is trained from."""
     shares = parse_ratio(ratio)
@@ -57,21 +59,21 @@ def make_trial(
     written = str(shares) if shares.augmented else "1:0"
     at = delta_text(delta) if data == "stitched" else None
     augment, resources = config.augment, config.resources
-    pairs = JoinedPairs(
+    pairs = JoinedSettings(
         stitch=config.stitch,
         num_pairs=augment.num_bridges,
         pairs_per_shard=augment.pairs_per_shard,
         seed=config.seed,
     )
     fields = {"algo": algo, "data": data, "ratio": written, "delta": at, "seed": seed}
-    trial_id = _identity(config, inputs, fields, pairs)
-    hashes = {name: getattr(inputs, name) for name in _USED.get(data, ())} if inputs else {}
+    trial_id = _identity(config, inputs, fields, pairs, shaping)
     return Trial(
         trial_id=trial_id,
         folder=str(trial_path(run, trial_id)),
         dataset=config.dataset_ref,
         algo=algo,
         config=getattr(config.algorithms, algo),
+        shaping=shaping,
         evaluation=config.evaluation,
         data=data,
         ratio=written,
@@ -81,17 +83,23 @@ def make_trial(
         bundle=str(Path(run, STITCHER)),
         buffer=str(Path(run, BUFFER)),
         pairs=pairs if data == "joined" else None,
-        record={"trial_id": trial_id, "delta": at, **hashes},
         device="cuda" if resources.trial_gpus > 0 else "cpu",
         threads=max(1, int(resources.trial_cpus)),
         memory_gib=resources.memory_gib,
     )
 
 
-def _identity(config: RunConfig, inputs: Inputs | None, fields: Mapping[str, Any], pairs: JoinedPairs) -> str:
+def _identity(
+    config: RunConfig,
+    inputs: InputHashes | None,
+    fields: Mapping[str, Any],
+    pairs: JoinedSettings,
+    shaping: ShapingConfig,
+) -> str:
     content: dict[str, Any] = {
         **fields,
         "config": asdict(getattr(config.algorithms, fields["algo"])),
+        **shaping_entry(shaping),
         "evaluation": config.evaluation.to_json(),
         "env": config.env,
         "dataset": inputs.dataset if inputs else config.dataset,
@@ -99,7 +107,7 @@ def _identity(config: RunConfig, inputs: Inputs | None, fields: Mapping[str, Any
     if fields["data"] == "stitched" and inputs:
         content |= {"bundle": inputs.bundle, "buffer": inputs.buffer}
     if fields["data"] == "joined":
-        content["pairs"] = list(asdict(pairs).values())
+        content["pairs"] = [asdict(pairs.stitch), pairs.num_pairs, pairs.pairs_per_shard, pairs.seed]
         content |= {"bundle": inputs.bundle} if inputs else {}
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -11,7 +11,8 @@ import numpy as np
 
 from raystitch.buffer.episodes import on_dataset
 from raystitch.buffer.reader import open_buffer
-from raystitch.config import RunConfig, load_run_config
+from raystitch.config import RunConfig, recorded_run_config
+from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.ref import DatasetRef
 from raystitch.envs.spec import confirmed_id
 from raystitch.errors import RunError, UserError
@@ -20,7 +21,7 @@ from raystitch.pipeline.trials.plan import plan
 from raystitch.pipeline.trials.run import run_planned
 from raystitch.pipeline.trials.run_folder import CONFIG_FILE, config_files
 from raystitch.pipeline.trials.search import SearchLog, cell_trials
-from raystitch.pipeline.trials.trial import BUFFER, STITCHER, Inputs, Trial
+from raystitch.pipeline.trials.trial import BUFFER, STITCHER, InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 
 RERUNS = "reruns"
@@ -82,9 +83,10 @@ def rerun(
     run = Path(run).expanduser().absolute()
     if not (run / CONFIG_FILE).is_file():
         raise UserError(f"{run} is not a run of `raystitch sweep`: it has no {CONFIG_FILE}")
-    config = load_run_config(run / CONFIG_FILE)
+    config = recorded_run_config(run / CONFIG_FILE)
     config = replace(config, env=_confirmed(config.env, env_id))
-    trial = find_trial(_trials(run, config, _inputs(config.dataset_ref, run)), trial_id, str(run))
+    dataset = config.dataset_ref.load_recorded()
+    trial = find_trial(_trials(run, config, _inputs(dataset, run)), trial_id, str(run))
     folder, fresh = run / RERUNS / trial.trial_id, run / RERUNS / NEW / trial.trial_id
     assert trial.dataset is not None
     again = replace(
@@ -94,7 +96,11 @@ def rerun(
         # On a machine without the GPU of the run the trial runs on the CPU; the numbers then differ by rounding.
         device="cpu" if trial.device == "cpu" else "auto",
     )
-    (result,) = run_planned([again], log=None if log is None else lambda _, row: log(row))
+
+    def load(ref: DatasetRef) -> EpisodeDataset:
+        return dataset if ref == config.dataset_ref else ref.load_recorded()  # an earlier config may name another
+
+    (result,) = run_planned([again], log=None if log is None else lambda _, row: log(row), load=load)
     if isinstance(result, RunError):
         raise result
     shutil.rmtree(folder, ignore_errors=True)  # the previous one, now that the new one is complete
@@ -106,14 +112,14 @@ def _confirmed(env: str | None, env_id: str | None) -> str | None:
     return confirmed_id(env, env_id, "--set env=")
 
 
-def _trials(run: Path, config: RunConfig, inputs: Inputs) -> list[Trial]:
+def _trials(run: Path, config: RunConfig, inputs: InputHashes) -> list[Trial]:
     """Return every trial of the run's grid, its search and its earlier grids."""
     tried = (cell for cell, _ in SearchLog(run, config, inputs).cells("ok", "stopped", "failed"))
     searched = [trial for cell in tried for trial in cell_trials(config, inputs, cell, run)]
     found = {trial.trial_id: trial for trial in [*plan(config, inputs, run), *searched]}
     for path in config_files(run)[1:]:
         try:
-            earlier = load_run_config(path)
+            earlier = recorded_run_config(path)
         except UserError:
             continue  # of another version; what it described cannot be repeated
         for trial in plan(earlier, inputs, run):
@@ -139,8 +145,7 @@ def find_trial(trials: Sequence[Trial], trial_id: str, where: str) -> Trial:
     raise UserError(f"--rerun {trial_id}: {where} has no such trial; there are {described}")
 
 
-def _inputs(ref: DatasetRef, run: Path) -> Inputs:
-    dataset = ref.load_recorded()
+def _inputs(dataset: EpisodeDataset, run: Path) -> InputHashes:
     bundle, buffer = load_once(run / STITCHER, "cpu"), open_buffer(run / BUFFER)
     on_dataset(buffer, dataset)
-    return Inputs(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)
+    return InputHashes(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)

@@ -9,7 +9,7 @@ from typing import Any
 from raystitch.console import say
 from raystitch.errors import RunError
 from raystitch.io.lease import leased
-from raystitch.pipeline.trials.inputs import load_inputs
+from raystitch.pipeline.trials.inputs import LoadDataset, load_dataset_once, load_inputs
 from raystitch.pipeline.trials.train import OnEval, run_trials
 from raystitch.pipeline.trials.trial import Trial
 from raystitch.pipeline.trials.trial_folder import finished
@@ -24,6 +24,7 @@ def run_planned(
     log: Callable[[int, dict[str, Any]], None] | None = None,
     on_eval: OnEval | None = None,
     note: Callable[[str], None] = say,
+    load: LoadDataset = load_dataset_once,
 ) -> list[dict[str, Any] | RunError]:
     """Train and evaluate trials of one cell together; return the content of each one's ``returns.json``.
 
@@ -36,7 +37,7 @@ def run_planned(
 
     Args:
         log: gets (place in ``trials``, row of metrics.jsonl). on_eval: gets (step, result per trial) during training.
-        note: gets a line for every damaged file that a trial does without.
+        note: gets a line for every damaged file that a trial does without. load: gets the trials' dataset.
 
     Raises:
         RunError: when the dataset is not the one the run began with.
@@ -59,7 +60,7 @@ def run_planned(
         for out in outs:
             (out / ERROR_FILE).unlink(missing_ok=True)
         try:
-            results = run_trials(trials, load_inputs(trials[0]), log=watched, on_eval=on_eval, note=note)
+            results = run_trials(trials, load_inputs(trials[0], load), log=watched, on_eval=on_eval, note=note)
         except Exception:
             for out in outs:
                 if finished(out) is None:

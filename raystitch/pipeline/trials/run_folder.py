@@ -10,7 +10,7 @@ from raystitch.config import RunConfig
 from raystitch.errors import UserError
 from raystitch.io.files import atomic_path, read_json
 from raystitch.pipeline.trials.plan import ok_rows
-from raystitch.pipeline.trials.trial import Inputs, Trial
+from raystitch.pipeline.trials.trial import InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.files import TRIALS
 from raystitch.report.table import IN_GRID, RESULTS_SCHEMA, read_rows
@@ -49,7 +49,7 @@ def config_files(folder: Path) -> list[Path]:
 
 
 def other_rows(
-    folder: Path, known: Collection[str], inputs: Inputs, delta_value: Callable[[str], float | None]
+    folder: Path, known: Collection[str], inputs: InputHashes, delta_value: Callable[[str], float | None]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Return rows of the trials in the folder that belong to another grid, and notes on those that cannot be told.
 
@@ -79,7 +79,7 @@ def other_rows(
     return [row | {IN_GRID: False} for row in rows], notes
 
 
-def _recorded(trial_dir: Path, inputs: Inputs) -> tuple[Trial, bool]:
+def _recorded(trial_dir: Path, inputs: InputHashes) -> tuple[Trial, bool]:
     """Read the trial of a folder from its ``config.json``, and whether its buffer is the one that is there now.
 
     Raises:

@@ -19,7 +19,7 @@ from raystitch.models.calibration import check_delta
 from raystitch.pipeline.trials.plan import blank_row, make_trial, result_rows
 from raystitch.pipeline.trials.run import error_of
 from raystitch.pipeline.trials.run_folder import keep_earlier
-from raystitch.pipeline.trials.trial import Inputs, Trial
+from raystitch.pipeline.trials.trial import InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import CURVE_COLUMNS, finished
 from raystitch.report.files import read_metrics
 from raystitch.report.summary import delta_text
@@ -61,7 +61,7 @@ def draw_cells(search: SearchConfig, seed: int) -> list[Cell]:
     return list(drawn)
 
 
-def cell_trials(config: RunConfig, inputs: Inputs | None, cell: Cell, run: str | Path = "") -> list[Trial]:
+def cell_trials(config: RunConfig, inputs: InputHashes | None, cell: Cell, run: str | Path = "") -> list[Trial]:
     """Return the trials whose mean is the value of a cell: one per seed of the search."""
     of = {"algo": config.search.algo, "data": "stitched", **cell._asdict()}
     return [make_trial(config, inputs, run, **of, seed=seed) for seed in config.search.seeds]
@@ -130,7 +130,7 @@ class SearchLog:
     bridges are not used; before the file is written over it is kept in ``earlier/``.
     """
 
-    def __init__(self, folder: str | Path, config: RunConfig, inputs: Inputs) -> None:
+    def __init__(self, folder: str | Path, config: RunConfig, inputs: InputHashes) -> None:
         self.path = Path(folder) / SEARCH_FILE
         self.search = config.search
         self.settings = json.loads(
@@ -214,7 +214,7 @@ class SearchLog:
 
 
 def search_rows(
-    config: RunConfig, inputs: Inputs, folder: str | Path, delta_value: Callable[[str], float | None]
+    config: RunConfig, inputs: InputHashes, folder: str | Path, delta_value: Callable[[str], float | None]
 ) -> list[dict[str, Any]]:
     """Return the rows of the search's own trials for results.parquet; stopped ones have what they had reached."""
     rows: list[dict[str, Any]] = []

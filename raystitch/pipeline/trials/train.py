@@ -12,14 +12,14 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import DamagedError, RunError, UserError
 from raystitch.pipeline.trials.checks import check_evaluation
 from raystitch.pipeline.trials.inputs import open_bridges
-from raystitch.pipeline.trials.trial import LoadedInputs, Trial
-from raystitch.pipeline.trials.trial_folder import SCHEMA_VERSION, Log, TrialFolder, TrialMetrics
+from raystitch.pipeline.trials.trial import LoadedInputs, Trial, shaping_entry
+from raystitch.pipeline.trials.trial_folder import SCHEMA_VERSION, TrialFolder, TrialMetrics
 from raystitch.seeding import derive_seed
 from raystitch.trainers.batches import TrainData
 from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfig, DataSpec
 from raystitch.trainers.data import build_data
 from raystitch.trainers.evaluate import EvalResult, evaluate
-from raystitch.trainers.loop import train_policies, train_policy
+from raystitch.trainers.loop import Log, train_policies, train_policy
 from raystitch.trainers.policy import Policy
 from raystitch.trainers.ratio import Ratio, parse_ratio
 from raystitch.trainers.registry import find_algorithm, load_policy
@@ -157,11 +157,12 @@ def _identity(trial: Trial, inputs: LoadedInputs) -> dict[str, Any]:
         "ratio": str(parse_ratio(trial.ratio)),
         "seed": trial.seed,
         "config": asdict(trial.settings),
+        **shaping_entry(trial.shaping),
         "evaluation": trial.evaluation.to_json(),
         "env": inputs.environment.to_json(),
         "dataset": inputs.dataset.name,
         "dataset_fingerprint": inputs.dataset.fingerprint,
-        "record": dict(trial.record),
+        "record": trial.record,
     }
 
 
@@ -290,6 +291,7 @@ def _training_data(trial: Trial, inputs: LoadedInputs) -> TrainData:
         synthetic=needs.synthetic,
         uniform_over=needs.uniform_over,
         top_fraction=needs.top_fraction,
+        shaping=trial.shaping,
         device=trial.device,
         memory_gib=trial.memory_gib,
     )

@@ -1,7 +1,6 @@
 """One trial: everything that a policy is trained from, by value or by path."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raystitch.buffer.bridges import Bridges
@@ -10,16 +9,20 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.ref import DatasetRef
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import check_choice
+from raystitch.models.calibration import check_delta
 from raystitch.pipeline.trials.checks import environment_of
+from raystitch.shaping.config import ShapingConfig
 from raystitch.stitching.config import StitchConfig
 from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfig, DataMode, EvalConfig
 
 STITCHER, BUFFER = "stitcher", "buffer"
 """Folders of a run."""
+_USED = {"joined": ("bundle",), "stitched": ("bundle", "buffer")}
+"""The inputs beside the dataset that a trial of a run records, by its data."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
+class InputHashes:
     """Hashes of the dataset, bundle and buffer that trials are trained on."""
 
     dataset: str
@@ -28,7 +31,7 @@ class Inputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JoinedPairs:
+class JoinedSettings:
     """Says which pairs the ``joined`` baseline concatenates: as many as generation stitches, drawn with its seeds."""
 
     stitch: StitchConfig
@@ -46,10 +49,11 @@ class Trial:
         folder: of the trial.
         dataset: None where the trajectories are handed over as ``LoadedInputs``.
         config: of the algorithm; None for the published settings.
+        shaping: of the training data; by default they are taken as they are.
         delta: as written in results.parquet: a number, ``q99``, ``off``; None where there are no generated bridges.
-        inputs: hashes of dataset, bundle and buffer; None outside of a run.
+            Outside of a run also ``generation``: what the buffer was made with.
+        inputs: hashes of dataset, bundle and buffer; None outside of a run that has no buffer.
         bundle, buffer: paths of what ``joined`` and ``stitched`` data are made from; pairs: for ``joined``.
-        record: goes into ``config.json`` and so belongs to the trial's identity there.
         device: of training; threads: torch threads, None to leave them.
         memory_gib: training data above this size are mapped from files; no part of the identity, like the two above.
         evaluate: False where the environment is not installed: policies are trained and saved, ``returns.json`` says
@@ -61,16 +65,16 @@ class Trial:
     dataset: DatasetRef | None = None
     algo: str
     config: AlgorithmConfig | None = None
+    shaping: ShapingConfig = field(default_factory=ShapingConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     data: DataMode = "original"
     ratio: str = "1:0"
     delta: str | None = None
     seed: int = 0
-    inputs: Inputs | None = None
+    inputs: InputHashes | None = None
     bundle: str | None = None
     buffer: str | None = None
-    pairs: JoinedPairs | None = None
-    record: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
+    pairs: JoinedSettings | None = None
     device: str = "auto"
     threads: int | None = None
     memory_gib: float = MEMORY_GIB
@@ -80,6 +84,24 @@ class Trial:
     def label(self) -> str:
         parts = (self.algo, self.data, self.ratio, None if self.delta is None else f"delta {self.delta}")
         return " ".join([*(part for part in parts if part), f"seed {self.seed}"])
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Return what ``config.json`` and the policy say of the run's files; part of the trial's identity there.
+
+        ``raystitch train`` has always written the delta as a value where a run writes its text.
+        """
+        if self.trial_id:
+            used = _USED.get(self.data, ()) if self.inputs else ()
+            return {
+                "trial_id": self.trial_id,
+                "delta": self.delta,
+                **{name: getattr(self.inputs, name) for name in used},
+            }
+        if self.inputs is None:
+            return {}
+        delta = self.delta if self.delta == "generation" else check_delta(self.delta)
+        return {"buffer": self.inputs.buffer, "delta": delta}
 
     @property
     def settings(self) -> AlgorithmConfig:
@@ -113,6 +135,11 @@ class LoadedInputs:
             UserError: when neither ``env`` nor the dataset says.
         """
         return environment_of(self.dataset, self.env)
+
+
+def shaping_entry(shaping: ShapingConfig) -> dict[str, Any]:
+    """Return the hooks as part of a trial's identity; none where they change nothing, as in trials before them."""
+    return {} if shaping == ShapingConfig() else {"shaping": asdict(shaping)}
 
 
 def default_config(algo: str) -> AlgorithmConfig:

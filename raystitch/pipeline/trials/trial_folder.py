@@ -18,7 +18,7 @@ from raystitch.io.digest import json_digest, read_sealed, sealed
 from raystitch.io.files import differences, set_aside, write_json
 from raystitch.io.journal import Journal
 from raystitch.trainers.evaluate import EvalResult
-from raystitch.trainers.loop import CHECKPOINT_SECONDS, Checkpoints
+from raystitch.trainers.loop import CHECKPOINT_SECONDS, Checkpoints, Log
 
 SCHEMA_VERSION = 1
 CURVE_COLUMNS = ("target_return", "return_mean", "return_std", "success_rate", "score", "num_eval_episodes")
@@ -29,8 +29,6 @@ _INSTEAD = {
     SETTINGS_FILE: "it is written again where the rest of the folder belongs to these settings",
     RETURNS_FILE: "the trial is not finished, it is done again",
 }
-
-Log = Callable[[dict[str, Any]], None]
 
 
 def finished(trial_dir: str | Path) -> dict[str, Any] | None:
