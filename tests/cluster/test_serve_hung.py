@@ -19,6 +19,7 @@ from raystitch.cluster.serve.run import serving
 from raystitch.commands.serve import roll_back
 from raystitch.endpoint.config import EndpointConfig, LimitsConfig, ModelConfig
 from raystitch.endpoint.models import Models
+from raystitch.endpoint.tokens import Tokens
 from raystitch.endpoint.versions import Versions
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
@@ -126,7 +127,7 @@ def service_with(token: str, versions: Versions) -> type[StitchService]:
         async def __init__(self) -> None:  # Serve makes that of an ingress a coroutine
             made: Any = super().__init__()
             await made
-            self._token = token
+            self._tokens = Tokens.one(token)
             self._models = Models(versions)
 
     return Configured
