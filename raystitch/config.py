@@ -175,7 +175,7 @@ class RunConfig:
             raise ValueError(
                 f"search.seeds and seeds share {shared}; nothing may be tuned on the seeds that are reported"
             )
-        steps, every = getattr(self.algorithms, search.algo).train_steps, self.evaluation.every
+        steps, every = self.algorithms.of(search.algo).train_steps, self.evaluation.every
         if search.scheduler == "asha" and not 0 < every < steps:
             raise ValueError(
                 f"search.scheduler: asha compares cells at evaluations during training; evaluation.every must be "

@@ -49,7 +49,7 @@ def run_search(
     """
     log = SearchLog(folder, config, inputs)
     if not log.complete:
-        steps = getattr(config.algorithms, config.search.algo).train_steps
+        steps = config.algorithms.of(config.search.algo).train_steps
         scheduler = _scheduler(config.search.scheduler, steps, config.evaluation.every)
         watch = _Watch(partial(cell_trials, config, inputs, run=folder), log, progress)
         _try_missing(config.search, config.seed, folder, resources, scheduler, watch)

@@ -4,9 +4,10 @@ An algorithm's settings fit ``TrainerSettings``. They may also fit ``CountsFlops
 """
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Protocol, get_args, get_type_hints, runtime_checkable
 
+from raystitch.errors import check_choice
 from raystitch.shaping.config import ShapingConfig, WeightConfig
 
 Kind = Literal["transitions", "sequences"]
@@ -306,6 +307,15 @@ class AlgorithmConfigs:
     iql: IQLConfig = field(default_factory=IQLConfig)
     dt: DTConfig = field(default_factory=DTConfig)
     bc: BCConfig = field(default_factory=BCConfig)
+
+    def of(self, algo: str) -> AlgorithmConfig:
+        """Return the settings of an algorithm.
+
+        Raises:
+            UserError: for an unknown one.
+        """
+        check_choice("algo", algo, (known.name for known in fields(self)))
+        return getattr(self, algo)
 
 
 ALGORITHM_CONFIGS: dict[str, type[AlgorithmConfig]] = get_type_hints(AlgorithmConfigs)

@@ -75,7 +75,7 @@ def estimate(config: RunConfig, trials: Sequence[Trial], num_cpus: float) -> Map
     stages = {"fit": fit_seconds(config) / min(num_cpus, 2.0), "augment": augment_seconds(config) / min(num_cpus, 2.0)}
     search = config.search
     if search.algorithm != "none":
-        cell = group_seconds(getattr(config.algorithms, search.algo), len(search.seeds))
+        cell = group_seconds(config.algorithms.of(search.algo), len(search.seeds))
         if cell is not None:
             stages["search"] = cell * max(1.0, search.num_cells / slots)
     return stages | {"trials": max(sum(seconds) / slots, max(seconds, default=0.0))}
@@ -86,7 +86,7 @@ def unknown_cost(config: RunConfig, trials: Sequence[Trial]) -> list[str]:
     algos = dict.fromkeys(trial.algo for trial in trials)
     if config.search.algorithm != "none":
         algos |= {config.search.algo: None}
-    return [algo for algo in algos if flops_of(getattr(config.algorithms, algo)) is None]
+    return [algo for algo in algos if flops_of(config.algorithms.of(algo)) is None]
 
 
 def print_plan(config: RunConfig, folder: Path) -> None:
@@ -100,7 +100,7 @@ def print_plan(config: RunConfig, folder: Path) -> None:
     for head in ("algo", "data", "ratio", "delta", "seeds", "steps each"):
         table.add_column(head)
     for key, seeds in cells.items():
-        table.add_row(*key, str(seeds), f"{getattr(config.algorithms, key[0]).train_steps:,}")
+        table.add_row(*key, str(seeds), f"{config.algorithms.of(key[0]).train_steps:,}")
     console = Console()
     console.print(table)
     num_cpus = os.cpu_count() or 1

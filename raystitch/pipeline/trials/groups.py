@@ -64,7 +64,7 @@ def group_bytes(config: RunConfig, dataset: EpisodeDataset, num_seeds: int) -> i
     columns = (dataset.observations, dataset.actions, dataset.rewards, dataset.offsets)
     algos = {cell.algo for cell in config.grid} | ({config.search.algo} if config.search.algorithm != "none" else set())
     # An algorithm that does not say what a step computes is taken to be no larger than the others.
-    flops = max(flops_of(getattr(config.algorithms, algo)) or 0.0 for algo in algos)
+    flops = max(flops_of(config.algorithms.of(algo)) or 0.0 for algo in algos)
     pool = _pool_bytes(dataset, config.augment.num_bridges, config.fit.diffusion.gap_max)
     return int(
         PROCESS_BYTES

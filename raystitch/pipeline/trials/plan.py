@@ -72,7 +72,7 @@ def make_trial(
         folder=str(trial_path(run, trial_id)),
         dataset=config.dataset_ref,
         algo=algo,
-        config=getattr(config.algorithms, algo),
+        config=config.algorithms.of(algo),
         shaping=shaping,
         evaluation=config.evaluation,
         data=data,
@@ -98,7 +98,7 @@ def _identity(
 ) -> str:
     content: dict[str, Any] = {
         **fields,
-        "config": asdict(getattr(config.algorithms, fields["algo"])),
+        "config": asdict(config.algorithms.of(fields["algo"])),
         **shaping_entry(shaping),
         "evaluation": config.evaluation.to_json(),
         "env": config.env,

@@ -106,7 +106,7 @@ def _check_algorithms(config: RunConfig, dataset: EpisodeDataset) -> None:
     for algo, ratio in _shares(config):
         if not usable and find_algorithm(algo).kind == "transitions":
             raise UserError(f"{dataset.name} has no transition with a recorded next state, which {algo} trains on")
-        parse_ratio(ratio).counts(getattr(config.algorithms, algo).batch_size)
+        parse_ratio(ratio).counts(config.algorithms.of(algo).batch_size)
 
 
 def _shares(config: RunConfig) -> Iterator[tuple[str, str]]:

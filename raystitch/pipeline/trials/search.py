@@ -137,7 +137,7 @@ class SearchLog:
             json.dumps(
                 {
                     "search": asdict(config.search),
-                    "config": asdict(getattr(config.algorithms, config.search.algo)),
+                    "config": asdict(config.algorithms.of(config.search.algo)),
                     "evaluation": config.evaluation.to_json(),
                     "env": config.env,
                     **asdict(inputs),
