@@ -101,7 +101,8 @@ class JobQueue:
             )
         if not self._jobs and not self._pace.running:
             return
-        reserve = min(self._pace.seconds(max(self._sizes, default=count)), _RESERVE * left)
+        largest = self._pace.seconds(max(self._sizes, default=count))
+        reserve = min(largest, _RESERVE * left)
         ahead = sum(job.count for job in self._jobs if job.deadline <= deadline)
         excess = WAIT_SLACK * self._wait(ahead, config) + SLACK * max(alone, reserve) - left
         behind = ahead + count
@@ -109,10 +110,12 @@ class JobQueue:
             behind += job.count
             excess = max(excess, WAIT_SLACK * self._wait(behind, config) - (job.deadline - now))
         if excess > 0:
+            # The size may not be known yet: tell when there is room for a request as large as any of late.
+            unknown = SLACK * max(0.0, largest - max(alone, reserve))
             raise busy(
                 f"{self.candidates} candidates are waiting already, more than can be computed before this request's "
                 "deadline; try again later",
-                math.ceil(excess / WAIT_SLACK),
+                math.ceil((excess + unknown) / WAIT_SLACK),
             )
 
     def _wait(self, candidates: int, config: BatchingConfig) -> float:
