@@ -148,16 +148,10 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def host_address() -> str:
-    """The address that processes which join a cluster of this machine take for their own.
+    """See ``raystitch.bench.chaos.processes.host_address``."""
+    from raystitch.bench.chaos.processes import host_address
 
-    A `Cluster` must be told it: while the Ray of `ray_session` is up, it would take that one's, the loopback address.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("8.8.8.8", 53))  # sends nothing
-        except OSError:
-            return "127.0.0.1"
-        return probe.getsockname()[0]
+    return host_address()
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from raystitch.bench.chaos.augment_target import (
     wait_for_shards,
     written_since,
 )
-from raystitch.bench.chaos.processes import Driver, Process, actors, descendants, small_disk, until
+from raystitch.bench.chaos.processes import Driver, Process, actors, descendants, host_address, small_disk, until
 from raystitch.bench.chaos.storage_faults import stale_read, unreadable_folder
 from raystitch.errors import RunError
 
@@ -177,12 +177,10 @@ def three_nodes() -> Iterator[tuple[str, Callable[[int], str]]]:
     """
     from ray.cluster_utils import Cluster
 
-    memory = 100 * 2**20
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": memory}
-    )
+    node = {"node_ip_address": host_address(), "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0, "include_dashboard": False})
     try:
-        nodes = [cluster.add_node(num_cpus=1, object_store_memory=memory) for _ in range(3)]
+        nodes = [cluster.add_node(num_cpus=1, **node) for _ in range(3)]
         cluster.wait_for_nodes()
 
         def remove_node_of(pid: int) -> str:

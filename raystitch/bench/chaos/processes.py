@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -205,3 +206,17 @@ def settable_clock(folder: Path) -> Iterator[Callable[[], None]]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def host_address() -> str:
+    """Return the address that processes which join a cluster of this machine take for their own.
+
+    A ``Cluster`` must be told it: in a process with a Ray of its own it would take that one's, the loopback address,
+    and drivers that join it would wait for ever.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("8.8.8.8", 53))  # sends nothing
+        except OSError:
+            return "127.0.0.1"
+        return probe.getsockname()[0]
