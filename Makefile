@@ -1,24 +1,35 @@
 # Everything a fresh clone needs: `make demo` and `make test` set up .venv themselves and are quick the second time.
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.installed
+# uv installs where there is one, pip elsewhere. pip compiles nothing beforehand: most modules are never imported, and
+# what is, Python keeps; every Ray worker imports this package.
+INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --no-compile) --quiet
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv demo test test-slow lint format clean
+.PHONY: venv venv-run demo test test-slow lint format clean
 
-venv: $(STAMP)
+# What running needs, and the tools of the tests beside it.
+venv-run: .venv/.installed-run
+venv: .venv/.installed-dev
 
-$(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
-	touch $(STAMP)
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
 
-demo: venv
+.venv/.installed-run: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -c constraints.txt -e .
+	touch $@
+
+.venv/.installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -c constraints.txt -e ".[dev]"
+	touch $@ .venv/.installed-run
+
+demo: venv-run
 	$(BIN)/python -m raystitch.sweep --out runs/demo
 
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --threads 2
 	$(BIN)/lint-imports
 
 test: lint

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raystitch.buffer.reader import open_buffer
+    from raystitch.buffer.opening import open_buffer
     from raystitch.data.episodes import EpisodeDataset
     from raystitch.data.load import load_dataset
     from raystitch.errors import RunError, UserError
@@ -31,7 +31,7 @@ _PUBLIC = {
     "UserError": "raystitch.errors:UserError",
     "fit": "raystitch.models.fit:fit_bundle",
     "load_dataset": "raystitch.data.load:load_dataset",
-    "open_buffer": "raystitch.buffer.reader:open_buffer",
+    "open_buffer": "raystitch.buffer.opening:open_buffer",
     "train": "raystitch.pipeline.trials.train:train",
 }
 

@@ -4,19 +4,22 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import yaml
 
 from raystitch.buffer.config import AugmentConfig
+from raystitch.data.select import ALL, selection_text
 from raystitch.errors import UserError
 from raystitch.io.config_file import load_config, plain
 from raystitch.models.calibration import check_delta
 from raystitch.models.config import FitConfig
 from raystitch.search_config import SearchConfig
+from raystitch.shaping.config import ShapingConfig
 from raystitch.stitching.config import StitchConfig
 from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfigs, DataMode, EvalConfig
 from raystitch.trainers.ratio import parse_ratio
+from raystitch.trainers.shaped import Returns, Rewards, Weights, all_shapings, check_asked, check_shaping, settle
 
 if TYPE_CHECKING:
     from raystitch.data.ref import DatasetRef
@@ -26,9 +29,19 @@ CONFIG_FOLDERS = (Path("tune_configs"), _PACKAGE / "_tune_configs", _PACKAGE.par
 """Folders where a configuration's name is looked up: the user's, the wheel's, a source checkout's."""
 
 
+class PlannedCell(NamedTuple):
+    """One cell of the grid: trials that differ in their seed alone."""
+
+    algo: str
+    data: DataMode
+    ratio: str
+    delta: float | str | None
+    shaping: ShapingConfig
+
+
 @dataclass(frozen=True, kw_only=True)
 class GridCell:
-    """One line of the grid; runs once per ratio, delta and seed.
+    """One line of the grid; runs once per ratio, delta, rule of each hook and seed.
 
     Attributes:
         algo: a name of ``AlgorithmConfigs``.
@@ -36,12 +49,17 @@ class GridCell:
             generated bridge), ``weighted`` (the original resampled by return), ``duplicated`` (the original again).
         ratio: original : augmented; ``original`` is always 1:0.
         delta: residual thresholds the stored candidates are read at; ``stitched`` only.
+        weights, rewards, returns: what is done to the data (see ``raystitch.shaping``): a rule's name, a mapping with
+            its settings (``{name: rw, temperature: 0.2}``), or several of these, a cell each.
     """
 
     algo: str
     data: DataMode = "stitched"
     ratio: tuple[str, ...] = ()
     delta: tuple[float | str | None, ...] = ()
+    weights: Weights | tuple[Weights, ...] = ()
+    rewards: Rewards | tuple[Rewards, ...] = ()
+    returns: Returns | tuple[Returns, ...] = ()
 
     def __post_init__(self) -> None:
         if self.algo not in ALGORITHM_CONFIGS:
@@ -54,6 +72,23 @@ class GridCell:
             parse_ratio(ratio)
         for delta in self.delta:
             check_delta(delta)
+        for shaping in self.shapings:
+            check_shaping(shaping, self.algo, ALGORITHM_CONFIGS[self.algo](), self.data)
+
+    @property
+    def shapings(self) -> list[ShapingConfig]:
+        """Every combination of the line's rules; the identities alone where it names none."""
+        return all_shapings(self.weights, self.rewards, self.returns)
+
+    @property
+    def cells(self) -> list[PlannedCell]:
+        """The line's cells, in the order in which they are trained and reported."""
+        found: dict[PlannedCell, None] = {}
+        for shaping in self.shapings:
+            for ratio, delta in self.combinations:
+                data, settled = settle(self.data, ratio, shaping, named=self.weights != ())
+                found[PlannedCell(self.algo, data, ratio, delta, settled)] = None
+        return list(found)
 
     @property
     def combinations(self) -> list[tuple[str, float | str | None]]:
@@ -69,6 +104,8 @@ class HeadlineConfig:
 
     ratio: str
     delta: float | str | None
+    shaping: str = ""
+    """What is done to its data, as the report says it, such as ``weights rw 0.1``; empty for nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,16 +168,18 @@ class RunConfig:
 
     Attributes:
         name: of the run's folder; the file's name when left out.
-        dataset: a dataset reference (``demo:pointmaze``, ``minari:ID``, ``d4rl:FILE.hdf5``).
+        dataset: a dataset reference (``demo:pointmaze``, ``minari:ID``, ``d4rl:FILE.hdf5``, ``ogbench:FILE.npz``).
         env: Gymnasium id, in place of the one that the dataset records.
+        select: the episodes that the run works on: a name, a mapping such as ``{best: 0.5}``, or a list of them.
         seed: root of fitting and generating; ``seeds``: one trial each.
         search: tunes ratio and delta before the grid is trained; what it chooses becomes the headline.
-        headline: None for the first ratio and delta of the first stitched line of the grid.
+        headline: None for the first stitched cell of the grid to whose data nothing is done, else the first one.
     """
 
     name: str = ""
     dataset: str
     env: str | None = None
+    select: str | dict[str, Any] | list[str | dict[str, Any]] = ALL
     seed: int = 0
     seeds: tuple[int, ...] = (0, 1, 2)
     fit: FitConfig = field(default_factory=FitConfig)
@@ -155,16 +194,23 @@ class RunConfig:
     resources: ResourceConfig = field(default_factory=ResourceConfig)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "select", selection_text(self.select))
         if not self.grid:
             raise ValueError("grid is empty: name at least one algo and data")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must be distinct numbers >= 0, got seeds={list(self.seeds)}")
-        self._check_search()
-        cells = [(ratio, delta) for cell in self.grid if cell.data == "stitched" for ratio, delta in cell.combinations]
-        if self.headline is not None and cells and (self.headline.ratio, self.headline.delta) not in cells:
+        if self.evaluation.target_returns == "auto" and self.stitch.pairs.split != "value":
             raise ValueError(
-                f"headline is not a stitched cell of the grid: ratio={self.headline.ratio}, delta={self.headline.delta}"
+                "evaluation.target_returns: auto is what stitched episodes promise where stitch.pairs.split is value, "
+                f"got split={self.stitch.pairs.split}; give numbers"
             )
+        self.augment.check(self.stitch.pairs)
+        self._check_search()
+        for algo in {cell.algo for cell in self.grid}:
+            check_asked(self.algorithms.of(algo), self.evaluation)
+        cells = self._stitched_cells()
+        if self.headline is not None and cells and self.headline not in cells:
+            raise ValueError(f"headline is not a stitched cell of the grid: {_named(self.headline, cells)}")
 
     def _check_search(self) -> None:
         search = self.search
@@ -187,19 +233,56 @@ class RunConfig:
         """The trajectories of the run."""
         from raystitch.data.ref import DatasetRef  # imports numpy, which `--help` does without
 
-        return DatasetRef(self.dataset, env=self.env)
+        return DatasetRef(self.dataset, env=self.env, select=selection_text(self.select))
+
+    def _stitched_cells(self) -> list[HeadlineConfig]:
+        """Return the stitched cells of the grid, in its order."""
+        cells = [cell for line in self.grid if line.data == "stitched" for cell in line.cells]
+        return [HeadlineConfig(cell.ratio, cell.delta, cell.shaping.text) for cell in cells]
+
+    @property
+    def resolved_headline(self) -> HeadlineConfig | None:
+        """The cell that the verdict is about; None in a grid without stitched data."""
+        if self.headline is not None:
+            return self.headline
+        cells = self._stitched_cells()
+        return next((cell for cell in cells if not cell.shaping), cells[0] if cells else None)
 
     @property
     def headline_cell(self) -> tuple[str, float | str | None] | None:
         """Ratio and delta of the cell that the verdict is about; None in a grid without stitched data."""
-        if self.headline is not None:
-            return self.headline.ratio, self.headline.delta
-        return next((cell.combinations[0] for cell in self.grid if cell.data == "stitched"), None)
+        headline = self.resolved_headline
+        return None if headline is None else (headline.ratio, headline.delta)
 
     def to_yaml(self) -> str:
-        """Write down the resolved configuration, the headline included; it reads back as an equal run."""
-        headline = None if self.headline_cell is None else HeadlineConfig(*self.headline_cell)
-        return yaml.safe_dump(plain(asdict(replace(self, headline=headline))), sort_keys=False, width=120)
+        """Write down the resolved configuration, the headline included; it reads back as an equal run.
+
+        Keys of the hooks are left out where they say nothing, as in files before there were any.
+        """
+        content = plain(asdict(replace(self, headline=self.resolved_headline)))
+        for line in content["grid"]:
+            _drop(line, weights=[], rewards=[], returns=[])
+        _drop(content["search"], weights="uniform", rewards="recorded", returns="plain")
+        _drop(content["headline"] or {}, shaping="")
+        _drop(content, select=ALL)
+        return yaml.safe_dump(content, sort_keys=False, width=120)
+
+
+def _drop(content: dict[str, Any], **empty: Any) -> None:
+    """Take keys out of ``content`` where they have the value that says nothing."""
+    for name, value in empty.items():
+        if content.get(name) == value:
+            del content[name]
+
+
+def _named(headline: HeadlineConfig, cells: Sequence[HeadlineConfig]) -> str:
+    """Return a headline that the grid lacks, with the shapings that its ratio and delta have there."""
+    text = f"ratio={headline.ratio}, delta={headline.delta}"
+    there = [cell.shaping for cell in cells if (cell.ratio, cell.delta) == (headline.ratio, headline.delta)]
+    if not (headline.shaping or there):
+        return text
+    known = f"; with these ratio and delta there is shaping {', '.join(map(repr, there))}" if there else ""
+    return f"{text}, shaping={headline.shaping!r}{known}"
 
 
 def default_out(config: RunConfig) -> Path:

@@ -74,7 +74,7 @@ def _published_stitch() -> StitchConfig:
     Its delta (0.8 - 1.5) is on another scale: here it is a squared L2 norm in standardised units.
     """
     return StitchConfig(
-        pairs=PairConfig(mode="random", source_cut="ends", target_cut="ends"),
+        pairs=PairConfig(mode="random", split="return", source_cut="ends", target_cut="ends"),
         gap=GapConfig(mode="imagine", similarity="cosine"),
         sampler=SamplerConfig(name="ddpm", num_steps=100, noise_scale=0.5, return_weight=1.2, precision="float32"),
         guidance=GuidanceConfig(schedule="off"),

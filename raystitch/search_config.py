@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from raystitch.models.calibration import Delta, check_delta
+from raystitch.shaping.config import ShapingConfig
 from raystitch.trainers.config import ALGORITHM_CONFIGS
 from raystitch.trainers.ratio import parse_ratio
+from raystitch.trainers.shaped import Returns, Rewards, Weights, check_shaping, shaping_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class SearchConfig:
         num_samples: cells that are tried; no more than there are.
         algo: what is trained.
         ratio: values to choose from, or a range. delta: values to choose from.
+        weights, rewards, returns: what is done to the data of every cell, as in a line of the grid.
     """
 
     algorithm: Literal["none", "random", "optuna"] = "none"
@@ -46,6 +49,9 @@ class SearchConfig:
     algo: str = "td3bc"
     ratio: tuple[str, ...] | RatioRange = field(default_factory=lambda: RatioRange(low=0.1, high=4.0))
     delta: tuple[Delta, ...] = ("q90", "q99", "off")
+    weights: Weights = "uniform"
+    rewards: Rewards = "recorded"
+    returns: Returns = "plain"
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -66,6 +72,12 @@ class SearchConfig:
             raise ValueError("delta is empty: name at least one")
         for delta in self.delta:
             check_delta(delta)
+        check_shaping(self.shaping, self.algo, ALGORITHM_CONFIGS[self.algo](), "stitched")
+
+    @property
+    def shaping(self) -> ShapingConfig:
+        """The three hooks on the data of every cell."""
+        return shaping_of(self.weights, self.rewards, self.returns)
 
     @property
     def num_cells(self) -> int:

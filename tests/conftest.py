@@ -14,6 +14,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Serve's proxy has five seconds to start before it is replaced; a busy machine needs longer.
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+# Workers would give way to whatever else this machine does, the other half of the tests above all.
+os.environ.setdefault("RAY_worker_niceness", "0")
 if _process := os.environ.get("PYTEST_XDIST_WORKER"):
     # A process finds the clusters of its own tests alone. Short: Ray's sockets lie below it.
     os.environ["RAY_TMPDIR"] = f"{os.environ.get('RAY_TMPDIR', '/tmp')}/tests-{os.getuid()}-{_process}"
@@ -51,6 +53,7 @@ _FILES_WITH_PORTS = (
     "tests/cluster/test_local_ray",
     "tests/cluster/test_serve",
 )
+_LONG = ("tests/bench", "tests/browser", "tests/buffer", "tests/cli", "tests/docs", "tests/endpoint")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -186,7 +189,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keeps the tests of a file, which share expensive fixtures, in one process (``pytest -n 2``), and all tests that
-    need the ports of Serve or the dashboard in the same one.
+    need the ports of Serve or the dashboard in the same one. Files go out in the order of collection, the long ones
+    first, so that both processes end at about the same time.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -195,4 +199,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.partition("::")[0]
             return "serve" if file.startswith(_FILES_WITH_PORTS) else file
 
+    config.option.loadscopereorder = False
     return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests that take minutes for a file before the others."""
+    groups = (_FILES_WITH_PORTS, _LONG, "tests/cluster", "")
+    items.sort(key=lambda item: next(place for place, names in enumerate(groups) if item.nodeid.startswith(names)))

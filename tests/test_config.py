@@ -4,10 +4,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raystitch.config import RunConfig, default_out, find_config, load_run_config
+from raystitch.buffer.config import AugmentConfig
+from raystitch.config import RunConfig, default_out, find_config, load_run_config, recorded_run_config
 from raystitch.errors import UserError
 from raystitch.io.config_file import load_config
 from raystitch.models.config import FitConfig
+from raystitch.stitching.config import StitchConfig
 
 MINIMAL = """\
 dataset: demo:pointmaze
@@ -57,6 +59,18 @@ def test_resolved_config_reads_back_equal(tmp_path: Path) -> None:
         (MINIMAL.replace("data: original", "data: orginal"), [], "mine.yaml:6: grid.0.data: input should be"),
         (MINIMAL.replace("1:1", "0:0"), [], "mine.yaml:7: grid.1: ratio 0:0"),
         (MINIMAL.replace("0.5", "-0.5"), [], "delta must be >= 0, got delta=-0.5"),
+        (MINIMAL, ["stitch.pairs.source_fraction=0.7"], "source_fraction=0.7 belongs to pairs.split: return"),
+        (MINIMAL, ["stitch.pairs.target_fraction=0.1"], "target_fraction=0.1 belongs to pairs.split: return"),
+        (
+            MINIMAL,
+            ["stitch.pairs.split=return", "evaluation.target_returns=auto"],
+            "what stitched episodes promise where stitch.pairs.split is value, got split=return",
+        ),
+        (MINIMAL, ["evaluation.target_returns=best"], "evaluation.target_returns: input should be"),
+        (MINIMAL, ["augment.chain_rounds=autom"], "or 'auto', got 'autom'"),
+        (MINIMAL, ["evaluation.target_returns=atuo"], "or 'auto', got 'atuo'"),
+        (MINIMAL, ["grid.0.weights={name: aw, temperature: .inf}"], "temperature must be finite, got temperature=inf"),
+        (MINIMAL, ["augment.bridges_per_round=0"], "bridges_per_round must be at least 1, got bridges_per_round=0"),
         (MINIMAL.replace("dataset: demo:pointmaze\n", ""), [], "dataset: required but missing"),
         (MINIMAL + "grid: []\n", [], "mine.yaml:8: not valid YAML: the key 'grid' appears twice"),
         (MINIMAL + "seed: [1\n", [], "mine.yaml:9: not valid YAML"),
@@ -109,3 +123,37 @@ def test_run_config_is_frozen(tmp_path: Path) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 3  # pyright: ignore[reportAttributeAccessIssue]
     assert isinstance(config, RunConfig)
+
+
+def test_what_raystitch_wrote_before_there_was_a_split_is_by_return(tmp_path: Path) -> None:
+    content = yaml.safe_load(load_run_config(write(tmp_path, MINIMAL)).to_yaml())
+    assert content["stitch"]["pairs"].pop("split") == "value"
+    content["stitch"]["pairs"]["source_fraction"] = 0.7
+    content["augment"] |= {"chain_rounds": 2}
+    path = write(tmp_path, yaml.safe_dump(content))
+    pairs = recorded_run_config(path).stitch.pairs
+    assert (pairs.split, pairs.source_fraction) == ("return", 0.7)
+    with pytest.raises(UserError, match=r"source_fraction=0.7 belongs to pairs.split: return"):
+        load_run_config(path)  # a file of a user means today's defaults
+    assert "split" not in recorded_run_config(path).stitch.identity()["pairs"]
+    assert StitchConfig().identity()["pairs"]["split"] == "value"
+    assert "curiosity" not in StitchConfig().identity()["pairs"]
+
+
+def test_curiosity_wants_a_second_round(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    curious = ("stitch.pairs.curiosity=2", "augment.chain_rounds=1")
+    assert load_run_config(path, curious).stitch.pairs.curiosity == 2
+    with pytest.raises(UserError, match=r"augment.chain_rounds=0 is a single round; let chain_rounds be auto"):
+        load_run_config(path, ("stitch.pairs.curiosity=2", "augment.chain_rounds=0"))
+
+
+def test_rounds_go_on_by_themselves_only_where_pairs_are_split_by_value() -> None:
+    config = AugmentConfig(num_bridges=2500)
+    assert config.chain_rounds == "auto"
+    assert config.resolved(by_value=True) == config
+    assert config.resolved(by_value=False).chain_rounds == 0
+    assert config.round_bridges(0) == config.round_bridges(7) == 1000
+    assert AugmentConfig(num_bridges=10).round_bridges(0) == 10
+    asked = AugmentConfig(num_bridges=10, chain_rounds=2)
+    assert asked.resolved(by_value=False) == asked

@@ -1,6 +1,7 @@
-"""Makes the pictures of docs/concepts.md: python docs/pictures/make.py [RUN]
+"""Makes the pictures of docs/concepts.md: python docs/pictures/make.py [RUN [GIANT_RUN]]
 
-RUN is the run folder of `make demo` (runs/demo). bridge.svg and residuals.svg show its data; the others are schemes.
+RUN is the run folder of `make demo` (runs/demo). bridge.svg and residuals.svg show its data; giant.svg that of a run on
+pointmaze-giant-stitch, where one is given; the others are schemes.
 """
 
 import sys
@@ -200,37 +201,51 @@ def ratio() -> str:
 
 
 def rounds() -> str:
-    """A chain round joins what the round before has stitched."""
+    """Value comes one bridge further in every round: a state that is entered knows the way on."""
     picture = Picture(620, 190, "Chain rounds")
-    picture.text((20, 22), "scheme", "muted small")
+    picture.text((20, 22), "scheme; the goal is at the end of C", "muted small")
     for y, name in ((66, "round 0"), (140, "round 1")):
         picture.text((20, y + 4), name, "big")
-    picture.line(((110, 66), (220, 66)), SOURCE, 4)
-    picture.line(((290, 66), (400, 66)), TARGET, 4)
-    picture.line(((480, 66), (590, 66)), BAD, 4)
-    picture.line(((220, 66), (290, 66)), MADE, 2, 'stroke-dasharray="2 5"')
-    picture.line(((110, 140), (220, 140)), SOURCE, 4)
+        picture.line(((110, y), (220, y)), SOURCE, 4)
+        picture.line(((290, y), (400, y)), TARGET, 4)
+        picture.line(((400, y), (480, y)), MADE, 2, 'stroke-dasharray="2 5"')
+        picture.line(((480, y), (590, y)), BAD, 4)
+        picture.dot((590, y), BAD, 6)
     picture.line(((220, 140), (290, 140)), MADE, 2, 'stroke-dasharray="2 5"')
-    picture.line(((290, 140), (400, 140)), TARGET, 4)
-    picture.line(((400, 140), (480, 140)), MADE, 2, 'stroke-dasharray="2 5"')
-    picture.line(((480, 140), (590, 140)), BAD, 4)
     for at, name, kind in ((165, "A", SOURCE), (345, "B", TARGET), (535, "C", BAD)):
         picture.text((at, 54), name, f"big {kind}", "middle")
-    picture.text((255, 88), "bridge A-B", f"small {MADE}", "middle")
-    picture.text((255, 164), "the stitched A-B is a source", f"small {MADE}", "middle")
-    picture.text((440, 164), "bridge to C", f"small {MADE}", "middle")
+    picture.text((440, 88), "bridge B-C: now B leads to the goal", f"small {MADE}", "middle")
+    picture.text((255, 164), "bridge A-B: A goes on as B does", f"small {MADE}", "middle")
     return picture.svg()
+
+
+def giant(run: str) -> str:
+    """The most promising stitched episode of a run, as its report draws it."""
+    from raystitch.report.figures import long_way
+    from raystitch.report.files import read_figures
+    from raystitch.report.page import STYLE_FILE
+    from raystitch.report.reach import best_way
+
+    way = best_way(read_figures(Path(run) / "figures", []))
+    assert way is not None, f"{run}: reach.json names no stitched episode"
+    svg, css = long_way(way), STYLE_FILE.read_text(encoding="utf-8")
+    style = css[: css.index("* {")] + "text { font-family: system-ui, sans-serif } .ground { fill: var(--surface) }"
+    head = f"<title>A stitched episode through the giant maze</title><style>{style}</style>"
+    begin = svg.index(">") + 1
+    return f'{svg[:begin]}{head}<rect width="100%" height="100%" rx="8" class="ground"/>{svg[begin:]}'
 
 
 SCHEMES = {"gap": gap, "judges": judges, "ratio": ratio, "rounds": rounds}
 
 
-def main(run: str = "runs/demo") -> None:
+def main(run: str = "runs/demo", giant_run: str | None = None) -> None:
     import raystitch as rs
 
     dataset, buffer = rs.load_dataset("demo:pointmaze"), rs.open_buffer(f"{run}/buffer")
     pictures = {name: make() for name, make in SCHEMES.items()}
     pictures |= {"bridge": bridge(dataset, buffer), "residuals": residuals(buffer)}
+    if giant_run is not None:
+        pictures["giant"] = giant(giant_run)
     for name, svg in pictures.items():
         (HERE / f"{name}.svg").write_text(svg, encoding="utf-8")
 

@@ -13,7 +13,8 @@ from raystitch.bench.buffer_memory import Use, dataset, measure
 from raystitch.bench.machine import Limits, Row, interleaved_seconds
 from raystitch.bench.synthetic_buffer import make_buffer, shard_table
 from raystitch.buffer.maintain import compact
-from raystitch.buffer.reader import Buffer, open_buffer
+from raystitch.buffer.opening import open_buffer
+from raystitch.buffer.reader import Buffer
 from raystitch.buffer.shard_file import as_batch, write_shard
 from raystitch.io.digest import checksum
 

@@ -19,7 +19,7 @@ import torch
 from raystitch.bench.synthetic import make_walks
 from raystitch.buffer.export import export
 from raystitch.buffer.maintain import describe, verify
-from raystitch.buffer.reader import open_buffer
+from raystitch.buffer.opening import open_buffer
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.io.cache import Scratch
 from raystitch.pipeline.trials.figures import write_figures

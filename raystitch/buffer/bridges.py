@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raystitch.buffer.ways import Ways
 from raystitch.data.episodes import Bools, Floats, Ints
-from raystitch.shaping.config import RECORDED, RewardConfig
-from raystitch.shaping.rewards import StoredSteps, apply_rewards, generated_steps
+from raystitch.models.calibration import Calibration
 
 CHUNK_TRANSITIONS = 50_000
 """Transitions that are in memory at a time where a buffer is read from beginning to end."""
@@ -151,6 +151,9 @@ class References:
         return found
 
 
+AnyReferences = TypeVar("AnyReferences", bound=References)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BridgeSet(References):
     """B bridges in memory; the attributes of ``References`` and:
@@ -253,6 +256,11 @@ class CandidateStore(Protocol):
         """A digest of all that is stored."""
         ...
 
+    @property
+    def calibration(self) -> Calibration:
+        """The criteria's numbers on real windows."""
+        ...
+
     def column(self, name: str) -> np.ndarray[Any, Any]:
         """A column of one value per candidate."""
         ...
@@ -269,9 +277,9 @@ class CandidateStore(Protocol):
 class MappedBridges:
     """Some candidates of a buffer as ``Bridges``; their steps are read when they are asked for."""
 
-    def __init__(self, buffer: CandidateStore, rows: Ints) -> None:
-        """``rows``: int64, ascending."""
-        self.buffer, self._rows = buffer, rows
+    def __init__(self, buffer: CandidateStore, rows: Ints, ways: Ways | None = None) -> None:
+        """Args: rows: int64, ascending. ways: how their episodes go on, where the buffer does not say it itself."""
+        self.buffer, self._rows, self._ways = buffer, rows, ways
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -282,7 +290,7 @@ class MappedBridges:
 
     @cached_property
     def _references(self) -> References:
-        return self.buffer.references(self._rows)
+        return self._on_their_way(self.buffer.references(self._rows))
 
     @property
     def num_transitions(self) -> int:
@@ -297,49 +305,24 @@ class MappedBridges:
     def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator[BridgeSet]:
         lengths = self.buffer.column("gap")[self._rows] + 1
         for begin, end in pairwise(chunk_bounds(lengths, max_transitions).tolist()):
-            yield self.buffer.take(self._rows[begin:end])
+            yield self._on_their_way(self.buffer.take(self._rows[begin:end]))
 
     def take_positions(self, positions: Ints) -> BridgeSet:
-        return self.buffer.take(self._rows[positions])
+        return self._on_their_way(self.buffer.take(self._rows[positions]))
+
+    def _on_their_way(self, bridges: AnyReferences) -> AnyReferences:
+        """Return the bridges with the trajectories that they go on with."""
+        if self._ways is None or not len(bridges):
+            return bridges
+        return with_ways(bridges, self._ways)
 
 
-def stored_steps(bridges: BridgeSet) -> StoredSteps:
-    """Return the steps of the bridges with every number that is kept about each: in schema 2 the rewards alone."""
-    return generated_steps(bridges.rewards, bridges.gap, bridges.residual, bridges.spread)
-
-
-def shape_bridges(bridges: Bridges, config: RewardConfig) -> Bridges:
-    """Return the bridges with the rewards of ``config``; the bridges themselves where those are the recorded ones."""
-    return bridges if config == RECORDED else ShapedBridges(bridges=bridges, config=config)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ShapedBridges:
-    """Bridges whose rewards are computed as they are read; a ``Bridges``."""
-
-    bridges: Bridges
-    config: RewardConfig
-
-    def __len__(self) -> int:
-        return len(self.bridges)
-
-    @property
-    def all_references(self) -> References:
-        """References of every bridge, in order."""
-        return self.bridges.all_references
-
-    @property
-    def content(self) -> str:
-        """A digest of the bridges and of what their rewards follow from."""
-        return hashlib.sha256(f"{self.bridges.content} {self.config}".encode()).hexdigest()
-
-    def chunks(self, max_transitions: int = CHUNK_TRANSITIONS) -> Iterator[BridgeSet]:
-        """Yield all bridges in pieces, in order."""
-        return map(self._shaped, self.bridges.chunks(max_transitions))
-
-    def take_positions(self, positions: Ints) -> BridgeSet:
-        """Return the bridges at ascending positions, in memory."""
-        return self._shaped(self.bridges.take_positions(positions))
-
-    def _shaped(self, bridges: BridgeSet) -> BridgeSet:
-        return replace(bridges, rewards=apply_rewards(self.config, stored_steps(bridges)))
+def with_ways(bridges: AnyReferences, ways: Ways) -> AnyReferences:
+    """Return bridges that go on as ``ways`` says; those that it does not name stay as they are."""
+    place = np.minimum(np.searchsorted(ways.row, bridges.rows), max(len(ways.row) - 1, 0))
+    told = ways.row[place] == bridges.rows
+    return replace(
+        bridges,
+        target_parent=np.where(told, ways.next_row[place], bridges.target_parent),
+        target_episode=np.where(told, ways.last_episode[place], bridges.target_episode),
+    )

@@ -6,16 +6,77 @@ Legend: B accepted bridges, C those whose stitched episodes are taken, S states 
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 
-from raystitch.buffer.bridges import BridgeSet, MappedBridges, References, shape_bridges
+from raystitch.buffer.bridges import BridgeSet, MappedBridges, References
 from raystitch.buffer.episodes import Runs, StitchedEpisodes, concatenate, gather, stitched_index, stitched_runs
 from raystitch.buffer.reader import Buffer
 from raystitch.buffer.schema import ClosedRound
+from raystitch.buffer.shaped import shape_bridges
 from raystitch.data.episodes import Bools, EpisodeDataset, Ints
+from raystitch.models.bundle import Bundle
 from raystitch.seeding import derive_seed, numpy_rng
 from raystitch.shaping.config import RECORDED, RewardConfig
 from raystitch.shaping.rewards import shape_dataset
 from raystitch.stitching.chain import Trajectories
+from raystitch.stitching.links import RECORD, Links
+from raystitch.stitching.values import StateValues
+
+
+def values_after(known: StateValues, bundle: Bundle, buffer: Buffer) -> StateValues:
+    """Return what states are worth after all rounds of a buffer, from what they are worth after the first of them.
+
+    A function of what was decided about the candidates.
+
+    Args:
+        known: of the dataset that the buffer's episodes are rows of.
+        buffer: of pairs that are split by value: sources are real, targets are states of real episodes too.
+    """
+    rows, rounds = buffer.accepted_rows(), buffer.column("chain_round")
+    num_rounds = max(len(buffer.meta.rounds), int(rounds.max(initial=-1)) + 1)  # one may have no candidate
+    for chain_round in range(known.num_rounds, num_rounds):
+        of_round = rows[rounds[rows] == chain_round]
+        failed = _failed_sources(known.dataset, buffer, np.flatnonzero(rounds == chain_round), of_round)
+        known = known.after(_links(known, buffer, rows, of_round, bundle.gamma), failed, bundle.gamma)
+    return known
+
+
+def _links(known: StateValues, buffer: Buffer, rows: Ints, of_round: Ints, gamma: float) -> Links:
+    """Return the accepted bridges of a round between states of the dataset.
+
+    Args:
+        rows: accepted rows of all rounds, ascending; ``of_round``: those of the round.
+    """
+    parent_row = buffer.parents[1][of_round]
+    chained = parent_row != -1
+    parent = np.where(chained, np.searchsorted(rows, parent_row), RECORD)
+    columns = {name: buffer.column(name)[of_round] for name in ("source_episode", "source_step", "target_step", "gap")}
+    # A trajectory begins with its bridge's source, and a target is entered before its next bridge.
+    target = buffer.column("target_episode")[of_round].copy()
+    target[chained] = known.links.source_episode[parent[chained]]
+    value = buffer.column("return_stitched")[of_round].astype(np.float64)
+    discount = gamma ** (columns["gap"] + 1.0)
+    ids = buffer.table["bridge_id"].take(pa.array(of_round)).to_pylist()
+    return Links(
+        ids=np.array(ids, np.str_),
+        source_episode=columns["source_episode"],
+        source_step=columns["source_step"],
+        target_episode=target,
+        target_step=columns["target_step"],
+        parent=parent,
+        next=parent,
+        reward=value - discount * known.value[known.rows(target, columns["target_step"])],
+        discount=discount,
+        value=value,
+    )
+
+
+def _failed_sources(dataset: EpisodeDataset, buffer: Buffer, candidates: Ints, accepted: Ints) -> Ints:
+    """Return the observation rows that candidates of a round left, and none with success, int64."""
+    lost = candidates[~np.isin(buffer.pairs[candidates], buffer.pairs[accepted])]
+    episode, step = (buffer.column(name) for name in ("source_episode", "source_step"))
+    row = dataset.obs_offsets[episode] + step
+    return np.setdiff1d(row[lost], row[accepted])
 
 
 def chained_trajectories(

@@ -1,8 +1,11 @@
 """Settings of ``raystitch augment``; torch-free."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+from raystitch.errors import UserError
+from raystitch.stitching.config import PairConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,12 @@ class AugmentConfig:
             rounds the total of all of them: each gets the same number and the first what is over.
         pairs_per_shard: pairs of one shard, the unit of work. Without chain rounds the only setting here that changes
             what is generated.
-        chain_rounds: further rounds in which stitched trajectories are sources and targets too.
-        chain_pool: stitched trajectories that a chain round has to choose from, at most; they lie in memory.
+        chain_rounds: further rounds that build on what the ones before have found. ``auto``, where pairs are split by
+            value: rounds until one brings nothing new, at most 64; where they are split by return: none. A round of
+            ``auto`` that cannot bring its bridges ends without them.
+        bridges_per_round: of ``chain_rounds: auto``; what is still wanted when nothing new comes is one last round.
+        chain_pool: where pairs are split by return: stitched trajectories that a chain round has to choose from, at
+            most; they lie in memory.
         num_actors: Ray actors that propose, at most; None: one per GPU, or per CPU where there is no GPU.
         min_actors: start with this many and add more while shards wait for one; None: all of them at once.
         num_qualifiers: Ray actors that judge and write, at most; None: one per six proposers.
@@ -48,7 +55,8 @@ class AugmentConfig:
             it; otherwise the run ends with an error that names it, once all others are there.
         max_shards: give up when this many shards of a round do not hold the bridges it has to bring; None: fifty
             times as many as would do if every pair were accepted, and at least 1,000.
-        patience: give up when the first this many shards of a round hold no accepted bridge at all.
+        patience: give up when the first this many shards of a round hold no accepted bridge at all (and it is not one
+            that may end without).
         no_progress_timeout: seconds without a finished step after which Ray Data gives up; one shard must fit in it,
             and so must the wait for nodes that a cluster adds on demand.
     """
@@ -58,7 +66,8 @@ class AugmentConfig:
 
     num_bridges: int = 20000
     pairs_per_shard: int = 512
-    chain_rounds: int = 0
+    chain_rounds: int | Literal["auto"] = "auto"
+    bridges_per_round: int = 1000
     chain_pool: int = 2000
     num_actors: int | None = None
     min_actors: int | None = None
@@ -75,6 +84,7 @@ class AugmentConfig:
         for name in (
             "num_bridges",
             "pairs_per_shard",
+            "bridges_per_round",
             "chain_pool",
             "num_actors",
             "min_actors",
@@ -91,7 +101,7 @@ class AugmentConfig:
             )
         if self.max_retries < 0:
             raise ValueError(f"max_retries must be >= 0, got max_retries={self.max_retries}")
-        if not 0 <= self.chain_rounds < self.num_bridges:
+        if self.chain_rounds != "auto" and not 0 <= self.chain_rounds < self.num_bridges:
             raise ValueError(
                 f"chain_rounds must be in 0..num_bridges - 1 = {self.num_bridges - 1}, got "
                 f"chain_rounds={self.chain_rounds}"
@@ -101,8 +111,26 @@ class AugmentConfig:
                 f"no_progress_timeout must be positive, got no_progress_timeout={self.no_progress_timeout}"
             )
 
+    def check(self, pairs: PairConfig) -> None:
+        """Refuse settings of pairs that do nothing with these.
+
+        Raises:
+            UserError: for curiosity without a second round.
+        """
+        if pairs.curiosity and self.chain_rounds == 0:
+            raise UserError(
+                f"pairs.curiosity={pairs.curiosity} is about what earlier rounds entered, and augment.chain_rounds=0 "
+                "is a single round; let chain_rounds be auto or at least 1"
+            )
+
+    def resolved(self, by_value: bool) -> "AugmentConfig":
+        """Return these settings for pairs split by value or by return: ``auto`` is no chain round with the latter."""
+        return replace(self, chain_rounds=0) if self.chain_rounds == "auto" and not by_value else self
+
     def round_bridges(self, chain_round: int) -> int:
-        """Accepted bridges that a round has to bring."""
+        """Accepted bridges that a round has to bring, at most where ``chain_rounds`` is ``auto``."""
+        if self.chain_rounds == "auto":
+            return min(self.num_bridges, self.bridges_per_round)
         return bridges_of_round(self.num_bridges, self.chain_rounds, chain_round)
 
     def shard_limit(self, chain_round: int) -> int:

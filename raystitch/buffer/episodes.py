@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from raystitch.buffer.bridges import BridgeSet, References, ranges
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints, wrong_dataset
 from raystitch.errors import UserError
+from raystitch.stitching.links import CYCLE, depths
 
 if TYPE_CHECKING:
     from raystitch.buffer.reader import Buffer
@@ -29,8 +30,11 @@ BLOCK = 1 << 15
 def on_dataset(buffer: "Buffer", dataset: EpisodeDataset) -> "Buffer":
     """Return the buffer with its episodes as rows of ``dataset``: of the whole that it was made from, or of a part.
 
+    Candidates that refer to an episode which the part lacks have a ``missing_episode``. Only reading them is refused,
+    so the buffer can be read at a delta where all that count have their episodes.
+
     Raises:
-        UserError: when the dataset holds other trajectories, or lacks an episode that the buffer refers to.
+        UserError: when the dataset holds other trajectories.
     """
     meta, opened = buffer.meta, copy(buffer)
     whole = meta.selected_from or meta.dataset_fingerprint
@@ -39,19 +43,18 @@ def on_dataset(buffer: "Buffer", dataset: EpisodeDataset) -> "Buffer":
         raise UserError(wrong_dataset(buffer.uri, meta.dataset_name, whole, dataset, remedy))
     if dataset.selected_from is None:
         return buffer
+    missing = np.full(buffer.num_candidates, -1, np.int64)
     for name in ("source_episode", "target_episode"):
         field, pieces = buffer.table.schema.field(name), list[pa.Array]()
         for chunk in buffer.table[name].chunks:
-            numbers = chunk.to_numpy()
-            rows = dataset.rows_of(numbers)
-            if (rows < 0).any():
-                raise UserError(
-                    f"{buffer.uri} refers to episode {numbers[np.argmax(rows < 0)]} of {meta.dataset_name}, which is "
-                    f"not among the {dataset.num_episodes} selected; select all, or augment the selection"
-                )
-            pieces.append(pa.array(rows, field.type))
+            pieces.append(pa.array(dataset.rows_of(chunk.to_numpy()), field.type))
+        rows = pa.chunked_array(pieces, field.type).to_numpy()
+        missing = np.where(rows < 0, buffer.column(name), missing)
         place = buffer.table.schema.get_field_index(name)
         opened.table = opened.table.set_column(place, field, pa.chunked_array(pieces, field.type))
+    if buffer.ways is not None:
+        opened.ways = replace(buffer.ways, last_episode=dataset.rows_of(buffer.ways.last_episode))
+    opened.missing_episode = missing
     return opened
 
 
@@ -115,17 +118,20 @@ def stitched_runs(dataset: EpisodeDataset, bridges: References) -> tuple[Runs, N
     The runs are int32 where the pool allows it: there are 3 of them and more per bridge, and many bridges.
 
     Raises:
-        ValueError: when the parents of a chained bridge are not among ``bridges``.
+        ValueError: when the parents of a chained bridge are not among ``bridges``, or lead back to it.
     """
     pool_rows = dataset.num_transitions + bridges.num_transitions
     kind = np.int32 if pool_rows < 2**31 else np.int64
     parents = bridges.parent_positions()
     position = np.zeros(len(bridges), np.int8)
     made = Runs(np.zeros((len(bridges), 3), kind), np.zeros((len(bridges), 3), kind))
-    for chain_round in np.unique(bridges.chain_round):
-        of_round = np.flatnonzero(bridges.chain_round == chain_round)
-        for first in range(0, len(of_round), BLOCK):
-            rows = of_round[first : first + BLOCK]
+    depth = depths(*parents)
+    if (depth == CYCLE).any():
+        raise ValueError("a bridge is chained onto itself")
+    for level in np.unique(depth):
+        of_level = np.flatnonzero(depth == level)
+        for first in range(0, len(of_level), BLOCK):
+            rows = of_level[first : first + BLOCK]
             source, target = (
                 _trajectories(dataset, made, parent[rows], episode[rows])
                 for parent, episode in zip(parents, (bridges.source_episode, bridges.target_episode), strict=True)
@@ -246,12 +252,44 @@ def stitched_index(
     return _index(dataset, joins, runs, bridges, _limit(dataset, max_episode_steps))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChainedJoins:
+    """B joins, each of which may enter the episode that an earlier one made; a ``Joins``.
+
+    Attributes:
+        source_episode, source_step, target_step: int64 [B]. target_episode: int64 [B], with which the result ends.
+        parent: int64 [B], the join whose episode is entered, at ``target_step``; -1 for a real episode.
+    """
+
+    source_episode: Ints
+    source_step: Ints
+    target_episode: Ints
+    target_step: Ints
+    parent: Ints
+
+
 def joined_runs(dataset: EpisodeDataset, joins: Joins) -> Runs:
-    """Two runs per episode: the source's transitions before ``source_step``, the target's from ``target_step`` on."""
+    """The source's transitions before ``source_step``, one run, then the target's from ``target_step`` on."""
     source, target = np.asarray(joins.source_episode), np.asarray(joins.target_episode)
     leave, enter = np.asarray(joins.source_step), np.asarray(joins.target_step)
     prefix = single_runs(dataset.offsets[source], leave)
+    if isinstance(joins, ChainedJoins) and (joins.parent >= 0).any():
+        return _chained_runs(dataset, joins, prefix)
     return Runs.side_by_side(prefix, single_runs(dataset.offsets[target] + enter, dataset.lengths[target] - enter))
+
+
+def _chained_runs(dataset: EpisodeDataset, joins: ChainedJoins, prefix: Runs) -> Runs:
+    """Put chained joins together, those first that others enter; run 0 is the source's, run 1 the first entered."""
+    depth = depths(joins.parent)
+    made = Runs(np.zeros((len(depth), 2), np.int64), np.zeros((len(depth), 2), np.int64))
+    for level in range(int(depth.max()) + 1):
+        rows = np.flatnonzero(depth == level)
+        target = _trajectories(dataset, made, joins.parent[rows], joins.target_episode[rows])
+        whole = Runs.side_by_side(prefix.take(rows), target.tail(joins.target_step[rows]).compact())
+        width = max(made.length.shape[1], whole.length.shape[1])
+        made, whole = made.widened(width), whole.widened(width)
+        made.start[rows], made.length[rows] = whole.start, whole.length
+    return made
 
 
 def joined_index(dataset: EpisodeDataset, joins: Joins, max_episode_steps: TimeLimit = "env") -> EpisodeIndex:

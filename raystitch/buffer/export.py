@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raystitch.buffer.bridges import CHUNK_TRANSITIONS, Bridges, References, chunk_bounds, shape_bridges
+from raystitch.buffer.bridges import CHUNK_TRANSITIONS, Bridges, References, chunk_bounds
 from raystitch.buffer.episodes import BLOCK, bridge_episodes, on_dataset, rebuild, stitched_runs
 from raystitch.buffer.reader import AtDelta, Buffer
+from raystitch.buffer.shaped import shape_bridges
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
 from raystitch.data.minari_io import write_minari
@@ -68,7 +69,9 @@ def export(
         check_choice(name, value, choices)
     if format != "minari" and Path(out).exists():
         raise UserError(f"{out} exists already; give another --out")
-    bridges = shape_bridges(on_dataset(buffer, dataset).mapped(delta), rewards)
+    if rewards.name == "cut":
+        raise UserError("rewards: cut ends episodes where trainers read them; an export keeps them whole")
+    bridges = shape_bridges(on_dataset(buffer, dataset).mapped(delta), rewards, dataset)
     dataset = shape_dataset(dataset, rewards)
     if len(bridges) == 0:
         raise UserError(f"{buffer.uri} holds no bridge that passes delta={delta}; use a larger delta")

@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raystitch.buffer.meta import read_meta
-from raystitch.buffer.reader import AtDelta, open_buffer
+from raystitch.buffer.opening import open_buffer
+from raystitch.buffer.reach_file import read_reach
+from raystitch.buffer.reader import AtDelta
 from raystitch.buffer.removal import remove_unnamed
 from raystitch.buffer.rounds import sound_rounds
 from raystitch.buffer.schema import JUDGED_STEPS, PARENTS, BufferMeta, Complete, flat_steps, make_schema
@@ -243,7 +245,9 @@ def describe(uri: str | os.PathLike[str], delta: AtDelta = "generation") -> dict
         ``buffer, complete, shards, files, bytes`` (on disk), ``missing`` (numbers of shards that a finished buffer
         lacks), ``damaged`` (file -> what is wrong with it, as far as opening shows; ``verify`` looks at every byte),
         ``failed`` (shard -> why it could not be made), ``candidates, accepted, transitions, delta, reasons`` (counts),
-        ``rounds`` (list of ``RoundCounts``), ``residual_median, gap_mean`` (of the accepted; None without any),
+        ``rounds`` (list of ``RoundCounts``), ``reach`` (list of ``Reach``, after each round, at the settings of
+        generation; empty where pairs are split by return), ``reach_problem`` (why it cannot be read; None where it
+        can), ``residual_median, gap_mean`` (of the accepted; None without any),
         ``dataset, bundle, seed, gamma, schema_version, stitch, augment``.
 
     Raises:
@@ -255,6 +259,7 @@ def describe(uri: str | os.PathLike[str], delta: AtDelta = "generation") -> dict
     rows = buffer.accepted_rows(delta)
     gap, residual = buffer.column("gap")[rows], buffer.column("residual_max")[rows]
     wanted = range(meta.complete.num_shards) if meta.complete is not None else range(0)
+    reach, problem = _reach(uri)
     return {
         "buffer": os.fspath(uri),
         "complete": meta.complete is not None,
@@ -270,6 +275,8 @@ def describe(uri: str | os.PathLike[str], delta: AtDelta = "generation") -> dict
         "delta": meta.stitch.qualify.delta if delta == "generation" else delta,
         "reasons": buffer.reasons(delta),
         "rounds": [asdict(counts) for counts in buffer.rounds(delta)],
+        "reach": reach,
+        "reach_problem": problem,
         "residual_median": _median(residual),
         "gap_mean": float(gap.mean()) if len(gap) else None,
         "dataset": meta.dataset_name,
@@ -280,6 +287,14 @@ def describe(uri: str | os.PathLike[str], delta: AtDelta = "generation") -> dict
         "stitch": asdict(meta.stitch),
         "augment": asdict(meta.augment),
     }
+
+
+def _reach(uri: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], str | None]:
+    """Return what ``reach.json`` says, and what is wrong with it."""
+    try:
+        return [found.to_json() for found in read_reach(uri)], None
+    except UserError as error:
+        return [], str(error)
 
 
 def _median(values: Floats) -> float | None:

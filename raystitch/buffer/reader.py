@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,12 +11,11 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from raystitch.buffer.bridges import CHUNK_TRANSITIONS, PER_BRIDGE, BridgeSet, MappedBridges, References, ranges
-from raystitch.buffer.meta import read_meta
 from raystitch.buffer.rows import RoundCounts, count_rounds, dense, find_rows, pair_rows, parse_ids, rows_that_count
 from raystitch.buffer.schema import JUDGED_STEPS, PARENTS, BufferMeta, flat_steps, make_schema
-from raystitch.buffer.shard_file import SHARDS, ShardFile, ShardStats, read_shard_file
-from raystitch.buffer.survey import list_shards
+from raystitch.buffer.shard_file import SHARDS, ShardFile, ShardStats
 from raystitch.buffer.transitions import Over, StepBatch, Transitions
+from raystitch.buffer.ways import Ways
 from raystitch.data.episodes import Bools, Floats, Ints
 from raystitch.errors import UserError
 from raystitch.io.storage import Storage
@@ -43,11 +41,15 @@ class Buffer:
     Attributes:
         uri: where it lies. meta: its ``buffer.json``. table: all candidates, one chunk per file.
         stats: statistics per shard.
+        missing_episode: int64 [N], set by ``on_dataset``: the episode that the part at hand lacks, -1 for none.
     """
 
     def __init__(self, storage: Storage, meta: BufferMeta, files: list[ShardFile]) -> None:
         self.uri, self.meta = storage.uri, meta
         self._storage, self._files, self._sound = storage, files, set[int]()
+        self.ways: Ways | None = None
+        """How the stitched episodes go on, where that is told apart from the shards."""
+        self.missing_episode: Ints | None = None
         self.file_starts = np.cumsum([0, *(file.batch.num_rows for file in files)]).astype(np.int64)
         """First row of each file, and the number of candidates."""
         schema = make_schema(meta.obs_dim, meta.act_dim, meta.schema_version)
@@ -67,11 +69,17 @@ class Buffer:
         """``sha256:...`` of what the content is a function of; unchanged by compaction."""
         # Schema 3 stores more about the same candidates: trials on a buffer of either schema are the same trials.
         settings = self.meta.settings() | {"schema_version": 2}
+        if self.meta.starts is not None:  # rounds turn to the ways from there first
+            settings["starts"] = self.meta.starts
         content = json.dumps([settings, sorted(self.stats)], sort_keys=True)
         return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
 
-    @cached_property
+    @property
     def calibration(self) -> Calibration:
+        return self._calibration
+
+    @cached_property
+    def _calibration(self) -> Calibration:
         return Calibration.from_json(self.meta.calibration)
 
     def column(self, name: str) -> np.ndarray[Any, Any]:
@@ -98,11 +106,27 @@ class Buffer:
     def accepted_rows(self, delta: AtDelta = "generation") -> Ints:
         """Rows that count at ``delta``: of the attempts of one pair the first that passes, int64, ascending.
 
-        A chained bridge counts only where the attempts that it was chained onto do.
+        A chained bridge counts only where the attempts that it was chained onto do. Raises UserError where one refers
+        to an episode that the part of the dataset at hand lacks.
         """
-        return rows_that_count(
+        rows = rows_that_count(
             self.passing(delta)[0], self.pairs, self.column("attempt"), self.column("chain_round"), self.parents
         )
+        self._require_episodes(rows)
+        return rows
+
+    @property
+    def has_episodes(self) -> Bools:
+        """True where the dataset at hand has both episodes of a candidate, bool [N]; see ``on_dataset``."""
+        everywhere = np.ones(self.num_candidates, np.bool_)
+        return everywhere if self.missing_episode is None else self.missing_episode < 0
+
+    def _require_episodes(self, rows: Ints) -> None:
+        lacking = rows[~self.has_episodes[rows]]
+        if self.missing_episode is not None and len(lacking):
+            which = f"episode {self.missing_episode[lacking[0]]} of {self.meta.dataset_name}"
+            remedy = "which is not among those selected; select all, or augment the selection"
+            raise UserError(f"{self.uri} refers to {which}, {remedy}")
 
     @cached_property
     def _first_rows(self) -> dict[int, int]:
@@ -160,11 +184,13 @@ class Buffer:
         Raises:
             UserError: when a shard's checksum shows damage.
         """
-        return self.take(self.accepted_rows(delta))
+        accepted = self.mapped(delta)
+        return accepted.take_positions(np.arange(len(accepted)))
 
     def mapped(self, delta: AtDelta = "generation") -> MappedBridges:
         """The accepted bridges at ``delta`` left where they are: references in memory, steps in the map."""
-        return MappedBridges(self, self.accepted_rows(delta))
+        rows = self.accepted_rows(delta)
+        return MappedBridges(self, rows, None if self.ways is None else self.ways.among(rows))
 
     def iter_bridges(
         self, delta: AtDelta = "generation", max_transitions: int = CHUNK_TRANSITIONS
@@ -198,6 +224,7 @@ class Buffer:
             UserError: when the checksum of one of these files shows damage.
         """
         rows = np.unique(np.asarray(rows, np.int64))
+        self._require_episodes(rows)
         names = [name for name in PER_BRIDGE if name in self.table.schema.names]
         types = {name: self.table.schema.field(name).type.to_pandas_dtype() for name in names}
         columns: dict[str, list[np.ndarray[Any, Any]]] = {name: [np.zeros(0, types[name])] for name in names}
@@ -331,49 +358,3 @@ class Buffer:
         from raystitch.buffer.torch_dataset import BridgeTransitions
 
         return BridgeTransitions(self.transitions(delta))
-
-
-def open_buffer(
-    uri: str | os.PathLike[str],
-    *,
-    allow_partial: bool = False,
-    num_shards: int | None = None,
-    without: Collection[str] = (),
-) -> Buffer:
-    """Opens a buffer for reading.
-
-    Args:
-        allow_partial: also open one whose generation never finished (its shards so far).
-        num_shards: only the first this many, those of closed rounds, whether or not later ones are there.
-        without: names of damaged files to look past; the shards that are lost by it may be missing.
-
-    Raises:
-        UserError: when it is not a buffer, damaged, unfinished or empty.
-
-    Example:
-        >>> buffer = rs.open_buffer("buffer")  # or s3://bucket/buffer
-        >>> buffer.num_accepted("q50") <= buffer.num_accepted("q99") <= buffer.num_candidates
-        True
-    """
-    storage = Storage(uri)
-    meta = read_meta(storage)
-    shards = list_shards(uri, without)
-    if num_shards is None and meta.complete is not None:
-        num_shards = meta.complete.num_shards
-    if num_shards is None and not allow_partial:
-        raise UserError(
-            f"{uri} is unfinished ({len(shards)} shards so far); run `raystitch augment` with the same arguments again"
-        )
-    if num_shards is not None:
-        wanted = range(num_shards)
-        missing = [shard for shard in wanted if shard not in shards]
-        if missing and not without:
-            raise UserError(
-                f"{uri} is damaged: shard {missing[0]} is missing; "
-                "run `raystitch augment` with the same arguments to generate it again"
-            )
-        shards = {shard: shards[shard] for shard in wanted if shard in shards}
-    buffer = Buffer(storage, meta, [read_shard_file(storage, name) for name in dict.fromkeys(shards.values())])
-    if buffer.num_candidates == 0 and not allow_partial:
-        raise UserError(f"{uri} is empty: it holds no candidate; generate it with `raystitch augment`")
-    return buffer

@@ -72,16 +72,21 @@ def current_round(stats: Mapping[int, ShardStats], rounds: Sequence[ClosedRound]
     return {shard: s for shard, s in stats.items() if shard >= first and s.manifest == before}
 
 
-def close_round(path: StrPath, rounds: Sequence[ClosedRound], num_bridges: int) -> ClosedRound | None:
+def close_round(
+    path: StrPath, rounds: Sequence[ClosedRound], num_bridges: int, end: int | None = None
+) -> ClosedRound | None:
     """Fixes the smallest prefix of the round after ``rounds`` with ``num_bridges`` accepted, records it in
     ``buffer.json`` and, on a local disk, removes what the next round cannot use (elsewhere it is written over).
 
     What another run on the same buffer closed on top of this very round stays.
 
+    Args:
+        end: close the shards before this one instead, however few bridges they hold.
+
     Returns:
         None, and nothing is changed, where the shards do not hold that many (any more).
     """
-    storage = Storage(path)
+    storage, fixed = Storage(path), end
     first, before = (rounds[-1].end, rounds[-1].hash) if rounds else (0, "")
     won = list[tuple[ClosedRound, BufferMeta, dict[int, ShardStats]]]()
 
@@ -89,8 +94,8 @@ def close_round(path: StrPath, rounds: Sequence[ClosedRound], num_bridges: int) 
         won.clear()
         everything = survey(path, thorough=False).stats
         stats = current_round(everything, rounds)
-        end = prefix_length(stats, num_bridges, first)
-        if end is None:
+        end = prefix_length(stats, num_bridges, first) if fixed is None else fixed
+        if end is None or any(shard not in stats for shard in range(first, end)):
             return None
         closed = ClosedRound(
             chain_round=len(rounds),
@@ -149,7 +154,9 @@ def finish(path: StrPath, num_bridges: int) -> Complete | None:
         everything = survey(path, thorough=False).stats
         first = meta.rounds[-1].end if meta.rounds else 0
         stats = current_round(everything, meta.rounds)
-        share = bridges_of_round(num_bridges, meta.augment.chain_rounds, len(meta.rounds))
+        share = num_bridges - sum(closed.num_accepted for closed in meta.rounds)
+        if meta.augment.chain_rounds != "auto":
+            share = bridges_of_round(num_bridges, meta.augment.chain_rounds, len(meta.rounds))
         end = prefix_length(stats, share, first)
         if end is None or any(shard not in everything for shard in range(first)):
             return None

@@ -166,7 +166,9 @@ class BufferMeta:
         seed: root seed of the generation.
         complete: None while generation has not finished for the first time.
         selected_from: fingerprint of the whole dataset where it was made from a part; episode numbers are the whole's.
+        select: how ``DatasetRef.select`` writes that part; None where it is the whole, or a part that has no such form.
         rounds: the closed rounds, which is all but the last.
+        starts: states in which the task starts, raw; None where they were not asked for or are not known.
         schema_version: of all its shards; a buffer keeps the one that it was begun with.
     """
 
@@ -186,12 +188,20 @@ class BufferMeta:
     complete: Complete | None = None
     rounds: tuple[ClosedRound, ...] = ()
     selected_from: str | None = None
+    select: str | None = None
     schema_version: int = SCHEMA_VERSION
+    starts: tuple[tuple[float, ...], ...] | None = None
+
+    @property
+    def starts_array(self) -> Floats | None:
+        """``starts`` as float32 [K, O]."""
+        return None if self.starts is None else np.array(self.starts, np.float32).reshape(-1, self.obs_dim)
 
     def to_json(self) -> dict[str, Any]:
         value = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        if self.selected_from is None:
-            del value["selected_from"]
+        for name in ("selected_from", "select", "starts"):
+            if value[name] is None:
+                del value[name]
         return value | {
             "action_low": list(self.action_low),
             "action_high": list(self.action_high),
@@ -227,11 +237,15 @@ class BufferMeta:
     def settings(self) -> dict[str, Any]:
         """Return the settings that two runs must share to fill one buffer."""
         value = self.to_json()
-        for name in ("dataset_name", "calibration", "complete", "env", "rounds"):
-            del value[name]
+        # The fingerprint says what ``select`` does.
+        for name in ("dataset_name", "calibration", "complete", "env", "rounds", "starts", "select"):
+            value.pop(name, None)
+        value["stitch"] = self.stitch.identity()
         # How many bridges a round has decides what the next one is chained onto.
-        names = ("chain_rounds", "num_bridges", "chain_pool") if self.augment.chain_rounds else ("chain_rounds",)
-        value["augment"] = {name: getattr(self.augment, name) for name in ("pairs_per_shard", *names)}
+        chained = ("num_bridges", "chain_pool") if self.augment.chain_rounds else ()
+        names = ("bridges_per_round",) if self.augment.chain_rounds == "auto" else chained
+        names = ("pairs_per_shard", "chain_rounds", *names)
+        value["augment"] = {name: getattr(self.augment, name) for name in names}
         return value
 
 
@@ -250,6 +264,4 @@ def _nested(value: Mapping[str, Any]) -> dict[str, Any]:
         UserError: naming the key that is not one, or whose value is not.
     """
     nested = {field.name: value[field.name] for field in fields(_Nested) if field.name in value}
-    if value["schema_version"] == 2:
-        nested = current_names(nested, _Nested)
-    return vars(parse_config(nested, _Nested))
+    return vars(parse_config(current_names(nested, _Nested), _Nested))

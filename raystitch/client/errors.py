@@ -27,9 +27,13 @@ class StitchError(Exception):
         self.detail, self.status, self.errors = detail, status, errors
         self.request_id, self.retry_after = request_id, retry_after
 
+    @property
+    def reason(self) -> str:
+        """The status, if there is one, and the detail."""
+        return self.detail if self.status is None else f"{self.status}: {self.detail}"
+
     def __str__(self) -> str:
-        status = "" if self.status is None else f"{self.status}: "
-        return f"{status}{self.detail}" + (f" (request {self.request_id})" if self.request_id else "")
+        return self.reason + (f" (request {self.request_id})" if self.request_id else "")
 
 
 class Unauthorized(StitchError):

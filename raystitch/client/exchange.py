@@ -67,16 +67,18 @@ def exchange(
         StitchError: what the last attempt came to.
     """
     deadline = time.monotonic() + timeout
+    earlier: StitchError | None = None
     for attempt in itertools.count():
         left = deadline - time.monotonic()
         outcome = yield Send({**arguments, "headers": {**headers, "Prefer": preferred_wait(left)}}, left)
         assert outcome is not None
         if isinstance(outcome, Answer) and outcome.status == 200:
             return outcome
-        failure = failure_of(outcome, endpoint, headers.get("X-Request-ID"))
+        failure = failure_of(outcome, endpoint, headers.get("X-Request-ID"), earlier)
         seconds = pause_seconds(attempt, failure.retry_after, random.random())
         if attempt == max_retries or not may_help(outcome) or seconds >= deadline - time.monotonic():
             raise failure
+        earlier = failure
         yield Pause(seconds)
     raise AssertionError("unreachable")
 
@@ -122,8 +124,11 @@ def retry_after_seconds(value: str | None, now: datetime) -> float | None:
         return None
 
 
-def failure_of(outcome: Outcome, endpoint: str, request_id: str | None) -> StitchError:
-    """Turn an outcome into an error for the caller."""
+def failure_of(
+    outcome: Outcome, endpoint: str, request_id: str | None, earlier: StitchError | None = None
+) -> StitchError:
+    """Turn an outcome into an error for the caller, who also hears what the attempt before it came to if this one has
+    no answer in time."""
     if isinstance(outcome, Answer):
         problem = _problem(outcome.body)
         detail = problem.get("detail") or http.client.responses.get(outcome.status, "an answer without a reason")
@@ -135,7 +140,8 @@ def failure_of(outcome: Outcome, endpoint: str, request_id: str | None) -> Stitc
             retry_after_seconds(outcome.headers.get("Retry-After"), datetime.now(UTC)),
         )
     if isinstance(outcome, httpx.TimeoutException):
-        failure = DeadlineExceeded(f"no answer from {endpoint} in time", request_id=request_id)
+        before = "" if earlier is None else f"; the attempt before: {earlier.reason}"
+        failure = DeadlineExceeded(f"no answer from {endpoint} in time{before}", request_id=request_id)
     else:
         why = str(outcome) or type(outcome).__name__
         failure = StitchError(f"no answer from {endpoint}: {why}", request_id=request_id)

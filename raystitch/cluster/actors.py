@@ -30,9 +30,8 @@ from raystitch.io.storage import Storage
 from raystitch.models.bundle import PARTS, STITCHER_FILE, Bundle
 from raystitch.pipeline.generate.augment import propose_shard, source_index
 from raystitch.stitching.candidates import Candidates
-from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import StitchConfig
-from raystitch.stitching.pairs import SourceIndex
+from raystitch.stitching.pairs import Known, SourceIndex
 from raystitch.stitching.stitcher import Stitcher
 
 Batch = dict[str, np.ndarray[Any, Any]]
@@ -44,12 +43,12 @@ class Shared:
 
     Attributes:
         bundle: the files of the bundle, so that its folder need not be on shared storage.
-        trajectories: in a chain round, the trajectories from which pairs are selected.
+        known: what the rounds before have found.
     """
 
     bundle: Mapping[str, bytes]
     dataset: EpisodeDataset
-    trajectories: Trajectories | None
+    known: Known
 
 
 MAX_STARTS = 4
@@ -173,7 +172,7 @@ class Proposer(_Actor):
     @cached_property
     def source_index(self) -> SourceIndex:
         shared = self.shared
-        return source_index(shared.dataset, self.stitcher.bundle, self.job.stitch_config, shared.trajectories)
+        return source_index(shared.dataset, self.stitcher.bundle, self.job.stitch_config, shared.known)
 
     def propose(self, shard: int) -> Candidates:
         """The candidates of a shard, not yet judged."""

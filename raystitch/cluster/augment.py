@@ -36,7 +36,8 @@ from raystitch.data.ref import DatasetRef
 from raystitch.errors import RunError
 from raystitch.models.bundle import Bundle
 from raystitch.models.fit import load_once
-from raystitch.pipeline.generate.ledger import AugmentSummary, Ledger, open_ledger
+from raystitch.pipeline.generate.ledger import AugmentSummary, Ledger
+from raystitch.pipeline.generate.opening import open_ledger
 from raystitch.pipeline.generate.progress import OnAugmentProgress
 from raystitch.stitching.config import StitchConfig
 
@@ -113,9 +114,7 @@ class _Generation:
             check_shared(ledger.path, "buffer.json")
         self._announce()
         for _ in ledger.open_rounds():
-            shared: SharedRef = [
-                ray.put(Shared(bundle=files, dataset=self.dataset, trajectories=ledger.trajectories(self.dataset)))
-            ]
+            shared: SharedRef = [ray.put(Shared(bundle=files, dataset=self.dataset, known=ledger.known))]
             while not ledger.round_done:
                 proposers, qualifiers = self._pools()
                 num_blocks = max(MAX_BLOCKS, BLOCKS_PER_ACTOR * proposers.max_size)

@@ -17,7 +17,9 @@ import numpy as np
 import ray
 
 from raystitch.buffer.episodes import on_dataset
-from raystitch.buffer.reader import Buffer, open_buffer
+from raystitch.buffer.opening import open_buffer
+from raystitch.buffer.reach_file import read_reach
+from raystitch.buffer.reader import Buffer
 from raystitch.cluster.augment import augment
 from raystitch.cluster.fit import fit
 from raystitch.cluster.resources import require_resources, run_needs
@@ -32,6 +34,8 @@ from raystitch.io.files import make_folder, write_json
 from raystitch.io.lease import held_here, leased
 from raystitch.models.bundle import Bundle
 from raystitch.models.fit import existing_fit, load_once
+from raystitch.pipeline.potential import write_potential
+from raystitch.pipeline.study.generalise import study_run
 from raystitch.pipeline.trials.cost import print_plan
 from raystitch.pipeline.trials.figures import write_figures
 from raystitch.pipeline.trials.groups import group_trials
@@ -40,9 +44,11 @@ from raystitch.pipeline.trials.preflight import check_out, check_run, check_stag
 from raystitch.pipeline.trials.run import LOCK_FILE
 from raystitch.pipeline.trials.run_folder import RESULTS_FILE, other_rows, write_config
 from raystitch.pipeline.trials.search import search_rows, with_chosen
-from raystitch.pipeline.trials.trial import BUFFER, STITCHER, InputHashes, Trial
+from raystitch.pipeline.trials.targets import with_target
+from raystitch.pipeline.trials.trial import STITCHER, InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.pipeline.validate.truth import validate
+from raystitch.report.files import BUFFER
 from raystitch.report.table import write_results
 
 PACKAGES = ("raystitch", "ray", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "pyarrow")
@@ -118,13 +124,16 @@ def _run(
     bundle, buffer = _generate(asked, folder, dataset)
     with _stage("figures"):
         write_figures(dataset, buffer, folder / "figures")
+    with _stage("potential"):
+        write_potential(folder, dataset, buffer)
     if asked.validation.enabled:
         with _stage("validate"):
             found = validate(buffer, dataset, bundle, max_bridges=asked.validation.max_bridges)
             write_json(folder / "validate.json", found)
     inputs = InputHashes(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)
     resources = reserve_memory(asked, dataset)
-    config = _search(asked, folder, inputs, resources)
+    _say_reach(buffer)
+    config = with_target(_search(asked, folder, inputs, resources), folder)
     trials = plan(config, inputs, folder)
     errors = _train(trials, folder, resources)
     delta_value = partial(_delta_value, buffer)
@@ -134,6 +143,8 @@ def _run(
     for note in notes:
         say(f"note: {note}")
     write_results([*rows, *others], folder / RESULTS_FILE)
+    with _stage("generalise"):
+        study_run(folder, dataset, bundle, buffer)
     now = environment() | {"finished_at": _now(), "seconds": time.monotonic() - began}
     write_json(folder / ENVIRONMENT_FILE, now)
     from raystitch.report.page import build_report  # these import Matplotlib: not before the first trial
@@ -252,13 +263,21 @@ def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple
     return load_once(folder / STITCHER, "cpu"), on_dataset(open_buffer(folder / BUFFER), dataset)
 
 
+def _say_reach(buffer: Buffer) -> None:
+    """Says before anything is trained what the stitched episodes reach, and warns where that is nothing."""
+    for found in read_reach(buffer.uri)[-1:]:
+        say(f"augment: {found}")
+        if not found.share:
+            say(f"warning: {found.remedy}")
+
+
 def _search(config: RunConfig, folder: Path, inputs: InputHashes, resources: ResourceConfig) -> RunConfig:
     """Return the run with the cell that the search chose, if it asks for a search."""
     if config.search.algorithm == "none":
         return config
     with _stage("search"), Progress() as progress:
         chosen = run_search(
-            config,
+            with_target(config, folder),
             folder,
             inputs,
             resources,
@@ -279,12 +298,15 @@ def _train(trials: Sequence[Trial], folder: Path, resources: ResourceConfig) -> 
         return {}
     groups = group_trials(missing, resources.stacked_seeds, num_slots(resources), on_gpu=resources.trial_gpus > 0)
     with _stage("trials"), Progress() as progress:
-        return run_groups(
-            groups,
-            folder,
-            resources,
-            lambda done, note: progress.update("trials", done, len(missing), note),
-        )
+
+        def show(done: int, runs: str) -> None:
+            progress.update("trials", done, len(missing), runs)
+
+        def ended(done: int, note: str) -> None:
+            progress.note(note)
+            show(done, "")
+
+        return run_groups(groups, folder, resources, ended, show)
 
 
 def _delta_value(buffer: Buffer, delta: str) -> float | None:

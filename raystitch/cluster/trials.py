@@ -15,6 +15,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from raystitch.cluster.resources import MEMORY, await_node, live_nodes, trial_need
+from raystitch.cluster.trial_reports import Reports, Running, number_of, param_space
 from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import say
 from raystitch.data.episodes import EpisodeDataset
@@ -25,7 +26,9 @@ from raystitch.pipeline.trials.trial import Trial
 from raystitch.pipeline.trials.trial_folder import finished
 
 OnTrialDone = Callable[[int, str], None]
-"""Called with the trials done so far and a note on the last one."""
+"""Called with the trials done so far and a note on the last ones."""
+OnTrialsRun = Callable[[int, str], None]
+"""Called with the trials done so far and what runs now."""
 
 TUNE_FOLDER = ".tune"
 GROUP = "group-"
@@ -84,7 +87,11 @@ def tune_resources(resources: ResourceConfig) -> dict[str, float]:
 
 
 def run_groups(
-    groups: Sequence[Group], run: Path, resources: ResourceConfig, progress: OnTrialDone | None = None
+    groups: Sequence[Group],
+    run: Path,
+    resources: ResourceConfig,
+    progress: OnTrialDone | None = None,
+    running: OnTrialsRun | None = None,
 ) -> dict[str, str]:
     """Run groups of trials of a run on the connected cluster; return the errors of trials that failed, by trial id.
 
@@ -93,7 +100,7 @@ def run_groups(
     other trials' memory is not their failure. What is finished lies in the trials' own folders; Tune's state is thrown
     away, so an interrupted run just submits what is missing.
     """
-    watch = _Watch(groups, progress)
+    watch = _Watch(progress, running)
     errors, killed = _run_round(groups, run, resources, watch)
     if not killed:
         return errors
@@ -102,7 +109,6 @@ def run_groups(
         f"{len(killed)} group{'s' * (len(killed) > 1)} of trials killed for lack of memory: tried again with "
         f"{more.trial_memory_gib:.3g} GiB reserved for each"
     )
-    watch.try_again(killed)
     again, _ = _run_round(killed, run, more, watch)
     retried = {trial.trial_id for group in killed for trial in group}
     return {trial_id: error for trial_id, error in errors.items() if trial_id not in retried} | again
@@ -128,11 +134,11 @@ def _run_round(
             tune.with_parameters(_train, groups=groups),
             tune_resources(resources),
         ),
-        param_space={"group": tune.grid_search(list(range(len(groups))))},
+        param_space=param_space(groups),
         tune_config=tune.TuneConfig(
             reuse_actors=True,
             max_concurrent_trials=resources.max_concurrent_trials,
-            trial_dirname_creator=lambda trial: f"{GROUP}{(trial.config or {})['group']}",
+            trial_dirname_creator=lambda trial: f"{GROUP}{number_of(trial)}",
         ),
         run_config=tune.RunConfig(
             name="trials",
@@ -142,7 +148,7 @@ def _run_round(
             verbose=0,
         ),
     )
-    watch.groups = groups
+    watch.begin(groups)
     results = tuner.fit()
     errors: dict[str, str] = {}
     killed: list[Group] = []
@@ -161,10 +167,11 @@ def _run_round(
 def _train(config: Mapping[str, Any], groups: Sequence[Group]) -> None:
     """Train one group in a worker, which reads everything from the trials' paths. The driver prints the notes."""
     notes: list[str] = []
+    group = groups[config["group"]]
     try:
-        results = run_planned(groups[config["group"]], note=notes.append)
+        results = run_planned(group, log=Reports(group).row, note=notes.append)
     except UserError:  # the reason is in their folders; a retry would fail the same way
-        tune.report({"failed": len(groups[config["group"]]), "notes": notes})
+        tune.report({"failed": len(group), "notes": notes})
         return
     tune.report({"failed": sum(isinstance(result, RunError) for result in results), "notes": notes})
 
@@ -179,41 +186,58 @@ def failure(trial: Trial, error: BaseException | None, attempts: int) -> str:
 
 
 class _Watch(tune.Callback):
-    """Tells the driver's progress display about every group that ends, and counts attempts."""
+    """Tells the driver's progress display what runs and about every group that ends, and counts attempts."""
 
-    def __init__(self, groups: Sequence[Group], progress: OnTrialDone | None) -> None:
-        self.groups, self.progress, self.done = groups, progress, 0
+    def __init__(self, progress: OnTrialDone | None, running: OnTrialsRun | None) -> None:
+        self.progress, self.say_running, self.done = progress, running, 0
         self.attempts: dict[Group, int] = {}
         self.before: dict[Group, int] = {}
+
+    def begin(self, groups: Sequence[Group]) -> None:
+        """Take the groups of a round. Those that an earlier round has tried count as not done again, and attempts from
+        now on come on top of those before."""
+        again = [group for group in groups if group in self.attempts]
+        self.before = {group: self.attempts[group] for group in again}
+        self.done -= sum(len(group) for group in again)
+        self.groups, self.running = groups, Running(groups)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        self.running.reported(self.groups[number_of(trial)], result)
+        if self.say_running is not None:
+            self.say_running(self.done, self.running.text)
+
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self.running.stopped(self.groups[number_of(trial)])  # its process died; it waits for its next attempt
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         for line in (trial.last_result or {}).get("notes", ()):
             say(line)
-        self._tell(trial, attempts=trial.num_failures + 1)
+        self._ended(trial, attempts=trial.num_failures + 1)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self._tell(trial, attempts=trial.num_failures)
+        self._ended(trial, attempts=trial.num_failures)
 
-    def try_again(self, groups: Sequence[Group]) -> None:
-        """Count these groups as not done; attempts from now on come on top of those before."""
-        self.before = {group: self.attempts.get(group, 0) for group in groups}
-        self.done -= sum(len(group) for group in groups)
-
-    def _tell(self, tune_trial: TuneTrial, attempts: int) -> None:
-        group = self.groups[(tune_trial.config or {})["group"]]
+    def _ended(self, tune_trial: TuneTrial, attempts: int) -> None:
+        group = self.groups[number_of(tune_trial)]
         attempts += self.before.get(group, 0)
         self.attempts[group] = attempts
-        for trial in group:
-            self.done += 1
-            if self.progress is not None:
-                self.progress(self.done, _note(trial, attempts))
+        self.running.ended(group)
+        self.done += len(group)
+        if self.progress is not None:
+            self.progress(self.done, _note(group, attempts))
 
 
-def _note(trial: Trial, attempts: int) -> str:
-    value = finished(trial.folder)
-    if value is None:
-        return f"{trial.label}: failed ({failure(trial, None, attempts)})"
-    first = value["evaluations"][0]
-    success = first["success_rate"]
-    shown = f"return {first['return_mean']:.4g}" if success is None else f"success {100 * success:.0f} %"
-    return f"{trial.label}: {shown} ({value['train_seconds']:.0f} s)"
+def _note(group: Group, attempts: int) -> str:
+    """Say how the trials of a group ended: what each seed reached, or why the first that failed did."""
+    found = [finished(trial.folder) for trial in group]
+    for trial, value in zip(group, found, strict=True):
+        if value is None:
+            return f"{trial.label}: failed ({failure(trial, None, attempts)})"
+    first = [value["evaluations"][0] for value in found if value is not None]
+    if first[0]["success_rate"] is None:
+        returns = ", ".join(f"{row['return_mean']:.4g}" for row in first)
+        return f"{group[0].cell}: return {returns}"
+    rates = ", ".join(f"{100 * row['success_rate']:.0f}" for row in first)
+    return f"{group[0].cell}: success {rates} %"

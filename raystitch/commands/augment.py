@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from raystitch.commands.options import (
     add_env,
     add_json,
     add_preset,
+    add_select,
     check_out,
     count,
     is_run_config,
@@ -59,9 +60,10 @@ def register(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--chain-rounds",
-        type=whole,
-        metavar="R",
-        help="further rounds that also join trajectories stitched before; N is the total (default: 0)",
+        type=_rounds,
+        metavar="R|auto",
+        help="further rounds, which build on what the ones before have found; auto: until one brings nothing new; N is "
+        "the total of all (default: auto; 0 with pairs.split=return)",
     )
     parser.add_argument(
         "--num-actors",
@@ -71,6 +73,7 @@ def register(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--seed", type=whole, default=0, metavar="S", help="default: %(default)s")
     add_env(parser)
+    add_select(parser)
     add_delta(parser, default="configured")
     add_config(parser, "stitch")
     parser.add_argument("--skip-failed", action="store_true", help="finish without shards that fail again and again")
@@ -88,6 +91,16 @@ def _actors(text: str) -> tuple[int | None, int]:
     return (count(least) if least else None), count(most)
 
 
+def _rounds(text: str) -> int | str:
+    """Read ``2`` or ``auto``."""
+    if text == "auto":
+        return text
+    try:
+        return whole(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 0 or auto, got {text!r}") from None
+
+
 def _augment(args: argparse.Namespace) -> None:
     out = args.out if "://" in args.out else check_out(args.out)
     stitcher = require_folder(args.stitcher, "a stitcher bundle (made by `raystitch fit`)", "stitcher.json")
@@ -103,7 +116,7 @@ def _augment(args: argparse.Namespace) -> None:
         of_stitch.append(f"qualify.delta={'off' if args.delta is None else args.delta}")
     stitch = stage_config(StitchConfig, "stitch", args.config, of_stitch, args.preset)
     config = _sizes(args, of_augment)
-    dataset = open_dataset(args.ref, args.env)
+    dataset = open_dataset(args.ref, args.env, args.select)
     with AugmentConsole() as console:
         summary = augment(
             dataset,
@@ -131,7 +144,7 @@ def _sizes(args: argparse.Namespace, overrides: list[str]) -> "AugmentConfig":
     # The overrides include the number of bridges, because rounds are checked against it.
     overrides = [f"num_bridges={args.num_bridges}", *overrides]
     if args.chain_rounds is not None:
-        if args.chain_rounds >= args.num_bridges:
+        if args.chain_rounds != "auto" and args.chain_rounds >= args.num_bridges:
             raise UserError(
                 f"--chain-rounds {args.chain_rounds} needs more than {args.chain_rounds} --num-bridges, one for every "
                 "round"
@@ -178,9 +191,11 @@ class AugmentConsole:
             self._bar.update("augment", at.accepted, at.wanted, at.text)
             return
         now = time.monotonic()
-        if at.event == "note" or now - self._last >= INTERVAL_SECONDS:
+        if at.event == "note":
             say(json.dumps(at.to_json()))
-            self._unsaid = None
-            self._last = now if at.event != "note" else self._last
+            self._unsaid = replace(at, event="progress", message="")  # a note is no state: the last line is one
+        elif now - self._last >= INTERVAL_SECONDS:
+            say(json.dumps(at.to_json()))
+            self._unsaid, self._last = None, now
         else:
             self._unsaid = at

@@ -96,7 +96,27 @@ def _info(args: argparse.Namespace) -> None:
     print(table(["reason", "candidates"], found["reasons"].items()))
     columns = ["round", "candidates", "pairs", "accepted", "first attempts", "rescued by repair", "chained"]
     print(table(columns, [_of_round(counts) for counts in found["rounds"]]))
+    _print_reach(found["reach"], found["reach_problem"])
     print("settings that are not the defaults: " + (", ".join(_settings(found)) or "none"))
+
+
+def _print_reach(entries: list[dict[str, Any]], problem: str | None) -> None:
+    """Print the reach of every round, and a warning where it is none."""
+    from raystitch.buffer.reach_file import COLUMNS, Reach
+
+    if problem is not None:
+        print(problem)
+    if not entries:
+        return
+    rounds = [Reach(**entry) for entry in entries]
+    last = rounds[-1]
+    print(
+        f"reach of {_plural(last.num_starts, 'start state')}: the share from which a stitched episode, or a record, "
+        f"reaches the {last.goal}; medians of the best episodes; at the settings of generation"
+    )
+    print(table(COLUMNS, [found.cells for found in rounds]))
+    if not last.share:
+        print(f"warning: {last.remedy}")
 
 
 def _plural(count: int, what: str) -> str:
@@ -159,7 +179,7 @@ def _show(args: argparse.Namespace) -> None:
     import numpy as np
     import pyarrow.compute as pc
 
-    from raystitch.buffer.reader import open_buffer
+    from raystitch.buffer.opening import open_buffer
 
     buffer = open_buffer(args.buffer, allow_partial=True)
     if args.bridge is None:

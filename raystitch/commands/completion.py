@@ -44,7 +44,7 @@ def _completing(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
     from raystitch.presets import PRESETS
 
-    names = {"--preset": tuple(PRESETS), "--device": ("auto", "cpu", "cuda")}
+    names = {"--preset": tuple(PRESETS), "--device": ("auto", "cpu", "cuda"), "--chain-rounds": ("auto",)}
     for action in _actions(parser):
         kind = shtab.DIRECTORY if action.metavar in FOLDERS else shtab.FILE if action.metavar in FILES else None
         if kind is not None:

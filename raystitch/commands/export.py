@@ -32,14 +32,14 @@ def register(subparsers: Subparsers) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     from raystitch.buffer.export import export
-    from raystitch.buffer.reader import open_buffer
+    from raystitch.buffer.opening import open_buffer
     from raystitch.trainers.ratio import parse_ratio
 
     if args.ratio is not None and args.what != "mixed":
         raise UserError(f"--ratio {args.ratio} is for --what mixed; add that or leave the ratio out")
     ratio = parse_ratio(args.ratio or "1:1")
     buffer = open_buffer(args.buffer)
-    dataset = buffer_dataset(buffer, args.dataset, args.env)
+    dataset = buffer_dataset(buffer, args.dataset, args.env, args.select)
     written = export(buffer, dataset, args.format, args.out, args.delta, args.what, (ratio.original, ratio.augmented))
     print(
         f"{args.out}: {number(written.num_episodes)} episodes, {number(written.num_transitions)} transitions, "

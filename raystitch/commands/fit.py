@@ -9,6 +9,7 @@ from raystitch.commands.options import (
     add_device,
     add_env,
     add_preset,
+    add_select,
     check_out,
     open_dataset,
     stage_config,
@@ -25,9 +26,10 @@ def register(subparsers: Subparsers) -> None:
         example="raystitch fit demo:pointmaze --out stitcher --set diffusion.train_steps=2000",
         resumes=True,
     )
-    parser.add_argument("ref", metavar="REF", help="minari:ID, d4rl:FILE.hdf5 or demo:pointmaze")
+    parser.add_argument("ref", metavar="REF", help="minari:ID, d4rl:FILE.hdf5, ogbench:FILE.npz or demo:pointmaze")
     parser.add_argument("--out", required=True, metavar="DIR", help="bundle folder; an unfinished one is continued")
     add_env(parser)
+    add_select(parser)
     add_config(parser, "fit")
     add_preset(parser)
     add_device(parser)
@@ -39,7 +41,7 @@ def _fit(args: argparse.Namespace) -> None:
     from raystitch.models.fit import FitProgress, fit_bundle
 
     config = stage_config(FitConfig, "fit", args.config, args.set, args.preset)
-    dataset = open_dataset(args.ref, args.env)
+    dataset = open_dataset(args.ref, args.env, args.select)
     with Progress() as progress:
 
         def show(at: FitProgress) -> None:

@@ -111,32 +111,51 @@ def add_env(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_dataset(ref: str, env_id: str | None = None) -> "EpisodeDataset":
-    """Open the dataset that a user names; ``env_id`` is the user's ``--env``. Doubts about the dataset are printed."""
+def add_select(parser: argparse.ArgumentParser, default: str = "all") -> None:
+    """Add ``--select``; ``default`` says in ``--help`` which episodes are meant without it."""
+    text = "episodes to take, in order: best=0.5, worst=0.3, returns=[100,2000], episodes=[0,5-9] or =FILE, clean, "
+    parser.add_argument(
+        "--select", metavar="S", help=f"{text}diverse=200; best=0.5,clean for both (default: {default})"
+    )
+
+
+def open_dataset(ref: str, env_id: str | None = None, select: str | None = None) -> "EpisodeDataset":
+    """Open the dataset that a user names; ``env_id`` and ``select`` are the user's ``--env`` and ``--select``.
+
+    Prints what was selected, and doubts about the dataset.
+    """
     from raystitch.data.ref import DatasetRef
     from raystitch.pipeline.trials.checks import suitable_notes
 
-    dataset = DatasetRef(ref, env=env_id).load()
-    for note in suitable_notes(dataset):
+    selected = DatasetRef(ref, env=env_id, select=select or "all").load_selected()
+    for note in (*selected.lines, *suitable_notes(selected.dataset)):
         say(f"note: {note}")
-    return dataset
+    return selected.dataset
 
 
 def add_moved_dataset(parser: argparse.ArgumentParser) -> None:
+    """Add ``--dataset`` and ``--select`` of a command that is given a buffer."""
     parser.add_argument("--dataset", metavar="REF", help="where the dataset is now (default: where it was)")
+    add_select(parser, default="those that the buffer was made from")
 
 
-def buffer_dataset(buffer: "Buffer", ref: str | None, env_id: str | None = None) -> "EpisodeDataset":
-    """Open the dataset that a buffer's bridges refer to; the user names ``ref`` and ``env_id``."""
+def buffer_dataset(
+    buffer: "Buffer", ref: str | None, env_id: str | None = None, select: str | None = None
+) -> "EpisodeDataset":
+    """Open the dataset that a buffer's bridges refer to; the user names ``ref``, ``env_id`` and ``select``.
+
+    Without ``select``, the buffer's record says which part it was made from.
+    """
     from raystitch.buffer.episodes import on_dataset
     from raystitch.data.ref import DatasetRef
 
     meta = buffer.meta
+    part = select or meta.select or "all"
     try:
         if ref is not None:
-            dataset = DatasetRef(ref, env=env_id).load(meta.env)
+            dataset = DatasetRef(ref, env=env_id, select=part).load(meta.env)
         else:
-            dataset = DatasetRef(meta.dataset_name, env=env_id).load_recorded(meta.env)
+            dataset = DatasetRef(meta.dataset_name, env=env_id, select=part).load_recorded(meta.env)
     except UserError as error:
         if ref is not None:
             raise

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from raystitch.commands.options import (
     Subparsers,
@@ -13,6 +13,7 @@ from raystitch.commands.options import (
     add_device,
     add_json,
     add_max_episode_steps,
+    add_select,
     check_out,
     count,
     environment,
@@ -26,13 +27,23 @@ from raystitch.commands.options import (
 )
 from raystitch.console import Progress, say, table
 from raystitch.errors import UserError
-from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, EvalConfig
+from raystitch.io.config_file import parse_config, read_value
+from raystitch.shaping.config import ReturnName, RewardName, ShapingConfig, WeightName
+from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, DataMode, EvalConfig
+from raystitch.trainers.shaped import ShapingRules, check_shaping, settle
 
 if TYPE_CHECKING:
     from raystitch.buffer.reader import Buffer
     from raystitch.data.episodes import EpisodeDataset
     from raystitch.envs.spec import EnvSpec
     from raystitch.pipeline.trials.trial import InputHashes
+
+
+HOOKS = {
+    "weights": (WeightName, "weights of the augmented part's episodes, without --buffer of the original data again"),
+    "rewards": (RewardName, "rule for the rewards of the data"),
+    "returns": (ReturnName, "rule for the returns-to-go that a Decision Transformer reads"),
+}
 
 
 def register(subparsers: Subparsers) -> None:
@@ -44,27 +55,36 @@ def register(subparsers: Subparsers) -> None:
         example="raystitch train demo:pointmaze --algo dt --buffer runs/demo/buffer --ratio 1:1 --out policy-run",
         resumes=True,
     )
-    parser.add_argument("ref", metavar="REF", help="minari:ID, d4rl:FILE.hdf5 or demo:pointmaze")
+    parser.add_argument("ref", metavar="REF", help="minari:ID, d4rl:FILE.hdf5, ogbench:FILE.npz or demo:pointmaze")
     parser.add_argument("--algo", required=True, choices=tuple(ALGORITHM_CONFIGS))
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the trial: metrics, policy, returns")
     parser.add_argument("--buffer", metavar="BUFFER", help="folder of `raystitch augment`")
     parser.add_argument(
-        "--ratio", metavar="A:B", help="original : augmented in every batch (default: 1:1 with --buffer, else 1:0)"
+        "--ratio",
+        metavar="A:B",
+        help="original : augmented in every batch (default: 1:1 with --buffer, 0:1 with --weights alone, else 1:0)",
     )
     add_delta(parser)
     parser.add_argument("--seed", type=whole, default=0, metavar="S", help="default: %(default)s")
     parser.add_argument(
         "--env", metavar="ENV_ID", help="environment to evaluate in (default: the dataset's); package:ID imports it"
     )
+    add_select(parser)
     parser.add_argument("--num-episodes", type=count, metavar="N", help="evaluation episodes (default: 50)")
     add_max_episode_steps(parser)
+    _add_shaping(parser)
     parser.add_argument(
         "--memory-gib",
         type=_gib,
         metavar="G",
         help="training data above this size are mapped from files in $RAYSTITCH_CACHE (default: 1)",
     )
-    _add_target(parser)
+    parser.add_argument(
+        "--target-return",
+        type=finite,
+        metavar="R",
+        help="return asked of a Decision Transformer (default: the largest in the original data)",
+    )
     add_config(parser, "algorithms.ALGO")
     add_device(parser)
     add_json(parser)
@@ -85,18 +105,38 @@ def register_evaluate(subparsers: Subparsers) -> None:
     parser.add_argument("--num-episodes", type=count, default=50, metavar="N", help="default: %(default)s")
     add_max_episode_steps(parser)
     parser.add_argument("--seed", type=whole, default=0, metavar="S", help="of the resets (default: %(default)s)")
-    _add_target(parser)
+    parser.add_argument(
+        "--target-return",
+        type=_target,
+        metavar="R",
+        help="return asked of a Decision Transformer; max, at every step what the training data promise, of one that "
+        "was trained with prompt: max or both (default: max with prompt: max, else the largest in the original data)",
+    )
     add_device(parser)
     add_json(parser)
 
 
-def _add_target(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--target-return",
-        type=finite,
-        metavar="R",
-        help="return asked of a Decision Transformer (default: the largest in the original data)",
-    )
+def _target(text: str) -> float | str:
+    """Read a return, or ``max``."""
+    return text if text == "max" else finite(text)
+
+
+def _add_shaping(parser: argparse.ArgumentParser) -> None:
+    for hook, (names, what) in HOOKS.items():
+        known = ", ".join(get_args(names))
+        parser.add_argument(f"--{hook}", metavar="RULE", help=f"{what}: {known}; with settings '{{name: RULE, ..}}'")
+
+
+def _shaping(args: argparse.Namespace) -> ShapingConfig:
+    """Return the rules of the options, each a name or a mapping as in a line of a grid."""
+    given: dict[str, Any] = {}
+    for hook in HOOKS:
+        text = getattr(args, hook)
+        try:
+            given |= {} if text is None else {hook: read_value(text)}
+        except UserError as error:
+            raise UserError(f"--{hook}: {error}") from error
+    return parse_config(given, ShapingRules, {(hook,): "--" for hook in HOOKS}).shaping
 
 
 def _gib(text: str) -> float:
@@ -108,7 +148,7 @@ def _gib(text: str) -> float:
 
 def _train(args: argparse.Namespace) -> None:
     out = check_out(args.out)
-    from raystitch.buffer.reader import open_buffer
+    from raystitch.buffer.opening import open_buffer
     from raystitch.data.ref import DatasetRef
     from raystitch.pipeline.trials.checks import over_limit_notes
     from raystitch.pipeline.trials.inputs import open_bridges
@@ -116,16 +156,21 @@ def _train(args: argparse.Namespace) -> None:
     from raystitch.pipeline.trials.trial import LoadedInputs, Trial
     from raystitch.trainers.ratio import parse_ratio
 
-    asked = args.ratio or ("1:1" if args.buffer else "1:0")
+    shaping = _shaping(args)
+    is_weighted = "weights" in shaping.changed() and not args.buffer
+    asked = args.ratio or ("1:1" if args.buffer else "0:1" if is_weighted else "1:0")
     ratio = parse_ratio(asked)
-    if ratio.augmented and not args.buffer:
+    if ratio.augmented and not (args.buffer or is_weighted):
         raise UserError(f"--ratio {ratio} asks for augmented data; name a buffer with --buffer, or use 1:0")
     config = stage_config(ALGORITHM_CONFIGS[args.algo], f"algorithms.{args.algo}", args.config, args.set)
+    data: DataMode = "stitched" if args.buffer else "weighted" if is_weighted else "original"
+    check_shaping(shaping, args.algo, config, data if ratio.augmented else "original")
+    data, shaping = settle(data, asked, shaping)
     evaluation = _evaluation(args)
-    dataset = open_dataset(args.ref, args.env)
+    dataset = open_dataset(args.ref, args.env, args.select)
     for note in over_limit_notes(dataset):
         say(f"note: {note}")
-    buffer = open_buffer(args.buffer) if ratio.augmented else None
+    buffer = open_buffer(args.buffer) if data == "stitched" else None
     bridges = None if buffer is None else open_bridges(dataset, buffer, args.delta)
     missing = _missing_env(dataset.env, evaluation)
     if missing:
@@ -138,11 +183,12 @@ def _train(args: argparse.Namespace) -> None:
 
         trial = Trial(
             folder=str(out),
-            dataset=DatasetRef(args.ref, env=args.env),
+            dataset=DatasetRef(args.ref, env=args.env, select=args.select or "all"),
             algo=args.algo,
             config=config,
             evaluation=evaluation,
-            data="stitched" if bridges is not None else "original",
+            data=data,
+            shaping=shaping,
             ratio=asked,
             delta=None if buffer is None else "off" if args.delta is None else str(args.delta),
             seed=args.seed,
@@ -218,4 +264,5 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _print_evaluations(evaluations: list[dict[str, Any]]) -> None:
     columns = ("target_return", "return_mean", "return_std", "success_rate", "score", "num_eval_episodes")
-    print(table(columns, [[result[column] for column in columns] for result in evaluations]))
+    shown = [{**result, "target_return": result.get("prompt") or result["target_return"]} for result in evaluations]
+    print(table(columns, [[result[column] for column in columns] for result in shown]))

@@ -41,15 +41,16 @@ def register(subparsers: Subparsers) -> None:
 
 
 def _validate(args: argparse.Namespace) -> None:
-    from raystitch.buffer.reader import open_buffer
+    from raystitch.buffer.episodes import on_dataset
+    from raystitch.buffer.opening import open_buffer
     from raystitch.models.bundle import Bundle
     from raystitch.pipeline.validate.truth import validate
 
     buffer = open_buffer(args.buffer)
-    dataset = buffer_dataset(buffer, args.dataset, args.env)
+    dataset = buffer_dataset(buffer, args.dataset, args.env, args.select)
     folder = _bundle_folder(args, buffer)
     bundle = Bundle.load(folder, "cpu") if folder is not None else None
-    found = validate(buffer, dataset, bundle, max_bridges=args.max_bridges)
+    found = validate(on_dataset(buffer, dataset), dataset, bundle, max_bridges=args.max_bridges)
     if args.json:
         print_json(found)
         return

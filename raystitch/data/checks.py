@@ -37,6 +37,40 @@ def as_column(values: NDArray[Any], rows: int) -> NDArray[Any] | None:
     return values.reshape(-1) if values.size == rows and rows in values.shape else None
 
 
+def check_shapes(arrays: dict[str, NDArray[Any]], path: Path) -> None:
+    """Bring the flat arrays of a file to their layout's shapes, where the meaning is certain: one row per step.
+
+    Raises:
+        UserError: naming the array and its shape, or all lengths where they differ.
+    """
+    rows = len(arrays["observations"])
+    for name in ("rewards", "terminals", "timeouts"):
+        if name in arrays:
+            column = as_column(arrays[name], rows)
+            if column is None and len(arrays[name]) == rows:
+                raise UserError(f"{path}: {name} must have one number per row, got shape {arrays[name].shape}")
+            arrays[name] = arrays[name] if column is None else column
+    lengths = {name: len(values) for name, values in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in lengths.items())
+        raise UserError(f"{path}: the arrays have different lengths: {listed}; every array needs one row per step")
+    if not rows:
+        raise UserError(f"{path}: the arrays are empty")
+    actions = arrays["actions"]
+    if actions.ndim == 1 and actions.dtype.kind == "f":
+        arrays["actions"] = actions[:, None]
+    for name in ("observations", "actions", "next_observations"):
+        if name in arrays and arrays[name].ndim != 2:
+            hint = "; discrete actions have to be written one-hot" if name == "actions" else ""
+            if arrays[name].ndim > 3:
+                hint = "; images have to become vectors: write the state, or what an encoder makes of them"
+            raise UserError(f"{path}: {name} must be two-dimensional, got shape {arrays[name].shape}{hint}")
+    arrays["actions"] = arrays["actions"].astype(np.float32, copy=False)
+    if "next_observations" in arrays and arrays["next_observations"].shape != arrays["observations"].shape:
+        shapes = f"{arrays['next_observations'].shape} and {arrays['observations'].shape}"
+        raise UserError(f"{path}: next_observations and observations have different shapes, {shapes}")
+
+
 def check_finite(columns: Mapping[str, NDArray[np.floating]], where: str) -> None:
     """Raises:
     UserError: naming the first array with a NaN or an infinity, its first such row, and how many rows have one.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from raystitch.data.bounds import usable_bounds
-from raystitch.data.checks import Resolution, as_column, check_finite, check_magnitudes
+from raystitch.data.checks import Resolution, check_finite, check_magnitudes, check_shapes
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
 from raystitch.data.hdf5 import open_hdf5
 from raystitch.data.layouts import check_file, other_layout
@@ -62,36 +62,6 @@ def _read_file(path: Path) -> _File:
             resolution.add(values)
         arrays[name] = values.astype(np.float32, copy=False) if name != "actions" else values
     return _File(arrays, attributes, resolution)
-
-
-def _check_shapes(arrays: dict[str, NDArray[Any]], path: Path) -> None:
-    """Bring the arrays to the layout's shapes, where the meaning is certain."""
-    rows = len(arrays["observations"])
-    for name in ("rewards", "terminals", "timeouts"):
-        if name in arrays:
-            column = as_column(arrays[name], rows)
-            if column is None and len(arrays[name]) == rows:
-                raise UserError(f"{path}: {name} must have one number per row, got shape {arrays[name].shape}")
-            arrays[name] = arrays[name] if column is None else column
-    lengths = {name: len(values) for name, values in arrays.items()}
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{name} {count}" for name, count in lengths.items())
-        raise UserError(f"{path}: the arrays have different lengths: {listed}; every array needs one row per step")
-    if not rows:
-        raise UserError(f"{path}: the arrays are empty")
-    actions = arrays["actions"]
-    if actions.ndim == 1 and actions.dtype.kind == "f":
-        arrays["actions"] = actions[:, None]
-    for name in ("observations", "actions", "next_observations"):
-        if name in arrays and arrays[name].ndim != 2:
-            hint = "; discrete actions have to be written one-hot" if name == "actions" else ""
-            if arrays[name].ndim > 3:
-                hint = "; images have to become vectors: write the state, or what an encoder makes of them"
-            raise UserError(f"{path}: {name} must be two-dimensional, got shape {arrays[name].shape}{hint}")
-    arrays["actions"] = arrays["actions"].astype(np.float32, copy=False)
-    if "next_observations" in arrays and arrays["next_observations"].shape != arrays["observations"].shape:
-        shapes = f"{arrays['next_observations'].shape} and {arrays['observations'].shape}"
-        raise UserError(f"{path}: next_observations and observations have different shapes, {shapes}")
 
 
 def _discontinuities(observations: Floats, next_observations: Floats) -> Bools:
@@ -242,7 +212,7 @@ def read_d4rl(
     path = Path(path)
     file = _read_file(path)
     arrays, attributes = file.arrays, file.attributes
-    _check_shapes(arrays, path)
+    check_shapes(arrays, path)
     if not allow_nan:
         check_finite(arrays, str(path))
         check_magnitudes(arrays, str(path))

@@ -41,10 +41,12 @@ class SelectedFrom:
     Attributes:
         fingerprint: the whole dataset's.
         episode_numbers: int64 [E], the number that each episode has there.
+        select: how ``DatasetRef.select`` writes the selection; None where nothing that it can write made it.
     """
 
     fingerprint: str
     episode_numbers: Ints
+    select: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -149,6 +151,10 @@ class EpisodeDataset:
     def episode_of(self) -> Ints:
         """Episode of each transition, int64 [N]."""
         return np.repeat(np.arange(self.num_episodes), self.lengths)
+
+    def episodes_of_rows(self, rows: Ints) -> Ints:
+        """Return the episode of each observation row, int64 of its shape."""
+        return np.searchsorted(self.obs_offsets, rows, side="right") - 1
 
     @cached_property
     def obs_index(self) -> Ints:

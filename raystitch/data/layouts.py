@@ -10,7 +10,8 @@ PAGE = "docs/data.md shows how"
 MAGIC: tuple[tuple[bytes, str], ...] = (
     (
         b"PK\x03\x04",
-        f"is a NumPy .npz or zip archive, not HDF5; write its arrays to HDF5 under D4RL's names ({PAGE})",
+        "is a NumPy .npz or zip archive, not HDF5; one of OGBench's is ogbench:FILE, of others write the arrays to "
+        f"HDF5 under D4RL's names ({PAGE})",
     ),
     (b"\x93NUMPY", f"is a NumPy .npy array, not HDF5; write all arrays to one HDF5 file under D4RL's names ({PAGE})"),
     (

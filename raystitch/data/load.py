@@ -1,4 +1,4 @@
-"""One reference, one dataset: ``minari:ID``, ``d4rl:FILE.hdf5``, ``demo:pointmaze``."""
+"""One reference, one dataset: ``minari:ID``, ``d4rl:FILE.hdf5``, ``ogbench:FILE.npz``, ``demo:pointmaze``."""
 
 import os
 import warnings
@@ -13,7 +13,10 @@ from raystitch.errors import UserError
 if TYPE_CHECKING:
     from minari import MinariDataset
 
-HDF5_SUFFIXES = (".hdf5", ".h5")
+HDF5_SUFFIXES, NPZ_SUFFIX = (".hdf5", ".h5"), ".npz"
+FILE_KINDS = ("d4rl", "ogbench")
+"""Kinds whose name is a path."""
+EXAMPLES = "minari:ID, d4rl:FILE.hdf5, ogbench:FILE.npz or demo:pointmaze"
 
 
 class DatasetWarning(UserWarning):
@@ -21,20 +24,23 @@ class DatasetWarning(UserWarning):
 
 
 def parse_ref(ref: str) -> tuple[str, str]:
-    """Return the kind (``minari``, ``d4rl`` or ``demo``) and the name of a dataset reference; finds a bare one's kind.
+    """Return the kind (``minari``, ``d4rl``, ``ogbench`` or ``demo``) and the name of a dataset reference; finds a bare
+    one's kind.
 
     Raises:
         UserError: for anything that is none of them.
     """
     kind, separator, name = ref.partition(":")
-    if separator and kind in ("minari", "d4rl", "demo"):
+    if separator and kind in ("minari", "demo", *FILE_KINDS):
         if not name:
             raise UserError(f"dataset {ref!r} names nothing after {kind}:")
         return kind, name
+    if ref.endswith(NPZ_SUFFIX):
+        return "ogbench", ref
     if ref.endswith(HDF5_SUFFIXES) or Path(ref).is_file():
         return "d4rl", ref
     if separator or not ref:
-        raise UserError(f"dataset {ref!r}: use minari:ID, d4rl:FILE.hdf5 or demo:pointmaze")
+        raise UserError(f"dataset {ref!r}: use {EXAMPLES}")
     if Path(ref).is_dir() and (ref.startswith((".", "/")) or (Path(ref) / "data" / "metadata.json").exists()):
         raise UserError(f"dataset {ref!r} is a folder; for a Minari root set MINARI_DATASETS_PATH and give minari:ID")
     return "minari", ref
@@ -49,11 +55,11 @@ def load_dataset(
     """Load the dataset that ``ref`` names.
 
     Args:
-        ref: ``minari:ID`` or a bare id, ``d4rl:FILE.hdf5`` or a bare path ending in .hdf5, ``demo:pointmaze``; a path
-            object; or a ``minari.MinariDataset``, also one that was filtered or split. ``minari:ID#KEY,KEY`` reads
-            those entries of a Dict observation.
+        ref: ``minari:ID`` or a bare id, ``d4rl:FILE.hdf5`` or a bare path ending in .hdf5, ``ogbench:FILE.npz`` or a
+            bare path ending in .npz, ``demo:pointmaze``; a path object; or a ``minari.MinariDataset``, also one that
+            was filtered or split. ``minari:ID#KEY,KEY`` reads those entries of a Dict observation.
         env_id: the environment that you name, in place of the recorded one; ``package:ID`` imports the package. Never
-            pass an id that was found in a file.
+            pass an id that was found in a file. OGBench's files need one: its task gives the rewards.
         allow_nan: keep NaN and infinities, for ``data inspect``.
         default_env: what a bundle or buffer of this dataset says; counts where the data name another or none.
 
@@ -72,7 +78,7 @@ def load_dataset(
         dataset = _READERS[kind](name, env_id, allow_nan, default_env)
     else:
         kind, dataset = "minari", _from_object(ref, env_id, allow_nan)
-    if kind != "d4rl":  # whose reader has them for the bounds of the actions
+    if kind not in FILE_KINDS:  # whose readers have them for the bounds of the actions
         dataset = _with_environment(dataset, env_id, default_env)
     for problem in dataset.found:
         warnings.warn(f"{dataset.name}: {problem['message']}", DatasetWarning, stacklevel=2)
@@ -94,13 +100,19 @@ def _d4rl(name: str, env_id: str | None, allow_nan: bool, default_env: EnvSpec |
     return read_d4rl(name, env_id=env_id, allow_nan=allow_nan, default_env=default_env)
 
 
+def _ogbench(name: str, env_id: str | None, allow_nan: bool, default_env: EnvSpec | None) -> EpisodeDataset:
+    from raystitch.data.ogbench import read_ogbench
+
+    return read_ogbench(name, env_id=env_id, allow_nan=allow_nan, default_env=default_env)
+
+
 def _minari(name: str, env_id: str | None, allow_nan: bool, default_env: EnvSpec | None) -> EpisodeDataset:
     from raystitch.data.minari_io import read_minari
 
     return read_minari(name, allow_nan=allow_nan, env=_named(env_id))
 
 
-_READERS = {"demo": _demo, "d4rl": _d4rl, "minari": _minari}
+_READERS = {"demo": _demo, "d4rl": _d4rl, "ogbench": _ogbench, "minari": _minari}
 
 
 def _from_object(given: object, env_id: str | None, allow_nan: bool) -> EpisodeDataset:

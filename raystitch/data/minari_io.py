@@ -290,7 +290,7 @@ def write_minari(
     if final.exists() and not overwrite:
         raise UserError(
             f"minari:{dataset_id} exists already in {minari_root()}; use another id "
-            "(`data make` and `data import` take --overwrite)"
+            "(`data make`, `data import` and `data select` take --overwrite)"
         )
     require_space(minari_root(), dataset.num_bytes + dataset.num_episodes * EPISODE_OVERHEAD)
     try:

@@ -1,12 +1,19 @@
-"""Standardisation by the original data's mean and standard deviation."""
+"""Standardisation by the original data's mean and standard deviation, and the recorded states that lie near others.
+
+Legend: E episodes, N transitions, M = N + E observation rows, O observation size, D active dimensions.
+"""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
-from raystitch.data.episodes import Bools, Floats
+from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
 
 RELATIVE_STD_FLOOR = 1e-3
+CHUNK = 1 << 15
+"""States that are looked up at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,3 +48,57 @@ class Normalizer:
     def decode(self, standardised: Floats) -> Floats:
         """Standardised units back to raw units."""
         return (standardised * self.std + self.mean).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class NearStates:
+    """The observations of a dataset in standard deviations, and a radius: the median of its recorded steps."""
+
+    dataset: EpisodeDataset
+
+    @cached_property
+    def points(self) -> Floats:
+        """Observations in standard deviations, constant dimensions left out, float32 [M, D]."""
+        normalizer = Normalizer.fit(self.dataset.observations)
+        return normalizer.encode(self.dataset.observations)[:, normalizer.active]
+
+    @cached_property
+    def radius(self) -> float:
+        """The median length of a recorded step; 0 without one."""
+        rows = self.dataset.obs_index[self.dataset.next_observed]
+        if not len(rows):
+            return 0.0
+        return float(np.median(np.linalg.norm(self.points[rows + 1] - self.points[rows], axis=1)))
+
+    @cached_property
+    def episode_of_row(self) -> NDArray[np.int32]:
+        """Episode of each observation, int32 [M]."""
+        return np.repeat(np.arange(self.dataset.num_episodes, dtype=np.int32), self.dataset.lengths + 1)
+
+    def neighbours(self, rows: Ints, among: Bools, most: int) -> tuple[NDArray[np.int32], int]:
+        """Find the observations of other episodes within ``radius`` of some, the nearest first.
+
+        Args:
+            rows: int64 [Q], observations to look around. among: bool [M], those that may be found.
+            most: neighbours looked at per row, those of its own episode included.
+
+        Returns:
+            int32 [Q, most] observation rows, -1 for none; and how many rows had ``most`` neighbours, so that some may
+            be missing.
+        """
+        from scipy.spatial import KDTree  # takes long to import, in every process that loads a dataset
+
+        candidates = np.flatnonzero(among)
+        found = np.full((len(rows), most), -1, np.int32)
+        if not len(candidates) or not self.points.shape[1]:
+            return found, 0
+        tree, full = KDTree(self.points[candidates], leafsize=30, balanced_tree=False), 0
+        candidates = np.append(candidates, -1).astype(np.int32)  # what the tree answers where there are fewer
+        for first in range(0, len(rows), CHUNK):
+            own = rows[first : first + CHUNK]
+            _, at = tree.query(self.points[own], k=most, distance_upper_bound=self.radius * (1 + 1e-6) + 1e-12)
+            near = candidates[np.reshape(at, (len(own), most))]
+            full += int((near[:, -1] >= 0).sum())
+            near[self.episode_of_row[near] == self.episode_of_row[own][:, None]] = -1
+            found[first : first + CHUNK] = near
+        return found, full

@@ -4,8 +4,9 @@ from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.data.load import load_dataset, parse_ref
-from raystitch.data.select import find_selector, select_episodes
+from raystitch.data.load import FILE_KINDS, load_dataset, parse_ref
+from raystitch.data.select import SelectedEpisodes, choose_episodes, mends, selection_text
+from raystitch.data.selectors import Embed, standardised
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
 
@@ -15,12 +16,13 @@ class DatasetRef:
     """Says which trajectories are meant.
 
     Attributes:
-        ref: ``minari:ID``, ``d4rl:FILE.hdf5``, ``demo:pointmaze``, or a bare id or path.
+        ref: ``minari:ID``, ``d4rl:FILE.hdf5``, ``ogbench:FILE.npz``, ``demo:pointmaze``, or a bare id or path.
         env: the environment that a user names, in place of the recorded one; never an id that was found in a file.
-        select: the episodes that are kept, a name of ``EPISODE_SELECTORS``.
+        select: the episodes that are kept: names of ``EPISODE_SELECTORS`` with their values, ``best=0.5,clean``; kept
+            in the one way to write them (``selection_text``).
 
     Raises:
-        UserError: for an unknown selector.
+        UserError: for an unknown selector, or a value that is not one.
     """
 
     ref: str
@@ -29,7 +31,7 @@ class DatasetRef:
     select: str = "all"
 
     def __post_init__(self) -> None:
-        find_selector(self.select)
+        object.__setattr__(self, "select", selection_text(self.select))
 
     def load(self, default_env: EnvSpec | None = None) -> EpisodeDataset:
         """Load the trajectories.
@@ -38,9 +40,22 @@ class DatasetRef:
             default_env: what a bundle or buffer of this dataset says; counts where the data name another or none.
 
         Raises:
-            UserError: as ``load_dataset``, and when the selector keeps nothing.
+            UserError: as ``load_dataset``, and when the selection keeps too little.
         """
-        return select_episodes(load_dataset(self.ref, env_id=self.env, default_env=default_env), self.select)
+        return self.load_selected(default_env).dataset
+
+    def load_selected(self, default_env: EnvSpec | None = None, embed: Embed = standardised) -> SelectedEpisodes:
+        """Load the trajectories, and say what was selected; a selection that cleans may read data with NaN.
+
+        Args:
+            embed: see ``choose_episodes``.
+
+        Raises:
+            UserError: as ``load``.
+        """
+        allow_nan = mends(self.select)
+        whole = load_dataset(self.ref, env_id=self.env, allow_nan=allow_nan, default_env=default_env)
+        return choose_episodes(whole, self.select, embed)
 
     def load_recorded(self, default_env: EnvSpec | None = None) -> EpisodeDataset:
         """Load trajectories that a buffer or a run names, which a stranger may have written: nothing is downloaded.
@@ -61,4 +76,4 @@ class DatasetRef:
     def absolute(self) -> "DatasetRef":
         """Return a reference that means the same in Ray's workers, whose working folder is another one."""
         kind, name = parse_ref(self.ref)
-        return replace(self, ref=f"d4rl:{Path(name).expanduser().absolute()}") if kind == "d4rl" else self
+        return replace(self, ref=f"{kind}:{Path(name).expanduser().absolute()}") if kind in FILE_KINDS else self

@@ -5,7 +5,6 @@ Legend: N transitions, E episodes.
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 
 from raystitch.data.episodes import Floats, Ints
 
@@ -29,6 +28,8 @@ def discounted_returns(
         gamma: in (0, 1].
         bootstrap: [E], value of the final observation: the fitted value at time-outs, 0 at terminals. None is all 0.
     """
+    from scipy.signal import lfilter  # takes a second or two, in every process that loads this module
+
     values = np.zeros(len(offsets) - 1) if bootstrap is None else np.asarray(bootstrap, np.float64)
     if len(values) != len(offsets) - 1:
         raise ValueError(

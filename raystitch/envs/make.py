@@ -20,6 +20,7 @@ from gymnasium.envs.registration import EnvSpec as RegistryEntry
 from numpy.typing import NDArray
 
 from raystitch.envs.advice import remedy_for, working_versions
+from raystitch.envs.ogbench import INSTALL, PACKAGE, settle
 from raystitch.envs.spec import EnvSpec, check_plain, step_limit
 from raystitch.envs.wrappers import WITHOUT_EFFECT, check_wrappers, gymnasium_wrappers, wrap
 from raystitch.errors import UserError
@@ -30,15 +31,17 @@ GOAL_KEYS = {"observation", "achieved_goal", "desired_goal"}
 
 
 def register_environments() -> None:
-    """Register the ids of gymnasium-robotics and of raystitch's own maze with Gymnasium; cheap the second time."""
+    """Register the ids of gymnasium-robotics and of raystitch's own environments with Gymnasium; cheap the second
+    time."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         # gymnasium-robotics prints a notice about versions of its Adroit environments when it is imported.
         import gymnasium_robotics
 
-        from raystitch.envs import pointmaze
+        from raystitch.envs import grid, maze2d, pointmaze
     if "PointMaze_UMaze-v3" not in gym.registry:
         gym.register_envs(gymnasium_robotics)
-    pointmaze.register()
+    for own in (pointmaze, grid, maze2d):
+        own.register()
 
 
 def registered_spec(spec: EnvSpec) -> RegistryEntry:
@@ -68,6 +71,9 @@ def registered_spec(spec: EnvSpec) -> RegistryEntry:
 def _import(module: str, env_id: str) -> None:
     try:
         import_module(module)
+    except ModuleNotFoundError as error:
+        remedy = f"; {INSTALL}" if module == PACKAGE else ""
+        raise UserError(f"environment {env_id!r}: importing {module} failed: {error!r}{remedy}") from error
     except Exception as error:  # a user's own package may fail in any way
         raise UserError(f"environment {env_id!r}: importing {module} failed: {error!r}") from error
 
@@ -102,7 +108,7 @@ def _make_raw(spec: EnvSpec, **overrides: Any) -> gym.Env[Any, Any]:
     except Exception as error:  # arguments from a file can cause any error
         reason = " ".join(str(error).split()) or repr(error)
         raise UserError(f"environment {spec.env_id} cannot be made with {options}: {reason}") from error
-    return wrap(env, spec.env_id, wrappers)
+    return wrap(settle(env), spec.env_id, wrappers)
 
 
 def observation_keys_of(space: spaces.Space[Any]) -> tuple[str, ...] | None:

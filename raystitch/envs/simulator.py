@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.wrappers import OrderEnforcing, TimeLimit
 from numpy.typing import NDArray
 
-from raystitch.envs.make import FlatObservation, make_env
+from raystitch.envs.make import FlatEnv, FlatObservation, make_env
 from raystitch.envs.spec import EnvSpec
 from raystitch.envs.wrappers import changes_observations
 from raystitch.errors import RunError
@@ -132,6 +132,32 @@ class PointMazeSetter:
         self.env.point_env.set_state(state[:2], state[2:])
 
 
+class OgbenchPointSetter:
+    """Sets OGBench's point mazes, which observe the position; a step forgets the velocity.
+
+    Close to an entrance of a teleport the observation shows the place before the jump, so the state is unknown.
+    """
+
+    reward_known = False  # the registered tasks notice success a step late, so their reward is the state's before
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        self.env: Any = env.unwrapped
+        teleport = self.env._teleport_info or {"teleport_in_xys": [], "teleport_radius": 0.0}
+        self.entrances = np.array(teleport["teleport_in_xys"], np.float64).reshape(-1, 2)
+        self.reach = 1.5 * teleport["teleport_radius"]
+
+    @property
+    def mujoco_env(self) -> Any:
+        return self.env
+
+    def determined(self, observations: Floats) -> Bools:
+        distances = np.linalg.norm(observations[:, None].astype(np.float64) - self.entrances, axis=2)
+        return (distances > self.reach).all(1)
+
+    def set_state(self, observation: NDArray[np.float64]) -> None:
+        self.env.set_state(observation, np.zeros(self.env.model.nv))
+
+
 def _steppable(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     """Strip the wrappers that would disturb single steps, after one reset; wrappers that act on steps are kept."""
     env.reset(seed=0)
@@ -199,11 +225,16 @@ def _point_maze(env: gym.Env[Any, Any], keys: tuple[str, ...] | None) -> StateSe
     return PointMazeSetter(env, keys or ())
 
 
+def _ogbench_point(env: gym.Env[Any, Any], keys: tuple[str, ...] | None) -> StateSetter:
+    return OgbenchPointSetter(env)
+
+
 SETTERS = {
     "HopperEnv": _locomotion,
     "Walker2dEnv": _locomotion,
     "HalfCheetahEnv": _locomotion,
     "PointMazeEnv": _point_maze,
+    "PointEnv": _ogbench_point,  # the base of OGBench's mazes alone: gymnasium-robotics' PointMazeEnv only holds one
 }
 """State setters, by the name of the environment's class or of one of its bases."""
 
@@ -220,6 +251,11 @@ def open_simulator(spec: EnvSpec) -> Simulator:
         Unavailable: when its observation does not determine the state, or raystitch does not know how.
         UserError: when the environment cannot be made.
     """
+    flat_env, setter = _with_setter(spec)
+    return Simulator(flat_env, setter, flat_env.get_wrapper_attr("keys"))
+
+
+def _with_setter(spec: EnvSpec) -> tuple[FlatEnv, StateSetter]:
     wrapper = changes_observations(spec.wrappers)
     if wrapper is not None:
         raise Unavailable(f"the state cannot be set from observations that the wrapper {wrapper} has changed")
@@ -232,5 +268,39 @@ def open_simulator(spec: EnvSpec) -> Simulator:
         raise Unavailable(
             reason or f"raystitch cannot set the state of {spec.env_id}; it knows {', '.join(SETTERS)} ({classes[0]})"
         )
-    keys = flat_env.get_wrapper_attr("keys")
-    return Simulator(flat_env, make_setter(flat_env, keys), keys)
+    return flat_env, make_setter(flat_env, flat_env.get_wrapper_attr("keys"))
+
+
+class StateReset(gym.Wrapper[Floats, Floats, Floats, Floats]):
+    """An environment whose episodes may begin in any state: ``reset(options={"state": observation})``, float [O].
+
+    Where the reward depends on a goal that neither the observation nor the environment fixes, it is the goal of the
+    reset's seed.
+    """
+
+    def __init__(self, env: FlatEnv, setter: StateSetter) -> None:
+        super().__init__(env)
+        self.setter = setter
+        self.mujoco: Any = import_module("mujoco")  # Any: its type stubs are incomplete
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
+        """Begin an episode, in the state of ``options["state"]`` where that is given."""
+        observation, info = self.env.reset(seed=seed)
+        if options is None or "state" not in options:
+            return observation, info
+        owner = self.setter.mujoco_env
+        self.mujoco.mj_resetData(owner.model, owner.data)
+        state = np.asarray(options["state"])
+        self.setter.set_state(state.astype(np.float64))
+        owner.data.qacc_warmstart[:] = 0.0  # as for single steps: nothing of the episode before
+        return state.astype(np.float32), info
+
+
+def make_resettable(spec: EnvSpec) -> StateReset:
+    """Make an environment whose episodes may begin in any state.
+
+    Raises:
+        Unavailable: as ``open_simulator``.
+        UserError: when the environment cannot be made.
+    """
+    return StateReset(*_with_setter(spec))

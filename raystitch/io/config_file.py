@@ -12,6 +12,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from raystitch.errors import UserError
 
@@ -59,14 +60,29 @@ def load_config(
     return parse_config(data, kind, where)
 
 
+def read_value(text: str) -> Any:
+    """Read a value as people write it in YAML.
+
+    Raises:
+        UserError: when it is none.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{text!r} is not a YAML value") from error
+
+
 def current_names(data: Any, kind: Any) -> Any:
-    """Return what an earlier version wrote with the keys that ``kind`` has today (``RENAMED``), at every level.
+    """Return what an earlier version wrote with the keys that ``kind`` has today, at every level.
+
+    Keys that were renamed (``RENAMED``) get their new names, those that came later what was done before (``EARLIER``).
 
     For files that raystitch wrote itself; in those of users the old name is refused. A key stays where its new name is
     there too.
     """
     if not (isinstance(data, Mapping) and is_dataclass(kind)):
         return data
+    data = {**getattr(kind, "EARLIER", {}), **data}
     renamed = {old: new for old, new in getattr(kind, "RENAMED", {}).items() if new not in data}
     named = {renamed.get(name, name): value for name, value in data.items()}
     return {name: current_names(value, _kind_at(kind, (str(name),))) for name, value in named.items()}
@@ -107,21 +123,29 @@ def _over_defaults(data: Any, kind: Any) -> Any:
     return merged
 
 
+def _path_in(data: Any, problem: ErrorDetails) -> KeyPath:
+    """Return the keys of the data at which a problem is. Its place also names branches of unions, which are none."""
+    path: list[str | int] = []
+    for part in problem["loc"][1:]:
+        here = _get(data, tuple(path))
+        is_key = (isinstance(here, Mapping) and part in here) or (isinstance(here, list) and isinstance(part, int))
+        if is_key or problem["type"] == "missing":
+            path.append(part)
+    return tuple(path)
+
+
 def _explain(error: ValidationError, data: Any, kind: type, where: Mapping[KeyPath, str]) -> str:
     problems = error.errors(include_url=False)
     # An unknown key often explains a missing one, so it is named first. For a union type, report the closest branch's
     # error.
     unknown = ("unexpected_keyword_argument", "extra_forbidden")
     first = min(problems, key=lambda at: (at["type"] not in unknown, at["type"] != "value_error", -len(at["loc"])))
-    path: list[str | int] = []
-    for part in first["loc"][1:]:  # union branches also appear in loc: keep what is a key of the data
-        here = _get(data, tuple(path))
-        is_key = (isinstance(here, Mapping) and part in here) or (isinstance(here, list) and isinstance(part, int))
-        if is_key or first["type"] == "missing":
-            path.append(part)
+    path = _path_in(data, first)
     key = ".".join(str(part) for part in path)
     prefix = next((where[tuple(path[:end])] for end in range(len(path), -1, -1) if tuple(path[:end]) in where), "")
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    paths = {_path_in(data, problem) for problem in problems}
+    others = [at for at in paths if at != path[: len(at)]]  # of a union every branch has a problem of its own
+    more = f" (and {len(others)} more)" if others else ""
     if first["type"] in unknown:
         at = _kind_at(kind, tuple(path[:-1]))
         renamed = getattr(at, "RENAMED", {}).get(path[-1])
@@ -136,6 +160,9 @@ def _explain(error: ValidationError, data: Any, kind: type, where: Mapping[KeyPa
     if first["type"] == "value_error":
         return f"{prefix}{f'{key}: ' if key else ''}{first['msg'].removeprefix('Value error, ')}{more}"
     message = first["msg"][0].lower() + first["msg"][1:]
+    words = [at["ctx"]["expected"] for at in problems if at["type"] == "literal_error" and "ctx" in at and at != first]
+    if words and first["type"] != "literal_error":
+        message += f", or {words[0]}"
     return f"{prefix}{key}: {message}, got {first['input']!r}{more}"
 
 
@@ -152,7 +179,9 @@ def _kind_at(kind: Any, path: KeyPath) -> Any:
     """The config dataclass at a place of ``kind``; another type where there is none."""
     for part in (*path, None):
         if get_origin(kind) in (types.UnionType, Union):
-            kind = next((branch for branch in get_args(kind) if is_dataclass(branch)), object)
+            branches = get_args(kind)
+            fits = (lambda branch: get_origin(branch) is tuple) if isinstance(part, int) else is_dataclass
+            kind = next((branch for branch in branches if fits(branch)), object)
         if part is not None:
             kind = get_args(kind)[0] if isinstance(part, int) else get_type_hints(kind).get(part, object)
     return kind
@@ -214,9 +243,9 @@ def _apply_override(data: Any, override: str) -> KeyPath:
     if not separator or not name.strip():
         raise UserError(f"--set {override!r}: write it as key=value, such as fit.diffusion.train_steps=500")
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: {text!r} is not a YAML value") from error
+        value = read_value(text)
+    except UserError as error:
+        raise UserError(f"--set {override}: {error}") from error
     path: KeyPath = tuple(int(part) if part.isdigit() else part for part in name.strip().split("."))
     here: Any = data
     for depth, part in enumerate(path):

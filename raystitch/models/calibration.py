@@ -1,7 +1,7 @@
 """Thresholds (delta), and what the criteria's numbers are on real data: quantiles per gap. numpy only."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +44,9 @@ class Calibration:
         gaps: int64 [G], ascending.
         quantiles: float64 [Q], ascending from 0 to 1.
         tables: criterion -> float64 [G, Q], its value at each quantile. ``residual``, ``spread`` (of the judges) and
-            ``proposers`` (the proposers' residual) are the largest of the window's steps, ``rollout`` the distance at
-            its end; all squared L2 in standardised units.
+            ``proposers`` (the proposers' residual) are the largest of the window's steps, ``residual_sum`` and
+            ``spread_sum`` the sums over them, ``rollout`` the distance at its end; all squared L2 in standardised
+            units. Earlier versions kept no sums.
     """
 
     gaps: Ints
@@ -54,7 +55,12 @@ class Calibration:
 
     @classmethod
     def measure(
-        cls, largest: Mapping[str, Floats], at_end: Mapping[str, Floats], gap_min: int, gap_max: int
+        cls,
+        largest: Mapping[str, Floats],
+        at_end: Mapping[str, Floats],
+        gap_min: int,
+        gap_max: int,
+        summed: Sequence[str] = (),
     ) -> "Calibration":
         """Compute the tables from the numbers of consecutive steps of real windows.
 
@@ -62,12 +68,14 @@ class Calibration:
             largest: criterion -> float32 [W, gap_max + 1], NaN past a window's end; the largest up to a step counts (a
                 bridge of gap g has g + 1 steps).
             at_end: the same, the number at the last step counts.
+            summed: of ``largest``, those whose sums up to a step count too, as ``NAME_sum``.
 
         Raises:
             UserError: when no window reaches the smallest gap.
         """
         gaps = np.arange(gap_min, gap_max + 1)
         tables = {name: _table(np.maximum.accumulate(steps, axis=1), gaps) for name, steps in largest.items()}
+        tables |= {f"{name}_sum": _table(np.cumsum(largest[name], axis=1), gaps) for name in summed}
         tables |= {name: _table(steps, gaps) for name, steps in at_end.items()}
         return cls(gaps, QUANTILES, tables)
 

@@ -149,6 +149,7 @@ def calibrate(
         {"rollout": torch.cat(deviations).cpu().numpy()},
         diffusion.gap_min,
         diffusion.gap_max,
+        summed=("residual", "spread"),
     )
 
 

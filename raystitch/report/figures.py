@@ -11,7 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, PathPatch, Rectangle
+from matplotlib.path import Path as MplPath
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -225,8 +227,7 @@ def trajectories(scene: Scene) -> str:
         figure = Figure(figsize=(10, _height(scene.walls)), layout="constrained")
         left, right = figure.subplots(1, 2, sharex=True, sharey=True)
         for axis in (left, right):
-            for x, y, width, height in scene.walls:
-                axis.add_patch(Rectangle((x, y), width, height, facecolor=INK["wall"], edgecolor=INK["wall"], lw=0.5))
+            _draw_walls(axis, scene.walls)
             axis.set_xlabel(scene.xlabel)
         left.add_collection(LineCollection(list(scene.real), colors=INK["real"], linewidths=0.7, alpha=0.45))
         left.set_title("Real trajectories")
@@ -245,20 +246,79 @@ def trajectories(scene: Scene) -> str:
         ]
         figure.legend(handles=handles, loc="outside lower right", ncols=3)
         for axis in (left, right):
-            for text, x, y in scene.marks:
-                axis.scatter([x], [y], marker="*" if text == "goal" else "o", s=70, color=INK["text"], zorder=4)
-                axis.annotate(text, (x, y), xytext=(6, 6), textcoords="offset points", color=INK["text"], fontsize=9)
+            _draw_marks(axis, scene.marks)
             axis.autoscale_view()
-            axis.spines[["left", "bottom"]].set_visible(not len(scene.walls))
-            if len(scene.walls):
-                axis.set_aspect("equal")
-                axis.tick_params(length=0)
+            _frame(axis, scene.walls)
     return to_svg(figure, "Real and stitched trajectories")
 
 
-def _height(walls: Array) -> float:
-    """Height in inches of a figure 10 inches wide with two pictures of the maze side by side."""
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A long episode in the plane of the axes.
+
+    Attributes:
+        walls, marks: as of ``Scene``. states: [N, 2], recorded states.
+        records, bridges: polylines [T, 2] of the episode's recorded and generated parts.
+    """
+
+    xlabel: str
+    ylabel: str
+    walls: Array
+    marks: Sequence[tuple[str, float, float]]
+    states: Array
+    records: Sequence[Array]
+    bridges: Sequence[Array]
+
+
+def long_way(way: Way) -> str:
+    """Draw an episode of recorded parts and bridges over recorded states, with where it starts and ends."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, _height(way.walls, 9.0)), layout="constrained")
+        axis = figure.subplots()
+        _draw_walls(axis, way.walls)
+        # Dots as one path of lines without length: a tenth of the text of as many circles.
+        dots = np.repeat(way.states, 2, axis=0)
+        codes = np.tile(np.array([MplPath.MOVETO, MplPath.LINETO], np.uint8), len(way.states))
+        path = MplPath(dots, codes)
+        path.should_simplify = False
+        axis.add_patch(PathPatch(path, fill=False, edgecolor=INK["real"], lw=1.8, alpha=0.55, capstyle="round"))
+        for lines, colour, width in ((way.records, "joined", 1.8), (way.bridges, "stitched", 3.0)):
+            axis.add_collection(LineCollection(list(lines), colors=INK[colour], linewidths=width, capstyle="round"))
+        _draw_marks(axis, way.marks)
+        axis.set_xlabel(way.xlabel)
+        axis.set_ylabel(way.ylabel)
+        axis.autoscale_view()
+        _frame(axis, way.walls)
+        handles = [
+            Line2D([], [], color=INK["real"], marker="o", markersize=3, linestyle="", label="recorded states"),
+            Patch(color=INK["joined"], label="recorded parts of the episode"),
+            Patch(color=INK["stitched"], label="bridges (generated)"),
+        ]
+        figure.legend(handles=handles, loc="outside lower right", ncols=3)
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", to_svg(figure, "A stitched episode from the start"))
+
+
+def _draw_walls(axis: Axes, walls: Array) -> None:
+    for x, y, width, height in walls:
+        axis.add_patch(Rectangle((x, y), width, height, facecolor=INK["wall"], edgecolor=INK["wall"], lw=0.5))
+
+
+def _draw_marks(axis: Axes, marks: Sequence[tuple[str, float, float]]) -> None:
+    for text, x, y in marks:
+        axis.scatter([x], [y], marker="*" if text == "goal" else "o", s=70, color=INK["text"], zorder=4)
+        axis.annotate(text, (x, y), xytext=(6, 6), textcoords="offset points", color=INK["text"], fontsize=9)
+
+
+def _frame(axis: Axes, walls: Array) -> None:
+    axis.spines[["left", "bottom"]].set_visible(not len(walls))
+    if len(walls):
+        axis.set_aspect("equal")
+        axis.tick_params(length=0)
+
+
+def _height(walls: Array, of_maze: float = 4.5) -> float:
+    """Height in inches of a figure 10 inches wide in which the maze is ``of_maze`` inches wide."""
     if not len(walls):
         return 5.2
     width, height = ((walls[:, axis] + walls[:, axis + 2]).max() - walls[:, axis].min() for axis in (0, 1))
-    return float(np.clip(4.5 * height / width + 1.1, 2.5, 8.0))
+    return float(np.clip(of_maze * height / width + 1.1, 2.5, 8.0))

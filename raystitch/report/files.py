@@ -9,14 +9,17 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from raystitch.buffer.reach_file import Reach, read_reach
 from raystitch.errors import UserError
 from raystitch.io.files import read_json
-from raystitch.report.summary import delta_text
+from raystitch.report.summary import Headline, delta_text
 from raystitch.report.table import AGAIN, IN_GRID, read_rows, read_table
 from raystitch.trainers.ratio import parse_ratio
 
-TRIALS = "trials"
-"""Folder of a run."""
+TRIALS, BUFFER = "trials", "buffer"
+"""Folders of a run."""
+POTENTIAL_FILE = "potential.json"
+"""What weighting, joining and stitching promise on the run's data; see ``raystitch.data.potential``."""
 
 
 def trial_path(run: str | Path, trial_id: str) -> Path:
@@ -34,7 +37,10 @@ class RunFiles:
         notes: one line for each file that could not be read.
         figures: tables of figures/, by name.
         metrics: lines of metrics.jsonl, by trial.
+        validation, generalise: validate.json and generalise.json.
         search: search.json of a hyper-parameter search.
+        potential: potential.json.
+        reach: what the buffer's reach.json says, round by round.
     """
 
     folder: Path
@@ -45,15 +51,20 @@ class RunFiles:
     other_rows: list[dict[str, Any]]
     notes: list[str]
     validation: dict[str, Any] | None
+    generalise: dict[str, Any] | None
     figures: dict[str, pa.Table]
     metrics: dict[str, list[dict[str, Any]]]
     search: dict[str, Any] | None
+    reach: list[Reach]
+    potential: dict[str, Any] | None = None
 
     @property
-    def headline(self) -> tuple[str, str | None]:
-        """(ratio, delta) of the cell that the verdict is about, as results.parquet has them; a search chooses it."""
+    def headline(self) -> Headline:
+        """The cell that the verdict is about, as results.parquet has its values; a search chooses it."""
         chosen = (self.search or {}).get("chosen") or self.config.get("headline")
-        return (str(parse_ratio(chosen["ratio"])), delta_text(chosen["delta"])) if chosen else ("", None)
+        if not chosen:
+            return "", None
+        return str(parse_ratio(chosen["ratio"])), delta_text(chosen["delta"]), chosen.get("shaping", "")
 
     @property
     def final_rows(self) -> list[dict[str, Any]]:
@@ -86,9 +97,12 @@ def read_run(folder: str | Path) -> RunFiles:
         other_rows=[row for row in rows if not row[IN_GRID]],
         notes=notes,
         validation=_optional_json(folder / "validate.json", notes),
-        figures=_figures(folder / "figures", notes),
+        generalise=_optional_json(folder / "generalise.json", notes),
+        figures=read_figures(folder / "figures", notes),
         metrics={row["trial_id"]: _metrics(trial_path(folder, row["trial_id"]), notes) for row in ours},
         search=_search(folder, config, notes),
+        potential=_optional_json(folder / POTENTIAL_FILE, notes),
+        reach=_reach(folder / BUFFER, notes),
     )
 
 
@@ -117,7 +131,8 @@ def _optional_json(path: Path, notes: list[str]) -> dict[str, Any] | None:
     return value
 
 
-def _figures(folder: Path, notes: list[str]) -> dict[str, pa.Table]:
+def read_figures(folder: Path, notes: list[str]) -> dict[str, pa.Table]:
+    """Read the tables of a run's ``figures``, by name; ``notes`` gets a line for each that cannot be read."""
     tables: dict[str, pa.Table] = {}
     for path in sorted(folder.glob("*.parquet")):
         try:
@@ -132,6 +147,14 @@ def _search(folder: Path, config: Mapping[str, Any], notes: list[str]) -> dict[s
     them."""
     asked = (config.get("search") or {}).get("algorithm")
     return None if asked == "none" else _optional_json(folder / "search.json", notes)
+
+
+def _reach(buffer: Path, notes: list[str]) -> list[Reach]:
+    try:
+        return read_reach(buffer)
+    except UserError as error:
+        notes.append(str(error))
+        return []
 
 
 def _metrics(trial_dir: Path, notes: list[str]) -> list[dict[str, Any]]:

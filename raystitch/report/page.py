@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from raystitch.io.files import atomic_path
 from raystitch.report import figures
 from raystitch.report.files import RunFiles, read_run
+from raystitch.report.generalise import generalise_section
 from raystitch.report.html import html_table, section
+from raystitch.report.reach import ground, polylines, reach
 from raystitch.report.results import comparisons, heat_maps, results
-from raystitch.report.sections import best_checkpoints, curves, target_returns, verdict
+from raystitch.report.sections import before_training, best_checkpoints, curves, target_returns, verdict
 from raystitch.report.summary import Summary, summarise
 from raystitch.report.table import algorithm_name
 from raystitch.report.trials import every_seed, failures, other_trials, search, stopped, unreadable
@@ -35,10 +37,12 @@ def build_report(run_dir: str | Path) -> Path:
     summary = summarise(run.final_rows, run.headline, run.metrics)
     parts = [
         _header(run),
+        before_training(run.potential),
         verdict(verdicts(summary)),
         _tiles(run, summary),
         unreadable(run),
         failures(run),
+        reach(run),
         results(summary),
         comparisons(summary, chosen_before=run.search is None),
         heat_maps(summary),
@@ -52,6 +56,7 @@ def build_report(run_dir: str | Path) -> Path:
         _picture(run.figures),
         _bridges(run.figures),
         simulator_truth(run.validation),
+        generalise_section(run.generalise),
         _configuration(run),
     ]
     title = escape(f"raystitch: {run.config.get('name', run.folder.name)}")
@@ -70,8 +75,9 @@ def build_report(run_dir: str | Path) -> Path:
 def _header(run: RunFiles) -> str:
     trials = {row["trial_id"] for row in run.rows}
     finished = (run.environment or {}).get("finished_at")
+    part = run.config.get("select")
     facts = [
-        f"dataset {run.config.get('dataset')}",
+        f"dataset {run.config.get('dataset')}{f', select {part}' if part else ''}",
         f"{len(trials)} trials",
         f"{len(run.config.get('seeds', []))} seeds",
     ]
@@ -115,30 +121,18 @@ def _picture(tables: Mapping[str, pa.Table]) -> str:
     lines = tables.get("lines")
     if lines is None:
         return ""
-    parts: dict[str, list[NDArray[np.float64]]] = {"real": [], "prefix": [], "bridge": [], "suffix": []}
-    part, line = np.array(lines["part"].to_pylist()), _column(lines, "line")
-    points = np.stack([_column(lines, "x"), _column(lines, "y")], axis=1).astype(np.float64)
-    starts = np.flatnonzero(np.r_[True, (part[1:] != part[:-1]) | (line[1:] != line[:-1])]) if len(part) else []
-    for start, stop in zip(starts, [*starts[1:], len(part)], strict=True):
-        parts[str(part[start])].append(points[start:stop])
-    if not parts["real"]:
+    parts = polylines(lines)
+    if not parts.get("real"):
         return ""
-    walls, marks = tables.get("walls"), tables.get("marks")
-    labels = {key.decode(): value.decode() for key, value in (lines.schema.metadata or {}).items()}
-    columns = ("x", "y", "width", "height")
-    rectangles = np.stack([_column(walls, name) for name in columns], axis=1) if walls is not None else np.zeros((0, 4))
     scene = figures.Scene(
-        xlabel=labels.get("x", ""),
-        ylabel=labels.get("y", ""),
-        walls=rectangles,
-        marks=[(row["text"], row["x"], row["y"]) for row in marks.to_pylist()] if marks is not None else [],
+        **ground(lines, tables),
         real=parts["real"],
-        prefixes=parts["prefix"],
-        bridges=parts["bridge"],
-        suffixes=parts["suffix"],
+        prefixes=parts.get("prefix", []),
+        bridges=parts.get("bridge", []),
+        suffixes=parts.get("suffix", []),
     )
     note = (
-        f"{len(parts['real'])} episodes of the dataset, and {len(parts['bridge'])} accepted bridges drawn at random "
+        f"{len(parts['real'])} episodes of the dataset, and {len(scene.bridges)} accepted bridges drawn at random "
         "with the real steps around them."
     )
     return section("Real and bridged trajectories", f"<figure>{figures.trajectories(scene)}</figure>", note)

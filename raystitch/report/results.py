@@ -1,5 +1,6 @@
 """The page's tables of scores: every cell of the grid, and each stitched cell against every baseline."""
 
+from collections.abc import Sequence
 from html import escape
 
 from raystitch.report.html import section
@@ -160,45 +161,48 @@ def _cell(at: Comparison | None, metric: Metric) -> str:
 
 
 def heat_maps(summary: Summary) -> str:
-    """One r x delta table per algorithm with stitched cells, shaded by the metric."""
-    low, high = limits(summary)
-    metric = summary.metric
+    """One r x delta table per algorithm with stitched cells and per shaping with several, shaded by the metric."""
     maps: list[str] = []
     for algo in summary.algorithms:
-        lines = {(line.ratio, line.delta): line for line in summary.find(algo, "stitched")}
-        if not lines:
-            continue
-        ratios, deltas = list(dict.fromkeys(r for r, _ in lines)), list(dict.fromkeys(d for _, d in lines))
-        rows = ["<tr><th></th>" + "".join(f"<th>r = {escape(ratio)}</th>" for ratio in ratios) + "</tr>"]
-        for delta in deltas:
-            cells = ""
-            for ratio in ratios:
-                line = lines.get((ratio, delta))
-                iqm = None if line is None else line.iqm
-                if line is None or iqm is None:
-                    cells += '<td class="cell dim">–</td>'
-                    continue
-                share = 6 + 52 * (iqm.value - low) / (high - low)
-                pick = " pick" if summary.is_headline(line) else ""
-                shade = f"color-mix(in srgb, var(--stitched) {share:.0f}%, var(--surface))"
-                spread = f"{metric.show(iqm.low)} – {metric.show(iqm.high)}" if iqm.num_seeds > 1 else "one seed"
-                cells += (
-                    f'<td class="cell{pick}" style="background:{shade}"><b>{metric.show(iqm.value)}</b>'
-                    f"<small>{spread}</small></td>"
-                )
-            rows.append(f"<tr><th>delta = {escape(str(delta))}</th>{cells}</tr>")
-        base = {line.label: line.iqm for line in summary.lines if line.algo == algo}
-        beside = ", ".join(
-            f"{label} {metric.show(at.value)}" for label, at in base.items() if at and not label.startswith("stitched")
-        )
-        maps.append(
-            f'<div><h3>{escape(algorithm_name(algo))}</h3><div class="scroll"><table class="heat">{"".join(rows)}'
-            f'</table></div><p class="note">Baselines: {escape(beside) or "none"}.</p></div>'
-        )
+        stitched = summary.find(algo, "stitched")
+        for shaping in dict.fromkeys(line.shaping for line in stitched):
+            lines = [line for line in stitched if line.shaping == shaping]
+            if not shaping or len(lines) > 1:
+                maps.append(_heat_map(algo, shaping, lines, summary))
     if not maps:
         return ""
     note = (
-        f"IQM of the {metric.name} over seeds, below it the 95 % interval. Columns: original : augmented in every "
-        "batch. Rows: the largest residual a bridge may have."
+        f"IQM of the {summary.metric.name} over seeds, below it the 95 % interval. Columns: original : augmented in "
+        "every batch. Rows: the largest residual a bridge may have."
     )
     return section("Ratio and delta", f'<div class="heats">{"".join(maps)}</div>', note)
+
+
+def _heat_map(algo: str, shaping: str, of_shaping: Sequence[Line], summary: Summary) -> str:
+    lines = {(line.ratio, line.delta): line for line in of_shaping}
+    ratios, deltas = list(dict.fromkeys(r for r, _ in lines)), list(dict.fromkeys(d for _, d in lines))
+    rows = ["<tr><th></th>" + "".join(f"<th>r = {escape(ratio)}</th>" for ratio in ratios) + "</tr>"]
+    for delta in deltas:
+        cells = "".join(_heat_cell(lines.get((ratio, delta)), summary) for ratio in ratios)
+        rows.append(f"<tr><th>delta = {escape(str(delta))}</th>{cells}</tr>")
+    base = {line.label: line.iqm for line in summary.lines if line.algo == algo and line.data != "stitched"}
+    beside = ", ".join(f"{label} {summary.metric.show(at.value)}" for label, at in base.items() if at)
+    title = algorithm_name(algo) + (f", {shaping}" if shaping else "")
+    return (
+        f'<div><h3>{escape(title)}</h3><div class="scroll"><table class="heat">{"".join(rows)}'
+        f'</table></div><p class="note">Baselines: {escape(beside) or "none"}.</p></div>'
+    )
+
+
+def _heat_cell(line: Line | None, summary: Summary) -> str:
+    iqm = None if line is None else line.iqm
+    if line is None or iqm is None:
+        return '<td class="cell dim">–</td>'
+    (low, high), metric = limits(summary), summary.metric
+    share = 6 + 52 * (iqm.value - low) / (high - low)
+    pick = " pick" if summary.is_headline(line) else ""
+    shade = f"color-mix(in srgb, var(--stitched) {share:.0f}%, var(--surface))"
+    spread = f"{metric.show(iqm.low)} – {metric.show(iqm.high)}" if iqm.num_seeds > 1 else "one seed"
+    return (
+        f'<td class="cell{pick}" style="background:{shade}"><b>{metric.show(iqm.value)}</b><small>{spread}</small></td>'
+    )

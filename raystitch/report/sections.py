@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from raystitch.data.potential import POTENTIALS
 from raystitch.report.figures import Curve, learning_curves
 from raystitch.report.html import html_table, section
 from raystitch.report.stats import interval
 from raystitch.report.summary import SUCCESS, Line, Metric, Summary, cell_label
-from raystitch.report.table import algorithm_name, short_name
+from raystitch.report.table import PROMPT, algorithm_name, asked_for, asked_text, short_name
 from raystitch.report.verdict import Verdict
 
 
@@ -25,29 +26,47 @@ def verdict(found: Sequence[Verdict]) -> str:
     return f'<section class="verdict"><h2>Did stitching help?</h2>{"".join(blocks)}</section>'
 
 
+def before_training(potential: Mapping[str, Any] | None) -> str:
+    """Show what each tool promises on the data; empty where the run did not compute it."""
+    if potential is None:
+        return ""
+    values = [(label, potential.get(key)) for label, key in POTENTIALS]
+    rows = [[label, f"{value:,.1f}"] for label, value in values if isinstance(value, int | float)]
+    head, *rest = [str(line) for line in potential.get("text", [])] or [""]
+    spread = [potential.get(key) for key in ("rpsv", "return_mean", "return_best")]
+    if all(isinstance(value, int | float) for value in spread):
+        rest.append("room for weighting: RPSV {:,.4g}; undiscounted returns {:,.1f}, the best {:,.1f}".format(*spread))
+    body = html_table(["mean discounted return from the recorded starts", "at most"], rows)
+    body += "".join(f"<p>{escape(line[:1].upper() + line[1:])}.</p>" for line in rest)
+    return section("Before training", body, f"{head[:1].upper()}{head[1:]}." if head else "")
+
+
 def target_returns(rows: Sequence[Mapping[str, Any]], metric: Metric) -> str:
     """Results at every return that the Decision Transformer was asked for; empty when there is only one."""
-    asked = sorted({row["target_return"] for row in rows if row["target_return"] is not None}, reverse=True)
+    targets = sorted({row["target_return"] for row in rows if row["target_return"] is not None}, reverse=True)
+    asked = [*targets, *sorted({row[PROMPT] for row in rows if row.get(PROMPT) is not None})]
     if len(asked) < 2:
         return ""
-    cells: dict[str, dict[float, list[float]]] = {}
+    cells: dict[str, dict[float | str, list[float]]] = {}
     for row in rows:
-        if row["target_return"] is not None and row["status"] == "ok" and row[metric.column] is not None:
+        target = asked_for(row)
+        if target is not None and row["status"] == "ok" and row[metric.column] is not None:
             label = f"{short_name(row['algo'])}, {cell_label(row)}"
-            cells.setdefault(label, {}).setdefault(row["target_return"], []).append(row[metric.column])
+            cells.setdefault(label, {}).setdefault(target, []).append(row[metric.column])
 
     def show(values: Sequence[float]) -> str:
         return metric.show_interval(interval(np.array(values))) if values else "–"
 
     body = [[label, *(show(by_target.get(target, [])) for target in asked)] for label, by_target in cells.items()]
-    headline = next(
-        (row["target_return"] for row in rows if row["headline"] and row["target_return"] is not None), None
-    )
+    headlines = list(dict.fromkeys(asked_text(row) for row in rows if row["headline"] and asked_for(row) is not None))
     note = (
         f"IQM [95 %] of the {metric.name} for every return asked for. "
-        f"The one reported above, {headline:g}, was chosen before running."
+        f"The one reported above, {' or '.join(headlines)}, was chosen before running."
     )
-    return section("Returns asked for", html_table(["trained on", *(f"{target:g}" for target in asked)], body), note)
+    if len(asked) > len(targets):
+        note += " max: at every step the largest return-to-go that the training data promise in this state."
+    heads = [*(f"{target:g}" for target in targets), *asked[len(targets) :]]
+    return section("Returns asked for", html_table(["trained on", *map(str, heads)], body), note)
 
 
 def curves(summary: Summary) -> str:
@@ -103,7 +122,7 @@ def best_checkpoints(summary: Summary) -> str:
 
 
 def _claim(line: Line, summary: Summary) -> list[str]:
-    original = next((base for base in summary.find(line.algo, "original") if base.best), None)
+    original = next((base for base in summary.find(line.algo, "original") if base.best and not base.shaping), None)
     if original is None:
         return []
     gains = [

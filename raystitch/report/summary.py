@@ -19,10 +19,13 @@ from raystitch.report.stats import (
     interval,
     mean,
 )
-from raystitch.report.table import DATA_ORDER, UNQUALIFIED
+from raystitch.report.table import DATA_ORDER, UNQUALIFIED, UNSHAPED
 
-Cell = tuple[str, str, str, str | None]
-"""The key of a cell: algo, data, ratio, delta as asked."""
+Cell = tuple[str, str, str, str | None, str]
+"""The key of a cell: algo, data, ratio, delta as asked, shaping."""
+
+Headline = tuple[str, str | None] | tuple[str, str | None, str]
+"""The cell that the verdict is about: ratio and delta, and the shaping where its data are shaped."""
 
 
 def delta_text(delta: Delta) -> str:
@@ -32,10 +35,12 @@ def delta_text(delta: Delta) -> str:
 
 
 def cell_label(row: Mapping[str, Any]) -> str:
-    """Return the name of a grid cell, from its ``data``, ``ratio`` and ``delta``."""
+    """Return the name of a grid cell, from its ``data``, ``ratio``, ``delta`` and ``shaping``."""
+    shaping = f", {row['shaping']}" if row.get("shaping") else ""
     if row["data"] == "original":
-        return "original data"
-    return f"{row['data']} {row['ratio']}" + (f", delta {row['delta']}" if row["data"] == "stitched" else "")
+        return f"original data{shaping}"
+    delta = f", delta {row['delta']}" if row["data"] == "stitched" else ""
+    return f"{row['data']} {row['ratio']}{delta}{shaping}"
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ class Line:
             3 seeds.
         num_failed, num_stopped: trials without a final result.
         over: comparison with each baseline of the same algorithm, by its name.
+        shaping: what was done to its data, as in results.parquet; empty for nothing.
     """
 
     algo: str
@@ -109,6 +115,7 @@ class Line:
     num_failed: int
     num_stopped: int
     over: Mapping[str, Comparison] = field(default_factory=dict[str, Comparison])
+    shaping: str = ""
 
     @property
     def label(self) -> str:
@@ -133,7 +140,7 @@ class Summary:
 
     metric: Metric
     lines: list[Line]
-    headline: tuple[str, str | None]
+    headline: Headline
     num_adjusted: int
 
     def find(self, algo: str, data: str) -> list[Line]:
@@ -168,26 +175,27 @@ def choose_metric(rows: Sequence[Mapping[str, Any]]) -> Metric:
 
 def summarise(
     rows: Sequence[Mapping[str, Any]],
-    headline: tuple[str, str | None],
+    headline: Headline,
     metrics: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Summary:
     """Turn rows of results.parquet into lines in a fixed order.
 
     Args:
-        headline: (ratio, delta) of the cell that the verdict is about.
+        headline: the cell that the verdict is about.
         metrics: lines of metrics.jsonl, by trial.
     """
     metric = choose_metric(rows)
     cells: dict[Cell, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["headline"] or row["status"] == "failed":
-            cells.setdefault((row["algo"], row["data"], row["ratio"], row["delta"]), []).append(row)
+            cell = (row["algo"], row["data"], row["ratio"], row["delta"], row.get("shaping") or "")
+            cells.setdefault(cell, []).append(row)
     # Cells that a search gave up have no result; the page lists their trials separately.
     cells = {cell: group for cell, group in cells.items() if any(row["status"] != "stopped" for row in group)}
     lines = [_line(cell, group, metric, metrics or {}) for cell, group in cells.items()]
     algorithms = list(dict.fromkeys(line.algo for line in lines))
-    # A stable sort: ratios and deltas stay in the order of the grid.
-    lines.sort(key=lambda line: (algorithms.index(line.algo), DATA_ORDER.index(line.data)))
+    # A stable sort: ratios, deltas and shapings stay in the order of the grid, the data as they are before the rest.
+    lines.sort(key=lambda line: (algorithms.index(line.algo), DATA_ORDER.index(line.data), line.shaping != ""))
     return _adjust(metric, [replace(line, over=_over(line, lines)) for line in lines], headline)
 
 
@@ -202,7 +210,7 @@ def _line(
         found = np.array([row[measure.column] for row in ok if row[measure.column] is not None], np.float64)
         if found.size:
             means[measure.column] = interval(found, mean)
-    algo, data, ratio, delta = cell
+    algo, data, ratio, delta, shaping = cell
     return Line(
         algo=algo,
         data=data,
@@ -216,6 +224,7 @@ def _line(
         noise=_noise(ok),
         num_failed=sum(row["status"] == "failed" for row in rows),
         num_stopped=sum(row["status"] == "stopped" for row in rows),
+        shaping=shaping,
     )
 
 
@@ -227,23 +236,29 @@ def _noise(rows: Sequence[Mapping[str, Any]]) -> float | None:
     return float(np.mean([row["return_std"] ** 2 / row["num_eval_episodes"] for row in known]) / spread)
 
 
-def _is_headline(line: Line, headline: tuple[str, str | None]) -> bool:
-    return line.data == "stitched" and (line.ratio, line.delta) == headline
+def _is_headline(line: Line, headline: Headline) -> bool:
+    ratio, delta, *shaping = headline
+    return line.data == "stitched" and (line.ratio, line.delta, [line.shaping]) == (ratio, delta, shaping or [""])
 
 
 def _baseline_name(base: Line, line: Line) -> str | None:
     """Return the name that ``line`` gives to ``base`` as a baseline; None when the two are not compared.
 
-    Baselines are compared with the original data; stitched data with all baselines, and with the same bridges read
-    without qualification.
+    Baselines are compared with the original data as they are; stitched data with all baselines, with the same bridges
+    read without qualification, and, where something was done to them, with the same cell without it.
     """
-    if base.algo != line.algo or base.data == line.data == "original":
+    if base.algo != line.algo or base is line:
         return None
     if line.data != "stitched":
-        return base.label if base.data == "original" else None
+        is_plain = base.data == "original" and not base.shaping
+        return base.label if is_plain and (line.data != "original" or line.shaping) else None
     if base.data != "stitched":
         return base.label
-    unqualified = base.delta == "off" and line.delta != "off" and base.ratio == line.ratio
+    if base.ratio != line.ratio:
+        return None
+    if base.delta == line.delta:
+        return UNSHAPED if line.shaping and not base.shaping else None
+    unqualified = base.delta == "off" and base.shaping == line.shaping
     return UNQUALIFIED if unqualified else None
 
 
@@ -257,7 +272,7 @@ def _over(line: Line, lines: Sequence[Line]) -> dict[str, Comparison]:
     return found
 
 
-def _adjust(metric: Metric, lines: list[Line], headline: tuple[str, str | None]) -> Summary:
+def _adjust(metric: Metric, lines: list[Line], headline: Headline) -> Summary:
     """Holm's correction for every comparison but the headline's, which was chosen before running."""
     others = [line for line in lines if not _is_headline(line, headline)]
     tested = [(line, name, at) for line in others for name, at in line.over.items()]

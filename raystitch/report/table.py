@@ -17,6 +17,17 @@ IN_GRID = "in_grid"
 """True where the trial belongs to the grid (or the search) of the run's ``config.yaml``,
 False for one of an earlier grid. Tables of older versions lack the column: all of their rows belong to it."""
 
+PROMPT = "prompt"
+"""``max`` where a policy itself said what to ask it for (``algorithms.dt.prompt``), null otherwise, as in all rows of
+tables of older versions, which lack the column."""
+
+SHAPING = "shaping"
+"""What was done to the data of the cell, such as ``weights aw 0.1; rewards penalty 0.5``; empty for nothing, as for all
+rows of tables of older versions, which lack the column."""
+
+_ADDED = {IN_GRID: True, SHAPING: "", PROMPT: None}
+"""Columns that older versions did not write -> the value of their rows."""
+
 RESULTS_SCHEMA = pa.schema(
     [
         ("trial_id", pa.string()),
@@ -38,6 +49,8 @@ RESULTS_SCHEMA = pa.schema(
         ("score", pa.float64()),
         ("num_eval_episodes", pa.int64()),
         (IN_GRID, pa.bool_()),
+        (SHAPING, pa.string()),
+        (PROMPT, pa.string()),
     ],
     metadata={"schema_version": "1"},
 )
@@ -52,6 +65,9 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
 
 DATA_ORDER = ("original", "weighted", "duplicated", "joined", "stitched")
 
+UNSHAPED = "unshaped"
+"""Name of the baseline of stitched data to which something was done: the same cell without it."""
+
 UNQUALIFIED = "no qualification"
 """Name of the baseline of stitched data read at delta off."""
 
@@ -61,6 +77,7 @@ BASELINE_WORDS = {
     "duplicated": "the original data duplicated",
     "joined": "real fragments joined without a bridge",
     "no": "bridges without qualification",
+    "unshaped": "the same bridges as they are",
 }
 """First word of a baseline's name -> its name in sentences."""
 
@@ -90,10 +107,10 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
         UserError: when it cannot be read or lacks a column.
     """
     table = read_table(path)
-    missing = [name for name in RESULTS_SCHEMA.names if name not in table.column_names and name != IN_GRID]
+    missing = [name for name in RESULTS_SCHEMA.names if name not in table.column_names and name not in _ADDED]
     if missing:
         raise UserError(f"{path} is damaged: it has no column {missing[0]}; {AGAIN}")
-    rows: list[dict[str, Any]] = [{IN_GRID: True, **row} for row in table.to_pylist()]
+    rows: list[dict[str, Any]] = [{**_ADDED, **row} for row in table.to_pylist()]
     if not all(re.fullmatch(r"[\w-]+", str(row["trial_id"])) for row in rows):
         raise UserError(f"{path} holds a trial_id that is not the name of a folder")
     return rows
@@ -113,6 +130,17 @@ def read_table(path: str | Path) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         why = str(error).splitlines()[0].removesuffix(".")
         raise UserError(f"{path} is damaged: {why}; {AGAIN}") from error
+
+
+def asked_for(row: Mapping[str, Any]) -> float | str | None:
+    """Return what the policy of a row was asked for: a return, ``max``, or None where it is not asked for any."""
+    return row.get(PROMPT) or row["target_return"]
+
+
+def asked_text(row: Mapping[str, Any]) -> str:
+    """Return ``asked_for`` as tables show it."""
+    asked = asked_for(row)
+    return "–" if asked is None else asked if isinstance(asked, str) else f"{asked:g}"
 
 
 def algorithm_name(algo: str) -> str:

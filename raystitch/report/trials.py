@@ -8,7 +8,7 @@ from typing import Any
 from raystitch.report.files import RunFiles
 from raystitch.report.html import html_table, section
 from raystitch.report.summary import RETURN, SCORE, SUCCESS, Metric, cell_label
-from raystitch.report.table import algorithm_name, short_name
+from raystitch.report.table import algorithm_name, asked_for, asked_text, short_name
 
 Row = Mapping[str, Any]
 
@@ -35,7 +35,7 @@ def _by_cell(rows: Sequence[Row]) -> list[Row]:
 
 
 def _seed_table(rows: Sequence[Row], run: RunFiles) -> str:
-    asked = {row["target_return"] for row in rows} - {None}
+    asked = {asked_for(row) for row in rows} - {None}
     known = [measure for measure in (SCORE, SUCCESS) if any(row[measure.column] is not None for row in rows)]
     heads = ["training data", "seed", *["asked for"] * bool(asked), "raw return ± std", *(m.name for m in known)]
     heads += ["episodes", "steps", "training s", "run again"]
@@ -48,7 +48,7 @@ def _seed_table(rows: Sequence[Row], run: RunFiles) -> str:
         cells = [escape(cell_label(row)) if first else "", seed if first else ""]
         if asked:
             mark = " (headline)" if row["headline"] and len(asked) > 1 else ""
-            cells.append("–" if row["target_return"] is None else f"{row['target_return']:g}{mark}")
+            cells.append(asked_text(row) + mark * (asked_for(row) is not None))
         if row["status"] == "ok":
             cells.append(_with_std(row))
             cells += ["–" if row[m.column] is None else m.show(row[m.column]) for m in known]

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 
 from raystitch.report.stats import MAX_SEEDS, rise
 from raystitch.report.summary import SUCCESS, Line, Metric, Summary
-from raystitch.report.table import BASELINE_WORDS, DATA_ORDER, UNQUALIFIED
+from raystitch.report.table import BASELINE_WORDS, DATA_ORDER, UNQUALIFIED, UNSHAPED
 
 ORIGINAL = "original data"
+NOT_CONTROLS = (ORIGINAL, UNQUALIFIED, UNSHAPED)
+"""Baselines that do not tell what generated bridges bring over data that are made without them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +36,21 @@ def verdicts(summary: Summary) -> list[Verdict]:
 
 
 def baseline_words(name: str, line: Line) -> str:
-    """Return a baseline's name in sentences, with its ratio where that differs from the line's."""
-    kind, _, ratio = name.partition(" ")
+    """Return a baseline's name in sentences, with its ratio where that differs from the line's, and its shaping."""
+    cell, _, shaping = name.partition(", ")
+    kind, _, ratio = cell.partition(" ")
     words = BASELINE_WORDS[kind]
-    return words if kind in ("original", "no") or ratio == line.ratio else f"{words} ({ratio})"
+    told = "" if kind not in DATA_ORDER or kind == "original" or ratio == line.ratio else ratio
+    more = ", ".join(part for part in (told, shaping) if part)
+    return f"{words} ({more})" if more else words
 
 
 def _verdict(algo: str, summary: Summary) -> Verdict:
     line = summary.chosen(algo)
     if line is None:
-        answer = f"no finished trial at ratio {summary.headline[0]} and delta {summary.headline[1]}, so no verdict"
+        ratio, delta, *shaping = summary.headline
+        at = f"ratio {ratio} and delta {delta}" + "".join(f" with {text}" for text in shaping if text)
+        answer = f"no finished trial at {at}, so no verdict"
         if not summary.find(algo, "stitched"):
             answer = "not trained on stitched data in this run"
         return Verdict(algo=algo, answer=answer, facts=_failures(algo, summary), budget=[])
@@ -55,7 +62,7 @@ def _verdict(algo: str, summary: Summary) -> Verdict:
 
 def _answer(line: Line) -> str:
     original = line.over_original
-    controls = {name: at for name, at in line.over.items() if name not in (ORIGINAL, UNQUALIFIED)}
+    controls = {name: at for name, at in line.over.items() if name not in NOT_CONTROLS}
     if original is None:
         return "not compared with the original data in this run"
     seeds = original.difference.num_seeds
@@ -75,7 +82,8 @@ def _answer(line: Line) -> str:
 
 def _numbers(line: Line, metric: Metric) -> str:
     assert line.iqm is not None
-    text = f"{metric.name.capitalize()} with stitched data ({line.ratio}, delta {line.delta}): "
+    shaping = f", {line.shaping}" if line.shaping else ""
+    text = f"{metric.name.capitalize()} with stitched data ({line.ratio}, delta {line.delta}{shaping}): "
     text += metric.show(line.iqm.value)
     text += f" (IQM of {line.iqm.num_seeds} seeds)" if line.iqm.num_seeds > 1 else " (one seed)"
     at = line.over_original
@@ -93,7 +101,7 @@ def _numbers(line: Line, metric: Metric) -> str:
 
 
 def _baselines(line: Line, summary: Summary) -> list[str]:
-    names = [name for name in line.over if name not in (ORIGINAL, UNQUALIFIED)]
+    names = [name for name in line.over if name not in NOT_CONTROLS]
     signs = {name: at.difference.sign for name, at in line.over.items()}
     facts: list[str] = []
     if names and all(line.over[name].difference.num_seeds > 1 for name in names):
@@ -105,7 +113,7 @@ def _baselines(line: Line, summary: Summary) -> list[str]:
                 if signs[name] == sign
             ]
             facts += [f"{words} {_and(listed)}."] if listed else []
-    tried = {name.split()[0] for name in line.over}
+    tried = {name.split()[0].rstrip(",") for name in line.over}
     missing = [kind for kind in DATA_ORDER[:-1] if kind not in tried]
     if not missing and all(sign > 0 for sign in signs.values()):
         facts[-1] += " So it beats every baseline."

@@ -7,7 +7,7 @@ return-to-go in every episode that it occurs in.
 Legend: E episodes, R runs, N pool rows, P observation rows, O observation size, M values.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +20,9 @@ from raystitch.shaping.config import ReturnConfig
 BLOCK = 1 << 15
 """Episodes that are worked on at a time."""
 
+VALUED = frozenset({"qdt"})
+"""Rules that read ``PooledEpisodes.values``, which are fitted for them."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PooledEpisodes:
@@ -30,6 +33,7 @@ class PooledEpisodes:
         rewards: float32 [N], shaped. dones: float32 [N], 1 at terminations.
         rest: float32 [N], sum of the rewards from each row to the end of its dataset episode or bridge.
         observations: float32 [P, O], standardised. obs_row: int64 [N], row of s_t; s_{t+1} is the next one.
+        values: float32 [P], V of every observation in raw units; None for rules that are not among ``VALUED``.
     """
 
     start: NDArray[np.signedinteger]
@@ -39,6 +43,7 @@ class PooledEpisodes:
     rest: Floats
     observations: Floats
     obs_row: Ints
+    values: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.start)
@@ -95,7 +100,44 @@ def plain(config: ReturnConfig, episodes: PooledEpisodes) -> EpisodeReturns:
     return EpisodeReturns(values=episodes.rest, offset=run_sums(episodes)[0])
 
 
-RETURNS: dict[str, ReturnFunction] = {"plain": plain}
+def qdt(config: ReturnConfig, episodes: PooledEpisodes) -> EpisodeReturns:
+    """Return R_t = r_t + gamma max(R_{t+1}, V(s_{t+1})), backwards (Q-learning Decision Transformer, Yamagata et al.
+    2023, arXiv 2209.03993, Algorithm 1, here with one discount for V and for R).
+
+    At the last step there is no R_{t+1}: after a termination R is the reward, after a time-out the reward and
+    gamma V(s_{t+1}). At the seam of joined episodes s_{t+1} is the target's state.
+    """
+    blocks = [
+        _relabelled(
+            config.gamma,
+            replace(episodes, start=episodes.start[at : at + BLOCK], length=episodes.length[at : at + BLOCK]),
+        )
+        for at in range(0, len(episodes), BLOCK)
+    ]
+    return step_returns(np.concatenate([*blocks, np.zeros(0, np.float32)]), episodes)
+
+
+def _relabelled(gamma: float, episodes: PooledEpisodes) -> Floats:
+    """Return the returns-to-go of ``qdt`` of every step, as ``pool_rows`` lists them, float32."""
+    assert episodes.values is not None, "this rule needs the values of the observations"
+    rows, length = pool_rows(episodes), episodes.length.sum(1, dtype=np.int64)
+    end = np.cumsum(length)[length > 0]
+    seen, last = episodes.obs_row[rows], end - 1
+    ahead = np.zeros(len(rows), np.float32)  # V(s_{t+1})
+    ahead[:-1] = episodes.values[seen[1:]]
+    ahead[last] = np.where(episodes.dones[rows[last]] > 0, 0, episodes.values[seen[last] + 1])
+    found = episodes.rewards[rows]  # a copy, which becomes R from the back
+    end = end[np.argsort(-length[length > 0], kind="stable")]
+    going = np.cumsum(np.bincount(length[length > 0])[::-1])[::-1][1:]  # episodes of more than 0, 1, .. steps
+    rest = np.full(len(end), -np.inf)  # R_{t+1}
+    for before, count in enumerate(going):
+        at = end[:count] - 1 - before
+        rest = found[at] + gamma * np.maximum(rest[:count], ahead[at])
+        found[at] = rest
+    return found
+
+
+RETURNS: dict[str, ReturnFunction] = {"plain": plain, "qdt": qdt}
 
 
 def returns_to_go_of(config: ReturnConfig, episodes: PooledEpisodes) -> EpisodeReturns:

@@ -1,9 +1,13 @@
 """Settings of the stitching stages; imports no torch."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
 
 from raystitch.models.calibration import check_delta
+
+SOURCE_FRACTION, TARGET_FRACTION = 0.5, 0.3
+"""Shares of the episodes that are sources and targets where they are split by return."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,12 +15,14 @@ class PairConfig:
     """Pair selection: the states to leave and to enter.
 
     Attributes:
-        mode: ``random`` (the paper), ``imagine`` (imagine the future, retrieve the nearest high-return state),
+        mode: ``random`` (the paper), ``imagine`` (imagine the future, retrieve the nearest target),
             ``successor`` (targets nearest to the source's own later states), ``distance`` (targets within the reachable
             gaps by the temporal-distance embedding, ranked by value gain).
-        source_fraction: sources come from this share of episodes with the lowest returns.
-        target_fraction: targets come from this share of episodes with the highest returns; of those, where returns
-            are tied, from the ones above the median source.
+        split: ``value``: any state may be left, and any entered from which more is promised; what states are worth
+            travels through the rounds. ``return`` (the paper): episodes are split by their whole returns.
+        source_fraction: of split ``return``: sources come from this share of episodes with the lowest returns.
+        target_fraction: of split ``return``: targets come from this share of episodes with the highest returns; of
+            those, where returns are tied, from the ones above the median source.
         source_cut, target_cut: ``any`` step of the episode, or its end / start as in the paper (``ends``). The modes
             ``successor`` and ``distance`` need the source's own later states: their end lies gap_min + 1 steps earlier.
         terminal_margin: sources are left at least this many steps before a termination.
@@ -27,13 +33,20 @@ class PairConfig:
         value_check: prefer targets whose (bootstrapped, discounted) return promises more than the source's own.
         context: ``match`` pairs only episodes that agree on the dimensions that are constant within every episode but
             differ between them (a goal); ``ignore`` does not look.
-        novelty: ``distance`` only: smallest distance (L2, standardised units) between the target and the source's own
-            recorded state at that time; 0 takes any.
+        novelty: smallest distance (L2, standardised units) between the target and the source's own recorded state at
+            that time (after its end, its last one), in every mode; 0 takes any.
+        curiosity: of split ``value``: weight of a target's novelty beside the gain it promises, in every mode. It is
+            novel if it is far from what earlier rounds have entered (mean distance to the 10 nearest such states; 1 is
+            far). Gains and novelty are at most 1; a weight of 2 is that of SCoTS.
     """
 
+    EARLIER: ClassVar[Mapping[str, Any]] = {"split": "return", "curiosity": 0.0}
+    """What files say that were written before there was a key for it."""
+
     mode: Literal["random", "imagine", "successor", "distance"] = "successor"
-    source_fraction: float = 0.5
-    target_fraction: float = 0.3
+    split: Literal["value", "return"] = "value"
+    source_fraction: float = SOURCE_FRACTION
+    target_fraction: float = TARGET_FRACTION
     source_cut: Literal["any", "ends"] = "any"
     target_cut: Literal["any", "ends"] = "any"
     terminal_margin: int = 8
@@ -43,13 +56,26 @@ class PairConfig:
     value_check: bool = True
     context: Literal["match", "ignore"] = "match"
     novelty: float = 0.0
+    curiosity: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.novelty >= 0:
-            raise ValueError(f"novelty must be >= 0, got novelty={self.novelty}")
+        for name in ("novelty", "curiosity"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be >= 0 and finite, got {name}={getattr(self, name)}")
+        if self.curiosity and self.split != "value":
+            raise ValueError(
+                f"curiosity={self.curiosity} belongs to pairs.split: value, whose rounds know which states were entered"
+            )
         for name in ("source_fraction", "target_fraction"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {name}={getattr(self, name)}")
+        if self.split == "value":
+            for name, usual in (("source_fraction", SOURCE_FRACTION), ("target_fraction", TARGET_FRACTION)):
+                if getattr(self, name) != usual:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)} belongs to pairs.split: return, where episodes are sources or "
+                        "targets; with split: value any state may be either"
+                    )
         for name in ("terminal_margin", "num_tries", "num_imagine_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")
@@ -229,3 +255,15 @@ class StitchConfig:
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     repair: RepairConfig = field(default_factory=RepairConfig)
     qualify: QualifyConfig = field(default_factory=QualifyConfig)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings as part of what identifies a buffer or a trial.
+
+        A key that came later is left out where it says what was done before there was one: what was made then keeps its
+        identity.
+        """
+        value = asdict(self)
+        for name, before in PairConfig.EARLIER.items():
+            if value["pairs"][name] == before:
+                del value["pairs"][name]
+        return value

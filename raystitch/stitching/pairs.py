@@ -3,12 +3,13 @@
 Legend: N rows, P prefix states, S suffix states, O observation size, A action size, T transitions of a trajectory.
 """
 
+from copy import copy
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
-from raystitch.data.episodes import Episode, EpisodeDataset, Floats, Ints, from_episodes
+from raystitch.data.episodes import Bools, Episode, EpisodeDataset, Floats, Ints, from_episodes
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
 from raystitch.shaping.config import RECORDED, RewardConfig
@@ -17,7 +18,16 @@ from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import PairConfig, StitchConfig
 from raystitch.stitching.cuts import best_cuts
 from raystitch.stitching.pools import Pools, States
-from raystitch.stitching.selectors import NEEDS_FUTURE, SELECTORS, PairSelector, Selection, nearest
+from raystitch.stitching.selectors import (
+    JOINED,
+    NEEDS_FUTURE,
+    SELECTORS,
+    PairSelector,
+    Selection,
+    nearest,
+    novel_enough,
+)
+from raystitch.stitching.values import StateValues
 from raystitch.stitching.wrapup import infer_actions, step_rewards
 
 __all__ = [
@@ -33,6 +43,9 @@ __all__ = [
 
 Cut = Literal["best", "ends"]
 
+Known = StateValues | Trajectories | None
+"""What the rounds before have found: what states are worth, trajectories that may be left and entered, or nothing."""
+
 
 class SourceIndex:
     """The data that pair selection needs, computed once per dataset: pools of states, their returns, a search tree.
@@ -40,6 +53,7 @@ class SourceIndex:
     Args:
         source_episodes, target_episodes: int64, replace the split of the dataset by return.
         chain: the trajectories of a chain round; ``dataset`` is theirs.
+        state_values: what states are worth in a chain round, where they are split by value.
         rewards: what the steps of the dataset count for in the returns of pairs.
 
     Raises:
@@ -55,10 +69,10 @@ class SourceIndex:
         source_episodes: Ints | None = None,
         target_episodes: Ints | None = None,
         chain: Trajectories | None = None,
+        state_values: StateValues | None = None,
         rewards: RewardConfig = RECORDED,
     ) -> None:
         self.config = config or StitchConfig()
-        self.chain = chain
         self.pools = Pools(
             dataset,
             bundle,
@@ -67,13 +81,39 @@ class SourceIndex:
             source_episodes=source_episodes,
             target_episodes=target_episodes,
             chain=chain,
+            state_values=state_values,
             rewards=rewards,
         )
+
+    def with_values(self, state_values: StateValues) -> "SourceIndex":
+        """Return the index of another round, where states are split by value; the search trees are kept."""
+        later = copy(self)
+        later.pools = self.pools.with_values(state_values)
+        return later
+
+    @property
+    def known(self) -> Known:
+        """The knowledge by which pairs are selected, beside the dataset."""
+        return self.pools.state_values or self.pools.chain
 
     def select(self, seeds: Ints) -> Pairs:
         """One pair per seed (int64 [N]) in the configured mode; ``max_target_reuse`` counts within one call."""
         seeds = np.asarray(seeds, np.int64)
         return _fill(self.pools, SELECTORS[self.config.pairs.mode](self.pools, self.config, seeds))
+
+    def worthwhile(self, pairs: Pairs) -> Bools:
+        """Mark the pairs to stitch, bool [N]: those that pass through no real episode twice, are as novel as asked and,
+        where states are split by value (and ``value_check`` is on), promise a gain."""
+        known = self.known
+        kept = np.ones(len(pairs), np.bool_) if known is None else ~known.loops(pairs)
+        source = States(pairs.source_episode, pairs.source_step)
+        target = States(pairs.target_episode, pairs.target_step)
+        if self.config.pairs.novelty:
+            kept &= novel_enough(self.pools, source, target, pairs.gap)
+        if isinstance(known, StateValues) and self.config.pairs.value_check:
+            gap = np.where(pairs.gap == JOINED, JOINED, np.maximum(pairs.gap, self.pools.gap_min))
+            kept &= self.pools.gain(source, target, gap) > 0
+        return kept
 
     def nearest(self, seeds: Ints) -> Pairs:
         """The nearest real pairs of the same sources and targets, gap -1, for joining without a bridge."""
@@ -94,7 +134,7 @@ def _fill(pools: Pools, selection: Selection) -> Pairs:
         prefix_length=prefix_length,
         suffix=suffix,
         suffix_length=suffix_length,
-        return_source=pools.returns[pools.rows(source)],
+        return_source=pools.own_returns[pools.rows(source)],
         return_target=pools.returns[pools.rows(target)],
         gap=selection.gap,
     )

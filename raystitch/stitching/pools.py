@@ -4,11 +4,11 @@ Legend: E episodes, N transitions, N + E observation rows, L rows that may be le
 D active dimensions, Z embedding dimensions. Arguments about pairs: B pairs, C tries of each; ``..`` is any shape.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
@@ -23,9 +23,9 @@ from raystitch.shaping.rewards import shape_dataset
 from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import PairConfig
 from raystitch.stitching.contexts import WEIGHT, Contexts, Partners
+from raystitch.stitching.frontier import EnteredStates, weighted_sources
 from raystitch.stitching.retrieval import NearestTargets
-
-_VALUE_CHUNK = 65536
+from raystitch.stitching.values import StateValues, fitted_values, step_length
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +44,13 @@ class Pools:
 
     Args:
         needs_future: leave only states whose own recorded future reaches past the smallest gap.
-        source_episodes, target_episodes: int64, replace the split by return.
+        source_episodes, target_episodes: int64, replace any split.
         chain: the trajectories of a chain round, which restrict states and pairs; ``dataset`` is theirs.
+        state_values: of a chain round where states are split by value; ``dataset`` is theirs. None: the recorded ones.
         rewards: what the real steps count for; the rewards of a chain round are shaped already.
 
     Attributes:
+        state_values: what states are worth; None where episodes are split by return or given by the caller.
         targets: [M], the states that may be entered, by episode and step.
         source_episodes: int64, the episodes that may be left, ascending.
         first_leave, last_leave: int64 [E], first and last step at which each episode may be left; see ``_leave_range``.
@@ -68,6 +70,7 @@ class Pools:
         source_episodes: Ints | None = None,
         target_episodes: Ints | None = None,
         chain: Trajectories | None = None,
+        state_values: StateValues | None = None,
         rewards: RewardConfig = RECORDED,
     ) -> None:
         self.dataset = dataset = dataset if chain is not None else shape_dataset(dataset, rewards)
@@ -79,6 +82,12 @@ class Pools:
             raise UserError(f"{dataset.name}: every observation dimension is constant, so no state is near another")
         if not dataset.num_transitions:
             raise UserError(f"{dataset.name} has no transitions, so there is nothing to stitch")
+        by_value = config.split == "value" and chain is None and source_episodes is None and target_episodes is None
+        if by_value and state_values is None:
+            state_values = StateValues.recorded(dataset, bundle)
+        self.state_values = state_values
+        if state_values is not None:
+            source_episodes = target_episodes = np.arange(dataset.num_episodes)
         low, high = low_high_split(dataset, config.source_fraction, config.target_fraction)
         if target_episodes is None:
             # An episode that returned no more than the typical source is no high-return target, tie or not.
@@ -91,8 +100,28 @@ class Pools:
             num_recorded = dataset.num_episodes if chain is None else int((chain.bridge_ids == "").sum())
             self.contexts = Contexts.find(dataset, bundle.normalizer, num_recorded)
         self.first_leave, self.last_leave = self._leave_range(needs_future)
-        self.source_episodes = self._source_episodes(low if source_episodes is None else source_episodes)
-        self.overlap = chain is not None or bool(np.isin(self.source_episodes, self.targets.episode).any())
+        self._draw_from(low if source_episodes is None else source_episodes)
+
+    def _draw_from(self, episodes: Ints) -> None:
+        """Choose the sources among ``episodes``, and how often each is drawn."""
+        self.source_episodes = self._source_episodes(episodes)
+        self.overlap = self.chain is not None or bool(np.isin(self.source_episodes, self.targets.episode).any())
+        values = self.state_values
+        self.drawn_episodes = self.source_episodes if values is None else weighted_sources(self, values)
+
+    def with_values(self, state_values: StateValues) -> "Pools":
+        """Return the pools of the same data in another round, where states are split by value: what depends on the
+        states alone, the indexes above all, is kept."""
+        assert self.state_values is not None and self.chain is None
+        later = copy(self)
+        later.state_values = state_values
+        for name in ("returns", "own_returns", "entered", "_leave_rows", "_by_future"):
+            later.__dict__.pop(name, None)
+        for name in ("nearest", "nearest_in_time"):
+            if name in later.__dict__:
+                later.__dict__[name] = later.__dict__[name].joined_by(later.joinable)
+        later._draw_from(np.arange(self.dataset.num_episodes))
+        return later
 
     @cached_property
     def last_state(self) -> Ints:
@@ -108,11 +137,14 @@ class Pools:
     def returns(self) -> Floats:
         """Discounted return from each observation on, float32 [N + E].
 
-        At a time-out the fitted value stands in for the future; after a termination there is none.
+        At a time-out the fitted value stands in for the future; after a termination there is none. Where states are
+        split by value it is the return of the best trajectory known, which may take bridges.
         """
+        if self.state_values is not None:
+            return self.state_values.value.astype(np.float32)
         dataset = self.dataset
         final_row_E = dataset.obs_offsets[1:] - 1
-        value_E = values(self.bundle, dataset.observations[final_row_E])
+        value_E = fitted_values(self.bundle, dataset.observations[final_row_E])
         bootstrap_E = np.where(dataset.terminated, 0.0, value_E).astype(np.float32)
         returns = np.empty(len(dataset.observations), np.float32)
         returns[final_row_E] = bootstrap_E
@@ -120,6 +152,17 @@ class Pools:
             dataset.rewards, dataset.offsets, self.bundle.gamma, bootstrap_E
         )
         return returns
+
+    @cached_property
+    def own_returns(self) -> Floats:
+        """Return that a bridge from each observation has to exceed, float32 [N + E]."""
+        return self.returns if self.state_values is None else self.state_values.own.astype(np.float32)
+
+    @cached_property
+    def entered(self) -> EnteredStates:
+        """The states that earlier rounds have entered; only where states are split by value."""
+        assert self.state_values is not None
+        return EnteredStates(self, self.state_values)
 
     @cached_property
     def nearest(self) -> NearestTargets:
@@ -171,7 +214,10 @@ class Pools:
         """Real states from each of the given ones on: [B, S, O] left-aligned (zeros after), and how many, int64 [B]."""
         diffusion = self.bundle.config.diffusion
         after_S = np.arange(diffusion.horizon - diffusion.gap_min - 1)
-        count_B = np.minimum(self.last_state[states_B.episode] - states_B.step + 1, len(after_S))
+        last_B = self.last_state[states_B.episode]
+        if self.state_values is not None:
+            last_B = self.state_values.last_step(self.rows(states_B), last_B)
+        count_B = np.minimum(last_B - states_B.step + 1, len(after_S))
         row_BS = self.rows(states_B)[:, None] + np.minimum(after_S, count_B[:, None] - 1)
         exists_BS = after_S < count_B[:, None]
         return self.dataset.observations[row_BS] * exists_BS[..., None], count_B
@@ -196,7 +242,7 @@ class Pools:
         leave_rows_L, start_E, count_E = self._leave_rows
         offsets = self.dataset.obs_offsets
         if ahead_B1 is None:
-            episode = self.source_episodes[integers(uniform_episode, len(self.source_episodes))]
+            episode = self.drawn_episodes[integers(uniform_episode, len(self.drawn_episodes))]
             eligible = count_E[episode]
         else:
             episodes, future = self._by_future
@@ -217,10 +263,11 @@ class Pools:
     def _by_future(self) -> tuple[Ints, Ints]:
         """Source episodes, and how many steps each goes on after its first state that may be left; longest first."""
         leave_rows_L, start_E, _ = self._leave_rows
-        first = leave_rows_L[start_E[self.source_episodes]] - self.dataset.obs_offsets[self.source_episodes]
-        future = self.last_future[self.source_episodes] - first
+        drawn = self.drawn_episodes
+        first = leave_rows_L[start_E[drawn]] - self.dataset.obs_offsets[drawn]
+        future = self.last_future[drawn] - first
         order = np.argsort(-future, kind="stable")
-        return self.source_episodes[order], future[order]
+        return drawn[order], future[order]
 
     @cached_property
     def _leave_rows(self) -> tuple[Ints, Ints, Ints]:
@@ -229,17 +276,23 @@ class Pools:
         step = np.arange(len(self.dataset.observations)) - np.repeat(self.dataset.obs_offsets[:-1], num_states_E)
         first, last = np.repeat(self.first_leave, num_states_E), np.repeat(self.last_leave, num_states_E)
         may_leave = (step >= first) & (step <= last)
-        leave_rows_L = np.flatnonzero(may_leave if self.chain is None else may_leave & self.chain.may_leave)
+        if self.chain is not None:
+            may_leave &= self.chain.may_leave
+        if self.state_values is not None and (may_leave & ~self.state_values.failed).any():
+            may_leave &= ~self.state_values.failed  # where every state was left in vain, all are tried again
+        leave_rows_L = np.flatnonzero(may_leave)
         start = np.searchsorted(leave_rows_L, self.dataset.obs_offsets)
         return leave_rows_L, start[:-1], np.diff(start)
 
     def joinable(self, source_episode: Ints, target: Ints) -> Bools:
         """Return True where the episodes let a source go on in a target (index into ``targets``); shapes broadcast."""
         target_episode = self.targets.episode[target]
-        if self.chain is None:
-            joinable = np.asarray(source_episode != target_episode)
-        else:
+        if self.chain is not None:
             joinable = ~self.chain.share_fragment(source_episode, target_episode)
+        else:
+            joinable = np.asarray(source_episode != target_episode)
+            if self.state_values is not None:
+                joinable &= ~self.state_values.pass_through(source_episode, self.rows(self.targets.at(target)))
         return joinable if self.contexts is None else joinable & self.contexts.agree(source_episode, target_episode)
 
     def draw_targets(self, uniform: NDArray[np.float64], source_episode: Ints) -> Ints:
@@ -261,7 +314,7 @@ class Pools:
         annuity = steps if gamma == 1 else (1 - gamma**steps) / (1 - gamma)
         reward = (self.rewards_of(sources) + self.rewards_of(targets)) / 2
         stitched = annuity * reward + gamma**steps * self.returns[self.rows(targets)]
-        return stitched - self.returns[self.rows(sources)]
+        return stitched - self.own_returns[self.rows(sources)]
 
     def rewards_of(self, states: States) -> Floats:
         """The reward of the transition that starts in each state; at the end of an episode, of its last transition."""
@@ -285,30 +338,38 @@ class Pools:
         Raises:
             UserError: when none is left, saying why.
         """
-        target_episodes = np.unique(self.targets.episode)
-        can_be_left = self.last_leave >= 0 if self.chain is None else self._leave_rows[2] > 0
+        target_episodes, by_return = np.unique(self.targets.episode), self.state_values is None
+        restricted = self.chain is not None or self.state_values is not None
+        can_be_left = self._leave_rows[2] > 0 if restricted else self.last_leave >= 0
         usable = episodes[can_be_left[episodes]]
         if not len(usable):
             ended = int(self.dataset.terminated[episodes].sum())
+            share = f" (pairs.source_fraction={self.config.source_fraction})" if by_return else ""
+            more = "raise pairs.source_fraction, " if by_return else ""
             raise UserError(
-                f"{self.dataset.name}: no state to leave in the {len(episodes)} source episodes (pairs.source_fraction="
-                f"{self.config.source_fraction}): {ended} terminate, and none is long enough to leave "
-                f"{self.config.terminal_margin} steps before that (pairs.terminal_margin) or, with pairs.mode="
-                f"{self.config.mode}, {self.gap_min + 1} steps before its record ends; raise pairs.source_fraction, "
-                "lower pairs.terminal_margin or the model's gap_min"
+                f"{self.dataset.name}: no state to leave in the {len(episodes)} source episodes{share}: {ended} "
+                f"terminate, and none is long enough to leave {self.config.terminal_margin} steps before that "
+                f"(pairs.terminal_margin) or, with pairs.mode={self.config.mode}, {self.gap_min + 1} steps before its "
+                f"record ends; {more}lower pairs.terminal_margin or the model's gap_min"
             )
         if len(target_episodes) == 1:
             usable = usable[usable != target_episodes[0]]
         if not len(usable):
+            remedy = "raise pairs.source_fraction or pairs.target_fraction, or " if by_return else ""
             raise UserError(
                 f"{self.dataset.name}: the only source episode is also the only target episode; stitching needs two "
-                "(raise pairs.source_fraction or pairs.target_fraction, or add episodes)"
+                f"({remedy}add episodes)"
             )
         usable = np.sort(usable)
         if self.contexts is None:
             return usable
         self.partners, matched = self.contexts.partners(usable, self.targets.episode)
         return matched
+
+    @cached_property
+    def step_length(self) -> float:
+        """The median distance of one recorded step, standardised."""
+        return step_length(self.dataset, self.bundle.normalizer)
 
     def _target_states(self, episodes: Ints) -> States:
         """Every state [M] of the episodes that may be entered: a recorded transition follows it.
@@ -320,20 +381,13 @@ class Pools:
         if self.config.target_cut == "ends":
             count = np.minimum(count, 1)
         if not count.sum():
+            by_return = self.state_values is None
+            share = f" (pairs.target_fraction={self.config.target_fraction})" if by_return else ""
             raise UserError(
-                f"{self.dataset.name}: no state to enter: none of the {len(episodes)} target episodes "
-                f"(pairs.target_fraction={self.config.target_fraction}) has a transition with a recorded next state; "
-                "raise pairs.target_fraction or add longer episodes"
+                f"{self.dataset.name}: no state to enter: none of the {len(episodes)} target episodes{share} has a "
+                f"transition with a recorded next state; {'raise pairs.target_fraction or ' * by_return}add longer "
+                "episodes"
             )
         starts = np.concatenate([[0], np.cumsum(count)[:-1]])
         states = States(np.repeat(episodes, count), np.arange(count.sum()) - np.repeat(starts, count))
         return states if self.chain is None else states.at(np.flatnonzero(self.chain.may_enter[self.rows(states)]))
-
-
-def values(bundle: Bundle, observations: Floats) -> Floats:
-    """The bundle's value of raw observations [B, O], float32 [B]."""
-    if not len(observations):
-        return np.zeros(0, np.float32)
-    with torch.inference_mode():
-        chunks = torch.from_numpy(np.ascontiguousarray(observations)).split(_VALUE_CHUNK)
-        return torch.cat([bundle.value(chunk.to(bundle.device)).cpu() for chunk in chunks]).numpy()

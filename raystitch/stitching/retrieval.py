@@ -5,6 +5,7 @@ row (best first), M targets, D dimensions searched, P rows without a choice yet.
 """
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +70,12 @@ class NearestTargets:
         self._num_targets = len(points_MD)
         self._slack = slack
         self._joinable = joinable or (lambda source_episode, target: source_episode != episode_M[target])
+
+    def joined_by(self, joinable: Callable[[Ints, Ints], Bools]) -> "NearestTargets":
+        """Return the same index with another rule for what may be joined."""
+        later = copy(self)
+        later._joinable = joinable
+        return later
 
     def find(self, query_NQD: Floats, source_NQ: Ints, *, overlap: bool) -> Alternatives:
         """The ``NEIGHBOURS`` nearest targets of each of a row's ``TOP_QUERIES`` most promising queries.

@@ -31,6 +31,8 @@ TRIED_EPISODES = 4
 CLOSEST = 8
 # Mode ``distance`` accepts a target whose distance is within this many steps of the drawn gap.
 TIME_SLACK = 1.5
+# Where states are split by value, a source in which the task starts counts as much as this share of the largest gain.
+START_BONUS = 0.25
 NO_GAP = 0
 JOINED = -1
 _EPISODE_DRAW, _STEP_DRAW, _TARGET_DRAW, _GAP_DRAW, _TRY_SEEDS, _REFILL_SEEDS = 1, 2, 3, 4, 5, 6
@@ -53,11 +55,13 @@ class PairOptions:
         source: [N, Q], the states that may be left.
         found: [N, A], targets for them, best first; ``found.query`` says which of the Q each belongs to.
         gap: int64 [N, A], of each alternative.
+        near: ``found.distance`` is one between states (standardised); otherwise only an order.
     """
 
     source: States
     found: Alternatives
     gap: Ints
+    near: bool = True
 
     def sources(self, rows: Ints, column: Ints) -> States:
         """The source states of alternatives, by row and column; shapes broadcast."""
@@ -65,11 +69,12 @@ class PairOptions:
         return States(self.source.episode[rows, query], self.source.step[rows, query])
 
     def take(self, rows: Ints) -> "PairOptions":
-        return PairOptions(self.source.at(rows), self.found.take(rows), self.gap[rows])
+        return replace(self, source=self.source.at(rows), found=self.found.take(rows), gap=self.gap[rows])
 
     def reorder(self, order_NA: Ints) -> "PairOptions":
         """The same options with each row's alternatives in another order."""
-        return PairOptions(self.source, self.found.reorder(order_NA), np.take_along_axis(self.gap, order_NA, 1))
+        gap = np.take_along_axis(self.gap, order_NA, 1)
+        return replace(self, found=self.found.reorder(order_NA), gap=gap)
 
 
 Propose = Callable[[Pools, StitchConfig, Ints], PairOptions]
@@ -82,12 +87,12 @@ class PairSelector(Protocol):
 
 
 def random_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOptions:
-    """Propose as the paper does: a random low-return episode and random high-return ones; only value decides."""
+    """Propose a random source and random targets, as the paper does with a split by return; only value decides."""
     source_N1 = _draw_sources(pools, seeds, 1)
     target_NR, joinable_NR = _random_targets(pools, source_N1, seeds)
     order_NR = np.broadcast_to(np.arange(RANDOM_TARGETS, dtype=np.float64), target_NR.shape)
     found = Alternatives(np.zeros_like(target_NR), target_NR, np.where(joinable_NR, order_NR, np.inf))
-    return PairOptions(source_N1, found, np.full(target_NR.shape, NO_GAP))
+    return PairOptions(source_N1, found, np.full(target_NR.shape, NO_GAP), near=False)
 
 
 def successor_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOptions:
@@ -124,7 +129,8 @@ def distance_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOpt
     target_NCK, distance_NCK = pools.nearest_in_time.query(query_NCD, source_NC.episode, num_neighbours)
     target_states_NCK = pools.targets.at(target_NCK)
     steps_NCK = _steps_between(pools, source_NC, target_states_NCK)
-    seam_NCK = _seams(pools, later_NC, target_states_NCK)
+    later_NC1 = States(later_NC.episode[..., None], later_NC.step[..., None])
+    seam_NCK = _seams(pools, later_NC1, target_states_NCK)
     usable_NCK = np.isfinite(distance_NCK) & (np.abs(steps_NCK - (gap_NC + 1)[..., None]) <= TIME_SLACK)
     usable_NCK &= seam_NCK >= config.pairs.novelty
 
@@ -162,14 +168,15 @@ def choose(propose: Propose, pools: Pools, config: StitchConfig, seeds: Ints) ->
     used_M = np.zeros(len(pools.targets.episode), np.int64)
     open_rows = np.arange(len(seeds))
     parts: list[tuple[Ints, Selection]] = []
-    first = options = propose(pools, config, seeds)
+    options, gain_NA = _best_first(pools, propose(pools, config, seeds))
+    first = options
     for refill in range(REFILL_ROUNDS + 1):
         if refill:
             refill_seeds = child_seeds(seeds[open_rows], REFILL_ROUNDS, _REFILL_SEEDS)[:, refill - 1]
-            options = propose(pools, config, refill_seeds)
+            options, gain_NA = _best_first(pools, propose(pools, config, refill_seeds))
         usable_NA = np.isfinite(options.found.distance)
         if pools.config.value_check:
-            usable_NA &= _gains(pools, options) > 0
+            usable_NA &= gain_NA > 0
         column_N = limit_reuse(options.found.target, usable_NA, pools.config.max_target_reuse, used_M)
         settled = np.flatnonzero(column_N >= 0)
         parts.append((open_rows[settled], _pick(pools, options.take(settled), column_N[settled])))
@@ -179,6 +186,36 @@ def choose(propose: Propose, pools: Pools, config: StitchConfig, seeds: Ints) ->
     if len(open_rows):
         parts.append((open_rows, _leftovers(pools, first.take(open_rows), seeds[open_rows], used_M)))
     return _in_row_order(parts)
+
+
+def _best_first(pools: Pools, options: PairOptions) -> tuple[PairOptions, NDArray[np.float64]]:
+    """Order options by nearness and promise, where states are split by value, and return them with their gains [N, A];
+    elsewhere leave them as they are.
+
+    A gain is taken relative to the promised value above the least there is: it is 1 where nothing was known and small
+    where a known way gets a little shorter, near the goal and far from it. Curiosity adds to it. Targets within a
+    recorded step of where the source itself went are equally near; beyond that a step counts as much as the largest
+    gain.
+    """
+    state_values, gain_NA = pools.state_values, _gains(pools, options)
+    if state_values is None:
+        return options, gain_NA
+    num_rows, num_options = options.gap.shape
+    source_NA = options.sources(np.arange(num_rows)[:, None], np.arange(num_options))
+    source_row = pools.rows(source_NA)
+    promised_NA = gain_NA + state_values.own[source_row] - state_values.floor
+    score_NA = np.clip(gain_NA / np.maximum(promised_NA, 1e-9), 0, 1)
+    score_NA += START_BONUS * state_values.at_start[source_row]
+    far_NA = options.found.distance
+    if pools.config.curiosity:
+        found_NA = np.isfinite(far_NA)
+        score_NA[found_NA] += pools.config.curiosity * pools.entered.novelty(options.found.target[found_NA])
+    if options.near:
+        far_NA = np.maximum(far_NA / max(pools.step_length, 1e-9), 1)
+    else:
+        far_NA = np.where(np.isfinite(far_NA), 0.0, np.inf)
+    order_NA = np.argsort(far_NA - score_NA, axis=1, kind="stable")
+    return options.reorder(order_NA), np.take_along_axis(gain_NA, order_NA, 1)
 
 
 def _in_row_order(parts: Sequence[tuple[Ints, Selection]]) -> Selection:
@@ -195,6 +232,32 @@ def _in_row_order(parts: Sequence[tuple[Ints, Selection]]) -> Selection:
     )
 
 
+def _novel(propose: Propose) -> Propose:
+    """Return a mode that leaves out targets nearer than ``novelty`` to where the source itself was at that time; after
+    the end of its record, to where that ends."""
+
+    def propose_novel(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOptions:
+        options = propose(pools, config, seeds)
+        if not config.pairs.novelty:
+            return options
+        num_rows, num_alternatives = options.gap.shape
+        source_NA = options.sources(np.arange(num_rows)[:, None], np.arange(num_alternatives))
+        novel_NA = novel_enough(pools, source_NA, pools.targets.at(options.found.target), options.gap)
+        return replace(
+            options, found=replace(options.found, distance=np.where(novel_NA, options.found.distance, np.inf))
+        )
+
+    return propose_novel
+
+
+def novel_enough(pools: Pools, source: States, target: States, gap: Ints) -> Bools:
+    """Return True where a target is at least ``novelty`` away from where the source itself was at that time; shapes
+    broadcast. Joins have no such time: any will do."""
+    ahead = np.where(gap == NO_GAP, pools.gap_min, gap) + 1
+    own = States(source.episode, np.minimum(source.step + ahead, pools.last_state[source.episode]))
+    return (gap == JOINED) | (_seams(pools, own, target) >= pools.config.novelty)
+
+
 def _selector(propose: Propose) -> PairSelector:
     def select(pools: Pools, config: StitchConfig, seeds: Ints) -> Selection:
         return choose(propose, pools, config, seeds)
@@ -203,10 +266,10 @@ def _selector(propose: Propose) -> PairSelector:
 
 
 SELECTORS: Mapping[str, PairSelector] = {
-    "random": _selector(random_options),
-    "imagine": _selector(imagined_options),
-    "successor": _selector(successor_options),
-    "distance": _selector(distance_options),
+    "random": _selector(_novel(random_options)),
+    "imagine": _selector(_novel(imagined_options)),
+    "successor": _selector(_novel(successor_options)),
+    "distance": _selector(distance_options),  # looks for novel targets before it ranks them
 }
 NEEDS_FUTURE = ("successor", "distance")
 
@@ -250,11 +313,10 @@ def _steps_between(pools: Pools, source_NC: States, target_NCK: States) -> Float
     return np.linalg.norm(phi_NCZ[:, :, None] - phi_NCKZ, axis=-1)
 
 
-def _seams(pools: Pools, later_NC: States, target_NCK: States) -> NDArray[np.float64]:
-    """Standardised distance from each source's own later state to the targets found near it, [N, C, K]."""
-    later_NCD = pools.encode(pools.observations(later_NC))
-    target_NCKD = pools.encode(pools.observations(target_NCK))
-    return np.linalg.norm(later_NCD[:, :, None] - target_NCKD, axis=-1).astype(np.float64)
+def _seams(pools: Pools, later: States, target: States) -> NDArray[np.float64]:
+    """Standardised distance from each source's own later state to the targets found near it; shapes broadcast."""
+    apart = pools.encode(pools.observations(later)) - pools.encode(pools.observations(target))
+    return np.linalg.norm(apart, axis=-1).astype(np.float64)
 
 
 def _gains(pools: Pools, options: PairOptions) -> NDArray[np.float64]:

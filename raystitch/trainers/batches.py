@@ -5,10 +5,12 @@ standardised by the ORIGINAL data, actions scaled to [-1, 1] by the bounds of th
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raystitch.data.episodes import Floats
@@ -16,6 +18,7 @@ from raystitch.data.normalise import Normalizer
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
 from raystitch.trainers.config import Kind, UniformOver
+from raystitch.trainers.policy import ReturnRule
 from raystitch.trainers.ratio import Ratio
 from raystitch.trainers.segments import Segments
 
@@ -23,13 +26,23 @@ from raystitch.trainers.segments import Segments
 @dataclass(frozen=True, eq=False)
 class TransitionBatch:
     """Transitions: ``obs``, ``next_obs`` [S, B, O], ``action`` [S, B, A], ``reward``, ``done`` [S, B] (1 at terminals,
-    0 at time-outs)."""
+    0 at time-outs).
+
+    Attributes:
+        actor: the transitions that the policy learns from instead, where its data alone are weighted; None elsewhere.
+    """
 
     obs: Tensor
     action: Tensor
     reward: Tensor
     next_obs: Tensor
     done: Tensor
+    actor: "TransitionBatch | None" = None
+
+    @property
+    def for_actor(self) -> "TransitionBatch":
+        """The transitions that the policy learns from."""
+        return self.actor or self
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,26 +64,42 @@ class WindowBatch:
 
 @dataclass(frozen=True, eq=False)
 class RatioPart:
-    """One side of the ratio: episodes to draw from, in proportion to weight x length, or to weight alone."""
+    """One side of the ratio: episodes to draw from, in proportion to weight x length, or to weight alone.
+
+    Attributes:
+        length: int64 [E]. cumulative: float64 [E], of the episodes' weights; of all steps' [M], episode after episode,
+            where ``ends`` int64 [E] says where each ends: single steps have weights then.
+    """
 
     first_episode: int
     length: Tensor
     cumulative: Tensor
+    ends: Tensor | None = None
 
     @classmethod
     def of(
-        cls, segments: Segments, first_episode: int, device: torch.device, uniform_over: UniformOver = "transitions"
+        cls,
+        segments: Segments,
+        first_episode: int,
+        device: torch.device,
+        uniform_over: UniformOver = "transitions",
+        steps: NDArray[np.float64] | None = None,
     ) -> "RatioPart":
         """Return the side that begins with ``first_episode``.
 
         Args:
             uniform_over: whether, at equal weights, every transition is as likely as any other or every episode.
+            steps: float64 [M], weights of all steps, episode after episode; None where those of an episode are equal.
         """
         mass = segments.weight * (segments.total if uniform_over == "transitions" else 1)
+        if steps is not None:
+            total = segments.total
+            mass = np.repeat(mass / np.maximum(total, 1), total) * steps
         return cls(
             first_episode=first_episode,
             length=torch.as_tensor(segments.total, device=device),
             cumulative=torch.as_tensor(np.cumsum(mass), dtype=torch.float64, device=device),
+            ends=None if steps is None else torch.as_tensor(np.cumsum(segments.total), device=device),
         )
 
     def __len__(self) -> int:
@@ -81,6 +110,10 @@ class RatioPart:
         device = self.length.device
         u = torch.stack([torch.rand((2, count), dtype=torch.float64, device=device, generator=g) for g in generators])
         episode = torch.searchsorted(self.cumulative, u[:, 0] * self.cumulative[-1], right=True)
+        if self.ends is not None:
+            place = episode.clamp_(max=len(self.cumulative) - 1)
+            episode = torch.searchsorted(self.ends, place, right=True)
+            return episode + self.first_episode, place - (self.ends - self.length)[episode]
         episode = episode.clamp_(max=len(self) - 1)
         length = self.length[episode]
         step = (u[:, 1] * length).long()
@@ -98,10 +131,13 @@ class TrainData:
         run_start, run_before integers [E, R]: the runs of every episode (see ``segments``), on the device.
         rtg [M], rtg_start integers [E, R] or None, rtg_offset [E, R]: returns-to-go in raw units (see
             ``EpisodeReturns``); ``rtg`` lies beside the pool. ``prepare`` may give each seed its own: ``rtg`` [S, M].
-        original, augmented: the two sides of the ratio.
+        original, augmented: the two sides of the ratio. actor: the augmented side as the policy alone draws it, None
+            where everything learns from the same.
         rtg_scale: largest absolute return of the original data.
         return_span: difference between the largest and the smallest return of the original part.
         return_max: largest return of the original data, raw.
+        return_rule: of returns-to-go that are relabelled by a value function: windows keep the last one and rebuild
+            the others, see ``rebuilt``. None where every step's stands.
     """
 
     kind: Kind
@@ -117,6 +153,7 @@ class TrainData:
     rtg_offset: Tensor
     original: RatioPart
     augmented: RatioPart
+    actor: RatioPart | None = None
     normalizer: Normalizer
     action_low: Floats
     action_high: Floats
@@ -126,6 +163,7 @@ class TrainData:
     env: EnvSpec | None
     dataset_name: str
     dataset_fingerprint: str
+    return_rule: ReturnRule | None = None
 
     @property
     def device(self) -> torch.device:
@@ -141,10 +179,11 @@ class TrainData:
         """Raise UserError where a part with a positive share is empty."""
         if ratio.original and not len(self.original):
             raise UserError(f"ratio {ratio}: {self.dataset_name} has no usable transition to draw")
-        if ratio.augmented and not len(self.augmented):
+        none = not len(self.augmented) or (self.actor is not None and not self.actor.cumulative[-1] > 0)
+        if ratio.augmented and none:
             raise UserError(
-                f"ratio {ratio} gives augmented data a share, but there is none (no accepted bridge at this delta, or "
-                "no pairs); use 1:0, a larger delta or more bridges"
+                f"ratio {ratio} gives augmented data a share, but there is none (no accepted bridge at this delta, no "
+                "pairs, or weights that leave none); use 1:0, a larger delta or more bridges"
             )
 
     @property
@@ -195,9 +234,21 @@ class TrainData:
         time = start[..., None] + torch.minimum(ahead, count[..., None] - 1)
         row, flat = self._rows(episode[..., None].expand_as(time), time)
         row = row.to(self.observations.device)
-        rtg = (self._values(row, flat, time).to(self.device) + self.rtg_offset.view(-1)[flat]) / self.rtg_scale
+        rtg = self._values(row, flat, time).to(self.device) + self.rtg_offset.view(-1)[flat]
+        if self.return_rule is not None:
+            rtg = rebuilt(rtg, self.rewards[row].to(self.device), count, self.return_rule.gamma)
         obs = self.observations[self.obs_row[row]].to(self.device)
-        return WindowBatch(obs, self.actions[row].to(self.device), rtg, time, valid)
+        return WindowBatch(obs, self.actions[row].to(self.device), rtg / self.rtg_scale, time, valid)
+
+
+def rebuilt(rtg_SBK: Tensor, reward_SBK: Tensor, count_SB: Tensor, gamma: float) -> Tensor:
+    """Return the returns-to-go of windows in which the last valid one stands and R_j = r_j + gamma R_{j+1} before it,
+    as a policy sees them when it acts (Yamagata et al. 2023, arXiv 2209.03993, section 4)."""
+    steps = torch.arange(rtg_SBK.shape[-1], device=rtg_SBK.device)
+    last = count_SB[..., None] - 1
+    parts = torch.where(steps < last, reward_SBK, torch.where(steps == last, rtg_SBK, 0))
+    after = steps[:, None] - steps  # [K, K], how far step i lies after step j
+    return torch.where(steps < last, parts @ (gamma ** after.clamp(min=0) * (after >= 0)), rtg_SBK)
 
 
 class RatioSampler:
@@ -210,12 +261,18 @@ class RatioSampler:
     def __init__(self, data: TrainData, ratio: Ratio, batch_size: int, generators: Sequence[torch.Generator]) -> None:
         data.require(ratio)
         self.counts = ratio.counts(batch_size)
-        self._data, self._generators = data, generators
+        self._parts, self._generators = (data.original, data.augmented), generators
+
+    def over(self, augmented: RatioPart) -> "RatioSampler":
+        """Return a sampler of the same batches from the same generators with another augmented side."""
+        other = copy(self)
+        other._parts = (self._parts[0], augmented)
+        return other
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """Draw episode and step, and return them with the episode's length, int64 [S, B] each; original rows first."""
         drawn: list[tuple[Tensor, Tensor, Tensor]] = []
-        for part, count in zip((self._data.original, self._data.augmented), self.counts, strict=True):
+        for part, count in zip(self._parts, self.counts, strict=True):
             if count:
                 episode, step = part.draw(count, self._generators)
                 drawn.append((episode, step, part.length[episode - part.first_episode]))

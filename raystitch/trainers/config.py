@@ -4,6 +4,7 @@ An algorithm's settings fit ``TrainerSettings``. They may also fit ``CountsFlops
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Protocol, get_args, get_type_hints, runtime_checkable
 
@@ -16,8 +17,7 @@ Kind = Literal["transitions", "sequences"]
 UniformOver = Literal["transitions", "bridges"]
 
 DataMode = Literal["original", "stitched", "joined", "weighted", "duplicated"]
-"""The augmented part of a batch: nothing; generated bridges; nearest real pairs concatenated without a bridge; the
-original weighted by return; the original again."""
+"""The augmented part: nothing; generated bridges; nearest real pairs without a bridge; the original weighted; again."""
 
 DATA_MODES: tuple[str, ...] = get_args(DataMode)
 
@@ -39,12 +39,16 @@ class DataNeeds:
             bridge (or episode).
         top_fraction: share of the episodes kept, by return, of the original and of the augmented part each.
         context: time steps per window; None for batches of transitions.
+        prefix: most steps that are kept of a stitched or joined episode before it leaves its source; None for all.
+        decoupled: the policy alone learns from the weighted part, the rest from the same part unweighted.
     """
 
     synthetic: Synthetic = "bridges"
     uniform_over: UniformOver = "transitions"
     top_fraction: float = 1.0
+    prefix: int | None = None
     context: int | None = None
+    decoupled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +58,10 @@ class DataSpec:
     Attributes:
         kind: batches of transitions or of windows. Windows are of whole stitched episodes, whatever ``synthetic`` says.
         data: what the augmented part is.
-        synthetic, uniform_over, top_fraction: as in ``DataNeeds``.
+        synthetic, uniform_over, top_fraction, prefix, decoupled: as in ``DataNeeds``.
         shaping: weights of the augmented part's episodes, rewards, returns-to-go.
         device: where batches are wanted, ``auto`` for a GPU where there is one.
-        memory_gib: training data up to this size lie in memory, or on the device; larger ones in mapped files. Batches
-            are the same, to the bit.
+        memory_gib: larger training data are mapped from files, not in memory or on the device; batches are the same.
     """
 
     kind: Kind
@@ -66,6 +69,8 @@ class DataSpec:
     synthetic: Synthetic = "bridges"
     uniform_over: UniformOver = "transitions"
     top_fraction: float = 1.0
+    prefix: int | None = None
+    decoupled: bool = False
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
     device: str = "auto"
     memory_gib: float = MEMORY_GIB
@@ -107,6 +112,16 @@ class CountsFlops(Protocol):
         ...
 
 
+LATER: Mapping[str, bool] = {"later": True}
+"""Marks a setting that trials of older versions lack: where it has its default it is no part of their identity."""
+
+
+def settings_json(config: Any) -> dict[str, Any]:
+    """Return the settings of an algorithm as part of a trial's identity."""
+    silent = {at.name for at in fields(config) if at.metadata.get("later") and getattr(config, at.name) == at.default}
+    return {name: value for name, value in asdict(config).items() if name not in silent}
+
+
 def flops_of(config: object) -> float | None:
     """Return roughly what one gradient step computes; None where the settings do not say."""
     return config.flops if isinstance(config, CountsFlops) else None
@@ -129,8 +144,7 @@ class MLPConfig:
     """Settings that the algorithms on transitions have in common.
 
     Attributes:
-        synthetic: stitched data enters as ``bridges`` (generated transitions only), as ``tails`` (the bridge and what
-            follows) or as whole ``episodes``; the ratio then counts their real rows too.
+        synthetic: what of stitched episodes enters; with ``tails`` and ``episodes`` the ratio counts real rows too.
         uniform_over: of the augmented part every transition is as likely as any other, or every bridge (or episode).
         precision: of the large products; ``auto`` takes bf16 where the machine multiplies it faster.
     """
@@ -149,7 +163,8 @@ class MLPConfig:
 
     def data_needs(self) -> DataNeeds:
         """Return what the algorithm asks of its training data."""
-        return DataNeeds(synthetic=self.synthetic, uniform_over=self.uniform_over)
+        needs = DataNeeds(synthetic=self.synthetic, uniform_over=self.uniform_over)
+        return replace(needs, decoupled=getattr(self, "decoupled", False))  # a setting of those with a critic
 
     def _flops(self, passes: float) -> float:
         """Return the operations of a step in which networks of this size go forward and back ``passes`` times."""
@@ -164,8 +179,8 @@ class TD3BCConfig(MLPConfig):
         alpha: strength of Q against cloning, lambda = alpha / mean |Q|.
         policy_noise, noise_clip: of the smoothed target action, in units of half the action range.
         policy_delay: critic updates per actor and target update.
-        decay: ``cosine`` lets the actor's learning rate fall to nothing at the end, so that the last checkpoint is an
-            average one and not a lucky or unlucky one; the paper has none.
+        decay: ``cosine`` lets the actor's learning rate fall to nothing, so that the last checkpoint is an average one.
+        decoupled: where the augmented part is weighted, the critics learn from it unweighted, the actor weighted.
     """
 
     gamma: float = 0.99
@@ -175,6 +190,7 @@ class TD3BCConfig(MLPConfig):
     noise_clip: float = 0.5
     policy_delay: int = 2
     decay: Literal["none", "cosine"] = "none"
+    decoupled: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -199,6 +215,7 @@ class IQLConfig(MLPConfig):
         temperature: beta, the weight of advantages against cloning: actions count exp(beta * A), at most 100.
         reward_range: rewards are scaled so that the returns of the original data span this (1000 in the authors' code
             for MuJoCo), which is what ``temperature`` is relative to; 0 leaves rewards as they are.
+        decoupled: as of TD3+BC; V learns with the critics.
     """
 
     gamma: float = 0.99
@@ -206,6 +223,7 @@ class IQLConfig(MLPConfig):
     expectile: float = 0.7
     temperature: float = 3.0
     reward_range: float = 1000.0
+    decoupled: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -234,6 +252,11 @@ class DTConfig:
         grad_clip: largest gradient norm.
         uniform_over: of the augmented part every window is as likely as any other, or every episode.
         precision: of the blocks' products; ``auto`` takes bf16 where the machine multiplies it faster.
+        prompt: what the policy is asked for. ``target``: given returns. ``max``: at every step the largest return-to-go
+            that the data promise here, the ``prompt_expectile`` of a network. ``both``: the one, and the other beside.
+        prefix: most steps that are kept of a stitched or joined episode before it leaves its source; None keeps all.
+        fourier: standard deviation of the frequencies of Fourier features of the standardised observation, 0 for none;
+            for observations of few dimensions on which actions depend sharply, such as a position in a maze.
     """
 
     train_steps: int = 50_000
@@ -251,10 +274,18 @@ class DTConfig:
     grad_clip: float = 0.25
     uniform_over: UniformOver = "transitions"
     precision: Literal["auto", "float32", "bf16"] = "float32"
+    prompt: Literal["target", "max", "both"] = field(default="target", metadata=LATER)
+    prompt_expectile: float = field(default=0.99, metadata=LATER)
+    prefix: int | None = field(default=None, metadata=LATER)
+    fourier: float = field(default=0.0, metadata=LATER)
 
     def __post_init__(self) -> None:
-        _positive(self, "train_steps", "batch_size", "context", "width", "num_layers", "num_heads")
-        _positive(self, "learning_rate", "grad_clip")
+        if not (self.prefix is None or self.prefix >= 0) or not self.fourier >= 0:
+            raise ValueError(f"prefix and fourier must be >= 0, got prefix={self.prefix}, fourier={self.fourier}")
+        if not 0.5 <= self.prompt_expectile < 1:
+            raise ValueError(f"prompt_expectile must be in [0.5, 1), got prompt_expectile={self.prompt_expectile}")
+        sizes = ("train_steps", "batch_size", "context", "width", "num_layers", "num_heads")
+        _positive(self, *sizes, "learning_rate", "grad_clip")
         _unit(self, "dropout", "warmup_fraction", "final_fraction")
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay must be >= 0, got weight_decay={self.weight_decay}")
@@ -263,7 +294,7 @@ class DTConfig:
 
     def data_needs(self) -> DataNeeds:
         """Return what the algorithm asks of its training data."""
-        return DataNeeds(uniform_over=self.uniform_over, context=self.context)
+        return DataNeeds(uniform_over=self.uniform_over, context=self.context, prefix=self.prefix)
 
     @property
     def flops(self) -> float:
@@ -328,7 +359,9 @@ class EvalConfig:
     Attributes:
         num_episodes, num_envs: episodes of the final evaluation, and how many run side by side.
         target_returns: returns the Decision Transformer is asked for, in raw units, each evaluated and reported on its
-            own; the first is the headline. Empty: the largest return of the original data.
+            own; the first is the headline. Empty: the largest return of the original data. ``auto``, in a run whose
+            pairs are split by value: what the best stitched episodes from the task's start promise (``reach.json`` of
+            the buffer), the same for every cell.
         max_episode_steps: where evaluation episodes end; None for the environment's own limit.
         every: gradient steps between evaluations during training, 0 for none. They use other episodes than the final.
         every_episodes: episodes of each of those.
@@ -336,7 +369,7 @@ class EvalConfig:
 
     num_episodes: int = 50
     num_envs: int = 25
-    target_returns: tuple[float, ...] = ()
+    target_returns: tuple[float, ...] | Literal["auto"] = ()
     every: int = 0
     every_episodes: int = 10
     max_episode_steps: int | None = None
@@ -347,8 +380,13 @@ class EvalConfig:
             raise ValueError(f"every must be >= 0, got every={self.every}")
         if self.max_episode_steps is not None:
             _positive(self, "max_episode_steps")
-        if not all(math.isfinite(target) for target in self.target_returns):
+        if self.target_returns != "auto" and not all(math.isfinite(target) for target in self.target_returns):
             raise ValueError(f"target_returns must be finite, got target_returns={list(self.target_returns)}")
+
+    @property
+    def fixed_targets(self) -> tuple[float, ...]:
+        """``target_returns`` that do not depend on a buffer."""
+        return () if self.target_returns == "auto" else self.target_returns
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as part of a trial's identity; one that came later is left out where it says nothing."""

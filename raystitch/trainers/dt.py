@@ -18,19 +18,24 @@ from raystitch.errors import UserError
 from raystitch.trainers.batches import TrainData, WindowBatch
 from raystitch.trainers.config import DTConfig
 from raystitch.trainers.dt_model import DecisionTransformer, Generators
-from raystitch.trainers.policy import Policy, PolicyMeta
+from raystitch.trainers.policy import MAX, Asked, Policy, PolicyMeta
+from raystitch.trainers.prompt import LEARNING_RATE, PromptedTransformer, ReturnPrompt, build_transformer, prompt_loss
 from raystitch.trainers.ratio import Ratio
-from raystitch.trainers.stacked import clip_gradients, in_turn
-from raystitch.trainers.state import Algorithm, Metrics, TrainState
+from raystitch.trainers.stacked import ActingNetwork, clip_gradients, in_turn
+from raystitch.trainers.state import Algorithm, Metrics, TrainState, apply_gradients
 
 
 @dataclass(kw_only=True)
 class DTState(TrainState):
-    """State of DT; ``turns`` go forward and back one after the other: single seeds on a CPU, all at once elsewhere."""
+    """State of DT; ``turns`` go forward and back one after the other: single seeds on a CPU, all at once elsewhere.
+    ``prompt``, where one is learnt (``mode``), has no part in what the transformer learns."""
 
     model: DecisionTransformer
     optimizer: torch.optim.AdamW
     turns: list[DecisionTransformer]
+    mode: str
+    prompt: ReturnPrompt | None = None
+    prompt_optimizer: torch.optim.Adam | None = None
 
 
 def networks(data: TrainData, ratio: Ratio, config: DTConfig) -> dict[str, nn.Module]:
@@ -44,9 +49,12 @@ def networks(data: TrainData, ratio: Ratio, config: DTConfig) -> dict[str, nn.Mo
         context=config.context,
         max_time=data.max_time(ratio),
         rate=config.dropout,
+        fourier=config.fourier,
         bf16=uses_bf16(config.precision, data.device),
     )
-    return {"model": model}
+    if config.prompt == "target":
+        return {"model": model}
+    return {"model": model, "prompt": ReturnPrompt(data.obs_dim)}
 
 
 def create(nets: Mapping[str, nn.Module], config: DTConfig) -> DTState:
@@ -56,7 +64,21 @@ def create(nets: Mapping[str, nn.Module], config: DTConfig) -> DTState:
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     on_cpu = model.embed_time.device.type == "cpu"
-    return DTState(model=model, optimizer=optimizer, turns=in_turn(model) if on_cpu else [model])
+    prompt = nets.get("prompt")
+    assert prompt is None or isinstance(prompt, ReturnPrompt)
+    return DTState(
+        model=model,
+        optimizer=optimizer,
+        turns=in_turn(model) if on_cpu else [model],
+        mode=config.prompt,
+        prompt=prompt,
+        prompt_optimizer=None if prompt is None else torch.optim.Adam(prompt.parameters(), fused=True),
+    )
+
+
+def actor(state: DTState) -> ActingNetwork:
+    """Return the stacked networks that act."""
+    return state.model if state.prompt is None else PromptedTransformer(state.model, state.prompt, state.mode)
 
 
 def learning_rate(step: int, config: DTConfig) -> float:
@@ -91,28 +113,64 @@ def update(state: DTState, batch: WindowBatch, config: DTConfig, generators: Seq
         losses.append(loss.detach())
     norms = clip_gradients([*state.model.parameters()], config.grad_clip)
     state.optimizer.step()
+    metrics = {"loss": torch.cat(losses), "grad_norm": norms, **_update_prompt(state, batch, config)}
     state.step += 1
-    return {"loss": torch.cat(losses), "grad_norm": norms}
+    return metrics
+
+
+def _update_prompt(state: DTState, batch: WindowBatch, config: DTConfig) -> Metrics:
+    """Do one step of V_tau on the same windows, where it is learnt."""
+    if state.prompt is None or state.prompt_optimizer is None:
+        return {}
+    for group in state.prompt_optimizer.param_groups:
+        group["lr"] = LEARNING_RATE * learning_rate(state.step, config) / config.learning_rate
+    losses = prompt_loss(state.prompt, batch, config.prompt_expectile)
+    apply_gradients(state.prompt_optimizer, state.prompt, losses)
+    return {"prompt_loss": losses.detach()}
 
 
 class DTPolicy(Policy):
-    """Keeps the last K steps of every environment; the return asked for shrinks by the rewards received."""
+    """Keeps the last K steps of every environment.
+
+    The return asked for shrinks by the rewards received (see ``ReturnRule`` for relabelled ones); with ``max`` it is
+    what V_tau says at every step.
+    """
 
     uses_target_return = True
 
     def __init__(self, meta: PolicyMeta, network: nn.Module) -> None:
         super().__init__(meta, network)
-        assert isinstance(network, DecisionTransformer)
-        self._model = network
+        self._prompt = network.prompt if isinstance(network, PromptedTransformer) else None
+        model = network.model if isinstance(network, PromptedTransformer) else network
+        assert isinstance(model, DecisionTransformer)
+        self._model = model
         self.reset(0)
 
-    def reset(self, num_envs: int, target_return: float | None = None) -> None:
-        """Start episodes; ``target_return`` None asks for the largest return of the original data."""
-        if target_return is not None and not math.isfinite(target_return):
-            raise UserError(f"target return must be finite, got {target_return}")
-        target = self.meta.return_max if target_return is None else target_return
+    @property
+    def default_target(self) -> Asked:
+        return MAX if self.meta.network.get("prompt") == MAX else self.meta.return_max
+
+    @property
+    def asked_beside(self) -> tuple[Asked, ...]:
+        return (MAX,) if self.meta.network.get("prompt") == "both" else ()
+
+    def reset(self, num_envs: int, target_return: Asked = None) -> None:
+        """Start episodes; ``target_return`` None asks for ``default_target``. Where returns-to-go were relabelled, one
+        larger than any that the original data promise at an episode's start asks for that.
+
+        Raises:
+            UserError: for a return that is not finite, or ``max`` of a policy that did not learn it.
+        """
+        asked = self.default_target if target_return is None else target_return
+        if asked == MAX and self._prompt is None:
+            raise UserError(f"target return {MAX}: the policy was trained without algorithms.dt.prompt: {MAX}")
+        target = 0.0 if isinstance(asked, str) or asked is None else asked
+        if not math.isfinite(target):
+            raise UserError(f"target return must be finite, got {target}")
         device = self._mean.device
-        self._time = 0
+        self._time, self._asks_max = 0, asked == MAX
+        if self.meta.return_rule is not None:
+            target = min(target, self.meta.return_max)
         self._target = torch.full((num_envs,), target / self.meta.rtg_scale, device=device)
         self._obs = torch.zeros((num_envs, 0, self.obs_dim), device=device)
         self._action = torch.zeros((num_envs, 0, self.act_dim), device=device)
@@ -122,6 +180,9 @@ class DTPolicy(Policy):
     def observe(self, reward_B: NDArray[Any]) -> None:
         reward = torch.as_tensor(np.asarray(reward_B, np.float32), device=self._mean.device)
         self._target = self._target - reward / self.meta.rtg_scale
+        if self.meta.return_rule is not None:
+            rule, scale = self.meta.return_rule, self.meta.rtg_scale
+            self._target = (self._target / rule.gamma).clamp(rule.low / scale, rule.high / scale)
 
     @torch.inference_mode()
     def keep(self, rows: NDArray[np.int64]) -> None:
@@ -132,6 +193,8 @@ class DTPolicy(Policy):
 
     def _act_unit(self, obs_BO: Tensor) -> Tensor:
         recent = slice(-self._model.context, None)
+        if self._asks_max and self._prompt is not None:
+            self._target = self._prompt(obs_BO[None])[0]
         self._obs = torch.cat([self._obs, obs_BO[:, None]], 1)[:, recent]
         self._rtg = torch.cat([self._rtg, self._target[:, None]], 1)[:, recent]
         unknown = torch.zeros_like(obs_BO[:, None, :1]).expand(-1, 1, self.act_dim)
@@ -150,7 +213,7 @@ DT = Algorithm(
     networks=networks,
     create=create,
     update=update,
-    actor=lambda state: state.model,
-    network=DecisionTransformer,
+    actor=actor,
+    network=build_transformer,
     policy=DTPolicy,
 )

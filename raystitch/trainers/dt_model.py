@@ -7,6 +7,7 @@ It differs from the paper's code in two ways: embeddings of time steps start at 
 theirs is 1); time steps past the largest one trained on share its embedding.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -91,6 +92,28 @@ class TransformerBlock(nn.Module):
         return x_SBTD.flatten(0, 1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2).flatten(0, 1)
 
 
+class FourierFeatures(nn.Module):
+    """Observations with sines and cosines of random projections beside them (Tancik et al. 2020, arXiv 2006.10739).
+
+    The projections are the same for every seed and every policy of one size: they are part of the network's form.
+    """
+
+    COUNT = 32
+    """Frequencies."""
+
+    def __init__(self, obs_dim: int, std: float) -> None:
+        super().__init__()
+        drawn = torch.randn((obs_dim, self.COUNT), generator=torch.Generator().manual_seed(0))
+        self.register_buffer("frequency", 2 * math.pi * std * drawn, persistent=False)
+        self.frequency: Tensor
+        self.size = obs_dim + 2 * self.COUNT
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Return features of standardised observations: [.., O] to [.., O + 2 COUNT]."""
+        angle = obs @ self.frequency
+        return torch.cat([obs, angle.sin(), angle.cos()], -1)
+
+
 class DecisionTransformer(ActingNetwork):
     """Actions from (return-to-go, state, action) histories; only state tokens leave the last block."""
 
@@ -106,8 +129,10 @@ class DecisionTransformer(ActingNetwork):
         max_time: int,
         rate: float,
         bf16: bool = False,
+        fourier: float = 0.0,
     ) -> None:
-        """Take the sizes, the rate of dropout and ``max_time``, the largest time step with an embedding of its own."""
+        """Take the sizes, the rate of dropout, ``max_time``, the largest time step with an embedding of its own, and
+        the standard deviation of the frequencies of Fourier features."""
         super().__init__()
         self.arguments = {
             "obs_dim": obs_dim,
@@ -118,10 +143,12 @@ class DecisionTransformer(ActingNetwork):
             "context": context,
             "max_time": max_time,
             "rate": rate,
+            **({"fourier": fourier} if fourier else {}),
         }
         self.context, self.max_time, self.rate = context, max_time, rate
         self.embed_return = StackedLinear(1, width)
-        self.embed_state = StackedLinear(obs_dim, width)
+        self.features = FourierFeatures(obs_dim, fourier) if fourier else None
+        self.embed_state = StackedLinear(obs_dim if self.features is None else self.features.size, width)
         self.embed_action = StackedLinear(act_dim, width)
         self.embed_time = nn.Parameter(torch.empty(1, max_time + 1, width).normal_(std=INIT_STD))
         self.norm_in, self.norm_out = StackedLayerNorm(width), StackedLayerNorm(width)
@@ -149,6 +176,8 @@ class DecisionTransformer(ActingNetwork):
         Windows are padded at their end, where no step before sees the padding.
         """
         seeds, batch, steps = rtg_SBK.shape
+        if self.features is not None:
+            obs_SBKO = self.features(obs_SBKO)
         time = self._times(time_SBK)
         tokens = torch.stack(
             [

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raystitch.envs.make import FlatEnv, make_env
+from raystitch.envs.simulator import make_resettable
 from raystitch.envs.spec import EnvSpec
 from raystitch.envs.task import normalised_score
 from raystitch.errors import RunError, UserError
 from raystitch.seeding import derive_seed
-from raystitch.trainers.policy import Policy
+from raystitch.trainers.policy import MAX, Asked, Policy
 
 SAFETY_LIMIT = 100_000
 """Steps after which an episode counts as one without an end."""
@@ -27,6 +28,7 @@ class EvalResult:
 
     Attributes:
         target_return: what a return-conditioned policy was asked for, None for the others.
+        prompt: ``max`` where the policy itself said at every step what to ask it for.
         returns: float64 [N]; lengths: int64 [N].
         successes: bool [N], success at any step; None where the environment does not report it.
         score: normalised mean return, None where no reference is known.
@@ -37,6 +39,7 @@ class EvalResult:
     lengths: NDArray[np.int64]
     successes: NDArray[np.bool_] | None
     score: float | None
+    prompt: str | None = None
 
     @property
     def return_mean(self) -> float:
@@ -52,8 +55,10 @@ class EvalResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return one evaluation of ``returns.json``."""
+        prompt = {} if self.prompt is None else {"prompt": self.prompt}
         return {
             "target_return": self.target_return,
+            **prompt,
             "return_mean": self.return_mean,
             "return_std": self.return_std,
             "success_rate": self.success_rate,
@@ -131,35 +136,46 @@ def evaluate(
     num_episodes: int = 50,
     num_envs: int = 25,
     seed: int = 0,
-    target_return: float | None = None,
+    target_return: Asked = None,
+    starts: NDArray[np.floating] | None = None,
 ) -> EvalResult:
     """Run ``num_episodes`` episodes, ``num_envs`` at a time; equal arguments give equal results.
 
+    Args:
+        starts: float [num_episodes, O], the observations whose states the episodes begin in; None for the usual ones.
+
     Raises:
-        UserError: when the environment cannot be made or does not fit the policy, or for an absurd target return.
+        Unavailable: when the environment cannot be put into ``starts``.
+        UserError: when the environment cannot be made or does not fit the policy, or for a target return that is absurd
+            or that the policy cannot be asked for.
         RunError: when an episode has no end, or the policy's actions are not finite.
     """
-    if policy.uses_target_return and target_return is None:
-        target_return = policy.meta.return_max
-    asked = target_return if policy.uses_target_return else None
-    if asked is not None:
+    asked = policy.default_target if target_return is None else target_return
+    asked = asked if policy.uses_target_return else None
+    if isinstance(asked, float | int):
         check_target(asked, policy.meta.rtg_scale)
     counts = _Counts(num_episodes)
     envs: list[FlatEnv] = []
     try:
         for _ in range(min(num_envs, num_episodes)):
-            envs.append(make_env(env))
+            envs.append(make_env(env) if starts is None else make_resettable(env))
             _check_sizes(envs[-1], env, policy.obs_dim, policy.act_dim)
         for first in range(0, num_episodes, len(envs)):
             episodes = np.arange(first, min(first + len(envs), num_episodes))
             seeds = [derive_seed(seed, "episode", int(episode)) % 2**31 for episode in episodes]
             policy.reset(len(episodes), asked)
-            _run_side_by_side(policy, envs[: len(episodes)], seeds, episodes, counts, env.env_id)
+            used = envs[: len(episodes)]
+            options = [None if starts is None else {"state": starts[episode]} for episode in episodes]
+            begun = [
+                made.reset(seed=at, options=option)[0] for made, at, option in zip(used, seeds, options, strict=True)
+            ]
+            _run_side_by_side(policy, used, np.stack(begun), episodes, counts, env.env_id)
     finally:
         for made in envs:
             made.close()
     return EvalResult(
-        target_return=asked,
+        target_return=None if asked == MAX else asked,
+        prompt=MAX if asked == MAX else None,
         returns=counts.returns,
         lengths=counts.lengths,
         successes=counts.successes if counts.reported else None,
@@ -185,17 +201,16 @@ class _Counts:
 def _run_side_by_side(
     policy: Policy,
     envs: Sequence[FlatEnv],
-    seeds: Sequence[int],
+    obs: NDArray[np.floating],
     episodes: NDArray[np.int64],
     counts: _Counts,
     env_id: str,
 ) -> None:
-    """Run one episode in each environment until all have ended, and add their steps to ``counts``.
+    """Run one episode in each environment, from its first observation on, and add their steps to ``counts``.
 
     Raises:
         RunError: when an episode has no end, or the policy's actions are not finite.
     """
-    obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)])
     alive = np.arange(len(envs))
     while len(alive):
         actions = policy.act(obs)

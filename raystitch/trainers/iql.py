@@ -123,6 +123,14 @@ def actor_loss(state: IQLState, batch: TransitionBatch, config: IQLConfig, advan
     return -(weight * state.actor.log_prob(batch.obs, batch.action)).mean(-1)
 
 
+def _actor_advantage(state: IQLState, batch: TransitionBatch, advantage: Tensor) -> Tensor:
+    """Return the advantages of the transitions that the policy learns from; ``advantage`` are the batch's own."""
+    if batch.actor is None:
+        return advantage
+    with torch.no_grad():
+        return target_q(state, batch.actor) - state.value(batch.actor.obs)
+
+
 def update(
     state: IQLState, batch: TransitionBatch, config: IQLConfig, generators: Sequence[torch.Generator]
 ) -> Metrics:
@@ -133,7 +141,7 @@ def update(
     with torch.no_grad():
         v, next_v = state.value(torch.cat([batch.obs, batch.next_obs], 1)).chunk(2, 1)
     decay_rate(state.actor_optimizer, config.learning_rate, state.step, config.train_steps)
-    of_actor = actor_loss(state, batch, config, q - v)
+    of_actor = actor_loss(state, batch.for_actor, config, _actor_advantage(state, batch, q - v))
     apply_gradients(state.actor_optimizer, state.actor, of_actor)
     of_critics, q_mean = critic_loss(state, batch, config, next_v)
     apply_gradients(state.critic_optimizer, state.critics, of_critics)

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from raystitch.io.checkpoints import CheckpointFile
 from raystitch.io.journal import Journal
 from raystitch.seeding import derive_seed
 from raystitch.trainers.batches import RatioSampler, TrainData, TransitionBatch, WindowBatch
-from raystitch.trainers.config import TrainerSettings
+from raystitch.trainers.config import TrainerSettings, settings_json
 from raystitch.trainers.policy import Policy, PolicyMeta
 from raystitch.trainers.ratio import Ratio, parse_ratio
 from raystitch.trainers.registry import find_algorithm
@@ -254,7 +254,15 @@ def _batches(
         episode, step, _ = sampler.draw()
         return data.transitions(episode, step)
 
-    return transitions
+    def decoupled() -> TransitionBatch:
+        batch = transitions()
+        episode, step, _ = weighted.draw()
+        return replace(batch, actor=data.transitions(episode, step))
+
+    if data.actor is None:
+        return transitions
+    weighted = sampler.over(data.actor)
+    return decoupled
 
 
 class _Clock:
@@ -305,11 +313,12 @@ def _meta(
         rtg_scale=data.rtg_scale,
         return_max=data.return_max,
         env=data.env,
+        return_rule=data.return_rule,
         record={
             "dataset": data.dataset_name,
             "dataset_fingerprint": data.dataset_fingerprint,
             "ratio": str(ratio),
-            "config": asdict(config),
+            "config": settings_json(config),
             **record,
         },
     )

@@ -6,9 +6,9 @@ Legend: B environments, O observation size, A action size.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,27 @@ from raystitch.io.files import atomic_path, write_json
 
 SCHEMA_VERSION = 1
 
+Asked = float | Literal["max"] | None
+"""The return that a policy is asked for: in raw units; ``max``, the largest one that the data promise at every state
+(``prompt``); None, what the policy asks for by itself."""
+
+MAX = "max"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReturnRule:
+    """How a return that is asked for goes on from step to step, where it is not a plain sum of rewards.
+
+    Attributes:
+        gamma: discount, R_{t+1} = (R_t - r_t) / gamma.
+        low, high: smallest and largest return-to-go of the training data, raw units. What is asked for stays within:
+            with gamma < 1 any difference between promise and reward would grow without end.
+    """
+
+    gamma: float
+    low: float
+    high: float
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PolicyMeta:
@@ -35,6 +56,7 @@ class PolicyMeta:
         rtg_scale, return_max: largest absolute and largest return of the original data, raw units.
         env: the environment of the training data, None when unknown.
         record: what it was trained on and how, for the reader.
+        return_rule: None where returns-to-go are sums of rewards.
     """
 
     algo: str
@@ -47,9 +69,11 @@ class PolicyMeta:
     return_max: float
     env: EnvSpec | None = None
     record: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    return_rule: ReturnRule | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``policy.json``."""
+        later = {} if self.return_rule is None else {"return_rule": asdict(self.return_rule)}
         return {
             "algo": self.algo,
             "network": dict(self.network),
@@ -61,6 +85,7 @@ class PolicyMeta:
             "return_max": self.return_max,
             "env": None if self.env is None else self.env.to_json(),
             "record": dict(self.record),
+            **later,
         }
 
     @classmethod
@@ -72,6 +97,7 @@ class PolicyMeta:
             **{name: np.asarray(value[name], np.float32) for name in arrays},
             **{name: value[name] for name in plain},
             env=None if value["env"] is None else EnvSpec.from_json(value["env"]),
+            return_rule=None if value.get("return_rule") is None else ReturnRule(**value["return_rule"]),
         )
 
 
@@ -98,6 +124,16 @@ class Policy(ABC):
     def act_dim(self) -> int:
         return len(self.meta.action_low)
 
+    @property
+    def default_target(self) -> Asked:
+        """What is asked for where nothing is named."""
+        return None
+
+    @property
+    def asked_beside(self) -> tuple[Asked, ...]:
+        """What is evaluated besides the returns that are named, as results of its own."""
+        return ()
+
     @torch.inference_mode()
     def act(self, obs_BO: NDArray[Any]) -> Floats:
         """Return actions within the bounds, float32 [B, A]."""
@@ -106,7 +142,7 @@ class Policy(ABC):
         return (self._centre + self._half_range * unit_BA).cpu().numpy()
 
     @abstractmethod
-    def reset(self, num_envs: int, target_return: float | None = None) -> None:
+    def reset(self, num_envs: int, target_return: Asked = None) -> None:
         """Start ``num_envs`` episodes; ``target_return`` is in raw units."""
 
     @abstractmethod
@@ -136,7 +172,7 @@ class Policy(ABC):
 class MarkovPolicy(Policy):
     """A policy that looks at the present observation only."""
 
-    def reset(self, num_envs: int, target_return: float | None = None) -> None:
+    def reset(self, num_envs: int, target_return: Asked = None) -> None:
         pass
 
     def observe(self, reward_B: NDArray[Any]) -> None:

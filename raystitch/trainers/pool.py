@@ -50,8 +50,9 @@ class TransitionPool:
     dones: Tensor
     rtg: Tensor
 
-    def episodes(self, segments: Segments) -> PooledEpisodes:
-        """Return episodes of this pool for the hook on returns-to-go; nothing is copied."""
+    def episodes(self, segments: Segments, values: Floats | None = None) -> PooledEpisodes:
+        """Return episodes of this pool for the hook on returns-to-go, with V of its observations [P] where the rule
+        reads it; nothing is copied."""
         return PooledEpisodes(
             start=segments.start,
             length=segments.length,
@@ -60,6 +61,7 @@ class TransitionPool:
             rest=self.rtg.numpy(),
             observations=self.observations.numpy(),
             obs_row=self.obs_row.numpy(),
+            values=values,
         )
 
 

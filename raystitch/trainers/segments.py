@@ -54,6 +54,16 @@ class Segments:
         runs = Runs(self.start, self.length).head(max_steps)
         return Segments(start=runs.start, length=runs.length, weight=self.weight)
 
+    def ended(self, rows: Ints) -> "Segments":
+        """Return the episodes up to the first of ``rows`` (int64, ascending pool rows) that they come to."""
+        if not len(rows):
+            return self
+        place = np.searchsorted(rows, self.start)
+        comes = np.append(rows, np.iinfo(np.int64).max)[place]
+        kept = np.minimum(self.length, comes - self.start)
+        over = np.cumsum(kept < self.length, axis=1) - (kept < self.length) > 0  # a run before has ended it
+        return Segments(start=self.start, length=np.where(over, 0, kept).astype(self.length.dtype), weight=self.weight)
+
     def widened(self, num_runs: int) -> "Segments":
         """Return the episodes with unused runs at the end, [E, num_runs]."""
         runs = Runs(self.start, self.length).widened(num_runs)
@@ -63,6 +73,14 @@ class Segments:
         """Return the episodes with no weight where nothing is left of ``run`` (integers [E])."""
         reached = self.length[np.arange(len(self)), run] > 0
         return Segments(start=self.start, length=self.length, weight=self.weight * reached)
+
+    def led_in(self, run: NDArray[np.signedinteger], steps: int | None) -> "Segments":
+        """Return the episodes with at most ``steps`` (None: all) of what comes before ``run`` (integers [E])."""
+        if steps is None:
+            return self
+        before = np.where(np.arange(self.length.shape[1]) < run[:, None], self.length, 0).sum(1)
+        runs = Runs(self.start, self.length).tail(np.maximum(before - steps, 0))
+        return Segments(start=runs.start, length=runs.length, weight=self.weight)
 
     def from_run(self, run: NDArray[np.signedinteger]) -> "Segments":
         """Return the episodes from ``run`` (integers [E]) on, without what came before it."""

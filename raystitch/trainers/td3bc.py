@@ -82,7 +82,7 @@ def update(
     if state.step % config.policy_delay == 0:
         if config.decay == "cosine":
             decay_rate(state.actor_optimizer, config.learning_rate, state.step - 1, config.train_steps)
-        policy_loss, cloning = actor_loss(state, batch, config)
+        policy_loss, cloning = actor_loss(state, batch.for_actor, config)
         apply_gradients(state.actor_optimizer, state.actor, policy_loss)
         metrics |= {"actor_loss": policy_loss.detach(), "bc_loss": cloning}
         blend = get_ema_multi_avg_fn(1 - config.tau)

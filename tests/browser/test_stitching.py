@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
+pytestmark = pytest.mark.slow  # 13 pages in a browser: more than a minute of two cores
+
 ORDER = ("non_finite", "residual", "spread", "rollout", "termination", "return")
 
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.meta import create_buffer
-from raystitch.buffer.reader import Buffer, open_buffer
+from raystitch.buffer.opening import open_buffer
+from raystitch.buffer.reader import Buffer
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
 from raystitch.buffer.shard_file import write_shard
@@ -16,7 +18,7 @@ from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.envs.spec import EnvSpec
 from raystitch.models.calibration import Calibration
 from raystitch.stitching.candidates import Candidates
-from raystitch.stitching.config import QualifyConfig, StitchConfig
+from raystitch.stitching.config import PairConfig, QualifyConfig, StitchConfig
 
 OBS, ACT, LARGEST_GAP = 3, 2, 6
 
@@ -55,6 +57,7 @@ def make_meta(dataset: EpisodeDataset, calibration: Calibration) -> Callable[...
         delta: float | str = 0.5,
         seed: int = 0,
         chain_rounds: int = 0,
+        split: Literal["value", "return"] = "return",
     ) -> BufferMeta:
         return BufferMeta(
             gamma=0.99,
@@ -67,7 +70,7 @@ def make_meta(dataset: EpisodeDataset, calibration: Calibration) -> Callable[...
             action_high=(1.0,) * ACT,
             env=dataset.env,
             calibration=calibration.to_json(),
-            stitch=StitchConfig(qualify=QualifyConfig(delta=delta)),
+            stitch=StitchConfig(pairs=PairConfig(split=split), qualify=QualifyConfig(delta=delta)),
             augment=AugmentConfig(num_bridges=num_bridges, pairs_per_shard=pairs_per_shard, chain_rounds=chain_rounds),
             seed=seed,
         )

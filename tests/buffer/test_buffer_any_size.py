@@ -14,7 +14,8 @@ from raystitch.bench.synthetic_buffer import make_buffer
 from raystitch.buffer.episodes import rebuild
 from raystitch.buffer.export import export, lone_stream, stitched_stream
 from raystitch.buffer.maintain import compact, describe
-from raystitch.buffer.reader import Buffer, open_buffer
+from raystitch.buffer.opening import open_buffer
+from raystitch.buffer.reader import Buffer
 from raystitch.buffer.rows import parse_ids
 from raystitch.buffer.schema import bridge_id
 from raystitch.data.episodes import EpisodeDataset

@@ -12,7 +12,8 @@ from raystitch.buffer.episodes import rebuild
 from raystitch.buffer.export import export
 from raystitch.buffer.maintain import compact, verify
 from raystitch.buffer.meta import create_buffer
-from raystitch.buffer.reader import Buffer, open_buffer
+from raystitch.buffer.opening import open_buffer
+from raystitch.buffer.reader import Buffer
 from raystitch.buffer.rounds import close_round, finish
 from raystitch.buffer.rows import rows_that_count
 from raystitch.buffer.schema import BufferMeta, candidates_to_table

@@ -11,7 +11,8 @@ import pytest
 from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.maintain import compact, verify
 from raystitch.buffer.meta import create_buffer
-from raystitch.buffer.reader import Buffer, open_buffer
+from raystitch.buffer.opening import open_buffer
+from raystitch.buffer.reader import Buffer
 from raystitch.buffer.rounds import finish, prefix_length
 from raystitch.buffer.schema import BufferMeta, candidates_to_table, flat_steps, make_schema
 from raystitch.buffer.shard_file import SHARDS, read_shard_file, write_shard

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from raystitch.buffer.meta import create_buffer
-from raystitch.buffer.reader import Buffer, open_buffer
+from raystitch.buffer.opening import open_buffer
+from raystitch.buffer.reader import Buffer
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
 from raystitch.buffer.shard_file import write_shard

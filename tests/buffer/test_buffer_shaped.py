@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raystitch.buffer.bridges import shape_bridges, stored_steps
 from raystitch.buffer.episodes import rebuild
 from raystitch.buffer.export import export
 from raystitch.buffer.reader import Buffer
+from raystitch.buffer.shaped import ShapedBridges, data_facts, shape_bridges, stored_steps
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
+from raystitch.errors import UserError
 from raystitch.shaping.config import RECORDED, RewardConfig
 from raystitch.shaping.rewards import REWARDS, StoredSteps
 
@@ -73,3 +74,45 @@ def test_the_rule_gets_what_the_buffer_keeps_of_each_step(buffer: Buffer) -> Non
     assert np.isnan(older.residual).all()
     assert np.isnan(older.spread).all()
     np.testing.assert_array_equal(older.rewards, steps.rewards)
+
+
+def test_a_penalty_goes_by_the_buffers_own_calibration(dataset: EpisodeDataset, buffer: Buffer) -> None:
+    bridges = buffer.mapped()
+    config = RewardConfig(name="penalty", strength=2.0)
+    shaped = shape_bridges(bridges, config, dataset)
+    some = np.arange(min(5, len(bridges)))
+    raw, found = bridges.take_positions(some), shaped.take_positions(some)
+    limit = buffer.calibration.threshold("q99", np.repeat(raw.gap, raw.gap + 1))
+    assert raw.residual is not None
+    sigma = dataset.rewards.astype(np.float64).std()
+    np.testing.assert_allclose(found.rewards, raw.rewards - 2 * sigma * raw.residual / limit, rtol=1e-4, atol=1e-5)
+    whole = np.concatenate([chunk.rewards for chunk in shaped.chunks()])
+    portions = np.concatenate([chunk.rewards for chunk in shaped.chunks(10)])
+    np.testing.assert_array_equal(whole, portions)
+    other = shape_bridges(bridges, RewardConfig(name="penalty", strength=1.0), dataset)
+    assert len({of.content for of in (bridges, shaped, other)}) == 3
+
+
+def test_cut_goes_by_the_sums_on_real_windows_and_an_export_has_none(
+    dataset: EpisodeDataset, buffer: Buffer, tmp_path: Path
+) -> None:
+    config = RewardConfig(name="cut")
+    shaped = shape_bridges(buffer.mapped(), config, dataset)
+    assert isinstance(shaped, ShapedBridges)
+    with pytest.raises(UserError, match="the residual_sum on real data, which the calibration of an earlier version"):
+        shaped.ends()
+    bridges = buffer.bridges()
+    residual = np.random.default_rng(0).uniform(0, 1, bridges.num_transitions).astype(np.float32)
+    so_far = np.concatenate([np.cumsum(steps) for steps in np.split(residual, bridges.offsets[1:-1])])
+    limit = np.float32(np.median(so_far) + 1e-4)
+    facts = data_facts(dataset, buffer.mapped())
+    limits = {**facts.limits, "residual_sum": np.full(3, limit)}
+    summed = ShapedBridges(
+        bridges=replace(bridges, residual=residual), config=config, facts=replace(facts, limits=limits)
+    )
+    ends = summed.ends()
+    np.testing.assert_array_equal(ends, np.flatnonzero(so_far > limit))
+    assert 0 < len(ends) < bridges.num_transitions
+    with pytest.raises(UserError, match="an export keeps them whole"):
+        export(buffer, dataset, "d4rl", tmp_path / "cut.hdf5", rewards=config)
+    assert not (tmp_path / "cut.hdf5").exists()

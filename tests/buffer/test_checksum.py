@@ -13,7 +13,8 @@ import pytest
 
 from raystitch.buffer.maintain import compact, failed_shards, verify
 from raystitch.buffer.meta import create_buffer
-from raystitch.buffer.reader import Buffer, open_buffer
+from raystitch.buffer.opening import open_buffer
+from raystitch.buffer.reader import Buffer
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
 from raystitch.buffer.shard_file import SHARDS, as_batch, read_shard_file, write_failed, write_shard

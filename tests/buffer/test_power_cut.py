@@ -8,7 +8,7 @@ import pytest
 from raystitch.buffer.export import export
 from raystitch.buffer.maintain import compact, verify
 from raystitch.buffer.meta import create_buffer
-from raystitch.buffer.reader import open_buffer
+from raystitch.buffer.opening import open_buffer
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
 from raystitch.buffer.shard_file import write_shard

@@ -19,7 +19,7 @@ import pytest
 
 from raystitch.buffer.maintain import compact, verify
 from raystitch.buffer.meta import create_buffer, read_meta, write_meta
-from raystitch.buffer.reader import open_buffer
+from raystitch.buffer.opening import open_buffer
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, Complete, candidates_to_table
 from raystitch.buffer.shard_file import SHARDS, write_shard

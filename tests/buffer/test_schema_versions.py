@@ -17,21 +17,26 @@ from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.export import export
 from raystitch.buffer.maintain import compact, describe, verify
 from raystitch.buffer.meta import create_buffer, read_meta, write_meta
-from raystitch.buffer.reader import Buffer, open_buffer
+from raystitch.buffer.opening import open_buffer
+from raystitch.buffer.reader import Buffer
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
+from raystitch.buffer.shaped import shape_bridges
 from raystitch.buffer.shard_file import write_shard
 from raystitch.cli import main
+from raystitch.config import GridCell, RunConfig
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import UserError
 from raystitch.io.storage import Storage
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
-from raystitch.pipeline.generate.augment import augment_local, make_shard
-from raystitch.pipeline.generate.ledger import planned_meta
+from raystitch.pipeline.generate.augment import augment_local, make_shard, source_index
+from raystitch.pipeline.generate.knowledge import recorded_values
+from raystitch.pipeline.generate.opening import planned_meta
+from raystitch.pipeline.trials.preflight import check_judged
+from raystitch.shaping.config import RewardConfig
 from raystitch.stitching.candidates import Candidates
 from raystitch.stitching.config import QualifyConfig, StitchConfig
-from raystitch.stitching.pairs import SourceIndex
 from raystitch.stitching.stitcher import Stitcher
 
 NEW = ("residuals", "spreads")
@@ -79,7 +84,7 @@ def test_steps_of_a_new_buffer_carry_their_residual_and_spread(
 def test_old_buffer_opens_with_the_same_identity_and_content(old: Path, dataset: EpisodeDataset) -> None:
     buffer = open_buffer(old)
     assert (buffer.hash, buffer.content) == (HASH, CONTENT)  # trials that were trained on it count as before
-    assert buffer.meta.augment == AugmentConfig(num_bridges=10, pairs_per_shard=8)
+    assert buffer.meta.augment == AugmentConfig(num_bridges=10, pairs_per_shard=8, chain_rounds=0)
     bridges = buffer.bridges()
     assert len(bridges) == 12 and bridges.observations.sum() == np.float32(-2.45358943939209)
     assert buffer.judged_steps(0) is None
@@ -140,7 +145,8 @@ def test_generation_goes_on_in_the_schema_that_it_began_with(
     at = bridges.offsets[:-1]
     np.testing.assert_array_equal(np.maximum.reduceat(bridges.residual, at), new.column("residual_max"))
     np.testing.assert_array_equal(np.maximum.reduceat(bridges.spread, at), new.column("spread_max"))
-    made = make_shard(Stitcher(bundle, stitch), SourceIndex(drift, bundle, stitch), 0, 0, 8)
+    known = recorded_values(drift, bundle, meta.starts_array)
+    made = make_shard(Stitcher(bundle, stitch), source_index(drift, bundle, stitch, known), 0, 0, 8)
     np.testing.assert_array_equal(bridges.spread[: made.gap[0] + 1], made.spreads[0, : made.gap[0] + 1])
 
 
@@ -160,3 +166,19 @@ def test_unknown_key_of_a_description_is_named(old: Path, make_meta: Callable[..
 def test_other_versions_are_refused(make_meta: Callable[..., BufferMeta], version: int) -> None:
     with pytest.raises(UserError, match=f"schema_version={version}, this raystitch reads 2 and 3"):
         BufferMeta.from_json(make_meta().to_json() | {"schema_version": version}, "x")
+
+
+def test_a_penalty_on_what_is_not_stored_is_refused(old: Path, dataset: EpisodeDataset) -> None:
+    bridges = open_buffer(old).mapped()
+    shaped = shape_bridges(bridges, RewardConfig(name="penalty"), dataset)
+    with pytest.raises(UserError, match=r"needs the judges' residual of every generated step.*schema 2"):
+        list(shaped.chunks())
+    assert len(list(shape_bridges(bridges, RewardConfig(name="zero"), dataset).chunks())) > 0
+    for rewards in ("zero", "penalty"):
+        line = GridCell(algo="dt", data="stitched", rewards=rewards)
+        run = RunConfig(dataset="demo:pointmaze", grid=(line,))
+        if rewards == "zero":
+            check_judged(run, old)
+            continue
+        with pytest.raises(UserError, match=r"penalty needs the judges' numbers .*schema2 does not keep"):
+            check_judged(run, old)

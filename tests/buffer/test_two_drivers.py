@@ -19,7 +19,7 @@ from raystitch.buffer import meta as meta_module
 from raystitch.buffer import rounds
 from raystitch.buffer.maintain import compact, superseded, verify
 from raystitch.buffer.meta import create_buffer, read_meta
-from raystitch.buffer.reader import open_buffer
+from raystitch.buffer.opening import open_buffer
 from raystitch.buffer.removal import GRACE_SECONDS, grace_seconds
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, Complete, candidates_to_table

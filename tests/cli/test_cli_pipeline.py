@@ -111,6 +111,26 @@ def test_export_writes_what_other_tools_read(run: Run, buffer: Path, what: str, 
     assert np.isfinite(exported.observations).all()
 
 
+def test_train_shapes_its_data(run: Run, ref: str, tmp_path: Path) -> None:
+    options = ["--algo", "bc", "--set", "train_steps=5", "--num-episodes", "1", "--json"]
+    rule = "{name: rw, temperature: 5e-1}"
+    status, out, err = run("train", ref, *options, "--out", tmp_path / "soft", "--weights", rule)
+    assert status == 0, err
+    assert strict_json(out)["shaping"] == {"weights": {"name": "rw", "temperature": 0.5}}
+    recorded = json.loads((tmp_path / "soft" / "config.json").read_text())
+    assert (recorded["data"], recorded["ratio"]) == ("weighted", "0:1")
+    for given, message in (
+        (["--weights", "rww"], "train: --weights: input should be 'uniform'"),
+        (["--weights", "{name: rw, temperature: 0}"], "temperature must be positive, got temperature=0"),
+        (["--weights", "[rw"], "--weights: '[rw' is not a YAML value"),
+        (["--weights", "rw", "--ratio", "1:0"], "use data: weighted, at 0:1"),
+    ):
+        status, _, err = run("train", ref, *options, "--out", tmp_path / "wrong", *given)
+        assert status == 2
+        assert message in err and err.count("\n") == 1
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_train_then_evaluate(run: Run, ref: str, buffer: Path, config_file: Path, tmp_path: Path) -> None:
     settings = ["--config", config_file, "--set", "train_steps=30"]
     options = ["--algo", "td3bc", "--buffer", buffer, "--ratio", "1:1", "--out", tmp_path / "trial", *settings]
@@ -148,6 +168,8 @@ def test_bench_prints_one_json_object_per_benchmark(run: Run, monkeypatch: pytes
     monkeypatch.setattr("raystitch.bench.data.NUM_TRANSITIONS", 2000)
     monkeypatch.setattr("raystitch.bench.trainers.STEPS_OF_SEEDS", 10)
     monkeypatch.setattr("raystitch.bench.trainers.ALGORITHMS", {"bc": ALGORITHMS["bc"]})
+    monkeypatch.setattr("raystitch.bench.trial.NUM_TRANSITIONS", 2000)
+    monkeypatch.setattr("raystitch.bench.trainers._has_compiler", lambda: False)  # compiling takes minutes
     status, out, _ = run("bench", "data", "trainers", "--json")
     assert status == 0
     results = [strict_json(line) for line in out.splitlines()]

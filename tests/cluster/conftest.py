@@ -11,7 +11,7 @@ import pytest
 
 from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.maintain import verify
-from raystitch.buffer.reader import open_buffer
+from raystitch.buffer.opening import open_buffer
 from raystitch.cluster.augment import augment
 from raystitch.config import load_run_config
 from raystitch.data.d4rl import write_d4rl

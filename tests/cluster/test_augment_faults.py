@@ -17,7 +17,7 @@ import yaml
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
-from raystitch.buffer.reader import open_buffer
+from raystitch.buffer.opening import open_buffer
 from raystitch.cluster import augment as augment_module
 from raystitch.cluster.actor_pools import IN_FLIGHT
 from raystitch.cluster.actors import Proposer, Qualifier
@@ -130,6 +130,7 @@ def test_proposers_pause_when_too_much_waits_for_a_qualifier(
     assert max(waiting) <= 2 * most, waiting  # of about 50
 
 
+@pytest.mark.slow
 def test_more_than_this_machine_has_is_refused_at_once(walks: Walks, tmp_path: Path) -> None:
     # A process of its own: this one may hold a Ray that was not started by augment.
     began = time.monotonic()
@@ -165,6 +166,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch, host_address: str) -> Iterator[Clus
     cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_missing_is_refused_and_shared_once_it_is_there(
     walks: Walks, undisturbed: Path, tmp_path: Path, cluster: Cluster, host_address: str
 ) -> None:

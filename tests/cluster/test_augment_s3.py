@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow.fs as fs
 
 from raystitch.buffer.maintain import verify
-from raystitch.buffer.reader import open_buffer
+from raystitch.buffer.opening import open_buffer
 from raystitch.buffer.shard_file import SHARDS
 from raystitch.io.storage import Storage
 

@@ -68,7 +68,7 @@ def config(walks: Walks) -> EndpointConfig:
         models={"default": ModelConfig(stitcher=str(walks.stitcher))},
         device="cpu",
         num_threads=1,
-        limits=LimitsConfig(deadline_seconds=20),
+        limits=LimitsConfig(deadline_seconds=60),  # two cold replicas beside other tests on two cores
         batching=BatchingConfig(max_queued_candidates=64),
     )
 
@@ -93,10 +93,10 @@ class Theirs:
 
 def test_any_replica_gives_the_same_answer(ray_session: None, walks: Walks, config: EndpointConfig) -> None:
     with serving(config, "127.0.0.1", free_port(), replicas=(2, 2), num_cpus=0.5) as two:
-        answers = list[Any]()
+        answers = list[tuple[int, Any]]()
 
         def ask() -> None:
-            answers.append(call(f"{two.url}/v1/stitch", request_body(walks))[1])
+            answers.append(call(f"{two.url}/v1/stitch", request_body(walks)))
 
         threads = [threading.Thread(target=ask) for _ in range(12)]
         for thread in threads:
@@ -109,8 +109,9 @@ def test_any_replica_gives_the_same_answer(ray_session: None, walks: Walks, conf
     assert call(f"{two.url}/theirs")[1] == "theirs"
     serve.shutdown()
     assert worked == [True, True], answers[0]
-    first = answers[0]
-    for answer in answers:
+    first = answers[0][1]
+    for status, answer in answers:
+        assert status == 200, answer
         for name in ("accepted", "reason", "gap", "source_step", "target_step", "num_accepted"):
             assert answer[name] == first[name]
         np.testing.assert_allclose(answer["trajectory"]["observations"], first["trajectory"]["observations"], atol=1e-4)
@@ -173,6 +174,7 @@ def test_a_second_one_on_the_same_cluster_is_refused(service: Service, config: E
     assert call(f"{service.url}/readyz")[0] == 200
 
 
+@pytest.mark.slow
 def test_another_team_s_application_outlives_two_endpoints_that_stop(
     service: Service, walks: Walks, config: EndpointConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:

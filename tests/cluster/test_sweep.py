@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from raystitch.buffer.reader import open_buffer
+from raystitch.buffer.opening import open_buffer
 from raystitch.cli import main
 from raystitch.cluster.sweep import run_sweep
 from raystitch.config import ResourceConfig, RunConfig, load_run_config
@@ -60,7 +61,14 @@ def finished_run(config: RunConfig, ray_session: None, tmp_path_factory: pytest.
 
 
 def test_a_run_leaves_everything_that_is_promised(finished_run: Path) -> None:
-    for name in ("config.yaml", "environment.json", "validate.json", "results.parquet", "report.html"):
+    for name in (
+        "config.yaml",
+        "environment.json",
+        "validate.json",
+        "generalise.json",
+        "results.parquet",
+        "report.html",
+    ):
         assert (finished_run / name).stat().st_size > 0
     for name in ("acceptance", "candidates", "lines", "walls", "marks"):
         assert (finished_run / "figures" / f"{name}.parquet").is_file()
@@ -81,6 +89,31 @@ def test_a_run_leaves_everything_that_is_promised(finished_run: Path) -> None:
     assert got == once * 2
     assert [row["seed"] for row in rows(finished_run)] == [3] * 9 + [4] * 9
     assert not (finished_run / ".tune").exists()
+
+
+def test_a_run_is_studied_and_goes_on_from_what_was_measured(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read_json(finished_run / "generalise.json")
+    assert "not measured yet" in before["policies"]["recovery"]["skipped"]
+    assert all(row["action_error"]["held_out"] > 0 for row in before["policies"]["rows"])
+    command = ["study", "generalise", str(finished_run), "--num-starts", "2", "--max-episode-steps", "3", "--json"]
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == read_json(finished_run / "generalise.json")
+    assert all(0 <= row["held_out"] <= 1 for row in found["policies"]["rows"])
+    assert {row["trial_id"] for row in found["policies"]["rows"]} == {
+        path.parent.name for path in finished_run.glob("trials/*/returns.json")
+    }
+    assert found["copying"] == before["copying"]
+    assert "Generalise, explore or overfit?" in (finished_run / "report.html").read_text()
+    kept = {path: path.stat().st_mtime_ns for path in finished_run.glob("study/recovery/*.json")}
+    assert len(kept) == len(found["policies"]["rows"])
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert main([*command, "--train-steps", "3"]) == 2
+    assert "goes with --scaling" in capsys.readouterr().err
 
 
 def test_a_failed_trial_says_why(finished_run: Path) -> None:

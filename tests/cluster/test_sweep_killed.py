@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raystitch.bench.chaos.processes import Driver, until
-from raystitch.buffer.reader import open_buffer
+from raystitch.buffer.opening import open_buffer
 from raystitch.cluster.sweep import run_sweep
 from raystitch.config import load_run_config
 from raystitch.data.load import load_dataset
@@ -42,10 +42,7 @@ def results(run: Path) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_driver_killed_again_and_again_repeats_no_finished_trial(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # workers would give way to whatever else this machine does
+def test_a_driver_killed_again_and_again_repeats_no_finished_trial(prepared: Prepared, tmp_path: Path) -> None:
     run = prepared.copy(tmp_path / "run")
     command = ["sweep", "smoke", "--out", str(run), *(f"--set={text}" for text in (*prepared.settings, *SETTINGS))]
     before: dict[str, tuple[int, int]] = {}

@@ -232,3 +232,83 @@ def test_a_disk_without_room_is_refused_before_writing(tmp_path: Path) -> None:
         require_space(tmp_path / "new" / "file.hdf5", 10**18)
     require_space(tmp_path / "new" / "file.hdf5", 1)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--weights", "{name: aw, temperature: 0}"], "temperature must be positive, got temperature=0"),
+        (["--weights", "{name: top, share: 0.001}"], "share=0.001 of 40 episodes selects none; use at least 0.013"),
+        (["--weights", "{name: top, temperature: 1}"], "top does not read temperature=1"),
+        (["--weights", "aw", "--ratio", "1:0"], "use data: weighted, at 0:1"),
+        (["--rewards", "penalty"], "changes generated steps, which original data do not have"),
+        (["--rewards", "{name: scale, strength: -1}"], "strength of scale must be positive, got strength=-1"),
+        (["--rewards", "honest"], "--rewards: input should be 'recorded'"),
+        (["--set", "decoupled=true"], "decoupled: unknown key"),
+    ],
+)
+def test_a_shaping_that_cannot_be(options: list[str], says: str, refused: Refused, ref: str, tmp_path: Path) -> None:
+    refused("train", ref, "--algo", "bc", "--out", tmp_path / "t", *options, says=(says,))
+    assert not (tmp_path / "t" / "returns.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("select", "says"),
+    [
+        ("bets=0.5", "not one of all, best, worst, returns, episodes, clean, diverse"),
+        ("best=0.001", "less than one of 40 episodes"),
+        ("best=2", "a share above 0 and up to 1"),
+        ("episodes=[0,99]", "names episode 99"),
+        ("episodes=[3]", "at least 2 are needed"),
+        ("returns=[1e6,1e7]", "keeps none of 40 episodes"),
+        ("episodes=nothing.txt", "cannot be read"),
+        ("clean=1", "takes no value"),
+    ],
+)
+def test_a_selection_that_is_none(
+    select: str, says: str, refused: Refused, ref: str, bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "o"
+    for command in (
+        ["data", "select", ref, "--out", tmp_path / "o.hdf5"],
+        ["data", "inspect", ref],
+        ["fit", ref, "--out", out],
+        ["augment", ref, "--stitcher", bundle, "--out", out, "--num-bridges", 1],
+        ["train", ref, "--algo", "bc", "--out", out],
+    ):
+        refused(*command, "--select", select, says=(says,))
+    config = tmp_path / "run.yaml"
+    config.write_text(f"dataset: {ref}\nselect: {select}\ngrid:\n- {{algo: bc, data: original}}\n")
+    refused("sweep", config, "--out", out, says=(says,))
+    assert list(tmp_path.iterdir()) == [config]
+
+
+def test_a_selection_that_leaves_nothing_to_stitch(refused: Refused, ref: str, tmp_path: Path) -> None:
+    """Every fourth episode ends in a terminal state, before which the margin forbids to leave."""
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"dataset: {ref}\nselect: {{episodes: [0, 4, 8]}}\nstitch: {{pairs: {{terminal_margin: 50}}}}\n"
+        "fit: {diffusion: {horizon: 16, width: 8, multipliers: [1, 2], gap_min: 2, gap_max: 8}}\n"
+        "grid:\n- {algo: bc, data: original}\n"
+    )
+    refused("sweep", config, "--out", tmp_path / "o", says=("no state to leave",))
+    assert not (tmp_path / "o").exists()
+
+
+def test_cutting_steps_needs_what_it_asks(refused: Refused, ref: str, bundle: Path, tmp_path: Path) -> None:
+    out = ["--out", tmp_path / "o.hdf5"]
+    refused("data", "select", ref, *out, "--clean-steps", "q99", says=("--stitcher", "jumps needs none"))
+    refused("data", "select", ref, *out, "--trim", "jumps", says=("--trim jumps",))
+    refused("data", "select", ref, *out, "--clean-steps", "q101", says=("q101",))
+    refused("data", "select", ref, *out, "--trim", "off", says=("off",))
+    refused("data", "select", ref, "--out", "demo:pointmaze", says=("demo:pointmaze", ".hdf5"))
+    for same in (ref, ref.removeprefix("minari:"), ref.removesuffix("-v0")):
+        refused("data", "select", ref, "--out", same, "--overwrite", says=("is what is read",))
+    (tmp_path / "o.hdf5").write_text("")
+    refused("data", "select", ref, *out, says=("o.hdf5", "exists already", "--overwrite"))
+    refused("data", "select", ref, *out, "--stitcher", tmp_path, says=("exists already",))
+    refused("data", "inspect", ref, "--buffer", tmp_path, says=("--potential",))
+    assert (tmp_path / "o.hdf5").read_text() == ""
+    strict = ["--stitcher", bundle, "--trim", 0, "--device", "cpu", "--cut-connections"]
+    refused("data", "select", ref, "--out", tmp_path / "none.hdf5", *strict, says=("no step is left",))
+    assert not (tmp_path / "none.hdf5").exists()

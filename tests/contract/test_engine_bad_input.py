@@ -213,7 +213,7 @@ class TestTrajectories:
             horizon=4, width=8, multipliers=(1, 2), gap_min=1, gap_max=2, prefix_max=1, train_steps=20, batch_size=16
         )
         fitted = fit_bundle(short, replace(fit_config, diffusion=small), None, device="cpu")
-        with pytest.raises(UserError, match="20 terminate, and none is long enough"):
+        with pytest.raises(UserError, match="40 terminate, and none is long enough"):
             select_pairs(short, fitted, StitchConfig(), SEEDS)
         config = replace(CONFIG, pairs=PairConfig(terminal_margin=1))
         assert_complete(Stitcher(fitted, config).stitch(select_pairs(short, fitted, config, SEEDS), SEEDS), fitted)

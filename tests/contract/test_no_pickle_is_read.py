@@ -1,9 +1,11 @@
 """Pickles in Arrow files, checkpoints and requests are not unpickled; names in requests open nothing."""
 
 import asyncio
+import io
 import json
 import os
 import pickle
+import zipfile
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -62,6 +64,19 @@ def test_pickles_in_arrow_files(canary: Canary, sent: Path, capsys: pytest.Captu
     pq.write_table(table, sent / "results.parquet")
     (sent / "config.yaml").write_text("name: run\ndataset: demo:pointmaze\ngrid:\n- {algo: bc, data: original}\n")
     command("report", sent, capsys=capsys)
+
+
+def test_pickles_in_archives_of_arrays(canary: Canary, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where NumPy would unpickle them, were it allowed to."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "|O", "fortran_order": False, "shape": (1,)})
+    for name in ("observations", "actions", "terminals"):
+        arrays: dict[str, Any] = {"observations": np.ones((3, 2)), "actions": np.ones((3, 2)), "terminals": np.ones(3)}
+        del arrays[name]
+        np.savez(tmp_path / "x.npz", **arrays)
+        with zipfile.ZipFile(tmp_path / "x.npz", "a") as archive:
+            archive.writestr(f"{name}.npy", head.getvalue() + canary.pickled)
+        command("data", "inspect", tmp_path / "x.npz", "--env", "raystitch/PointMaze-v0", capsys=capsys)
 
 
 def test_pickles_in_checkpoints(

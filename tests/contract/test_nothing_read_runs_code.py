@@ -22,11 +22,14 @@ from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.load import load_dataset
 from raystitch.data.minari_io import write_minari
+from raystitch.data.ref import DatasetRef
 from raystitch.endpoint.config import EndpointConfig, ModelConfig
 from raystitch.endpoint.models import Models
+from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
 from tests.contract.canary import COMMAND, FIRED, MODULE, Canary, attempt, command, gymnasiums, own, used
+from tests.data.ogbench_files import along, write
 
 
 def test_the_canaries_fire(canary: Canary, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +57,14 @@ def test_d4rl(spec: dict[str, Any], drift: EpisodeDataset, tmp_path: Path, capsy
         command("data", "inspect", path, capsys=capsys)
         command("data", "import", path, "--id", "planted/x-v0", "--overwrite", capsys=capsys)
         used(attempt(partial(load_dataset, str(path))))
+
+
+def test_ogbench(spec: dict[str, Any], tmp_path: Path) -> None:
+    """The task of a file comes from the environment of a bundle, which a stranger may have written."""
+    path = write(tmp_path / "planted.npz", along(5, 6, 7), along(4, 5, 6))
+    env = attempt(partial(EnvSpec.from_json, own(spec)))
+    if env is not None:
+        used(attempt(partial(DatasetRef(f"ogbench:{path}").load_recorded, env)))
 
 
 @pytest.mark.parametrize("storage", ["hdf5", "arrow"])

@@ -1,11 +1,13 @@
 """Every weighting, every rule for rewards and every rule for returns-to-go must pass these."""
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from raystitch.data.episodes import Episode, from_episodes
 from raystitch.data.returns import returns_to_go
 from raystitch.errors import UserError
 from raystitch.shaping.config import (
@@ -17,9 +19,13 @@ from raystitch.shaping.config import (
     WeightConfig,
     WeightName,
 )
+from raystitch.shaping.facts import DataFacts
 from raystitch.shaping.returns import RETURNS, PooledEpisodes, pool_rows, returns_to_go_of
 from raystitch.shaping.rewards import REWARDS, StoredSteps, apply_rewards, generated_steps, recorded_steps
-from raystitch.shaping.weights import WEIGHTS, EpisodeFacts, episode_weights
+from raystitch.shaping.weights import STEP_WEIGHTS, WEIGHTS, EpisodeFacts, episode_weights
+
+JUDGED = ("penalty", "cut")
+"""Rules for rewards that need the judges' numbers of every generated step."""
 
 
 def facts(returns: NDArray[np.float64]) -> EpisodeFacts:
@@ -28,6 +34,7 @@ def facts(returns: NDArray[np.float64]) -> EpisodeFacts:
         returns=returns,
         lengths=rng.integers(0, 9, len(returns)),
         first_observations=rng.normal(size=(len(returns), 2)).astype(np.float32),
+        sources=rng.integers(0, 5, len(returns)),
     )
 
 
@@ -38,11 +45,39 @@ def steps(kept: bool = True) -> StoredSteps:
     count = int((gap + 1).sum())
     numbers = rng.uniform(0, 1, (2, count)).astype(np.float32)
     rewards = rng.normal(size=count).astype(np.float32)
-    return generated_steps(rewards, gap, *(numbers if kept else (None, None)))
+    states = rng.normal(size=(count + len(gap), 2)).astype(np.float32)
+    residual, spread = numbers if kept else (None, None)
+    return generated_steps(rewards, gap, residual, spread, states, whole())
 
 
-def part(of: Any, rows: slice) -> Any:
-    return type(of)(**{name: column[rows] for name, column in vars(of).items()})
+def whole() -> DataFacts:
+    """What is known of all data: 40 episodes, and limits of the judges' numbers by gap."""
+    rng = np.random.default_rng(6)
+    episodes = [
+        Episode(
+            observations=rng.normal(size=(9, 2)).astype(np.float32),
+            actions=np.zeros((8, 1), np.float32),
+            rewards=rng.normal(size=8).astype(np.float32) + 1,
+            terminated=False,
+            truncated=True,
+        )
+        for _ in range(40)
+    ]
+    dataset = from_episodes(episodes, name="toy", action_low=-np.ones(1), action_high=np.ones(1))
+    limits = {name: np.linspace(1, 2, 4, dtype=np.float32) for name in ("residual", "spread")}
+    limits |= {f"{name}_sum": limits[name] * np.float32(0.5) for name in ("residual", "spread")}
+    return DataFacts(dataset=dataset, limits=limits, first_gap=1)
+
+
+def real_steps() -> StoredSteps:
+    facts = whole()
+    return recorded_steps(facts.dataset.rewards, facts.dataset.observations, facts.dataset.obs_index, facts)
+
+
+def part(of: StoredSteps, rows: slice) -> StoredSteps:
+    """Return some of the steps; states and facts are there as they are."""
+    columns = {name: value for name, value in vars(of).items() if name not in ("observations", "facts")}
+    return replace(of, **{name: None if value is None else value[rows] for name, value in columns.items()})
 
 
 def pooled(start: list[list[int]], length: list[list[int]]) -> PooledEpisodes:
@@ -57,6 +92,7 @@ def pooled(start: list[list[int]], length: list[list[int]]) -> PooledEpisodes:
         rest=returns_to_go(rewards, np.array([0, 4, 7, 9])),
         observations=rng.normal(size=(12, 2)).astype(np.float32),
         obs_row=np.array([0, 1, 2, 3, 5, 6, 7, 9, 10]),
+        values=rng.normal(size=12).astype(np.float32),
     )
 
 
@@ -99,11 +135,14 @@ def test_contract_of_every_weighting(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(REWARDS))
 def test_contract_of_every_rule_for_rewards(name: str) -> None:
     config = RewardConfig(name=name)  # pyright: ignore[reportArgumentType]
+    if name in JUDGED:
+        with pytest.raises(UserError, match="schema 2: no per-step residuals"):
+            apply_rewards(config, steps(kept=False))
     for given in (
         steps(),
-        steps(kept=False),
-        recorded_steps(steps().rewards),
-        generated_steps(*(np.zeros(0, int),) * 2),
+        *([] if name in JUDGED else [steps(kept=False)]),
+        real_steps(),
+        part(steps(), slice(0, 0)),
     ):
         before = given.rewards.copy()
         rewards = apply_rewards(config, given)
@@ -147,18 +186,20 @@ def test_return_weights_are_those_of_the_paper() -> None:
 
 
 def test_names_are_those_of_the_registries() -> None:
-    for registry, names in ((WEIGHTS, WeightName), (REWARDS, RewardName), (RETURNS, ReturnName)):
+    for registry, names in (({**WEIGHTS, **STEP_WEIGHTS}, WeightName), (REWARDS, RewardName), (RETURNS, ReturnName)):
         assert set(registry) == set(get_args(names))
     assert ShapingConfig() == ShapingConfig(weights=WeightConfig(), rewards=RewardConfig(), returns=ReturnConfig())
 
 
 def test_unknown_names_and_wrong_values_are_quoted() -> None:
     unknown: Any = "none"
-    with pytest.raises(UserError, match="weights='none' is not one of uniform, rw"):
+    with pytest.raises(UserError, match="weights='none' is not one of uniform, rw, aw, top, oper_r, sources, oper_a"):
         episode_weights(WeightConfig(name=unknown), facts(np.zeros(2)))
-    with pytest.raises(UserError, match="rewards='none' is not one of recorded"):
+    with pytest.raises(UserError, match="rewards='none' is not one of recorded, penalty"):
         apply_rewards(RewardConfig(name=unknown), steps())
     with pytest.raises(UserError, match="returns='none' is not one of plain"):
         returns_to_go_of(ReturnConfig(name=unknown), pooled(*WHOLE))
-    with pytest.raises(ValueError, match="temperature=0"):
-        WeightConfig(temperature=0)
+    for wrong in ({"temperature": 0}, {"name": "top", "share": 0}, {"name": "oper_r", "base": -1}):
+        setting, value = list(wrong.items())[-1]
+        with pytest.raises(ValueError, match=f"{setting}={value}"):
+            WeightConfig(**wrong)  # pyright: ignore[reportArgumentType]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from raystitch.data.d4rl import write_d4rl
+from raystitch.data.demo import make_pointmaze
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.data.load import load_dataset, parse_ref
 from raystitch.data.minari_io import write_minari
@@ -22,6 +23,8 @@ from raystitch.errors import UserError
         ("d4rl:data/x.hdf5", ("d4rl", "data/x.hdf5")),
         ("d4rl:data/x", ("d4rl", "data/x")),
         ("../data/x.hdf5", ("d4rl", "../data/x.hdf5")),
+        ("ogbench:data/x", ("ogbench", "data/x")),
+        ("../data/x.npz", ("ogbench", "../data/x.npz")),
         ("demo:pointmaze", ("demo", "pointmaze")),
     ],
 )
@@ -34,7 +37,8 @@ def test_references(ref: str, parsed: tuple[str, str]) -> None:
     [
         ("", "use minari:ID"),
         ("minari:", "names nothing after minari:"),
-        ("s3:bucket", "use minari:ID, d4rl:FILE.hdf5 or demo:pointmaze"),
+        ("s3:bucket", "use minari:ID, d4rl:FILE.hdf5, ogbench:FILE.npz or demo:pointmaze"),
+        ("ogbench:", "names nothing after ogbench:"),
         ("demo:hopper", "there is: demo:pointmaze"),
         ("nowhere.hdf5", "nowhere.hdf5 does not exist"),
     ],
@@ -81,7 +85,8 @@ def test_an_environment_is_named_for_every_kind_of_dataset(ref: str, pendulum: E
     assert load_dataset(ref, default_env=recorded).env == recorded
 
 
-def test_the_demo_s_environment_is_replaced_too() -> None:
+def test_the_demo_s_environment_is_replaced_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raystitch.data.demo.load_or_make_pointmaze", lambda: make_pointmaze(1000))
     dataset = load_dataset("demo:pointmaze", env_id="raystitch/PointMaze-v0")
     assert dataset.env is not None
     assert dataset.env.named

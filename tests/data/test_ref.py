@@ -3,25 +3,30 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from raystitch.data.d4rl import write_d4rl
-from raystitch.data.episodes import EpisodeDataset, Ints
+from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.ref import DatasetRef
 from raystitch.data.select import EPISODE_SELECTORS, select_episodes
+from raystitch.data.selectors import Embed, EpisodeSelector, Kept, standardised
 from raystitch.errors import UserError
 
 
-def second_half(dataset: EpisodeDataset) -> Ints:
-    return np.arange(dataset.num_episodes // 2, dataset.num_episodes)
+def second_half(dataset: EpisodeDataset, value: Any, embed: Embed) -> Kept:
+    return Kept(episodes=np.arange(dataset.num_episodes // 2, dataset.num_episodes))
+
+
+VALUES = {"best": 0.5, "worst": 0.3, "returns": [-10.0, 10.0], "episodes": [0, 5, 7], "diverse": 6}
 
 
 @pytest.fixture
 def half(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a selector that only this test knows."""
-    monkeypatch.setitem(EPISODE_SELECTORS, "second_half", second_half)
+    monkeypatch.setitem(EPISODE_SELECTORS, "second_half", EpisodeSelector(second_half))
     return "second_half"
 
 
@@ -29,14 +34,16 @@ def half(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_every_selector_keeps_some_episodes_in_order_and_is_a_function_of_the_data(
     name: str, drift: EpisodeDataset
 ) -> None:
-    kept = EPISODE_SELECTORS[name](drift)
+    selector = EPISODE_SELECTORS[name]
+    value = selector.read(name, VALUES.get(name))
+    kept = selector.choose(drift, value, standardised).episodes
     assert kept.dtype == np.int64
     assert 0 < len(kept) <= drift.num_episodes
     assert kept[0] >= 0
     assert kept[-1] < drift.num_episodes
     assert (np.diff(kept) > 0).all()
-    np.testing.assert_array_equal(EPISODE_SELECTORS[name](replace(drift)), kept)
-    selected = select_episodes(drift, name)
+    np.testing.assert_array_equal(selector.choose(replace(drift), value, standardised).episodes, kept)
+    selected = select_episodes(drift, {name: VALUES.get(name)})
     np.testing.assert_array_equal(selected.episode_numbers, kept)
     assert selected.whole_fingerprint == drift.fingerprint
     for row, number in enumerate(kept.tolist()):
@@ -60,9 +67,10 @@ def test_a_part_keeps_the_numbers_of_the_whole_also_a_part_of_a_part(drift: Epis
 
 
 def test_selectors_that_are_not_there_or_keep_nothing(drift: EpisodeDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="select='best' is not one of all"):
-        DatasetRef("demo:pointmaze", select="best")
-    monkeypatch.setitem(EPISODE_SELECTORS, "none", lambda dataset: np.zeros(0, np.int64))
+    with pytest.raises(UserError, match="select='bets' is not one of all"):
+        DatasetRef("demo:pointmaze", select="bets")
+    nothing = Kept(episodes=np.zeros(0, np.int64))
+    monkeypatch.setitem(EPISODE_SELECTORS, "none", EpisodeSelector(lambda dataset, value, embed: nothing))
     with pytest.raises(UserError, match="drift: select=none keeps none of 40 episodes"):
         select_episodes(drift, "none")
 

@@ -64,8 +64,9 @@ def test_what_the_page_on_extending_adds_keeps_the_contracts(
     test_models_denoise.test_bf16_rows_do_not_depend_on_batch_mates_or_threads("ddim_half")
     world = make_world()
     bundle = rs.fit(world, tiny_fit, device="cpu")
-    test_pairs.test_contract_of_every_selector("richest", world, bundle)
-    test_pairs.test_a_row_depends_on_its_seed_alone("richest", world, bundle)
+    for split in ("value", "return"):
+        test_pairs.test_contract_of_every_selector("richest", split, world, bundle)
+        test_pairs.test_a_row_depends_on_its_seed_alone("richest", split, world, bundle)
     test_shaping.test_contract_of_every_weighting("better_half")
     test_shaping.test_contract_of_every_rule_for_rewards("doubted")
     test_shaping.test_contract_of_every_rule_for_returns("discounted")

@@ -1,5 +1,6 @@
 """Environments from plain data."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from raystitch.cli import main
 from raystitch.envs.make import flat_size, make_env, spec_from_id
 from raystitch.envs.spec import EnvSpec
 from raystitch.envs.task import normalised_score
@@ -80,6 +82,18 @@ def test_unknown_environment(env_id: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         spec_from_id(env_id)
     assert "\n" not in str(error.value)
+
+
+def test_without_ogbench_the_message_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ogbench", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"importing ogbench failed: .*; pip install 'raystitch\[ogbench\]'") as error:
+        spec_from_id("ogbench:pointmaze-medium-singletask-task1-v0")
+    assert "\n" not in str(error.value)
+    assert main(["data", "make", "ogbench-pointmaze-medium-stitch", "--out", str(tmp_path / "x.npz")]) == 2
+    assert "pip install 'raystitch[ogbench]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_discrete_actions_are_refused() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raystitch.envs.make import make_env, spec_from_id
-from raystitch.envs.simulator import Simulator, Unavailable, open_simulator
+from raystitch.envs.simulator import Simulator, Unavailable, make_resettable, open_simulator
 from raystitch.envs.spec import EnvSpec
 
 Columns = dict[str, np.ndarray]
@@ -127,3 +127,25 @@ def test_adroit_pen_is_unavailable_with_the_reason() -> None:
 def test_unknown_families_are_unavailable() -> None:
     with pytest.raises(Unavailable, match="cannot set the state of Pendulum-v1"):
         open_simulator(EnvSpec(env_id="Pendulum-v1"))
+
+
+@pytest.mark.parametrize(
+    "spec", [spec_from_id("Hopper-v5"), EnvSpec(env_id="raystitch/PointMaze-v0", max_episode_steps=60)]
+)
+def test_an_episode_begins_in_any_state_and_goes_on_as_recorded(spec: EnvSpec) -> None:
+    data = roll_out(spec, 40)
+    env = make_resettable(spec)
+    first = env.reset(seed=3)[0]
+    for row in (5, 17):
+        begun, _ = env.reset(seed=3, options={"state": data["observations"][row]})
+        np.testing.assert_array_equal(begun, data["observations"][row])
+        following, reward, *_ = env.step(data["actions"][row])
+        np.testing.assert_allclose(following, data["next_observations"][row], atol=1e-4)
+        assert reward == pytest.approx(data["rewards"][row], abs=1e-4)
+    np.testing.assert_array_equal(env.reset(seed=3)[0], first)
+    env.close()
+
+
+def test_an_environment_without_a_setter_says_so() -> None:
+    with pytest.raises(Unavailable, match="cannot set the state of Pendulum-v1"):
+        make_resettable(EnvSpec(env_id="Pendulum-v1"))

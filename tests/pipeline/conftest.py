@@ -9,7 +9,8 @@ import pytest
 
 from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.meta import create_buffer
-from raystitch.buffer.reader import Buffer, open_buffer
+from raystitch.buffer.opening import open_buffer
+from raystitch.buffer.reader import Buffer
 from raystitch.buffer.rounds import finish
 from raystitch.buffer.schema import BufferMeta, candidates_to_table
 from raystitch.buffer.shard_file import write_shard
@@ -42,15 +43,19 @@ def write_buffer(
     qualify: QualifyConfig,
     attempt: Ints,
     first_row: Ints,
+    states_from: EpisodeDataset | None = None,
 ) -> Buffer:
-    """Pieces of real episodes as bridges; all states of row n are moved by N(0, moved[n])."""
+    """Pieces of real episodes as bridges; all states of row n are moved by N(0, moved[n]).
+
+    ``states_from``: another dataset, whose episodes of the same numbers the pieces are cut from.
+    """
     rng = np.random.default_rng(0)
     count = len(gap)
     observations = np.zeros((count, LARGEST_GAP + 2, dataset.obs_dim), np.float32)
     actions = np.zeros((count, LARGEST_GAP + 1, dataset.act_dim), np.float32)
     rewards = np.zeros((count, LARGEST_GAP + 1), np.float32)
     for row in range(count):
-        piece = dataset.episode(int(episode[row]))
+        piece = (states_from or dataset).episode(int(episode[row]))
         steps = slice(start[row], start[row] + gap[row] + 1)
         states = piece.observations[steps.start : steps.stop + 1]
         observations[row, : gap[row] + 2] = states + rng.normal(size=states.shape) * moved[row]

@@ -13,7 +13,8 @@ from raystitch.buffer.bridges import BridgeSet
 from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.episodes import rebuild
 from raystitch.buffer.maintain import compact, verify
-from raystitch.buffer.reader import Buffer, open_buffer
+from raystitch.buffer.opening import open_buffer
+from raystitch.buffer.reader import Buffer
 from raystitch.buffer.shard_file import SHARDS
 from raystitch.buffer.survey import list_shards
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
@@ -32,7 +33,12 @@ KINDS = "ABC"
 GAP_MAX = 8
 STITCH = StitchConfig(
     pairs=PairConfig(
-        source_fraction=0.67, target_fraction=0.67, target_cut="ends", terminal_margin=2, max_target_reuse=0
+        split="return",
+        source_fraction=0.67,
+        target_fraction=0.67,
+        target_cut="ends",
+        terminal_margin=2,
+        max_target_reuse=0,
     ),
     qualify=QualifyConfig(delta=0.002, termination_max=None, value_check=False),
 )

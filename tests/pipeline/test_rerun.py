@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raystitch.buffer.reader import open_buffer
+from raystitch.buffer.opening import open_buffer
 from raystitch.cli import main
 from raystitch.config import load_run_config, recorded_run_config
 from raystitch.data.d4rl import write_d4rl

@@ -1,16 +1,22 @@
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from raystitch.config import RunConfig, load_run_config
+from raystitch.data.d4rl import write_d4rl
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.errors import UserError
 from raystitch.io.config_file import parse_config
 from raystitch.io.files import write_json
 from raystitch.pipeline.trials.cost import estimate
 from raystitch.pipeline.trials.groups import group_trials
 from raystitch.pipeline.trials.plan import make_trial, plan, result_rows
+from raystitch.pipeline.trials.preflight import check_run
 from raystitch.pipeline.trials.trial import InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.table import RESULTS_SCHEMA, write_results
@@ -75,7 +81,7 @@ def test_ids_change_with_what_a_trial_depends_on_and_nothing_else() -> None:
 
 def test_ids_and_folders_of_the_smoke_run_are_what_they_always_were() -> None:
     """Runs that were made before are taken up only where their ids are computed as they were then."""
-    smoke = load_run_config("smoke")
+    smoke = load_run_config("smoke", ["stitch.pairs.split=return"])
     trials = plan(smoke, INPUTS, "/runs/smoke")
     assert {(trial.algo, trial.data): trial.trial_id for trial in trials} == {
         ("dt", "original"): "10c65088c14ecaf5",
@@ -169,3 +175,51 @@ def test_stacked_seeds_cost_less_than_one_after_the_other_and_a_search_costs_too
     assert 0.25 * alone < stacked < alone
     searching = config(search={"algorithm": "random", "num_samples": 10, "seeds": [5, 6]})
     assert estimate(searching, plan(searching), 2)["search"] > estimate(searching, plan(searching), 20)["search"] > 0
+
+
+def test_a_selection_is_part_of_a_run_and_all_changes_nothing(tmp_path: Path) -> None:
+    plain = config()
+    assert plain.select == "all"
+    assert "\nselect:" not in plain.to_yaml()
+    assert plan(config(select="all")) == plan(plain)
+    part = config(select=[{"best": 0.5}, "clean"])
+    assert part.select == "best=0.5,clean"
+    assert part.dataset_ref.select == "best=0.5,clean"
+    (tmp_path / "run.yaml").write_text(part.to_yaml())
+    assert load_run_config(tmp_path / "run.yaml").select == part.select
+    assert not {trial.trial_id for trial in plan(plain)} & {trial.trial_id for trial in plan(part)}
+    # Once the data are read, their fingerprint says what was selected.
+    assert [trial.trial_id for trial in plan(plain, INPUTS)] == [trial.trial_id for trial in plan(part, INPUTS)]
+    assert {trial.dataset for trial in plan(part, INPUTS)} == {part.dataset_ref}
+
+
+def test_a_run_is_checked_on_its_selection_and_says_what_it_kept(drift: EpisodeDataset, tmp_path: Path) -> None:
+    write_d4rl(drift, tmp_path / "drift.hdf5")
+    small = {
+        "dataset": f"d4rl:{tmp_path}/drift.hdf5",
+        "fit": {"diffusion": {"horizon": 16, "width": 8, "multipliers": [1, 2], "gap_min": 2, "gap_max": 8}},
+        "grid": [{"algo": "bc", "data": "original"}],
+    }
+    checked = check_run(config(**small, select={"best": 0.5}), tmp_path / "run")
+    assert checked.dataset.num_episodes == 20
+    assert "select best=0.5 keeps 20 of 40 episodes" in checked.notes[0]
+    with pytest.raises(UserError, match="keeps 1 of 40 episodes; at least 2 are needed"):
+        check_run(config(**small, select="episodes=[3]"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("rule", "what"), [("bonus", "standard deviation"), ("shift", "mean")])
+def test_rewards_that_cannot_be_measured_are_refused_before_the_fit(
+    drift: EpisodeDataset, tmp_path: Path, rule: str, what: str
+) -> None:
+    sign = np.ones_like(drift.rewards)
+    if rule == "shift":
+        sign[: len(sign) // 2] = -1
+        sign[len(sign) // 2 * 2 :] = 0
+    write_d4rl(replace(drift, rewards=sign), tmp_path / "flat.hdf5")
+    flat = config(
+        dataset=f"d4rl:{tmp_path}/flat.hdf5",
+        fit={"diffusion": {"horizon": 16, "width": 8, "multipliers": [1, 2], "gap_min": 2, "gap_max": 8}},
+        grid=[{"algo": "td3bc", "data": "original", "rewards": rule}],
+    )
+    with pytest.raises(UserError, match=f"rewards cannot be measured by their {what}, which is 0"):
+        check_run(flat, tmp_path / "run")

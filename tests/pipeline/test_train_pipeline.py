@@ -152,9 +152,9 @@ def test_a_missing_environment_is_no_reason_not_to_train(drift: EpisodeDataset, 
 
 def test_data_shaped_in_another_way_are_another_trial(drift: EpisodeDataset, tmp_path: Path) -> None:
     config = BCConfig(train_steps=3, hidden=8)
-    settings: dict[str, Any] = {"algo": "bc", "config": config, "data": "duplicated", "ratio": "1:1", "device": "cpu"}
+    settings: dict[str, Any] = {"algo": "bc", "config": config, "data": "weighted", "ratio": "1:1", "device": "cpu"}
     plain = Trial(folder=str(tmp_path / "plain"), **settings, evaluate=False)
-    shaped = dataclasses.replace(plain, shaping=ShapingConfig(weights=WeightConfig(name="rw")))
+    shaped = dataclasses.replace(plain, shaping=ShapingConfig(weights=WeightConfig(name="rw", temperature=1.0)))
     run_trial(plain, LoadedInputs(dataset=drift))
     assert "shaping" not in json.loads((tmp_path / "plain" / "config.json").read_text())
     with pytest.raises(UserError, match=r"other settings: shaping"):
@@ -162,7 +162,7 @@ def test_data_shaped_in_another_way_are_another_trial(drift: EpisodeDataset, tmp
 
     run_trial(dataclasses.replace(shaped, folder=str(tmp_path / "shaped")), LoadedInputs(dataset=drift))
     recorded = json.loads((tmp_path / "shaped" / "config.json").read_text())["shaping"]
-    assert recorded["weights"] == {"name": "rw", "temperature": 0.1}
+    assert recorded["weights"] == {"name": "rw", "temperature": 1.0}
     weights = [(tmp_path / name / "policy" / "policy.safetensors").read_bytes() for name in ("plain", "shaped")]
     assert weights[0] != weights[1]
 

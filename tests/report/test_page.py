@@ -173,6 +173,19 @@ def test_simulator_truth_may_be_unavailable(run_folder: Path) -> None:
     assert page.count("<svg") - page.count('class="forest"') == 6  # delta's shares are still drawn
 
 
+def test_what_the_data_promise_comes_first(run_folder: Path) -> None:
+    assert "Before training" not in build_report(run_folder).read_text()
+    text = ["worth trying first: joining", "optimistic: never <that> it will"]
+    numbers = {"recorded": 10.0, "top": 12.5, "join_one": 1250.75, "bridge_one": None, "rpsv": 3.0}
+    returns = {"return_mean": 1.0, "return_best": 2.0}
+    write_json(run_folder / "potential.json", numbers | returns | {"text": text})
+    page = build_report(run_folder).read_text()
+    assert page.index("<h2>Before training</h2>") == page.index("<h2>")
+    for said in ("Worth trying first: joining.", "1,250.8", "never &lt;that&gt; it will", "RPSV 3"):
+        assert said in page
+    assert "bridges, one" not in page
+
+
 def test_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not a run with results: it has no config\.yaml"):
         build_report(tmp_path)

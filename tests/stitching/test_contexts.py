@@ -48,8 +48,9 @@ def tasks(request: pytest.FixtureRequest, world: EpisodeDataset, bundle: Bundle)
     return dataset, fit_bundle(dataset, replace(config, **quick), None, device="cpu")
 
 
-def index(dataset: EpisodeDataset, bundle: Bundle, **pairs: Any) -> SourceIndex:
-    settings: dict[str, Any] = {"terminal_margin": 3, "source_fraction": 0.7, "target_fraction": 0.6} | pairs
+def index(dataset: EpisodeDataset, bundle: Bundle, split: str = "return", **pairs: Any) -> SourceIndex:
+    fractions = {"source_fraction": 0.7, "target_fraction": 0.6} if split == "return" else {}
+    settings: dict[str, Any] = {"terminal_margin": 3, "split": split} | fractions | pairs
     return SourceIndex(dataset, bundle, StitchConfig(pairs=PairConfig(**settings)))
 
 
@@ -59,9 +60,10 @@ def apart(dataset: EpisodeDataset, bundle: Bundle, first: np.ndarray, second: np
     return np.linalg.norm(states[first] - states[second], axis=-1)
 
 
+@pytest.mark.parametrize("split", ["value", "return"])
 @pytest.mark.parametrize("mode", sorted(SELECTORS))
-def test_every_mode_pairs_within_a_context(mode: str, tasks: tuple[EpisodeDataset, Bundle]) -> None:
-    matched = index(*tasks, mode=mode).select(SEEDS)
+def test_every_mode_pairs_within_a_context(mode: str, split: str, tasks: tuple[EpisodeDataset, Bundle]) -> None:
+    matched = index(*tasks, split, mode=mode).select(SEEDS)
     assert apart(*tasks, matched.source_episode, matched.target_episode).max() <= TOLERANCE
     assert (matched.source_episode != matched.target_episode).all()
     assert len(np.unique(matched.source_episode)) > 10

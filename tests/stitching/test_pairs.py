@@ -1,4 +1,4 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from raystitch.stitching.pairs import SELECTORS, SourceIndex, nearest_pairs, pai
 from raystitch.stitching.pools import States
 from raystitch.stitching.selectors import random_options
 from raystitch.stitching.stitcher import Stitcher
+from raystitch.stitching.values import StateValues
 
 SEEDS = np.arange(64) + 1000
 
@@ -30,9 +31,10 @@ def same(first: Pairs, second: Pairs) -> None:
         np.testing.assert_array_equal(getattr(first, column.name), getattr(second, column.name), column.name)
 
 
+@pytest.mark.parametrize("split", ["value", "return"])
 @pytest.mark.parametrize("mode", sorted(SELECTORS))
-def test_contract_of_every_selector(mode: str, world: EpisodeDataset, bundle: Bundle) -> None:
-    pairs = select_pairs(world, bundle, configured(mode), SEEDS)
+def test_contract_of_every_selector(mode: str, split: str, world: EpisodeDataset, bundle: Bundle) -> None:
+    pairs = select_pairs(world, bundle, configured(mode, split=split), SEEDS)
     diffusion = bundle.config.diffusion
     assert len(pairs) == len(SEEDS)
     assert (pairs.source_episode != pairs.target_episode).all()
@@ -54,14 +56,15 @@ def test_contract_of_every_selector(mode: str, world: EpisodeDataset, bundle: Bu
         assert not pairs.suffix[row, length:].any()
 
 
+@pytest.mark.parametrize("split", ["value", "return"])
 @pytest.mark.parametrize("mode", sorted(SELECTORS))
-def test_a_row_depends_on_its_seed_alone(mode: str, world: EpisodeDataset, bundle: Bundle) -> None:
-    index = SourceIndex(world, bundle, configured(mode))
+def test_a_row_depends_on_its_seed_alone(mode: str, split: str, world: EpisodeDataset, bundle: Bundle) -> None:
+    index = SourceIndex(world, bundle, configured(mode, split=split))
     pairs = index.select(SEEDS)
     order = np.random.default_rng(0).permutation(len(SEEDS))
     same(index.select(SEEDS[order]), pairs.take(order))
     same(index.select(SEEDS[10:13]), pairs.take(np.arange(10, 13)))
-    same(SourceIndex(world, bundle, configured(mode, micro_batch=7)).select(SEEDS), pairs)
+    same(SourceIndex(world, bundle, configured(mode, micro_batch=7, split=split)).select(SEEDS), pairs)
     assert not np.array_equal(index.select(SEEDS + 5000).source_step, pairs.source_step)
 
 
@@ -77,7 +80,7 @@ def test_target_reuse_is_limited_per_call(world: EpisodeDataset, bundle: Bundle)
 
 
 def test_targets_promise_a_gain_where_any_does(world: EpisodeDataset, bundle: Bundle) -> None:
-    settings: dict[str, Any] = {"source_fraction": 1.0, "target_fraction": 1.0}
+    settings: dict[str, Any] = {"split": "return", "source_fraction": 1.0, "target_fraction": 1.0}
     checked = select_pairs(world, bundle, configured("random", **settings), SEEDS)
     unchecked = select_pairs(world, bundle, configured("random", value_check=False, **settings), SEEDS)
     np.testing.assert_array_equal(checked.source_step, unchecked.source_step)
@@ -161,9 +164,43 @@ def test_distance_enters_in_time_and_away_from_the_source(world: EpisodeDataset,
     assert np.median(seam(world, bundle, novel)) > np.median(seam(world, bundle, close))
 
 
+@pytest.mark.parametrize("mode", sorted(SELECTORS))
+def test_novel_targets_are_away_from_where_the_source_itself_was(
+    world: EpisodeDataset, bundle: Bundle, mode: str
+) -> None:
+    def own_seams(novelty: float) -> np.ndarray:
+        settings = configured(mode, num_tries=8, value_check=False, max_target_reuse=0, novelty=novelty)
+        pairs = select_pairs(world, bundle, settings, SEEDS)
+        found = pairs.take(pairs.gap > 0) if mode != "random" else replace(pairs, gap=np.full(len(pairs), 2))
+        ahead = np.minimum(found.gap + 1, world.lengths[found.source_episode] - found.source_step)
+        return seam(world, bundle, replace(found, gap=ahead - 1))
+
+    assert (own_seams(0) < 0.4).any()
+    novel = own_seams(0.4)
+    # Mode ``distance`` may bridge a step or two more than it looked ahead.
+    assert len(novel) > 10 and np.mean(novel >= 0.4 - 1e-5) > (0.8 if mode == "distance" else 0.999)
+
+
+@pytest.mark.parametrize("split", ["value", "return"])
+@pytest.mark.parametrize("mode", sorted(SELECTORS))
+def test_no_pair_is_less_novel_than_asked(world: EpisodeDataset, bundle: Bundle, mode: str, split: str) -> None:
+    def kept(novelty: float) -> tuple[Pairs, int]:
+        index = SourceIndex(world, bundle, configured(mode, split=split, novelty=novelty))
+        pairs = index.select(SEEDS)
+        rows = np.flatnonzero(index.worthwhile(pairs))
+        return pairs.take(rows), len(rows)
+
+    pairs, count = kept(0.5)
+    assert count
+    ahead = np.where(pairs.gap > 0, pairs.gap, bundle.config.diffusion.gap_min) + 1
+    ahead = np.minimum(ahead, world.lengths[pairs.source_episode] - pairs.source_step)
+    assert (seam(world, bundle, replace(pairs, gap=ahead - 1)) >= 0.5 - 1e-5).all()
+    assert kept(1000)[1] == 0
+
+
 def test_distance_ranks_by_gain_among_the_closest(world: EpisodeDataset, bundle: Bundle) -> None:
     def gains(value_check: bool) -> float:
-        settings = configured("distance", num_tries=8, value_check=value_check)
+        settings = configured("distance", split="return", num_tries=8, value_check=value_check)
         index = SourceIndex(world, bundle, settings)
         pairs = index.select(SEEDS)
         sources, targets = (
@@ -200,7 +237,7 @@ def test_rows_without_a_gain_draw_other_sources(world: EpisodeDataset, bundle: B
 
 
 def test_nearest_pairs_join_without_a_bridge(world: EpisodeDataset, bundle: Bundle) -> None:
-    config = configured("random", num_tries=1, value_check=False)
+    config = configured("random", split="return", num_tries=1, value_check=False)
     joined = nearest_pairs(world, bundle, config, SEEDS)
     drawn = select_pairs(world, bundle, config, SEEDS)
     assert (joined.gap == -1).all()
@@ -209,6 +246,32 @@ def test_nearest_pairs_join_without_a_bridge(world: EpisodeDataset, bundle: Bund
     near = np.linalg.norm(encode(joined.prefix[:, -1]) - encode(joined.suffix[:, 0]), axis=-1)
     far = np.linalg.norm(encode(drawn.prefix[:, -1]) - encode(drawn.suffix[:, 0]), axis=-1)
     assert (near <= far + 1e-5).all()
+
+
+def test_a_join_is_worth_while_by_what_it_promises_without_a_bridge(world: EpisodeDataset, bundle: Bundle) -> None:
+    index = SourceIndex(world, bundle, configured("random", num_tries=1))
+    pairs = index.nearest(SEEDS)
+    assert isinstance(index.known, StateValues)
+    gained = pairs.return_target > pairs.return_source
+    np.testing.assert_array_equal(index.worthwhile(pairs), gained & ~index.known.loops(pairs))
+    assert gained.any()
+
+
+def test_no_pair_that_loops_or_gains_nothing_is_worth_while(world: EpisodeDataset, bundle: Bundle) -> None:
+    index = SourceIndex(world, bundle, configured("random"))
+    pairs = index.select(SEEDS)
+    again = replace(pairs, target_episode=pairs.source_episode, target_step=np.zeros_like(pairs.target_step))
+    assert not index.worthwhile(again).any()
+    back = replace(
+        pairs,
+        source_episode=pairs.target_episode,
+        source_step=pairs.target_step,
+        target_episode=pairs.source_episode,
+        target_step=np.minimum(pairs.source_step, world.lengths[pairs.source_episode] - 1),
+    )
+    assert not (index.worthwhile(pairs) & index.worthwhile(back)).all()
+    free = SourceIndex(world, bundle, configured("random", value_check=False))
+    assert free.worthwhile(back).all()
 
 
 def test_another_dataset_is_refused(world: EpisodeDataset, bundle: Bundle) -> None:

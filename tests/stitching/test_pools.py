@@ -8,7 +8,8 @@ from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
 from raystitch.seeding import uniforms
 from raystitch.stitching.config import PairConfig
-from raystitch.stitching.pools import Pools, States, values
+from raystitch.stitching.pools import Pools, States
+from raystitch.stitching.values import fitted_values
 
 SEEDS = np.arange(500)
 
@@ -18,7 +19,7 @@ def sources(pools: Pools, tries: int = 4) -> States:
 
 
 def test_sources_leave_before_a_termination_and_from_low_returns(world: EpisodeDataset, bundle: Bundle) -> None:
-    config = PairConfig(terminal_margin=5)
+    config = PairConfig(split="return", terminal_margin=5)
     drawn = sources(Pools(world, bundle, config))
     limit = world.lengths - np.where(world.terminated, config.terminal_margin, 0)
     assert (drawn.step >= 0).all()
@@ -54,7 +55,7 @@ def test_needs_future_keeps_the_smallest_gap_free(world: EpisodeDataset, bundle:
 
 
 def test_target_draws_are_uniform_outside_the_own_episode(world: EpisodeDataset, bundle: Bundle) -> None:
-    pools = Pools(world, bundle, PairConfig(source_fraction=1.0, target_fraction=1.0))
+    pools = Pools(world, bundle, PairConfig(split="return", source_fraction=1.0, target_fraction=1.0))
     own = np.full((200, 50), pools.targets.episode[100])
     drawn = pools.draw_targets(uniforms(np.arange(200), 50, 9), own)
     assert (pools.targets.episode[drawn] != own).all()
@@ -63,10 +64,10 @@ def test_target_draws_are_uniform_outside_the_own_episode(world: EpisodeDataset,
 
 
 def test_returns_bootstrap_time_outs_only(world: EpisodeDataset, bundle: Bundle) -> None:
-    pools = Pools(world, bundle, PairConfig())
+    pools = Pools(world, bundle, PairConfig(split="return"))
     for index in (0, 1, 2, int(np.flatnonzero(world.terminated)[0])):
         episode = world.episode(index)
-        value = 0.0 if episode.terminated else float(values(bundle, episode.observations[-1:])[0])
+        value = 0.0 if episode.terminated else float(fitted_values(bundle, episode.observations[-1:])[0])
         expected = [value]
         for reward in episode.rewards[::-1]:
             expected.insert(0, float(reward) + bundle.gamma * expected[0])
@@ -91,7 +92,7 @@ def test_gain_compares_from_the_same_state(world: EpisodeDataset, bundle: Bundle
 def test_says_why_nothing_can_be_left(world: EpisodeDataset, bundle: Bundle) -> None:
     fallen = replace(world, terminated=np.ones(world.num_episodes, np.bool_))
     with pytest.raises(UserError, match=r"no state to leave.*30 terminate.*100.*terminal_margin"):
-        Pools(fallen, bundle, PairConfig(terminal_margin=100))
+        Pools(fallen, bundle, PairConfig(split="return", terminal_margin=100))
 
 
 def test_says_why_nothing_can_be_entered(world: EpisodeDataset, bundle: Bundle) -> None:
@@ -118,3 +119,67 @@ def test_all_constant_observations_are_refused(world: EpisodeDataset, bundle: Bu
     frozen = replace(bundle.normalizer, active=np.zeros(world.obs_dim, np.bool_))
     with pytest.raises(UserError, match="constant"):
         Pools(world, replace(bundle, normalizer=frozen), PairConfig())
+
+
+def test_the_split_by_value_does_not_send_people_to_fractions(world: EpisodeDataset, bundle: Bundle) -> None:
+    fallen = replace(world, terminated=np.ones(world.num_episodes, np.bool_))
+    with pytest.raises(UserError, match=r"no state to leave in the 60 source episodes: 60 terminate") as raised:
+        Pools(fallen, bundle, PairConfig(terminal_margin=100))
+    assert "fraction" not in str(raised.value)
+    with pytest.raises(UserError, match=r"stitching needs two \(add episodes\)"):
+        Pools(world.subset(np.array([1])), bundle, PairConfig())
+
+
+def test_by_value_any_state_may_be_left_and_entered(world: EpisodeDataset, bundle: Bundle) -> None:
+    pools = Pools(world, bundle, PairConfig(terminal_margin=1))
+    known = pools.state_values
+    assert known is not None and known.num_rounds == 0
+    assert len(pools.targets.episode) == world.num_transitions
+    usable = world.lengths >= np.where(world.terminated, 1, 0)
+    assert pools.source_episodes.tolist() == np.flatnonzero(usable).tolist()
+    np.testing.assert_array_equal(pools.returns, known.value.astype(np.float32))
+    # What is guessed counts for less than the guess, by its own error, and for no less than the worst for ever.
+    final = world.obs_offsets[1:] - 1
+    guess = fitted_values(bundle, world.observations[final])
+    assert (known.value[final][world.terminated] == 0).all()
+    cut = ~world.terminated
+    assert (known.value[final][cut] <= np.maximum(guess[cut], 0)).all()
+    assert known.value[final][cut].min() >= min(world.rewards.min() / (1 - bundle.gamma), 0) - 1e-6
+    assert known.floor == known.value.min()
+    # Episodes beside states that are worth much are drawn more often than others.
+    often = np.bincount(pools.drawn_episodes, minlength=world.num_episodes)
+    assert often[pools.source_episodes].min() == 1
+    assert often.max() > 1
+
+
+def test_states_left_in_vain_are_not_drawn_unless_all_were(world: EpisodeDataset, bundle: Bundle) -> None:
+    known = Pools(world, bundle, PairConfig()).state_values
+    assert known is not None
+    kept = np.zeros(len(known.value), np.bool_)
+    kept[world.obs_offsets[[0, 3]] + 1] = True
+    pools = Pools(world, bundle, PairConfig(), state_values=replace(known, failed=~kept))
+    drawn = sources(pools)
+    assert set(drawn.episode.ravel().tolist()) == {0, 3}
+    assert (drawn.step == 1).all()
+    everything = Pools(world, bundle, PairConfig(), state_values=replace(known, failed=np.ones_like(kept)))
+    assert len(everything.source_episodes) == len(Pools(world, bundle, PairConfig()).source_episodes)
+
+
+def test_starts_are_the_states_within_a_step_or_the_nearest(world: EpisodeDataset, bundle: Bundle) -> None:
+    known = Pools(world, bundle, PairConfig()).state_values
+    assert known is not None
+    here = world.observations[[5, 40]]
+    ends = world.observations[world.obs_offsets[1:] - 1]
+    last = known.starting_at(ends, bundle.normalizer)  # nothing is recorded from there on, so nobody starts in it
+    assert np.isin(last.start_row, world.obs_index).all()
+    found = known.starting_at(np.concatenate([here, here[:1] + 100]), bundle.normalizer)
+    assert np.unique(found.start).tolist() == [0, 1, 2]
+    assert {5} <= set(found.start_row[found.start == 0].tolist())
+    assert {40} <= set(found.start_row[found.start == 1].tolist())
+    assert (found.start == 2).sum() == 1
+    encode = bundle.normalizer.encode
+    step = np.linalg.norm(np.diff(encode(world.episode(0).observations), axis=0), axis=-1)
+    near = encode(world.observations[found.start_row[found.start == 0]]) - encode(here[:1])
+    assert np.linalg.norm(near, axis=-1).max() < 10 * np.median(step)
+    here = known.value[np.unique(found.start_row)].mean()
+    assert found.worth == pytest.approx((known.value.mean(), here))

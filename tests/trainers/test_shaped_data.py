@@ -13,6 +13,7 @@ from raystitch.buffer.episodes import rebuild
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.io.cache import Scratch
 from raystitch.shaping.config import ReturnConfig, RewardConfig, ShapingConfig, WeightConfig
+from raystitch.shaping.facts import DataFacts
 from raystitch.shaping.returns import RETURNS, EpisodeReturns, PooledEpisodes, pool_rows, step_returns
 from raystitch.shaping.rewards import REWARDS, StoredSteps
 from raystitch.shaping.weights import WEIGHTS, EpisodeFacts
@@ -112,6 +113,48 @@ def test_what_a_buffer_keeps_of_each_step_reaches_the_rule(
     np.testing.assert_array_equal(generated.spread, numbers[1])
 
 
+@pytest.mark.parametrize("kind", ["transitions", "sequences"])
+def test_cut_ends_stitched_episodes_as_time_outs(
+    drift: EpisodeDataset, bridges: BridgeSet, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubt = np.concatenate([np.arange(gap + 1) for gap in bridges.gap]).astype(np.float32)
+    kept = dataclasses.replace(bridges, residual=doubt, spread=doubt)
+    limits = {"residual_sum": np.full(3, 3.5, np.float32)}  # 0 + 1 + 2 is less, + 3 is more
+    monkeypatch.setattr(
+        "raystitch.buffer.shaped.data_facts", lambda dataset, _: DataFacts(dataset=dataset, limits=limits, first_gap=1)
+    )
+    asked = dataclasses.replace(spec(kind, rewards=RewardConfig(name="cut")), synthetic="episodes")
+    data = build_data(drift, asked, bridges=kept)
+    whole = build_data(drift, dataclasses.replace(asked, shaping=ShapingConfig()), bridges=kept)
+    drawn = rebuild(drift, bridges).episodes.lengths
+    there = np.flatnonzero(kept.source_step < 60)  # the others end before their bridge does
+    assert len(there) == len(data.augmented) == len(whole.augmented)
+    long = kept.gap[there] >= 3
+    assert long.any() and not long.all()
+    before = whole.augmented.length.numpy()
+    expected = np.where(long, np.minimum(before, kept.source_step[there] + 3), before)
+    np.testing.assert_array_equal(data.augmented.length.numpy(), expected)
+    assert (expected < before).any() and (drawn[there] >= before).all()
+    assert not data.dones[drift.num_transitions :].any()
+
+
+@pytest.mark.parametrize("kind", ["transitions", "sequences"])
+def test_sources_are_drawn_alike_however_many_bridges_leave_them(
+    drift: EpisodeDataset, bridges: BridgeSet, kind: Kind
+) -> None:
+    asked = dataclasses.replace(spec(kind, weights=WeightConfig(name="sources")), synthetic="episodes")
+    data = build_data(drift, asked, bridges=bridges)
+    there = bridges.source_episode[bridges.source_step < 60]
+    weights = np.diff(data.augmented.cumulative.numpy(), prepend=0) / data.augmented.length.numpy()
+    weights /= weights.max()
+    np.testing.assert_allclose(weights, [1 / (there == source).sum() / weights_of(there) for source in there])
+
+
+def weights_of(sources: np.ndarray[Any, Any]) -> float:
+    """The largest 1 / k."""
+    return float(1 / np.unique(sources, return_counts=True)[1].min())
+
+
 def check_windows(data: TrainData, drift: EpisodeDataset, bridges: BridgeSet) -> None:
     """Every window of stitched episodes holds what ``by_episode`` promises."""
     whole = rebuild(drift, bridges).episodes
@@ -185,4 +228,3 @@ def test_weighted_data_are_weighted_by_return_unless_other_weights_are_named(dri
     assert len(drawn("weighted", WeightConfig(name=TOY))) == 3
     other = drawn("weighted", WeightConfig(name="rw", temperature=1))
     assert not torch.equal(drawn("weighted", rw), other)
-    assert torch.equal(drawn("weighted", WeightConfig(temperature=1)), other)

@@ -13,7 +13,7 @@ from raystitch.bench.chaos.processes import Driver, until
 from raystitch.bench.synthetic import make_walks, tiny_fit
 from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.maintain import verify
-from raystitch.buffer.reader import open_buffer
+from raystitch.buffer.opening import open_buffer
 from raystitch.data.d4rl import write_d4rl
 from raystitch.errors import RunError
 from raystitch.io.config_file import plain

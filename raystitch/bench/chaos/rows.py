@@ -13,7 +13,7 @@ from raystitch.bench.chaos.sweep_faults import SWEEP_FAULTS, run_sweep_fault
 from raystitch.bench.chaos.sweep_target import SweepFault, make_sweep_target
 from raystitch.bench.machine import Limits, Row
 from raystitch.bench.synthetic import BenchOptions
-from raystitch.buffer.reader import open_buffer
+from raystitch.buffer.opening import open_buffer
 from raystitch.console import say, table
 from raystitch.errors import RunError
 

@@ -13,14 +13,15 @@ from raystitch.buffer.schema import candidates_to_table
 from raystitch.buffer.shard_file import write_shard
 from raystitch.data.episodes import EpisodeDataset, Ints
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.generate.ledger import AugmentSummary, open_ledger
+from raystitch.pipeline.generate.ledger import AugmentSummary
+from raystitch.pipeline.generate.opening import open_ledger
 from raystitch.pipeline.generate.progress import OnAugmentProgress
 from raystitch.seeding import numpy_rng
 from raystitch.stitching.candidates import Candidates
-from raystitch.stitching.chain import Trajectories
 from raystitch.stitching.config import StitchConfig
-from raystitch.stitching.pairs import SourceIndex
+from raystitch.stitching.pairs import Known, SourceIndex
 from raystitch.stitching.stitcher import Stitcher
+from raystitch.stitching.values import StateValues
 
 
 def shard_seeds(root_seed: int, shard: int, pairs_per_shard: int) -> Ints:
@@ -33,16 +34,14 @@ def propose_shard(
 ) -> Candidates:
     """Return the candidates of a shard before qualification; a pure function of its arguments.
 
-    They refer to episodes by their numbers in the whole dataset, also where pairs are selected from a part. In a chain
-    round they refer to real episodes and bridges, and pairs that would pass through the same real episode twice (a
-    source for which no target was left) are dropped.
+    They refer to episodes by their numbers in the whole dataset, also where pairs are selected from a part, and in a
+    chain round to bridges. Pairs that are not ``worthwhile`` are dropped.
     """
-    seeds, chain = shard_seeds(root_seed, shard, pairs_per_shard), source_index.chain
+    seeds = shard_seeds(root_seed, shard, pairs_per_shard)
     pairs = source_index.select(seeds)
-    if chain is None:
-        return _numbered(stitcher.propose(pairs, seeds), source_index.pools.dataset)
-    kept = np.flatnonzero(~chain.loops(pairs))
-    return chain.refer(stitcher.propose(pairs.take(kept), seeds[kept]))
+    kept = np.flatnonzero(source_index.worthwhile(pairs))
+    candidates, known = stitcher.propose(pairs.take(kept), seeds[kept]), source_index.known
+    return _numbered(candidates, source_index.pools.dataset) if known is None else known.refer(candidates)
 
 
 def _numbered(candidates: Candidates, dataset: EpisodeDataset) -> Candidates:
@@ -61,10 +60,23 @@ def make_shard(
 
 
 def source_index(
-    dataset: EpisodeDataset, bundle: Bundle, config: StitchConfig, chain: Trajectories | None
+    dataset: EpisodeDataset,
+    bundle: Bundle,
+    config: StitchConfig,
+    known: Known,
+    before: SourceIndex | None = None,
 ) -> SourceIndex:
-    """Pair selection for a round: over the dataset, or over the trajectories of a chain round."""
-    return SourceIndex(dataset if chain is None else chain.dataset, bundle, config, chain=chain)
+    """Pair selection for a round: over the dataset, by what its states are worth, or over trajectories of earlier
+    rounds.
+
+    Args:
+        before: of an earlier round, whose search trees are kept where they are the same.
+    """
+    if isinstance(known, StateValues):
+        if before is not None and isinstance(before.known, StateValues):
+            return before.with_values(known)
+        return SourceIndex(dataset, bundle, config, state_values=known)
+    return SourceIndex(dataset if known is None else known.dataset, bundle, config, chain=known)
 
 
 def augment_local(
@@ -85,10 +97,11 @@ def augment_local(
     """
     stitch_config, config = stitch_config or StitchConfig(), config or AugmentConfig()
     ledger = open_ledger(dataset, bundle, stitch_config, config, out, seed, progress)
+    index: SourceIndex | None = None
     while True:
         for chain_round in ledger.open_rounds():
             stitcher = Stitcher(bundle, stitch_config)
-            index = source_index(dataset, bundle, stitch_config, ledger.trajectories(dataset))
+            index = source_index(dataset, bundle, stitch_config, ledger.known, index)
             while not ledger.round_done:
                 (shard,) = ledger.next_shards(1)
                 candidates = make_shard(stitcher, index, seed, shard, config.pairs_per_shard)

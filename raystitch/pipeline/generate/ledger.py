@@ -1,32 +1,30 @@
 """The ledger of a generation: the shards that exist, those to make next, and when there are enough."""
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from raystitch.buffer.chain import chained_trajectories
 from raystitch.buffer.config import AugmentConfig
-from raystitch.buffer.episodes import on_dataset
-from raystitch.buffer.meta import META_FILE, create_buffer, read_meta
-from raystitch.buffer.reader import open_buffer
+from raystitch.buffer.meta import read_meta
 from raystitch.buffer.rounds import close_round, current_round, finish, sound_rounds
-from raystitch.buffer.schema import LACKS, SCHEMA_VERSION, BufferMeta, ClosedRound
+from raystitch.buffer.schema import SCHEMA_VERSION, ClosedRound
 from raystitch.buffer.shard_file import SHARDS, ShardStats, write_failed
 from raystitch.buffer.survey import remove_damaged, survey
-from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import RunError
 from raystitch.io.storage import Storage
-from raystitch.models.bundle import Bundle
+from raystitch.pipeline.generate.knowledge import Knowledge
 from raystitch.pipeline.generate.progress import AugmentProgress, OnAugmentProgress, Rate
 from raystitch.pipeline.generate.tally import Tally
-from raystitch.stitching.chain import Trajectories
-from raystitch.stitching.config import StitchConfig
-from raystitch.stitching.stitcher import Stitcher
+from raystitch.stitching.pairs import Known
+from raystitch.stitching.values import StateValues
 
 GONE = "shards that were there are gone, removed by another run on this buffer; what is missing is made again"
 
-LAST_WINS = "this store has no conditional writes: let one run at a time work on the buffer; nothing is removed from it"
+MOST_ROUNDS = 64
+"""Rounds after which ``chain_rounds: auto`` brings the bridges that are still wanted, whatever is new."""
+EMPTY_SHARDS, SHORT_ROUND = 6, 10
+"""A round of ``auto`` ends without its bridges if its first so many shards hold none, or so many times the shards that
+would do if every pair were accepted hold too few."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +67,7 @@ class Ledger:
     Attributes:
         size: observation and action size, of the empty shards that stand for failed ones.
         schema_version: of the shards: the one that the buffer was begun with.
+        knowledge: what the rounds have found; None is nothing.
         rounds: the closed rounds.
         tally: what the shards of the round at hand hold.
         failures: shards of the round at hand that failed and are not there: how often, and why the last time.
@@ -76,6 +75,7 @@ class Ledger:
 
     path: str
     config: AugmentConfig
+    knowledge: Knowledge | None = None
     size: tuple[int, int] = (0, 0)
     schema_version: int = SCHEMA_VERSION
     progress: OnAugmentProgress | None = None
@@ -103,13 +103,60 @@ class Ledger:
         return self.rounds[-1].hash if self.rounds else ""
 
     @property
+    def is_last_round(self) -> bool:
+        """True if the round at hand ends the generation: it brings all bridges that are still wanted."""
+        if self.config.chain_rounds != "auto":
+            return self.chain_round == self.config.chain_rounds
+        at_most = self._still_wanted <= self.config.bridges_per_round or self.chain_round == MOST_ROUNDS
+        return at_most or (isinstance(self.known, StateValues) and self.known.is_settled)
+
+    @property
     def wanted(self) -> int:
         """Accepted bridges that the round at hand has to bring."""
-        return self.config.round_bridges(self.chain_round)
+        if self.config.chain_rounds != "auto":
+            return self.config.round_bridges(self.chain_round)
+        return self._still_wanted if self.is_last_round else self.config.bridges_per_round
+
+    @property
+    def _still_wanted(self) -> int:
+        """Accepted bridges that are wanted beside those of the closed rounds."""
+        return max(1, self.config.num_bridges - sum(closed.num_accepted for closed in self.rounds))
 
     @property
     def round_done(self) -> bool:
-        return self.tally.enough(self.wanted)
+        return self._full or self._short_end is not None
+
+    @property
+    def _full(self) -> bool:
+        """True if the round at hand holds what it has to bring."""
+        return self.tally.enough(self.wanted) and self._short_end is None
+
+    @property
+    def _may_end_short(self) -> bool:
+        """True if the round at hand may bring less than it should: of ``auto``, while value still travels. The next
+        one then knows more, and once nothing new comes gains count over the records."""
+        may = self.config.chain_rounds == "auto" and 0 < self.chain_round < MOST_ROUNDS
+        return may and isinstance(self.known, StateValues) and not self.known.is_settled
+
+    @property
+    def _most_end(self) -> int:
+        """The shard before which a round ends that may bring less: what was tried by then has gained too little."""
+        full = -(-self.config.bridges_per_round // self.config.pairs_per_shard)
+        return self.first_shard + SHORT_ROUND * full
+
+    @property
+    def _short_end(self) -> int | None:
+        """The shard before which the round at hand ends with less than it should bring; None where it does not.
+
+        It depends on the first shards alone, not on those that were made after them meanwhile, nor in which order.
+        """
+        if not self._may_end_short:
+            return None
+        empty = self.first_shard + EMPTY_SHARDS
+        if self.tally.held_before(empty) == 0:
+            return empty
+        held = self.tally.held_before(self._most_end)
+        return self._most_end if held is not None and held < self.wanted else None
 
     @property
     def only_failures_missing(self) -> bool:
@@ -118,7 +165,7 @@ class Ledger:
 
     @property
     def done(self) -> bool:
-        return self.chain_round == self.config.chain_rounds and self.round_done
+        return self.is_last_round and self._full
 
     def discard_damaged(self) -> None:
         """Names and removes damaged files, and takes stock of the rest: what is not there is made again.
@@ -142,18 +189,30 @@ class Ledger:
             if not self.round_done:
                 yield self.chain_round
                 assert self.round_done
-            if self.chain_round < self.config.chain_rounds:
-                if close_round(self.path, self.rounds, self.wanted) is None:
+            short = self._short_end
+            if short is not None or not self.is_last_round:
+                if short is not None:
+                    tried, held = short - self.first_shard, self.tally.held_before(short)
+                    self.note(
+                        f"round {self.chain_round + 1} ends after {tried} shards with {held} of {self.wanted} bridges"
+                    )
+                if close_round(self.path, self.rounds, self.wanted, short) is None:
                     self.note(f"{self.path}: {GONE}")
                 self.discard_damaged()
+                self._say_reach(self.first_shard)
                 self.report()
 
-    def trajectories(self, dataset: EpisodeDataset) -> Trajectories | None:
-        """Return the trajectories that the round at hand selects its pairs from; None is the dataset alone."""
-        if not self.rounds:
-            return None
-        closed = on_dataset(open_buffer(self.path, num_shards=self.first_shard), dataset)
-        return chained_trajectories(dataset, closed, self.rounds, self.config.chain_pool)
+    def _say_reach(self, num_shards: int, *, finished: bool = False) -> None:
+        """Says what the bridges so far lead to."""
+        known = self.knowledge
+        found = None if known is None or not num_shards else known.measure(self.rounds, num_shards, finished=finished)
+        if found is not None:
+            self.note(str(found))
+
+    @property
+    def known(self) -> Known:
+        """The knowledge by which the round at hand selects its pairs; None is the dataset alone."""
+        return None if self.knowledge is None else self.knowledge.after(self.rounds)
 
     def next_shards(self, count: int) -> list[int]:
         """Chooses up to ``count`` shards to make next: those that failed before first, never none while the round
@@ -176,6 +235,8 @@ class Ledger:
                 return []
         first, known = self.first_shard, self.failures.keys() | self.tally.accepted_of.keys()
         limit = self.config.shard_limit(self.chain_round)
+        if self._may_end_short:
+            limit = min(limit, self._most_end - first)
         missing = [s for s in range(first, first + limit) if s not in known][:count]
         if not missing:
             raise RunError(
@@ -234,6 +295,9 @@ class Ledger:
             self.discard_damaged()
             self.note(f"{self.path}: {GONE}")
             return None
+        known = self.knowledge
+        if known is not None and not known.is_told(self.chain_round + 1, complete.num_accepted):
+            self._say_reach(complete.num_shards, finished=True)
         return AugmentSummary(
             uri=self.path,
             num_accepted=complete.num_accepted,
@@ -248,15 +312,18 @@ class Ledger:
         )
 
     def _state(self, event: str = "progress", message: str = "") -> AugmentProgress:
-        rounds = [self.config.round_bridges(r) for r in range(self.config.chain_rounds + 1)]
-        before = sum(rounds[: self.chain_round])
+        if self.config.chain_rounds == "auto":
+            total, before = self.config.num_bridges, self.config.num_bridges - self._still_wanted
+        else:
+            rounds = [self.config.round_bridges(r) for r in range(self.config.chain_rounds + 1)]
+            total, before = sum(rounds), sum(rounds[: self.chain_round])
         accepted = before + min(self.tally.accepted, self.wanted)
         rate = self._rate.at(accepted)
         return AugmentProgress(
             event=event,
             message=message,
             accepted=accepted,
-            wanted=sum(rounds),
+            wanted=total,
             shards=len(self.tally),
             candidates=self.tally.candidates,
             reasons=dict(self.tally.reasons),
@@ -264,7 +331,7 @@ class Ledger:
             chain_round=self.chain_round,
             seconds=time.monotonic() - self.started,
             bridges_per_second=rate,
-            seconds_left=None if rate is None else (sum(rounds) - accepted) / rate,
+            seconds_left=None if rate is None else (total - accepted) / rate,
         )
 
     def _write_failed_as_empty(self) -> None:
@@ -291,13 +358,21 @@ class Ledger:
         residual = self.tally.residual_min
         smallest = "no finite residual" if residual is None else f"smallest residual {residual:.3g}"
         counts = ", ".join(f"{reason} {count}" for reason, count in self.tally.reasons.most_common())
+        if not counts and isinstance(self.known, StateValues):
+            return (
+                "no pair promises more than is known from its source, or none is as novel as pairs.novelty asks; are "
+                "all rewards or values alike?"
+            )
         return f"{smallest}; {counts or 'no two trajectories without an episode in common'}"
 
     def _give_up_early(self) -> None:
+        if self._may_end_short:
+            return
         first, tally = self.first_shard, self.tally
         patience = min(self.config.patience, self.config.shard_limit(self.chain_round))
         if tally.accepted == 0 and all(first + n in tally for n in range(patience)):
-            fewer = ", fewer chain rounds" if self.rounds else ""
+            fixed = self.rounds and self.config.chain_rounds != "auto"
+            fewer = ", fewer chain rounds" if fixed else ""
             raise RunError(
                 f"{self.path}: nothing can be stitched{self._of_round()}: none of the first {tally.candidates} "
                 f"candidates was accepted ({self._why()}); use a larger delta, another pairs.mode{fewer} or a "
@@ -311,60 +386,3 @@ def _listed(shards: tuple[int, ...], most: int = 8) -> str:
     if len(shards) > most:
         return f"{', '.join(shown)} and {len(shards) - most} more"
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
-
-
-def planned_meta(
-    dataset: EpisodeDataset, bundle: Bundle, stitch_config: StitchConfig, config: AugmentConfig, seed: int
-) -> BufferMeta:
-    """Return the contents of ``buffer.json`` for a new buffer.
-
-    Raises:
-        UserError: another dataset than the bundle's, or settings that do not suit it.
-    """
-    bundle.check_dataset(dataset)
-    Stitcher(bundle, stitch_config)  # refuses what does not fit before anything is written
-    return BufferMeta(
-        gamma=bundle.gamma,
-        bundle_hash=bundle.hash,
-        dataset_name=dataset.name,
-        dataset_fingerprint=dataset.fingerprint,
-        selected_from=None if dataset.selected_from is None else dataset.whole_fingerprint,
-        obs_dim=dataset.obs_dim,
-        act_dim=dataset.act_dim,
-        action_low=tuple(bundle.action_low.tolist()),
-        action_high=tuple(bundle.action_high.tolist()),
-        env=bundle.env,
-        calibration=bundle.calibration.to_json(),
-        stitch=stitch_config,
-        augment=config,
-        seed=seed,
-    )
-
-
-def open_ledger(
-    dataset: EpisodeDataset,
-    bundle: Bundle,
-    stitch_config: StitchConfig,
-    config: AugmentConfig,
-    out: str | os.PathLike[str],
-    seed: int,
-    progress: OnAugmentProgress | None,
-) -> Ledger:
-    """Starts a buffer at ``out`` or takes up the one that is there.
-
-    Raises:
-        UserError: another dataset than the bundle's, settings that do not suit it, or ``out`` holds something else.
-    """
-    meta = planned_meta(dataset, bundle, stitch_config, config, seed)
-    storage = Storage(out)
-    path = storage.uri if storage.local is None else str(storage.local)
-    version = create_buffer(path, meta).schema_version
-    size = dataset.obs_dim, dataset.act_dim
-    ledger = Ledger(path=path, config=config, size=size, schema_version=version, progress=progress)
-    if why := storage.unguarded(META_FILE):
-        ledger.note(f"{storage.where()}: {LAST_WINS} ({why})")
-    if version in LACKS:
-        ledger.note(f"{storage.where()} goes on in {LACKS[version]}; a new --out holds them")
-    ledger.discard_damaged()
-    ledger.report()
-    return ledger

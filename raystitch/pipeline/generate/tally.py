@@ -48,6 +48,10 @@ class Tally:
             self._end += 1
         return True
 
+    def held_before(self, end: int) -> int | None:
+        """Return the accepted bridges of the shards before ``end``; None while one of them is missing."""
+        return sum(self.accepted_of[shard] for shard in range(self.first, end)) if self._end >= end else None
+
     def prefix_end(self, wanted: int, without: Collection[int] = ()) -> int | None:
         """Return where the smallest gapless run of shards with ``wanted`` accepted ends; None while there is none.
 

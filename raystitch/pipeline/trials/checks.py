@@ -24,7 +24,7 @@ def check_evaluation(dataset: EpisodeDataset, evaluation: EvalConfig, env: EnvSp
     if not dataset.terminated.any():
         check_ends(chosen, int(dataset.lengths.max(initial=0)))
     scale = float(np.abs(dataset.returns).max(initial=0)) or 1.0
-    for target in evaluation.target_returns:
+    for target in evaluation.fixed_targets:
         check_target(target, scale)
 
 

@@ -9,7 +9,9 @@ from rich.table import Table
 
 from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import duration
+from raystitch.data.select import ALL
 from raystitch.models.config import HeadConfig
+from raystitch.pipeline.generate.ledger import MOST_ROUNDS
 from raystitch.pipeline.trials.groups import Group, group_trials
 from raystitch.pipeline.trials.plan import plan
 from raystitch.pipeline.trials.trial import Trial
@@ -22,6 +24,8 @@ FLOPS_PER_SECOND = 5e10
 STEP_OVERHEAD_SECONDS = 0.003
 UNET_FLOPS_FACTOR = 450.0
 CANDIDATES_PER_SECOND = 200.0
+ROUND_SECONDS = 5.0
+"""Between two chain rounds: values, pools and a new index; it grows with the data, whose size is not looked at here."""
 START_SECONDS = 5.0
 EVALUATION_SECONDS = 8.0
 
@@ -41,10 +45,26 @@ def _head_seconds(head: HeadConfig) -> float:
 
 
 def augment_seconds(config: RunConfig) -> float:
-    """Generation on one CPU, if half of the candidates are accepted."""
+    """Generation on one CPU, if half of the candidates are accepted and all bridges of ``chain_rounds: auto`` come in
+    full rounds."""
     sampler, diffusion = config.stitch.sampler, config.fit.diffusion
     size = sampler.num_steps / 5 * (diffusion.width / 32) ** 2 * diffusion.horizon / 32
-    return 2 * config.augment.num_bridges / CANDIDATES_PER_SECOND * size
+    return 2 * config.augment.num_bridges / CANDIDATES_PER_SECOND * size + ROUND_SECONDS * _chain_rounds(config)
+
+
+def _chain_rounds(config: RunConfig) -> int:
+    """The chain rounds of a generation, at most where they are ``auto``."""
+    augment = config.augment.resolved(config.stitch.pairs.split == "value")
+    if augment.chain_rounds != "auto":
+        return augment.chain_rounds
+    return min(MOST_ROUNDS, -(-augment.num_bridges // augment.bridges_per_round) - 1)
+
+
+def _rounds_text(config: RunConfig) -> str:
+    augment = config.augment.resolved(config.stitch.pairs.split == "value")
+    if augment.chain_rounds == "auto":
+        return f" in at most {_chain_rounds(config) + 1} rounds"
+    return f" in {augment.chain_rounds + 1} rounds" if augment.chain_rounds else ""
 
 
 def group_seconds(config: TrainerSettings, num_seeds: int = 1) -> float | None:
@@ -89,20 +109,26 @@ def unknown_cost(config: RunConfig, trials: Sequence[Trial]) -> list[str]:
     return [algo for algo in algos if flops_of(config.algorithms.of(algo)) is None]
 
 
-def print_plan(config: RunConfig, folder: Path) -> None:
-    """Prints the cells of the grid, their groups and a rough estimate; looks into ``folder``, which need not exist."""
-    trials = plan(config)
-    cells: dict[tuple[str, str, str, str], int] = {}
+def _cell_table(config: RunConfig, trials: Sequence[Trial]) -> Table:
+    """Return a row per cell; the column of what is done to their data only where something is."""
+    shaped = any(trial.shaping.text for trial in trials)
+    cells: dict[tuple[str, ...], int] = {}
     for trial in trials:
-        key = (trial.algo, trial.data, trial.ratio, trial.delta or "-")
+        key = (trial.algo, trial.data, trial.ratio, trial.delta or "-", *[trial.shaping.text or "-"] * shaped)
         cells[key] = cells.get(key, 0) + 1
     table = Table(title=f"{config.name}: {len(trials)} trials")
-    for head in ("algo", "data", "ratio", "delta", "seeds", "steps each"):
+    for head in ("algo", "data", "ratio", "delta", *["shaping"] * shaped, "seeds", "steps each"):
         table.add_column(head)
     for key, seeds in cells.items():
         table.add_row(*key, str(seeds), f"{config.algorithms.of(key[0]).train_steps:,}")
+    return table
+
+
+def print_plan(config: RunConfig, folder: Path) -> None:
+    """Prints the cells of the grid, their groups and a rough estimate; looks into ``folder``, which need not exist."""
+    trials = plan(config)
     console = Console()
-    console.print(table)
+    console.print(_cell_table(config, trials))
     num_cpus = os.cpu_count() or 1
     costs = estimate(config, trials, num_cpus)
     groups, _ = plan_groups(config.resources, trials, num_cpus)
@@ -116,7 +142,9 @@ def print_plan(config: RunConfig, folder: Path) -> None:
             highlight=False,
         )
     console.print(f"{len(trials)} trials in {len(groups)} groups of stacked seeds", highlight=False)
-    console.print(f"dataset {config.dataset}; {config.augment.num_bridges:,} bridges; into {folder}", highlight=False)
+    part = "" if config.select == ALL else f", select {config.select}"
+    bridges = f"{config.augment.num_bridges:,} bridges{_rounds_text(config)}"
+    console.print(f"dataset {config.dataset}{part}; {bridges}; into {folder}", highlight=False)
     console.print(
         f"rough estimate on {num_cpus} CPUs: {stages}; {duration(sum(costs.values()))} in all", highlight=False
     )

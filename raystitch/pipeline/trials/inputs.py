@@ -4,15 +4,19 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from raystitch.buffer.episodes import on_dataset
-from raystitch.buffer.reader import Buffer, MappedBridges, open_buffer
+from raystitch.buffer.episodes import ChainedJoins, Joins, on_dataset
+from raystitch.buffer.opening import open_buffer
+from raystitch.buffer.reader import Buffer, MappedBridges
 from raystitch.data.episodes import EpisodeDataset, wrong_dataset
 from raystitch.data.ref import DatasetRef
+from raystitch.envs.starts import start_observations
 from raystitch.errors import RunError
 from raystitch.models.fit import load_once
 from raystitch.pipeline.generate.augment import shard_seeds
+from raystitch.pipeline.generate.knowledge import recorded_values
 from raystitch.pipeline.trials.trial import JoinedSettings, LoadedInputs, Trial
 from raystitch.stitching.candidates import Pairs
+from raystitch.stitching.joining import chained_joins
 from raystitch.stitching.pairs import SourceIndex
 
 LoadDataset = Callable[[DatasetRef], EpisodeDataset]
@@ -67,13 +71,33 @@ def _buffer(path: str, content_hash: str) -> Buffer:
 
 
 @lru_cache(maxsize=1)
-def _joined(dataset: EpisodeDataset, bundle: str, bundle_hash: str, asked: JoinedSettings) -> Pairs:
-    """Return the nearest real pairs, shard by shard because ``max_target_reuse`` counts per shard.
+def _joined(dataset: EpisodeDataset, bundle: str, bundle_hash: str, asked: JoinedSettings) -> Joins:
+    """Return the nearest real pairs, shard by shard because ``max_target_reuse`` counts per shard; in rounds where
+    pairs are split by value.
 
     Args:
         bundle: its folder; the hash makes one that was fitted anew in this folder another.
     """
-    index = SourceIndex(dataset, load_once(bundle, "cpu"), asked.stitch)
+    fitted = load_once(bundle, "cpu")
+    if asked.stitch.pairs.split == "value":
+        starts = None if dataset.env is None else start_observations(dataset.env, dataset.obs_dim)
+        links = chained_joins(
+            dataset,
+            fitted,
+            asked.stitch,
+            recorded_values(dataset, fitted, starts),
+            lambda shard: shard_seeds(asked.seed, shard, asked.pairs_per_shard),
+            count=asked.num_pairs,
+            per_round=asked.per_round or asked.num_pairs,
+        )
+        return ChainedJoins(
+            source_episode=links.source_episode,
+            source_step=links.source_step,
+            target_episode=links.last_episode,
+            target_step=links.target_step,
+            parent=links.next,
+        )
+    index = SourceIndex(dataset, fitted, asked.stitch)
     shards: list[Pairs] = []
     for shard, first in enumerate(range(0, asked.num_pairs, asked.pairs_per_shard)):
         count = min(asked.pairs_per_shard, asked.num_pairs - first)

@@ -3,19 +3,19 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from raystitch.config import RunConfig
+from raystitch.data.select import ALL
 from raystitch.models.calibration import Delta
-from raystitch.pipeline.trials.trial import BUFFER, STITCHER, InputHashes, JoinedSettings, Trial, shaping_entry
+from raystitch.pipeline.trials.trial import STITCHER, InputHashes, JoinedSettings, Trial, shaping_entry
 from raystitch.pipeline.trials.trial_folder import finished
-from raystitch.report.files import trial_path
+from raystitch.report.files import BUFFER, trial_path
 from raystitch.report.summary import delta_text
-from raystitch.report.table import IN_GRID, RESULTS_SCHEMA
+from raystitch.report.table import IN_GRID, RESULTS_SCHEMA, SHAPING
 from raystitch.shaping.config import ShapingConfig
-from raystitch.trainers.config import DataMode
+from raystitch.trainers.config import DataMode, settings_json
 from raystitch.trainers.ratio import parse_ratio
 
 AS_RECORDED = ShapingConfig()
@@ -33,9 +33,8 @@ def plan(config: RunConfig, inputs: InputHashes | None = None, run: str | Path =
     trials: dict[str, Trial] = {}
     for seed in config.seeds:
         for cell in config.grid:
-            for ratio, delta in cell.combinations:
-                of = {"algo": cell.algo, "data": cell.data, "ratio": ratio, "delta": delta, "seed": seed}
-                trial = make_trial(config, inputs, run, **of)
+            for planned in cell.cells:
+                trial = make_trial(config, inputs, run, **planned._asdict(), seed=seed)
                 trials.setdefault(trial.trial_id, trial)
     return list(trials.values())
 
@@ -58,13 +57,8 @@ def make_trial(
     data = data if shares.augmented else "original"
     written = str(shares) if shares.augmented else "1:0"
     at = delta_text(delta) if data == "stitched" else None
-    augment, resources = config.augment, config.resources
-    pairs = JoinedSettings(
-        stitch=config.stitch,
-        num_pairs=augment.num_bridges,
-        pairs_per_shard=augment.pairs_per_shard,
-        seed=config.seed,
-    )
+    resources = config.resources
+    pairs = JoinedSettings.of(config.stitch, config.augment, config.seed)
     fields = {"algo": algo, "data": data, "ratio": written, "delta": at, "seed": seed}
     trial_id = _identity(config, inputs, fields, pairs, shaping)
     return Trial(
@@ -98,16 +92,18 @@ def _identity(
 ) -> str:
     content: dict[str, Any] = {
         **fields,
-        "config": asdict(config.algorithms.of(fields["algo"])),
+        "config": settings_json(config.algorithms.of(fields["algo"])),
         **shaping_entry(shaping),
         "evaluation": config.evaluation.to_json(),
         "env": config.env,
         "dataset": inputs.dataset if inputs else config.dataset,
     }
+    if not inputs and config.select != ALL:
+        content["select"] = config.select  # else the dataset's fingerprint covers it
     if fields["data"] == "stitched" and inputs:
         content |= {"bundle": inputs.bundle, "buffer": inputs.buffer}
     if fields["data"] == "joined":
-        content["pairs"] = [asdict(pairs.stitch), pairs.num_pairs, pairs.pairs_per_shard, pairs.seed]
+        content["pairs"] = pairs.to_json()
         content |= {"bundle": inputs.bundle} if inputs else {}
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -147,4 +143,8 @@ def ok_rows(trial: Trial, value: Mapping[str, Any], delta_value: float | None) -
 def blank_row(trial: Trial, delta_value: float | None) -> dict[str, Any]:
     """Return a row without results."""
     cell = {name: getattr(trial, name) for name in _COLUMNS}
-    return dict.fromkeys(RESULTS_SCHEMA.names) | cell | {"delta_value": delta_value, IN_GRID: True}
+    return (
+        dict.fromkeys(RESULTS_SCHEMA.names)
+        | cell
+        | {"delta_value": delta_value, IN_GRID: True, SHAPING: trial.shaping.text}
+    )

@@ -9,25 +9,34 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from raystitch.buffer.meta import META_FILE, check_buffer, read_meta
+from raystitch.buffer.schema import SCHEMA_VERSION
 from raystitch.config import RunConfig
 from raystitch.data.episodes import EpisodeDataset
+from raystitch.data.normalise import Normalizer
 from raystitch.errors import DamagedError, UserError
 from raystitch.io.files import require_space
 from raystitch.io.storage import Storage
 from raystitch.models.bundle import Bundle
 from raystitch.models.fit import existing_fit, rehearse_fit
-from raystitch.pipeline.generate.ledger import planned_meta
+from raystitch.pipeline.generate.opening import planned_meta
 from raystitch.pipeline.trials.checks import check_evaluation, check_suitable
 from raystitch.pipeline.trials.search import check_search, read_search
-from raystitch.pipeline.trials.trial import BUFFER, STITCHER
+from raystitch.pipeline.trials.trial import STITCHER
 from raystitch.pipeline.trials.trial_folder import finished
-from raystitch.report.files import TRIALS
+from raystitch.report.files import BUFFER, TRIALS
+from raystitch.shaping.config import ShapingConfig
+from raystitch.shaping.rewards import check_rewards
+from raystitch.shaping.weights import EpisodeFacts, episode_weights
 from raystitch.stitching.pairs import SourceIndex
+from raystitch.trainers.config import DataSpec
 from raystitch.trainers.data import check_trainable
 from raystitch.trainers.ratio import parse_ratio
 from raystitch.trainers.registry import find_algorithm
 from raystitch.trainers.segments import original_segments
+from raystitch.trainers.shaped import GENERATED_ONLY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +59,12 @@ def check_run(config: RunConfig, folder: Path) -> Checked:
         RunError: when the disk has no room.
     """
     check_search(config.search)
-    dataset = config.dataset_ref.load()
+    selected = config.dataset_ref.load_selected()
+    dataset = selected.dataset
     check_evaluation(dataset, config.evaluation)
-    notes = check_suitable(dataset)
+    notes = [*selected.lines, *check_suitable(dataset), *_weight_notes(config, dataset)]
+    for shaping in _shapings(config):
+        check_rewards(shaping.rewards, dataset)
     _check_algorithms(config, dataset)
     check_stages(config, folder, dataset)
     require_space(folder, buffer_bytes(config.augment.num_bridges, config.fit.diffusion.gap_min, dataset))
@@ -71,6 +83,7 @@ def check_stages(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> No
         finished(trial_dir)  # raises if a result cannot be read: it must not be trained again
     bundle = existing_fit(folder / STITCHER, dataset, config.fit, "cpu")
     _check_buffer(config, folder / BUFFER, dataset, bundle)
+    check_judged(config, folder / BUFFER)
     stand_in = bundle or rehearse_fit(dataset, config.fit)
     planned_meta(dataset, stand_in, config.stitch, config.augment, config.seed)
     SourceIndex(dataset, stand_in, config.stitch)
@@ -92,10 +105,52 @@ def _check_buffer(config: RunConfig, path: Path, dataset: EpisodeDataset, bundle
             obs_dim=dataset.obs_dim,
             act_dim=dataset.act_dim,
             stitch=config.stitch,
-            augment=config.augment,
+            augment=config.augment.resolved(config.stitch.pairs.split == "value"),
             seed=config.seed,
         ),
     )
+
+
+def _shapings(config: RunConfig) -> list[ShapingConfig]:
+    """Return what is done to the data of all cells."""
+    return [config.search.shaping, *(shaping for line in config.grid for shaping in line.shapings)]
+
+
+def check_judged(config: RunConfig, path: Path) -> None:
+    """Check that a buffer that is there keeps what the run's rules for rewards go by.
+
+    Raises:
+        UserError: where it is of an earlier schema.
+    """
+    shapings = _shapings(config)
+    asked = [shaping.rewards.name for shaping in shapings if shaping.rewards.name in GENERATED_ONLY]
+    storage = Storage(path)
+    if asked and storage.exists(META_FILE) and read_meta(storage).schema_version < SCHEMA_VERSION:
+        raise UserError(
+            f"rewards: {asked[0]} needs the judges' numbers of every generated step, which {path} does not keep "
+            "(schema 2: no per-step residuals); use another --out, where bridges are generated again"
+        )
+
+
+def _weight_notes(config: RunConfig, dataset: EpisodeDataset) -> list[str]:
+    """Return a line for each weighting of the original data that has nothing to go by.
+
+    Raises:
+        UserError: for a share that selects no episode.
+    """
+    first = Normalizer.fit(dataset.observations).encode(dataset.observations[dataset.obs_offsets[:-1]])
+    facts = EpisodeFacts(
+        returns=dataset.returns,
+        lengths=dataset.lengths,
+        first_observations=first,
+        sources=np.arange(dataset.num_episodes),
+    )
+    cells = [cell for line in config.grid for cell in line.cells if cell.data == "weighted"]
+    notes: list[str] = []
+    for shaping in dict.fromkeys(cell.shaping for cell in cells):
+        weights = DataSpec(kind="transitions", data="weighted", shaping=shaping).weights
+        episode_weights(weights, facts, lambda line: notes.append(f"{dataset.name}: {line}"))
+    return notes
 
 
 def _check_algorithms(config: RunConfig, dataset: EpisodeDataset) -> None:

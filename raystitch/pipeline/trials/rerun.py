@@ -2,7 +2,7 @@
 
 import difflib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from raystitch.buffer.episodes import on_dataset
-from raystitch.buffer.reader import open_buffer
+from raystitch.buffer.opening import open_buffer
 from raystitch.config import RunConfig, recorded_run_config
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.ref import DatasetRef
@@ -21,8 +21,10 @@ from raystitch.pipeline.trials.plan import plan
 from raystitch.pipeline.trials.run import run_planned
 from raystitch.pipeline.trials.run_folder import CONFIG_FILE, config_files
 from raystitch.pipeline.trials.search import SearchLog, cell_trials
-from raystitch.pipeline.trials.trial import BUFFER, STITCHER, InputHashes, Trial
+from raystitch.pipeline.trials.targets import with_target
+from raystitch.pipeline.trials.trial import STITCHER, InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
+from raystitch.report.files import BUFFER
 
 RERUNS = "reruns"
 NEW = ".new"
@@ -44,16 +46,16 @@ class Rerun:
     repeated: dict[str, Any]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return per target return {target_return, stored, repeated (mean returns), apart (largest difference between
-        the returns of two equal episodes)}; None for what there is not."""
-        stored = {item["target_return"]: item for item in (self.stored or {}).get("evaluations", [])}
+        """Return per target return (or ``max``) {target_return, stored, repeated (mean returns), apart (largest
+        difference between the returns of two equal episodes)}; None for what there is not."""
+        stored = {_asked(item): item for item in (self.stored or {}).get("evaluations", [])}
         rows: list[dict[str, Any]] = []
         for item in self.repeated["evaluations"]:
-            before = stored.get(item["target_return"])
+            before = stored.get(_asked(item))
             apart = None
             if before is not None and len(before["returns"]) == len(item["returns"]):
                 apart = float(np.abs(np.subtract(before["returns"], item["returns"])).max())
-            row = {"target_return": item["target_return"], "stored": None if before is None else before["return_mean"]}
+            row = {"target_return": _asked(item), "stored": None if before is None else before["return_mean"]}
             rows.append(row | {"repeated": item["return_mean"], "apart": apart})
         return rows
 
@@ -61,6 +63,11 @@ class Rerun:
     def equal(self) -> bool:
         """Say whether every episode of every evaluation has the same return, to the bit."""
         return self.stored is not None and all(row["apart"] == 0 for row in self.rows())
+
+
+def _asked(evaluation: Mapping[str, Any]) -> float | str | None:
+    """Return what the policy was asked for in one evaluation of ``returns.json``."""
+    return evaluation.get("prompt") or evaluation["target_return"]
 
 
 def rerun(
@@ -114,6 +121,7 @@ def _confirmed(env: str | None, env_id: str | None) -> str | None:
 
 def _trials(run: Path, config: RunConfig, inputs: InputHashes) -> list[Trial]:
     """Return every trial of the run's grid, its search and its earlier grids."""
+    config = with_target(config, run)
     tried = (cell for cell, _ in SearchLog(run, config, inputs).cells("ok", "stopped", "failed"))
     searched = [trial for cell in tried for trial in cell_trials(config, inputs, cell, run)]
     found = {trial.trial_id: trial for trial in [*plan(config, inputs, run), *searched]}
@@ -122,7 +130,7 @@ def _trials(run: Path, config: RunConfig, inputs: InputHashes) -> list[Trial]:
             earlier = recorded_run_config(path)
         except UserError:
             continue  # of another version; what it described cannot be repeated
-        for trial in plan(earlier, inputs, run):
+        for trial in plan(with_target(earlier, run), inputs, run):
             found.setdefault(trial.trial_id, trial)
     return list(found.values())
 

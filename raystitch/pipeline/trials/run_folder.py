@@ -8,12 +8,14 @@ from typing import Any
 
 from raystitch.config import RunConfig
 from raystitch.errors import UserError
+from raystitch.io.config_file import parse_config
 from raystitch.io.files import atomic_path, read_json
 from raystitch.pipeline.trials.plan import ok_rows
 from raystitch.pipeline.trials.trial import InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.files import TRIALS
 from raystitch.report.table import IN_GRID, RESULTS_SCHEMA, read_rows
+from raystitch.shaping.config import ShapingConfig
 
 CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.parquet"
@@ -97,6 +99,7 @@ def _recorded(trial_dir: Path, inputs: InputHashes) -> tuple[Trial, bool]:
             ratio=str(content["ratio"]),
             delta=record.get("delta"),
             seed=int(content["seed"]),
+            shaping=parse_config(content.get("shaping", {}), ShapingConfig),
         )
         return trial, record.get("buffer") == inputs.buffer
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -19,13 +19,16 @@ from raystitch.models.calibration import check_delta
 from raystitch.pipeline.trials.plan import blank_row, make_trial, result_rows
 from raystitch.pipeline.trials.run import error_of
 from raystitch.pipeline.trials.run_folder import keep_earlier
-from raystitch.pipeline.trials.trial import InputHashes, Trial
+from raystitch.pipeline.trials.trial import InputHashes, Trial, default_config
 from raystitch.pipeline.trials.trial_folder import CURVE_COLUMNS, finished
 from raystitch.report.files import read_metrics
 from raystitch.report.summary import delta_text
+from raystitch.report.table import PROMPT
 from raystitch.search_config import RatioRange, SearchConfig
 from raystitch.seeding import derive_seed
+from raystitch.trainers.config import settings_json
 from raystitch.trainers.ratio import parse_ratio
+from raystitch.trainers.shaped import check_shaping
 
 SEARCH_FILE = "search.json"
 METRICS = ("score", "success_rate", "return_mean")
@@ -63,7 +66,7 @@ def draw_cells(search: SearchConfig, seed: int) -> list[Cell]:
 
 def cell_trials(config: RunConfig, inputs: InputHashes | None, cell: Cell, run: str | Path = "") -> list[Trial]:
     """Return the trials whose mean is the value of a cell: one per seed of the search."""
-    of = {"algo": config.search.algo, "data": "stitched", **cell._asdict()}
+    of = {"algo": config.search.algo, "data": "stitched", **cell._asdict(), "shaping": config.search.shaping}
     return [make_trial(config, inputs, run, **of, seed=seed) for seed in config.search.seeds]
 
 
@@ -93,15 +96,27 @@ def with_chosen(config: RunConfig, cell: Cell) -> RunConfig:
     The cell joins the grid for the algorithm of the search and for every other that is trained on stitched data.
     """
     delta = check_delta(cell.delta)
-    chosen = (cell.ratio, "off" if delta is None else delta)
-    algos = dict.fromkeys([config.search.algo, *(line.algo for line in config.grid if line.data == "stitched")])
+    search = config.search
+    chosen = HeadlineConfig(cell.ratio, "off" if delta is None else delta, search.shaping.text)
     stitched = [line for line in config.grid if line.data == "stitched"]
+    algos = dict.fromkeys([search.algo, *(line.algo for line in stitched if _reads(line.algo, search))])
+    rules = {hook: getattr(search, hook) for hook in search.shaping.changed()}
+    there = {(of.algo, of.ratio, of.delta, of.shaping) for line in stitched for of in line.cells}
     grid = config.grid + tuple(
-        GridCell(algo=algo, data="stitched", ratio=chosen[:1], delta=chosen[1:])
+        GridCell(algo=algo, data="stitched", ratio=(chosen.ratio,), delta=(chosen.delta,), **rules)
         for algo in algos
-        if not any(line.algo == algo and chosen in line.combinations for line in stitched)
+        if (algo, chosen.ratio, chosen.delta, search.shaping) not in there
     )
-    return replace(config, grid=grid, headline=HeadlineConfig(*chosen))
+    return replace(config, grid=grid, headline=chosen)
+
+
+def _reads(algo: str, search: SearchConfig) -> bool:
+    """Say whether an algorithm can be trained on the data of the search's cells: not all read returns-to-go."""
+    try:
+        check_shaping(search.shaping, algo, default_config(algo), "stitched")
+    except UserError:
+        return False
+    return True
 
 
 def read_search(folder: str | Path) -> dict[str, Any]:
@@ -133,11 +148,12 @@ class SearchLog:
     def __init__(self, folder: str | Path, config: RunConfig, inputs: InputHashes) -> None:
         self.path = Path(folder) / SEARCH_FILE
         self.search = config.search
+        self._shaping = {"shaping": config.search.shaping.text} if config.search.shaping.changed() else {}
         self.settings = json.loads(
             json.dumps(
                 {
-                    "search": asdict(config.search),
-                    "config": asdict(config.algorithms.of(config.search.algo)),
+                    "search": _settings(config.search),
+                    "config": settings_json(config.algorithms.of(config.search.algo)),
                     "evaluation": config.evaluation.to_json(),
                     "env": config.env,
                     **asdict(inputs),
@@ -204,13 +220,19 @@ class SearchLog:
             "algo": self.search.algo,
             "seeds": list(self.search.seeds),
             "trials": self.rows,
-            "chosen": None if chosen is None else chosen._asdict(),
+            "chosen": None if chosen is None else chosen._asdict() | self._shaping,
             "settings": self.settings,
         }
         if self._other:
             keep_earlier(self.path)
             self._other = False
         write_json(self.path, sealed(content))
+
+
+def _settings(search: SearchConfig) -> dict[str, Any]:
+    """Return the search's settings; the hooks only where they change something, as in files before there were any."""
+    named = {name: value for name, value in asdict(search).items() if name not in ("weights", "rewards", "returns")}
+    return named | ({"shaping": search.shaping.to_json()} if search.shaping.changed() else {})
 
 
 def search_rows(
@@ -243,5 +265,5 @@ def _reached(trial_dir: Path) -> dict[str, Any]:
     reached = {"train_steps": trained[-1]["step"], "train_seconds": trained[-1]["seconds"]} if trained else {}
     if evaluated:
         headline = next(row for row in evaluated if row["step"] == evaluated[-1]["step"])
-        reached |= {name: headline[name] for name in CURVE_COLUMNS}
+        reached |= {name: headline.get(name) for name in (*CURVE_COLUMNS, PROMPT)}
     return reached

@@ -1,7 +1,6 @@
 """One trial from data to returns: what ``raystitch train``, ``rs.train`` and the sweep run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,22 @@ from raystitch.pipeline.trials.inputs import open_bridges
 from raystitch.pipeline.trials.trial import LoadedInputs, Trial, shaping_entry
 from raystitch.pipeline.trials.trial_folder import SCHEMA_VERSION, TrialFolder, TrialMetrics
 from raystitch.seeding import derive_seed
+from raystitch.shaping.config import ShapingConfig
 from raystitch.trainers.batches import TrainData
-from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfig, DataSpec
+from raystitch.trainers.config import (
+    ALGORITHM_CONFIGS,
+    MEMORY_GIB,
+    AlgorithmConfig,
+    DataSpec,
+    settings_json,
+)
 from raystitch.trainers.data import build_data
 from raystitch.trainers.evaluate import EvalResult, evaluate
 from raystitch.trainers.loop import Log, train_policies, train_policy
 from raystitch.trainers.policy import Policy
 from raystitch.trainers.ratio import Ratio, parse_ratio
 from raystitch.trainers.registry import find_algorithm, load_policy
+from raystitch.trainers.shaped import check_asked, check_shaping
 
 OnEval = Callable[[int, Mapping[int, EvalResult]], None]
 """(step, headline results by position of the trial) after an evaluation during training."""
@@ -37,6 +44,7 @@ def train(
     seed: int = 0,
     config: AlgorithmConfig | None = None,
     *,
+    shaping: ShapingConfig | None = None,
     device: str = "auto",
     memory_gib: float = MEMORY_GIB,
     log: Log | None = None,
@@ -49,6 +57,8 @@ def train(
         ratio: original : augmented in every batch.
         delta: a number, a quantile such as ``q99``, or ``off``; None for what the buffer was made with.
         seed: of the networks, the batches and all noise.
+        shaping: weights of the augmented part, rewards, returns-to-go; None for the data as they are. Weights without a
+            buffer weigh the original data again as the augmented part, so ratio 0:1 is weighted data alone.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda[:N]``.
         memory_gib: training data above this size are mapped from files in the cache folder instead of held in memory.
         log: gets a dict with ``step`` and the losses now and then.
@@ -57,7 +67,8 @@ def train(
         The policy after the last step; ``act`` takes raw observations [B, O] and gives actions [B, A] within bounds.
 
     Raises:
-        UserError: for an unknown algorithm, a ratio without bridges to serve it, a buffer of another dataset.
+        UserError: for an unknown algorithm, a ratio without bridges to serve it, a buffer of another dataset, a
+            shaping that would change nothing.
         RunError: when the loss is not finite.
 
     Example:
@@ -68,19 +79,20 @@ def train(
         Traceback (most recent call last):
         raystitch.errors.UserError: ...
     """
-    shares = parse_ratio(ratio)
+    shares, shaping = parse_ratio(ratio), shaping or ShapingConfig()
     at = "generation" if delta is None else delta
     bridges = open_bridges(dataset, buffer, at) if buffer is not None and shares.augmented else None
     trial = Trial(
         algo=algo,
         config=config,
-        data="stitched" if buffer is not None else "original",
+        data="stitched" if buffer is not None else "weighted" if "weights" in shaping.changed() else "original",
         ratio=ratio if isinstance(ratio, str) else f"{float(ratio.original)!r}:{float(ratio.augmented)!r}",
         seed=seed,
+        shaping=shaping,
         device=device,
         memory_gib=memory_gib,
     )
-    data = _training_data(trial, LoadedInputs(dataset=dataset, bridges=bridges))
+    data = training_data(trial, LoadedInputs(dataset=dataset, bridges=bridges))
     return train_policy(data, algo, trial.settings, shares, seed, log=log)
 
 
@@ -140,9 +152,14 @@ def run_trials(
         else:
             steps.setdefault(folder.checkpoints.step(), []).append(index)
     if steps:
+        if shared.evaluation.target_returns == "auto":
+            raise UserError(
+                "evaluation.target_returns: auto is read from the buffer of a run of `raystitch sweep`; give numbers "
+                "(--target-return)"
+            )
         if shared.evaluate:
             check_evaluation(inputs.dataset, shared.evaluation, inputs.environment)
-        data = _training_data(shared, inputs)
+        data = training_data(shared, inputs)
         for group in steps.values():
             results.update(_train_group(shared, inputs, data, {at: folders[at] for at in group}, log, on_eval))
     return [results[index] for index in range(len(folders))]
@@ -156,7 +173,7 @@ def _identity(trial: Trial, inputs: LoadedInputs) -> dict[str, Any]:
         "data": trial.data,
         "ratio": str(parse_ratio(trial.ratio)),
         "seed": trial.seed,
-        "config": asdict(trial.settings),
+        "config": settings_json(trial.settings),
         **shaping_entry(trial.shaping),
         "evaluation": trial.evaluation.to_json(),
         "env": inputs.environment.to_json(),
@@ -205,7 +222,10 @@ def _train_group(
         checkpoints=[folder.checkpoints for folder in folders.values()],
         every=shared.evaluation.every if shared.evaluate else 0,
         on_every=evaluate_now,
-        records=[{"data": shared.data, **folder.settings["record"]} for folder in folders.values()],
+        records=[
+            {"data": shared.data, **shaping_entry(shared.shaping), **folder.settings["record"]}
+            for folder in folders.values()
+        ],
     )
     return _finish_group(shared, inputs, folders, policies, metrics)
 
@@ -266,31 +286,39 @@ def _evaluated(
 
 
 def _evaluate(shared: Trial, inputs: LoadedInputs, policy: Policy, num_episodes: int, seed: int) -> list[EvalResult]:
-    """Return one result per target return, the headline first; all see the same episodes."""
+    """Return one result per target return, the headline first, then what is asked beside; all see the same episodes."""
     evaluation = shared.evaluation
-    asked = evaluation.target_returns if policy.uses_target_return else ()
+    assert evaluation.target_returns != "auto", "the run resolves it before it plans its trials"
+    named = evaluation.target_returns if policy.uses_target_return else ()
+    asked = (*(named or (None,)), *policy.asked_beside)
     env = inputs.environment.for_evaluation(evaluation.max_episode_steps)
-    return [evaluate(policy, env, num_episodes, evaluation.num_envs, seed, target) for target in asked or (None,)]
+    return [evaluate(policy, env, num_episodes, evaluation.num_envs, seed, target) for target in asked]
 
 
-def _training_data(trial: Trial, inputs: LoadedInputs) -> TrainData:
+def training_data(trial: Trial, inputs: LoadedInputs) -> TrainData:
     """Build the training data of a trial.
 
     Raises:
-        UserError: for settings of another algorithm, or a ratio that these inputs or the batch cannot serve.
+        UserError: for settings of another algorithm or that do not fit together, or a ratio that these inputs or the
+            batch cannot serve.
     """
     algorithm = find_algorithm(trial.algo)
     config, ratio, wanted = trial.settings, parse_ratio(trial.ratio), ALGORITHM_CONFIGS[trial.algo]
     if not isinstance(config, wanted):
         raise UserError(f"algo={trial.algo} takes a {wanted.__name__}, got a {type(config).__name__}")
+    check_asked(config, trial.evaluation)
     ratio.counts(config.batch_size)
     needs = config.data_needs()
+    data = trial.data if ratio.augmented else "original"
+    check_shaping(trial.shaping, trial.algo, config, data)
     spec = DataSpec(
         kind=algorithm.kind,
-        data=trial.data if ratio.augmented else "original",
+        data=data,
         synthetic=needs.synthetic,
         uniform_over=needs.uniform_over,
         top_fraction=needs.top_fraction,
+        prefix=needs.prefix,
+        decoupled=needs.decoupled,
         shaping=trial.shaping,
         device=trial.device,
         memory_gib=trial.memory_gib,

@@ -1,9 +1,10 @@
 """One trial: everything that a policy is trained from, by value or by path."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from raystitch.buffer.bridges import Bridges
+from raystitch.buffer.config import AugmentConfig
 from raystitch.buffer.episodes import Joins
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.ref import DatasetRef
@@ -15,8 +16,8 @@ from raystitch.shaping.config import ShapingConfig
 from raystitch.stitching.config import StitchConfig
 from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfig, DataMode, EvalConfig
 
-STITCHER, BUFFER = "stitcher", "buffer"
-"""Folders of a run."""
+STITCHER = "stitcher"
+"""Folder of a run."""
 _USED = {"joined": ("bundle",), "stitched": ("bundle", "buffer")}
 """The inputs beside the dataset that a trial of a run records, by its data."""
 
@@ -32,12 +33,34 @@ class InputHashes:
 
 @dataclass(frozen=True, kw_only=True)
 class JoinedSettings:
-    """Says which pairs the ``joined`` baseline concatenates: as many as generation stitches, drawn with its seeds."""
+    """Says which pairs the ``joined`` baseline concatenates: as many as generation stitches, drawn with its seeds.
+
+    Attributes:
+        per_round: where pairs are split by value, joins of a round; None for a single one.
+    """
 
     stitch: StitchConfig
     num_pairs: int
     pairs_per_shard: int
     seed: int
+    per_round: int | None = None
+
+    @classmethod
+    def of(cls, stitch: StitchConfig, augment: AugmentConfig, seed: int) -> "JoinedSettings":
+        """Return the settings that match a generation."""
+        chained = stitch.pairs.split == "value" and augment.chain_rounds != 0
+        return cls(
+            stitch=stitch,
+            num_pairs=augment.num_bridges,
+            pairs_per_shard=augment.pairs_per_shard,
+            seed=seed,
+            per_round=augment.round_bridges(1) if chained else None,
+        )
+
+    def to_json(self) -> list[Any]:
+        """Return the settings as part of a trial's identity; a setting that came later only where it says something."""
+        later = [] if self.per_round is None else [self.per_round]
+        return [self.stitch.identity(), self.num_pairs, self.pairs_per_shard, self.seed, *later]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +104,14 @@ class Trial:
     evaluate: bool = True
 
     @property
+    def cell(self) -> str:
+        """What it is about, without the seed."""
+        delta = None if self.delta is None else f"delta {self.delta}"
+        return " ".join(part for part in (self.algo, self.data, self.ratio, delta, self.shaping.text) if part)
+
+    @property
     def label(self) -> str:
-        parts = (self.algo, self.data, self.ratio, None if self.delta is None else f"delta {self.delta}")
-        return " ".join([*(part for part in parts if part), f"seed {self.seed}"])
+        return f"{self.cell} seed {self.seed}"
 
     @property
     def record(self) -> dict[str, Any]:
@@ -139,7 +167,7 @@ class LoadedInputs:
 
 def shaping_entry(shaping: ShapingConfig) -> dict[str, Any]:
     """Return the hooks as part of a trial's identity; none where they change nothing, as in trials before them."""
-    return {} if shaping == ShapingConfig() else {"shaping": asdict(shaping)}
+    return {"shaping": shaping.to_json()} if shaping.changed() else {}
 
 
 def default_config(algo: str) -> AlgorithmConfig:

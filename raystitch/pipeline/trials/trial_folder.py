@@ -138,6 +138,7 @@ class TrialFolder:
             "num_stacked": num_stacked,
             "evaluations": [{"headline": index == 0, **result.to_json()} for index, result in enumerate(results)],
             "settings": json_digest(self.settings),
+            **({"shaping": self.settings["shaping"]} if "shaping" in self.settings else {}),
         }
         extent = self.journal.extent()
         returns = sealed(returns if results else {**returns, "metrics": extent})
@@ -163,7 +164,7 @@ class TrialMetrics:
 
     def evaluated(self, step: int, result: EvalResult) -> None:
         row = result.to_json()
-        self({"kind": "eval", "step": step, **{name: row[name] for name in CURVE_COLUMNS}})
+        self({"kind": "eval", "step": step, **{name: row[name] for name in (*CURVE_COLUMNS, "prompt") if name in row}})
 
 
 def _unsealed(value: Mapping[str, Any]) -> dict[str, Any]:

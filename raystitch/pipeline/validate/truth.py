@@ -114,11 +114,11 @@ def _draw(buffer: Buffer, count: int, rng: np.random.Generator) -> dict[str, Int
         return np.sort(rows[np.lexsort((attempt[rows], order[rows]))[:count]])
 
     passing, reason = buffer.passing()
-    counted = buffer.accepted_rows()
+    counted, there = buffer.accepted_rows(), buffer.has_episodes
     rows = {
         "accepted": lowest(counted),
-        "rejected": lowest(np.flatnonzero(~passing & (reason != REASONS.index("non_finite")))),
-        "natural": np.flatnonzero(order < count),
+        "rejected": lowest(np.flatnonzero(there & ~passing & (reason != REASONS.index("non_finite")))),
+        "natural": np.flatnonzero(there & (order < count)),
     }
     if (attempt > 0).any():
         rows["first_attempts"] = lowest(counted[attempt[counted] == 0])

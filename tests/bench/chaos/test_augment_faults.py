@@ -30,12 +30,6 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> AugmentTarget:
     return make_augment_target(tmp_path_factory.mktemp("chaos"), num_shards=6, pairs_per_shard=128)
 
 
-@pytest.fixture(autouse=True)
-def not_starved(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Ray's workers would give way to whatever else this machine does.
-    monkeypatch.setenv("RAY_worker_niceness", "0")
-
-
 @pytest.mark.parametrize("fault", [*QUICK, *(pytest.param(fault, marks=pytest.mark.slow) for fault in SLOW)])
 def test_nothing_is_lost_and_nothing_doubled(fault: str, target: AugmentTarget, tmp_path: Path) -> None:
     assert fault in AUGMENT_FAULTS

@@ -17,16 +17,11 @@ QUICK = ("trial worker", "driver of a sweep", "node of a sweep", "clock back an 
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> SweepTarget:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_worker_niceness", "0")  # workers would give way to whatever else this machine does
-        return make_sweep_target(tmp_path_factory.mktemp("chaos"), train_steps=800, with_long=False)
+    return make_sweep_target(tmp_path_factory.mktemp("chaos"), train_steps=800, with_long=False)
 
 
 @pytest.mark.parametrize("fault", QUICK)
-def test_no_trial_is_lost_or_repeated(
-    fault: str, target: SweepTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_worker_niceness", "0")
+def test_no_trial_is_lost_or_repeated(fault: str, target: SweepTarget, tmp_path: Path) -> None:
     assert fault in SWEEP_FAULTS
     result = run_sweep_fault(fault, tmp_path / "disturbed", target)
     if result.impossible:
