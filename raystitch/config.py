@@ -22,6 +22,7 @@ from raystitch.trainers.ratio import parse_ratio
 from raystitch.trainers.shaped import Returns, Rewards, Weights, all_shapings, check_asked, check_shaping, settle
 
 if TYPE_CHECKING:
+    from raystitch.data.episodes import EpisodeDataset
     from raystitch.data.ref import DatasetRef
 
 _PACKAGE = Path(__file__).parent
@@ -199,7 +200,7 @@ class RunConfig:
             raise ValueError("grid is empty: name at least one algo and data")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must be distinct numbers >= 0, got seeds={list(self.seeds)}")
-        if self.evaluation.target_returns == "auto" and self.stitch.pairs.split != "value":
+        if self.evaluation.target_returns == "auto" and self.stitch.pairs.split == "return":
             raise ValueError(
                 "evaluation.target_returns: auto is what stitched episodes promise where stitch.pairs.split is value, "
                 f"got split={self.stitch.pairs.split}; give numbers"
@@ -227,6 +228,17 @@ class RunConfig:
                 f"search.scheduler: asha compares cells at evaluations during training; evaluation.every must be "
                 f"between 1 and {search.algo}.train_steps={steps}, got evaluation.every={every}"
             )
+
+    def for_dataset(self, dataset: "EpisodeDataset") -> "RunConfig":
+        """Return the run with what is ``auto`` in stitching decided for its dataset.
+
+        Raises:
+            UserError: for ``evaluation.target_returns: auto`` where pairs are then split by return.
+        """
+        try:
+            return replace(self, stitch=self.stitch.for_dataset(dataset))
+        except ValueError as error:
+            raise UserError(f"{dataset.name}: {error} or stitch.pairs.split=value") from None
 
     @property
     def dataset_ref(self) -> "DatasetRef":

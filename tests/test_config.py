@@ -1,15 +1,18 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from raystitch.buffer.config import AugmentConfig
 from raystitch.config import RunConfig, default_out, find_config, load_run_config, recorded_run_config
+from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import UserError
 from raystitch.io.config_file import load_config
 from raystitch.models.config import FitConfig
-from raystitch.stitching.config import StitchConfig
+from raystitch.stitching.config import PairConfig, StitchConfig
 
 MINIMAL = """\
 dataset: demo:pointmaze
@@ -59,8 +62,16 @@ def test_resolved_config_reads_back_equal(tmp_path: Path) -> None:
         (MINIMAL.replace("data: original", "data: orginal"), [], "mine.yaml:6: grid.0.data: input should be"),
         (MINIMAL.replace("1:1", "0:0"), [], "mine.yaml:7: grid.1: ratio 0:0"),
         (MINIMAL.replace("0.5", "-0.5"), [], "delta must be >= 0, got delta=-0.5"),
-        (MINIMAL, ["stitch.pairs.source_fraction=0.7"], "source_fraction=0.7 belongs to pairs.split: return"),
-        (MINIMAL, ["stitch.pairs.target_fraction=0.1"], "target_fraction=0.1 belongs to pairs.split: return"),
+        (
+            MINIMAL,
+            ["stitch.pairs.split=value", "stitch.pairs.source_fraction=0.7"],
+            "source_fraction=0.7 belongs to pairs.split: return",
+        ),
+        (
+            MINIMAL,
+            ["stitch.pairs.split=value", "stitch.pairs.target_fraction=0.1"],
+            "target_fraction=0.1 belongs to pairs.split: return",
+        ),
         (
             MINIMAL,
             ["stitch.pairs.split=return", "evaluation.target_returns=auto"],
@@ -127,17 +138,50 @@ def test_run_config_is_frozen(tmp_path: Path) -> None:
 
 def test_what_raystitch_wrote_before_there_was_a_split_is_by_return(tmp_path: Path) -> None:
     content = yaml.safe_load(load_run_config(write(tmp_path, MINIMAL)).to_yaml())
-    assert content["stitch"]["pairs"].pop("split") == "value"
+    assert content["stitch"]["pairs"].pop("split") == "auto"
     content["stitch"]["pairs"]["source_fraction"] = 0.7
     content["augment"] |= {"chain_rounds": 2}
     path = write(tmp_path, yaml.safe_dump(content))
     pairs = recorded_run_config(path).stitch.pairs
     assert (pairs.split, pairs.source_fraction) == ("return", 0.7)
-    with pytest.raises(UserError, match=r"source_fraction=0.7 belongs to pairs.split: return"):
-        load_run_config(path)  # a file of a user means today's defaults
+    assert load_run_config(path).stitch.pairs.split == "auto"  # a file of a user means today's defaults
     assert "split" not in recorded_run_config(path).stitch.identity()["pairs"]
-    assert StitchConfig().identity()["pairs"]["split"] == "value"
+    assert StitchConfig(pairs=PairConfig(split="value")).identity()["pairs"]["split"] == "value"
     assert "curiosity" not in StitchConfig().identity()["pairs"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "goal", "dense"),
+    [
+        ({}, "value", "return"),
+        ({"split": "value"}, "value", "value"),
+        ({"split": "return"}, "return", "return"),
+        ({"source_fraction": 0.7}, "return", "return"),
+        ({"curiosity": 2.0}, "value", "value"),
+    ],
+)
+def test_the_split_is_decided_by_the_dataset(
+    drift: EpisodeDataset, asked: dict[str, Any], goal: str, dense: str
+) -> None:
+    rewards = np.zeros_like(drift.rewards)
+    rewards[drift.offsets[1:][drift.terminated] - 1] = 1
+    pairs = PairConfig(**asked)
+    assert pairs.for_dataset(drift) == dataclasses.replace(pairs, split=dense)
+    assert pairs.for_dataset(dataclasses.replace(drift, rewards=rewards)) == dataclasses.replace(pairs, split=goal)
+
+
+def test_curiosity_is_no_part_of_a_split_by_return() -> None:
+    for asked in ({"split": "return"}, {"source_fraction": 0.7}):
+        with pytest.raises(ValueError, match=r"curiosity=2.0 belongs to pairs.split: value"):
+            PairConfig(curiosity=2.0, **asked)  # pyright: ignore[reportArgumentType]
+
+
+def test_what_episodes_promise_is_not_asked_for_where_pairs_are_then_split_by_return(
+    drift: EpisodeDataset, tmp_path: Path
+) -> None:
+    config = load_run_config(write(tmp_path, MINIMAL), ["evaluation.target_returns=auto"])
+    with pytest.raises(UserError, match=r"drift: .* got split=return; give numbers or stitch\.pairs\.split=value"):
+        config.for_dataset(drift)
 
 
 def test_curiosity_wants_a_second_round(tmp_path: Path) -> None:

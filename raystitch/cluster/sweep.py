@@ -40,7 +40,7 @@ from raystitch.pipeline.trials.cost import print_plan
 from raystitch.pipeline.trials.figures import write_figures
 from raystitch.pipeline.trials.groups import group_trials
 from raystitch.pipeline.trials.plan import plan, result_rows
-from raystitch.pipeline.trials.preflight import check_out, check_run, check_stages, nearest
+from raystitch.pipeline.trials.preflight import Checked, check_out, check_run, check_stages, nearest
 from raystitch.pipeline.trials.run import LOCK_FILE
 from raystitch.pipeline.trials.run_folder import RESULTS_FILE, other_rows, write_config
 from raystitch.pipeline.trials.search import search_rows, with_chosen
@@ -78,11 +78,11 @@ def run_sweep(
     """
     folder = _folder(default_out(config) if out is None else out)
     config = replace(config, dataset=config.dataset_ref.absolute().ref)
-    if dry_run:
-        print_plan(config, folder)
     with ExitStack() as stack:
-        dataset = _checked(config, folder, address, stack)
+        checked = _checked(config, folder, address, stack)
+        config, dataset = checked.config, checked.dataset
         if dry_run:
+            print_plan(config, folder)
             say("nothing stands in the way of this run")
             return folder
         stack.enter_context(_alone(folder))
@@ -90,8 +90,8 @@ def run_sweep(
         return _run(config, folder, dataset, address, allow_failed, stack)
 
 
-def _checked(config: RunConfig, folder: Path, address: str | None, stack: ExitStack) -> EpisodeDataset:
-    """Return the dataset of a run that nothing refuses, and connect to the cluster that it names.
+def _checked(config: RunConfig, folder: Path, address: str | None, stack: ExitStack) -> Checked:
+    """Return a run that nothing refuses with its dataset, and connect to the cluster that it names.
 
     Raises:
         UserError, RunError: for the first thing that refuses it.
@@ -108,7 +108,7 @@ def _checked(config: RunConfig, folder: Path, address: str | None, stack: ExitSt
         checked = check_run(config, folder)
     for note in checked.notes:
         say(f"note: {note}")
-    return checked.dataset
+    return checked
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""Returns over flat columns.
+"""Returns over flat columns, and whether the aim is one that few steps reach.
 
 Legend: N transitions, E episodes.
 """
@@ -6,7 +6,12 @@ Legend: N transitions, E episodes.
 import numpy as np
 from numpy.typing import NDArray
 
-from raystitch.data.episodes import Floats, Ints
+from raystitch.data.episodes import EpisodeDataset, Floats, Ints
+
+GOAL_SHARE = 0.99
+"""Share of the terminated episodes that end with the largest reward there is, from which on termination is a goal."""
+USUAL_SHARE = 0.9
+"""Share of the transitions that give the same reward, from which on another reward is rare."""
 
 
 def returns_to_go(rewards: Floats, offsets: Ints) -> Floats:
@@ -50,3 +55,26 @@ def discounted_before(rewards: Floats, gamma: float) -> tuple[NDArray[np.float64
     there; float64 [T + 1] each."""
     discounts = gamma ** np.arange(len(rewards) + 1, dtype=np.float64)
     return np.concatenate([[0.0], np.cumsum(rewards * discounts[:-1])]), discounts
+
+
+def is_goal_task(dataset: EpisodeDataset) -> bool:
+    """Return True if to terminate is the aim: terminated episodes end with the largest reward, which is rare."""
+    ended = np.flatnonzero(dataset.terminated & (dataset.lengths > 0))
+    if not len(ended):
+        return False
+    best = dataset.rewards.max()
+    last = dataset.rewards[dataset.offsets[ended + 1] - 1]
+    return bool((last == best).mean() >= GOAL_SHARE and (dataset.rewards == best).mean() < 0.5)
+
+
+def has_rare_aim(dataset: EpisodeDataset) -> bool:
+    """Return True if few steps reach what counts: episodes terminate there, or nearly all rewards are the same.
+
+    Where every step costs the same, the end of it is what counts.
+    """
+    if is_goal_task(dataset):
+        return True
+    reward, count = np.unique(dataset.rewards, return_counts=True)
+    if len(count) == 1:
+        return bool(reward[0] < 0 and dataset.terminated.any())
+    return bool(count.max(initial=0) >= USUAL_SHARE * max(1, count.sum()))

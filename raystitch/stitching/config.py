@@ -1,10 +1,13 @@
 """Settings of the stitching stages; imports no torch."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from raystitch.models.calibration import check_delta
+
+if TYPE_CHECKING:
+    from raystitch.data.episodes import EpisodeDataset
 
 SOURCE_FRACTION, TARGET_FRACTION = 0.5, 0.3
 """Shares of the episodes that are sources and targets where they are split by return."""
@@ -19,7 +22,9 @@ class PairConfig:
             ``successor`` (targets nearest to the source's own later states), ``distance`` (targets within the reachable
             gaps by the temporal-distance embedding, ranked by value gain).
         split: ``value``: any state may be left, and any entered from which more is promised; what states are worth
-            travels through the rounds. ``return`` (the paper): episodes are split by their whole returns.
+            travels through the rounds. ``return`` (the paper): episodes are split by their whole returns. ``auto``:
+            ``value`` where the aim is rare (episodes terminate at it, or nearly all rewards are the same) or
+            ``curiosity`` is asked for, ``return`` elsewhere and where a fraction is given.
         source_fraction: of split ``return``: sources come from this share of episodes with the lowest returns.
         target_fraction: of split ``return``: targets come from this share of episodes with the highest returns; of
             those, where returns are tied, from the ones above the median source.
@@ -44,7 +49,7 @@ class PairConfig:
     """What files say that were written before there was a key for it."""
 
     mode: Literal["random", "imagine", "successor", "distance"] = "successor"
-    split: Literal["value", "return"] = "value"
+    split: Literal["auto", "value", "return"] = "auto"
     source_fraction: float = SOURCE_FRACTION
     target_fraction: float = TARGET_FRACTION
     source_cut: Literal["any", "ends"] = "any"
@@ -62,7 +67,7 @@ class PairConfig:
         for name in ("novelty", "curiosity"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be >= 0 and finite, got {name}={getattr(self, name)}")
-        if self.curiosity and self.split != "value":
+        if self.curiosity and self._split_asked == "return":
             raise ValueError(
                 f"curiosity={self.curiosity} belongs to pairs.split: value, whose rounds know which states were entered"
             )
@@ -81,6 +86,27 @@ class PairConfig:
                 raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")
         if self.max_target_reuse < 0:
             raise ValueError(f"max_target_reuse must be >= 0, got max_target_reuse={self.max_target_reuse}")
+
+    @property
+    def _split_asked(self) -> str:
+        """The split, where ``auto`` is decided by the fractions that only ``return`` has."""
+        usual = (self.source_fraction, self.target_fraction) == (SOURCE_FRACTION, TARGET_FRACTION)
+        return self.split if self.split != "auto" or usual else "return"
+
+    @property
+    def split_text(self) -> str:
+        """The split that ``auto`` came to, with the reason, for the user."""
+        why = "the aim is rare" if self.split == "value" else "episodes differ in what they return all along"
+        return f"pairs.split: auto is {self.split} here ({why})"
+
+    def for_dataset(self, dataset: "EpisodeDataset") -> "PairConfig":
+        """Return these settings with ``split: auto`` decided for a dataset, its rewards as they were recorded."""
+        split = self._split_asked
+        if split == "auto":
+            from raystitch.data.returns import has_rare_aim  # imports numpy
+
+            split = "value" if self.curiosity or has_rare_aim(dataset) else "return"
+        return self if split == self.split else replace(self, split=split)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +281,10 @@ class StitchConfig:
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     repair: RepairConfig = field(default_factory=RepairConfig)
     qualify: QualifyConfig = field(default_factory=QualifyConfig)
+
+    def for_dataset(self, dataset: "EpisodeDataset") -> "StitchConfig":
+        """Return these settings with what is ``auto`` decided for a dataset."""
+        return replace(self, pairs=self.pairs.for_dataset(dataset))
 
     def identity(self) -> dict[str, Any]:
         """Return the settings as part of what identifies a buffer or a trial.

@@ -73,10 +73,10 @@ class Pools:
         state_values: StateValues | None = None,
         rewards: RewardConfig = RECORDED,
     ) -> None:
+        self.config = config = config.for_dataset(dataset)
         self.dataset = dataset = dataset if chain is not None else shape_dataset(dataset, rewards)
         self.chain = chain
         self.bundle = bundle
-        self.config = config
         self.gap_min = bundle.config.diffusion.gap_min
         if not bundle.normalizer.active.any():
             raise UserError(f"{dataset.name}: every observation dimension is constant, so no state is near another")

@@ -36,7 +36,7 @@ from raystitch.pipeline.generate.opening import planned_meta
 from raystitch.pipeline.trials.preflight import check_judged
 from raystitch.shaping.config import RewardConfig
 from raystitch.stitching.candidates import Candidates
-from raystitch.stitching.config import QualifyConfig, StitchConfig
+from raystitch.stitching.config import PairConfig, QualifyConfig, StitchConfig
 from raystitch.stitching.stitcher import Stitcher
 
 NEW = ("residuals", "spreads")
@@ -126,7 +126,9 @@ def test_generation_goes_on_in_the_schema_that_it_began_with(
 ) -> None:
     """What is there stays; the new shards are those of a buffer that was schema 2 throughout."""
     bundle = fit_bundle(drift, tiny_fit, device="cpu")
-    stitch = StitchConfig(qualify=QualifyConfig(delta="off", termination_max=None, value_check=False))
+    stitch = StitchConfig(
+        pairs=PairConfig(split="value"), qualify=QualifyConfig(delta="off", termination_max=None, value_check=False)
+    )
     few, many = (AugmentConfig(num_bridges=number, pairs_per_shard=8) for number in (10, 30))
     meta = planned_meta(drift, bundle, stitch, few, 0)
     create_buffer(tmp_path / "old", replace(meta, schema_version=2))

@@ -1,9 +1,12 @@
-"""Returns against a plain loop."""
+"""Returns against a plain loop, and where the aim is rare."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from raystitch.data.returns import discounted_before, discounted_returns, returns_to_go
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.data.returns import discounted_before, discounted_returns, has_rare_aim, is_goal_task, returns_to_go
 
 OFFSETS = np.array([0, 4, 4, 5, 12], np.int64)
 REWARDS = np.random.default_rng(0).normal(size=12).astype(np.float32)
@@ -44,3 +47,29 @@ def test_discounted_before_is_what_was_collected() -> None:
     collected, discounts = discounted_before(np.array([1.0, 2.0, 4.0], np.float32), 0.5)
     np.testing.assert_allclose(collected, [0, 1, 2, 3])
     np.testing.assert_allclose(discounts, [1, 0.5, 0.25, 0.125])
+
+
+def test_termination_is_a_goal_where_it_ends_with_the_rare_best_reward(drift: EpisodeDataset) -> None:
+    last = drift.offsets[1:][drift.terminated] - 1
+    rewards = np.full_like(drift.rewards, -1)
+    rewards[last] = 0
+    reached = replace(drift, rewards=rewards)
+    assert is_goal_task(reached) and has_rare_aim(reached)
+    assert not is_goal_task(replace(reached, terminated=reached.terminated & False))
+    assert not is_goal_task(replace(reached, rewards=np.ones_like(rewards)))
+    fallen = rewards.copy()
+    fallen[last] = -5
+    assert not is_goal_task(replace(reached, rewards=fallen))
+
+
+def test_the_aim_is_rare_where_nearly_all_rewards_are_the_same(drift: EpisodeDataset) -> None:
+    assert not has_rare_aim(drift)
+    rewards = np.zeros_like(drift.rewards)
+    cut = replace(drift, terminated=drift.terminated & False, rewards=rewards)
+    assert not has_rare_aim(cut), "nothing is aimed at"
+    costly = replace(drift, rewards=rewards - 1)
+    assert has_rare_aim(costly) and not has_rare_aim(replace(costly, terminated=cut.terminated))
+    for share, rare in ((0.05, True), (0.2, False)):
+        rewards = np.zeros_like(drift.rewards)
+        rewards[: int(share * len(rewards))] = 1
+        assert has_rare_aim(replace(cut, rewards=rewards)) == rare

@@ -27,7 +27,7 @@ from raystitch.pipeline.trials.figures import write_figures
 from raystitch.stitching.config import PairConfig, QualifyConfig, StitchConfig
 
 STITCH = StitchConfig(
-    pairs=PairConfig(terminal_margin=2, value_check=False),
+    pairs=PairConfig(split="value", terminal_margin=2, value_check=False),
     qualify=QualifyConfig(delta="off", termination_max=None, value_check=False),
 )
 CONFIG = AugmentConfig(num_bridges=60, pairs_per_shard=20, bridges_per_round=20)
@@ -172,7 +172,7 @@ def test_a_plan_says_the_rounds_and_counts_them(tmp_path: Path, capsys: pytest.C
     assert "20,000 bridges; into" in text
     two, text = plan_of(tmp_path, capsys, **size, chain_rounds=2)
     assert "20,000 bridges in 3 rounds; into" in text
-    most, text = plan_of(tmp_path, capsys, **size)
+    most, text = plan_of(tmp_path, capsys, **size, split="value")
     assert "20,000 bridges in at most 20 rounds; into" in text
     assert none < two < most
     by_return, text = plan_of(tmp_path, capsys, **size, split="return")

@@ -78,7 +78,7 @@ def test_a_run_made_anew_in_its_folder_is_trained_on_what_is_there_now(
     assert seen[0] != seen[2] and seen[1] != seen[3]
 
 
-BY_VALUE = replace(STITCH, pairs=PairConfig())
+BY_VALUE = replace(STITCH, pairs=PairConfig(split="value"))
 ROUNDS = AugmentConfig(num_bridges=16, pairs_per_shard=8, bridges_per_round=4)
 
 

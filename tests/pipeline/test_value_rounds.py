@@ -29,7 +29,6 @@ from raystitch.pipeline.generate.augment import augment_local, shard_seeds
 from raystitch.pipeline.generate.knowledge import Knowledge, recorded_values
 from raystitch.pipeline.generate.ledger import Ledger
 from raystitch.pipeline.generate.progress import AugmentProgress
-from raystitch.pipeline.generate.reach import is_goal_task
 from raystitch.stitching.config import PairConfig, QualifyConfig, StitchConfig
 from raystitch.stitching.joining import chained_joins
 from raystitch.stitching.pairs import SourceIndex
@@ -37,7 +36,8 @@ from raystitch.stitching.values import StateValues
 
 KINDS, PER_KIND = "ABC", 10
 STITCH = StitchConfig(
-    pairs=PairConfig(terminal_margin=2, max_target_reuse=0), qualify=QualifyConfig(delta=0.01, termination_max=None)
+    pairs=PairConfig(split="value", terminal_margin=2, max_target_reuse=0),
+    qualify=QualifyConfig(delta=0.01, termination_max=None),
 )
 BY_RETURN = replace(STITCH, pairs=replace(STITCH.pairs, split="return"))
 CONFIG = AugmentConfig(num_bridges=60, pairs_per_shard=10, bridges_per_round=15)
@@ -320,15 +320,6 @@ def test_joins_are_chained_by_the_same_rules(line: EpisodeDataset, bundle: Bundl
     assert links.depth.max() > 0
     few = chained_joins(line, bundle, STITCH, known, seeds_of, count=50, per_round=40)
     assert len(few) == 50
-
-
-def test_termination_is_a_goal_where_it_ends_with_the_rare_best_reward(line: EpisodeDataset) -> None:
-    assert is_goal_task(line)
-    assert not is_goal_task(replace(line, terminated=line.terminated & False))
-    assert not is_goal_task(replace(line, rewards=np.ones_like(line.rewards)))
-    fallen = line.rewards.copy()
-    fallen[line.offsets[1:] - 1] = -5
-    assert not is_goal_task(replace(line, rewards=fallen))
 
 
 def test_constant_data_are_refused_before_the_search_for_starts(

@@ -22,7 +22,8 @@ SEEDS = np.arange(64) + 1000
 
 
 def configured(mode: str, micro_batch: int = 256, **pairs: Any) -> StitchConfig:
-    settings: dict[str, Any] = {"mode": mode, "terminal_margin": 3, "max_target_reuse": 0, "num_tries": 3} | pairs
+    usual = {"split": "value", "terminal_margin": 3, "max_target_reuse": 0, "num_tries": 3}
+    settings: dict[str, Any] = {"mode": mode} | usual | pairs
     return StitchConfig(pairs=PairConfig(**settings), sampler=SamplerConfig(num_steps=2, micro_batch=micro_batch))
 
 

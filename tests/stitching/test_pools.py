@@ -12,6 +12,7 @@ from raystitch.stitching.pools import Pools, States
 from raystitch.stitching.values import fitted_values
 
 SEEDS = np.arange(500)
+BY_VALUE = PairConfig(split="value")
 
 
 def sources(pools: Pools, tries: int = 4) -> States:
@@ -124,14 +125,14 @@ def test_all_constant_observations_are_refused(world: EpisodeDataset, bundle: Bu
 def test_the_split_by_value_does_not_send_people_to_fractions(world: EpisodeDataset, bundle: Bundle) -> None:
     fallen = replace(world, terminated=np.ones(world.num_episodes, np.bool_))
     with pytest.raises(UserError, match=r"no state to leave in the 60 source episodes: 60 terminate") as raised:
-        Pools(fallen, bundle, PairConfig(terminal_margin=100))
+        Pools(fallen, bundle, PairConfig(split="value", terminal_margin=100))
     assert "fraction" not in str(raised.value)
     with pytest.raises(UserError, match=r"stitching needs two \(add episodes\)"):
-        Pools(world.subset(np.array([1])), bundle, PairConfig())
+        Pools(world.subset(np.array([1])), bundle, BY_VALUE)
 
 
 def test_by_value_any_state_may_be_left_and_entered(world: EpisodeDataset, bundle: Bundle) -> None:
-    pools = Pools(world, bundle, PairConfig(terminal_margin=1))
+    pools = Pools(world, bundle, PairConfig(split="value", terminal_margin=1))
     known = pools.state_values
     assert known is not None and known.num_rounds == 0
     assert len(pools.targets.episode) == world.num_transitions
@@ -153,20 +154,20 @@ def test_by_value_any_state_may_be_left_and_entered(world: EpisodeDataset, bundl
 
 
 def test_states_left_in_vain_are_not_drawn_unless_all_were(world: EpisodeDataset, bundle: Bundle) -> None:
-    known = Pools(world, bundle, PairConfig()).state_values
+    known = Pools(world, bundle, BY_VALUE).state_values
     assert known is not None
     kept = np.zeros(len(known.value), np.bool_)
     kept[world.obs_offsets[[0, 3]] + 1] = True
-    pools = Pools(world, bundle, PairConfig(), state_values=replace(known, failed=~kept))
+    pools = Pools(world, bundle, BY_VALUE, state_values=replace(known, failed=~kept))
     drawn = sources(pools)
     assert set(drawn.episode.ravel().tolist()) == {0, 3}
     assert (drawn.step == 1).all()
-    everything = Pools(world, bundle, PairConfig(), state_values=replace(known, failed=np.ones_like(kept)))
-    assert len(everything.source_episodes) == len(Pools(world, bundle, PairConfig()).source_episodes)
+    everything = Pools(world, bundle, BY_VALUE, state_values=replace(known, failed=np.ones_like(kept)))
+    assert len(everything.source_episodes) == len(Pools(world, bundle, BY_VALUE).source_episodes)
 
 
 def test_starts_are_the_states_within_a_step_or_the_nearest(world: EpisodeDataset, bundle: Bundle) -> None:
-    known = Pools(world, bundle, PairConfig()).state_values
+    known = Pools(world, bundle, BY_VALUE).state_values
     assert known is not None
     here = world.observations[[5, 40]]
     ends = world.observations[world.obs_offsets[1:] - 1]

@@ -27,6 +27,7 @@ def planned_meta(
         UserError: another dataset than the bundle's, or settings that do not suit it.
     """
     bundle.check_dataset(dataset)
+    stitch_config = stitch_config.for_dataset(dataset)
     config.check(stitch_config.pairs)
     Stitcher(bundle, stitch_config)  # refuses what does not fit before anything is written
     return BufferMeta(
@@ -80,7 +81,7 @@ def open_ledger(
         path=path,
         dataset=dataset,
         bundle=bundle,
-        pairs=stitch_config.pairs,
+        pairs=meta.stitch.pairs,
         augment=meta.augment,
         starts=began.starts_array,
     )
@@ -96,6 +97,8 @@ def open_ledger(
         ledger.note(f"{storage.where()}: {LAST_WINS} ({why})")
     if version in LACKS:
         ledger.note(f"{storage.where()} goes on in {LACKS[version]}; a new --out holds them")
+    if stitch_config.pairs.split == "auto":
+        ledger.note(meta.stitch.pairs.split_text)
     ledger.discard_damaged()
     ledger.report()
     return ledger

@@ -10,22 +10,11 @@ from raystitch.buffer.bridges import BridgeSet, MappedBridges
 from raystitch.buffer.episodes import rebuild
 from raystitch.buffer.reach_file import GOAL, Reach
 from raystitch.data.episodes import EpisodeDataset, Ints
+from raystitch.data.returns import is_goal_task
 from raystitch.stitching.links import RECORD
 from raystitch.stitching.values import StateValues
 
 TOP_DECILE = 0.9
-GOAL_SHARE = 0.99
-"""Share of the terminated episodes that end with the largest reward there is, from which on termination is a goal."""
-
-
-def is_goal_task(dataset: EpisodeDataset) -> bool:
-    """Return True if to terminate is the aim: terminated episodes end with the largest reward, which is rare."""
-    ended = np.flatnonzero(dataset.terminated & (dataset.lengths > 0))
-    if not len(ended):
-        return False
-    best = dataset.rewards.max()
-    last = dataset.rewards[dataset.offsets[ended + 1] - 1]
-    return bool((last == best).mean() >= GOAL_SHARE and (dataset.rewards == best).mean() < 0.5)
 
 
 def measure_reach(known: StateValues, accepted: MappedBridges) -> Reach:

@@ -44,9 +44,11 @@ class Checked:
     """A run that nothing refuses.
 
     Attributes:
+        config: its settings, with what is ``auto`` decided for the dataset.
         notes: what is odd, one line each.
     """
 
+    config: RunConfig
     dataset: EpisodeDataset
     notes: list[str]
 
@@ -61,14 +63,17 @@ def check_run(config: RunConfig, folder: Path) -> Checked:
     check_search(config.search)
     selected = config.dataset_ref.load_selected()
     dataset = selected.dataset
+    asked, config = config, config.for_dataset(dataset)
     check_evaluation(dataset, config.evaluation)
     notes = [*selected.lines, *check_suitable(dataset), *_weight_notes(config, dataset)]
+    if asked.stitch.pairs.split == "auto":
+        notes.append(config.stitch.pairs.split_text)
     for shaping in _shapings(config):
         check_rewards(shaping.rewards, dataset)
     _check_algorithms(config, dataset)
     check_stages(config, folder, dataset)
     require_space(folder, buffer_bytes(config.augment.num_bridges, config.fit.diffusion.gap_min, dataset))
-    return Checked(dataset=dataset, notes=notes)
+    return Checked(config=config, dataset=dataset, notes=notes)
 
 
 def check_stages(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> None:
