@@ -85,6 +85,15 @@ class Reach:
             "which far goals are worth nothing"
         )
 
+    @property
+    def proposal(self) -> str:
+        """The ratio and the target return for training that follow from the data alone; empty where nothing is
+        reached."""
+        if not self.share:
+            return ""
+        ratio, why = ("1:1", "records lead there too") if self.own_share else ("0:1", "no record leads there")
+        return f"proposed for training: ratio {ratio} ({why}), target return {self.promised:.4g}"
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         return asdict(self)

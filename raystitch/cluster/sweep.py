@@ -267,8 +267,7 @@ def _say_reach(buffer: Buffer) -> None:
     """Says before anything is trained what the stitched episodes reach, and warns where that is nothing."""
     for found in read_reach(buffer.uri)[-1:]:
         say(f"augment: {found}")
-        if not found.share:
-            say(f"warning: {found.remedy}")
+        say(f"augment: {found.proposal}" if found.share else f"warning: {found.remedy}")
 
 
 def _search(config: RunConfig, folder: Path, inputs: InputHashes, resources: ResourceConfig) -> RunConfig:

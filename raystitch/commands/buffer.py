@@ -115,8 +115,7 @@ def _print_reach(entries: list[dict[str, Any]], problem: str | None) -> None:
         f"reaches the {last.goal}; medians of the best episodes; at the settings of generation"
     )
     print(table(COLUMNS, [found.cells for found in rounds]))
-    if not last.share:
-        print(f"warning: {last.remedy}")
+    print(last.proposal if last.share else f"warning: {last.remedy}")
 
 
 def _plural(count: int, what: str) -> str:

@@ -41,12 +41,17 @@ def reach(run: RunFiles) -> str:
 
 def _sentence(last: Reach) -> str:
     if not last.share:
-        return last.remedy[0].upper() + last.remedy[1:] + "."
+        return f"{_capital(last.remedy)}."
     return (
         f"From {100 * last.share:.0f} % of {last.num_starts} start states a stitched episode reaches the {last.goal} "
         f"(a recorded one from {100 * last.own_share:.0f} %); it promises a return of {last.promised:.4g} in "
-        f"{last.steps:.0f} steps, where their own records have {last.own:.4g}."
+        f"{last.steps:.0f} steps, where their own records have {last.own:.4g}. {_capital(last.proposal)}, before "
+        "anything was evaluated."
     )
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _picture(tables: Mapping[str, pa.Table]) -> str:

@@ -123,9 +123,16 @@ def test_buffer_info_shows_every_round_and_warns_where_nothing_is_reached(
     assert "8 50 % 0 % -217.5 -1970 218 12 4,897 4,005" in rows
     assert "reach of 64 start states: the share from which a stitched episode, or a record, reaches the goal" in text
     assert "warning: no stitched episode leads from a start state to the goal" in text
+    assert "proposed" not in text
     (folder / REACH_FILE).write_text("{")
     assert main(["buffer", "info", str(folder)]) == 0
     assert "reach.json is damaged; run `raystitch augment`" in capsys.readouterr().out
+
+
+def test_what_is_proposed_for_training_follows_from_what_is_reached(folder: Path) -> None:
+    assert entry(9).proposal == "proposed for training: ratio 0:1 (no record leads there), target return -217.5"
+    assert "ratio 1:1 (records lead there too)" in replace(entry(9), own_share=0.1).proposal
+    assert entry(9, share=0.0).proposal == ""
 
 
 def test_figures_hold_the_most_promising_episode_piece_by_piece(
