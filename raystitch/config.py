@@ -200,10 +200,10 @@ class RunConfig:
             raise ValueError("grid is empty: name at least one algo and data")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must be distinct numbers >= 0, got seeds={list(self.seeds)}")
-        if self.evaluation.target_returns == "auto" and self.stitch.pairs.split == "return":
+        if self.evaluation.target_returns == "auto" and self.stitch.pairs.split_asked == "return":
             raise ValueError(
                 "evaluation.target_returns: auto is what stitched episodes promise where stitch.pairs.split is value, "
-                f"got split={self.stitch.pairs.split}; give numbers"
+                "got split=return; give numbers"
             )
         self.augment.check(self.stitch.pairs)
         self._check_search()
@@ -235,10 +235,13 @@ class RunConfig:
         Raises:
             UserError: for ``evaluation.target_returns: auto`` where pairs are then split by return.
         """
-        try:
-            return replace(self, stitch=self.stitch.for_dataset(dataset))
-        except ValueError as error:
-            raise UserError(f"{dataset.name}: {error} or stitch.pairs.split=value") from None
+        stitch = self.stitch.for_dataset(dataset)
+        if self.evaluation.target_returns == "auto" and stitch.pairs.split == "return":
+            raise UserError(
+                f"{dataset.name}: evaluation.target_returns: auto is what stitched episodes promise where "
+                "stitch.pairs.split is value, and auto chose return; give numbers or set stitch.pairs.split=value"
+            )
+        return replace(self, stitch=stitch)
 
     @property
     def dataset_ref(self) -> "DatasetRef":

@@ -170,6 +170,14 @@ def test_the_split_is_decided_by_the_dataset(
     assert pairs.for_dataset(dataclasses.replace(drift, rewards=rewards)) == dataclasses.replace(pairs, split=goal)
 
 
+def test_the_user_is_told_why(drift: EpisodeDataset) -> None:
+    told = [
+        PairConfig(**asked).split_text(PairConfig(**asked).for_dataset(drift)) for asked in ({}, {"curiosity": 2.0})
+    ]
+    assert told[0] == "pairs.split: auto chose return (rewards are not sparse)"
+    assert told[1] == "pairs.split: auto chose value (which other settings of pairs ask for)"
+
+
 def test_curiosity_is_no_part_of_a_split_by_return() -> None:
     for asked in ({"split": "return"}, {"source_fraction": 0.7}):
         with pytest.raises(ValueError, match=r"curiosity=2.0 belongs to pairs.split: value"):
@@ -180,7 +188,10 @@ def test_what_episodes_promise_is_not_asked_for_where_pairs_are_then_split_by_re
     drift: EpisodeDataset, tmp_path: Path
 ) -> None:
     config = load_run_config(write(tmp_path, MINIMAL), ["evaluation.target_returns=auto"])
-    with pytest.raises(UserError, match=r"drift: .* got split=return; give numbers or stitch\.pairs\.split=value"):
+    with pytest.raises(
+        UserError,
+        match=r"drift: .*target_returns: auto .* auto chose return; give numbers or set stitch\.pairs\.split=value",
+    ):
         config.for_dataset(drift)
 
 

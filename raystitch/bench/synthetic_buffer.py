@@ -23,7 +23,7 @@ from raystitch.buffer.shard_file import write_shard
 from raystitch.data.episodes import EpisodeDataset, Ints
 from raystitch.io.storage import Storage
 from raystitch.models.calibration import Calibration
-from raystitch.stitching.config import QualifyConfig, StitchConfig
+from raystitch.stitching.config import PairConfig, QualifyConfig, StitchConfig
 
 LARGEST_GAP = 25
 """Bridges have 2 to 26 transitions, 14 on average."""
@@ -52,7 +52,10 @@ def make_buffer(
         action_high=tuple(dataset.action_high.tolist()),
         env=dataset.env,
         calibration=Calibration(gaps, levels, tables).to_json(),
-        stitch=StitchConfig(qualify=QualifyConfig(delta=DELTA, termination_max=None, value_check=False)),
+        stitch=StitchConfig(
+            pairs=PairConfig(split="return"),
+            qualify=QualifyConfig(delta=DELTA, termination_max=None, value_check=False),
+        ),
         augment=AugmentConfig(num_bridges=num_bridges, pairs_per_shard=rows_per_shard),
         seed=seed,
     )

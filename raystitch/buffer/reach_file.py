@@ -14,6 +14,8 @@ from raystitch.io.storage import Storage
 
 REACH_FILE = "reach.json"
 GOAL = "goal"
+RARE_SHARE = 0.1
+"""Share of the start states below which recorded episodes hardly ever reach the goal."""
 COLUMNS = (
     "rounds",
     "reached",
@@ -77,22 +79,23 @@ class Reach:
         ]
 
     @property
-    def remedy(self) -> str:
-        """The advice where no stitched episode from a start state reaches anything."""
-        return (
-            f"no stitched episode leads from a start state to the {self.goal}, so a policy trained on them will hardly "
-            "do better: raise augment.num_bridges or augment.bridges_per_round, fit longer, or raise fit.gamma, below "
-            "which far goals are worth nothing"
-        )
-
-    @property
-    def proposal(self) -> str:
-        """The ratio and the target return for training that follow from the data alone; empty where nothing is
-        reached."""
+    def advice(self) -> str:
+        """The advice for training that follows from the data alone, one line: a warning where no stitched episode from
+        a start state gets there; empty where there is none to give."""
         if not self.share:
+            return (
+                f"warning: no stitched episode leads from a start state to the {self.goal}, so a policy trained on "
+                "them will hardly do better: raise augment.num_bridges or augment.bridges_per_round, fit longer, or "
+                "raise fit.gamma, below which far goals are worth nothing"
+            )
+        if self.goal != GOAL:
             return ""
-        ratio, why = ("1:1", "records lead there too") if self.own_share else ("0:1", "no record leads there")
-        return f"proposed for training: ratio {ratio} ({why}), target return {self.promised:.4g}"
+        rare = self.own_share < RARE_SHARE
+        return (
+            f"from the data alone: train at ratio {'0:1' if rare else '1:1'} (recorded episodes "
+            f"{'hardly ever ' * rare}lead there{' too' * (not rare)}), a Decision Transformer with target return "
+            f"{self.promised:.4g}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""

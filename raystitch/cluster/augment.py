@@ -85,6 +85,7 @@ def augment(
     bundle = load_once(bundle_dir, "cpu")
     metrics = AugmentMetrics(str(out))
     ledger = open_ledger(trajectories, bundle, stitch_config, config, out, seed, metrics.watch(progress))
+    stitch_config = stitch_config.for_dataset(trajectories)
     while True:
         if not ledger.done:
             with ensure_ray(address):

@@ -36,7 +36,7 @@ from raystitch.models.bundle import Bundle
 from raystitch.models.fit import existing_fit, load_once
 from raystitch.pipeline.potential import write_potential
 from raystitch.pipeline.study.generalise import study_run
-from raystitch.pipeline.trials.cost import print_plan
+from raystitch.pipeline.trials.cost import print_estimate, print_plan
 from raystitch.pipeline.trials.figures import write_figures
 from raystitch.pipeline.trials.groups import group_trials
 from raystitch.pipeline.trials.plan import plan, result_rows
@@ -83,6 +83,7 @@ def run_sweep(
         config, dataset = checked.config, checked.dataset
         if dry_run:
             print_plan(config, folder)
+            print_estimate(config, dataset)
             say("nothing stands in the way of this run")
             return folder
         stack.enter_context(_alone(folder))
@@ -264,10 +265,11 @@ def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple
 
 
 def _say_reach(buffer: Buffer) -> None:
-    """Says before anything is trained what the stitched episodes reach, and warns where that is nothing."""
+    """Says before anything is trained what the stitched episodes reach, and what follows for training."""
     for found in read_reach(buffer.uri)[-1:]:
         say(f"augment: {found}")
-        say(f"augment: {found.proposal}" if found.share else f"warning: {found.remedy}")
+        if found.advice:
+            say(found.advice)
 
 
 def _search(config: RunConfig, folder: Path, inputs: InputHashes, resources: ResourceConfig) -> RunConfig:

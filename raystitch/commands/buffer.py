@@ -97,11 +97,12 @@ def _info(args: argparse.Namespace) -> None:
     columns = ["round", "candidates", "pairs", "accepted", "first attempts", "rescued by repair", "chained"]
     print(table(columns, [_of_round(counts) for counts in found["rounds"]]))
     _print_reach(found["reach"], found["reach_problem"])
+    print(f"pairs split by {found['stitch']['pairs']['split']}")
     print("settings that are not the defaults: " + (", ".join(_settings(found)) or "none"))
 
 
 def _print_reach(entries: list[dict[str, Any]], problem: str | None) -> None:
-    """Print the reach of every round, and a warning where it is none."""
+    """Print the reach of every round, and what follows for training."""
     from raystitch.buffer.reach_file import COLUMNS, Reach
 
     if problem is not None:
@@ -115,7 +116,8 @@ def _print_reach(entries: list[dict[str, Any]], problem: str | None) -> None:
         f"reaches the {last.goal}; medians of the best episodes; at the settings of generation"
     )
     print(table(COLUMNS, [found.cells for found in rounds]))
-    print(last.proposal if last.share else f"warning: {last.remedy}")
+    if last.advice:
+        print(last.advice)
 
 
 def _plural(count: int, what: str) -> str:
@@ -149,12 +151,14 @@ def _limited(kind: str, entries: list[str], hint: str) -> list[str]:
 def _settings(found: dict[str, Any]) -> list[str]:
     """``stitch.sampler.num_steps=20`` and so on, for all settings that differ from their defaults."""
     from raystitch.buffer.config import AugmentConfig
-    from raystitch.stitching.config import StitchConfig
+    from raystitch.stitching.config import PairConfig, StitchConfig
 
+    split = found["stitch"]["pairs"]["split"]  # of what is ``auto`` the buffer says what was decided
+    usual = StitchConfig(pairs=PairConfig(split=split)), AugmentConfig().resolved(split == "value")
     return [
         f"{name}{line}"
-        for name, usual in (("stitch", StitchConfig()), ("augment", AugmentConfig()))
-        for line in _changed(asdict(usual), found[name])
+        for name, settings in zip(("stitch", "augment"), usual, strict=True)
+        for line in _changed(asdict(settings), found[name])
     ]
 
 

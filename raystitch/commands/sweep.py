@@ -29,7 +29,7 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the plan and an estimate of its cost, run every check that could refuse the sweep, then stop",
+        help="run every check that could refuse the sweep, print the plan and what it will take, then stop",
     )
     parser.add_argument(
         "--allow-failed",

@@ -1,4 +1,4 @@
-"""Returns over flat columns, and whether the aim is one that few steps reach.
+"""Returns over flat columns, and whether rewards are sparse.
 
 Legend: N transitions, E episodes.
 """
@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from raystitch.data.episodes import EpisodeDataset, Floats, Ints
 
 GOAL_SHARE = 0.99
-"""Share of the terminated episodes that end with the largest reward there is, from which on termination is a goal."""
+"""Least share of the terminated episodes that end with the largest reward there is, for termination to be a goal."""
 USUAL_SHARE = 0.9
-"""Share of the transitions that give the same reward, from which on another reward is rare."""
+"""Least share of the transitions that give the same reward, for rewards to be sparse."""
 
 
 def returns_to_go(rewards: Floats, offsets: Ints) -> Floats:
@@ -67,14 +67,15 @@ def is_goal_task(dataset: EpisodeDataset) -> bool:
     return bool((last == best).mean() >= GOAL_SHARE and (dataset.rewards == best).mean() < 0.5)
 
 
-def has_rare_aim(dataset: EpisodeDataset) -> bool:
-    """Return True if few steps reach what counts: episodes terminate there, or nearly all rewards are the same.
-
-    Where every step costs the same, the end of it is what counts.
-    """
+def has_sparse_rewards(dataset: EpisodeDataset) -> bool:
+    """Return True if few steps are worth reaching: episodes terminate at a goal, nearly all rewards are the same and
+    the others better, or every step costs the same until episodes terminate."""
     if is_goal_task(dataset):
         return True
     reward, count = np.unique(dataset.rewards, return_counts=True)
-    if len(count) == 1:
-        return bool(reward[0] < 0 and dataset.terminated.any())
-    return bool(count.max(initial=0) >= USUAL_SHARE * max(1, count.sum()))
+    if not len(reward):
+        return False
+    usual = reward[count.argmax()]
+    if len(reward) == 1:
+        return bool(usual < 0 and dataset.terminated.any())
+    return bool(count.max() >= USUAL_SHARE * count.sum() and reward[-1] > usual)

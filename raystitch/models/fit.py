@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -26,13 +27,15 @@ from raystitch.models.bundle import PARTS, STITCHER_FILE, Bundle, bundle_plan
 from raystitch.models.calibration import Calibration
 from raystitch.models.config import FitConfig
 from raystitch.models.heads import Heads
-from raystitch.models.loop import FitProgress, train_part
+from raystitch.models.loop import FitPart, FitProgress, train_part
 from raystitch.models.parts import FitJob
 from raystitch.models.scales import finite_bounds
 from raystitch.seeding import derive_seed
 
 RESUME_FOLDER = ".fit"
 PLAN_FILE = "plan.json"
+TIMED_STEPS = 8
+"""Steps of a part by which its pace is measured."""
 
 
 def fit_bundle(
@@ -246,6 +249,40 @@ def rehearse_fit(dataset: EpisodeDataset, config: FitConfig) -> Bundle:
     }
     tiny = replace(diffusion, width=8, num_blocks=1, train_steps=1, batch_size=8)
     return fit_bundle(dataset, replace(config, diffusion=tiny, calibration_windows=16, **heads), device="cpu")
+
+
+def time_fit(dataset: EpisodeDataset, config: FitConfig) -> tuple[Bundle, float]:
+    """Time a fit on the CPU: a few steps of every part, and once all that is done once.
+
+    Returns:
+        A bundle that knows nothing, and the seconds that the whole fit would take.
+
+    Raises:
+        UserError, RunError: as ``fit_bundle``.
+    """
+    began, more = time.perf_counter(), 0.0
+    _check(dataset, config)
+    train, holdout = holdout_split(dataset.num_episodes, config.holdout_fraction, derive_seed(config.seed, "holdout"))
+    job = FitJob(dataset, config, train, torch.device("cpu"))
+    for part in job.parts():
+        if part.train_steps:
+            seconds = _step_seconds(part, config.seed, uses_bf16(config.precision, job.device))
+            more += seconds * max(0, part.train_steps - TIMED_STEPS)
+    bundle = _bundle(job, calibrate(dataset, config, job.heads, holdout, job.device))
+    return bundle, time.perf_counter() - began + more
+
+
+def _step_seconds(part: FitPart, seed: int, bf16: bool) -> float:
+    """Return the seconds of a step of one part, the median of some after the first two."""
+    times: list[float] = []
+
+    def watched(step: int, generator: torch.Generator) -> Tensor:
+        times.append(time.perf_counter())
+        return part.loss(step, generator)
+
+    short = replace(part, train_steps=TIMED_STEPS, loss=watched)
+    train_part(short, seed=seed, checkpoint=None, checkpoint_every=TIMED_STEPS, progress=None, bf16=bf16)
+    return float(np.median(np.diff(times)[2:]))
 
 
 def _begin(folder: Path, dataset: EpisodeDataset, config: FitConfig) -> dict[str, Any]:

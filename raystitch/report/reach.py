@@ -24,7 +24,7 @@ def reach(run: RunFiles) -> str:
         return ""
     last = run.reach[-1]
     kind = "" if last.share else ' class="down"'
-    body = f"<p{kind}>{escape(_sentence(last))}</p>"
+    body = f"<p{kind}>{escape(_sentences(last))}</p>"
     rows = [found.cells for found in run.reach]
     if len(rows) > SHOWN:
         some = [found.cells for found in run.reach if not found.num_rounds & (found.num_rounds - 1) or found is last]
@@ -39,19 +39,16 @@ def reach(run: RunFiles) -> str:
     return section("What stitched episodes reach", body + _picture(run.figures), note)
 
 
-def _sentence(last: Reach) -> str:
+def _sentences(last: Reach) -> str:
+    advice = last.advice.removeprefix("warning: ")
+    advice = advice and f"{advice[0].upper()}{advice[1:]}."
     if not last.share:
-        return f"{_capital(last.remedy)}."
+        return advice
     return (
         f"From {100 * last.share:.0f} % of {last.num_starts} start states a stitched episode reaches the {last.goal} "
         f"(a recorded one from {100 * last.own_share:.0f} %); it promises a return of {last.promised:.4g} in "
-        f"{last.steps:.0f} steps, where their own records have {last.own:.4g}. {_capital(last.proposal)}, before "
-        "anything was evaluated."
-    )
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
+        f"{last.steps:.0f} steps, where their own records have {last.own:.4g}. {advice}"
+    ).rstrip()
 
 
 def _picture(tables: Mapping[str, pa.Table]) -> str:

@@ -23,8 +23,8 @@ class PairConfig:
             gaps by the temporal-distance embedding, ranked by value gain).
         split: ``value``: any state may be left, and any entered from which more is promised; what states are worth
             travels through the rounds. ``return`` (the paper): episodes are split by their whole returns. ``auto``:
-            ``value`` where the aim is rare (episodes terminate at it, or nearly all rewards are the same) or
-            ``curiosity`` is asked for, ``return`` elsewhere and where a fraction is given.
+            ``value`` where rewards are sparse (``has_sparse_rewards``) or ``curiosity`` is asked for, ``return``
+            elsewhere and where a fraction is given.
         source_fraction: of split ``return``: sources come from this share of episodes with the lowest returns.
         target_fraction: of split ``return``: targets come from this share of episodes with the highest returns; of
             those, where returns are tied, from the ones above the median source.
@@ -67,7 +67,7 @@ class PairConfig:
         for name in ("novelty", "curiosity"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be >= 0 and finite, got {name}={getattr(self, name)}")
-        if self.curiosity and self._split_asked == "return":
+        if self.curiosity and self.split_asked == "return":
             raise ValueError(
                 f"curiosity={self.curiosity} belongs to pairs.split: value, whose rounds know which states were entered"
             )
@@ -88,25 +88,30 @@ class PairConfig:
             raise ValueError(f"max_target_reuse must be >= 0, got max_target_reuse={self.max_target_reuse}")
 
     @property
-    def _split_asked(self) -> str:
-        """The split, where ``auto`` is decided by the fractions that only ``return`` has."""
-        usual = (self.source_fraction, self.target_fraction) == (SOURCE_FRACTION, TARGET_FRACTION)
-        return self.split if self.split != "auto" or usual else "return"
-
-    @property
-    def split_text(self) -> str:
-        """The split that ``auto`` came to, with the reason, for the user."""
-        why = "the aim is rare" if self.split == "value" else "episodes differ in what they return all along"
-        return f"pairs.split: auto is {self.split} here ({why})"
+    def split_asked(self) -> Literal["auto", "value", "return"]:
+        """The split, where ``auto`` is decided by the settings that only one of them has."""
+        if self.split != "auto":
+            return self.split
+        if (self.source_fraction, self.target_fraction) != (SOURCE_FRACTION, TARGET_FRACTION):
+            return "return"
+        return "value" if self.curiosity else "auto"
 
     def for_dataset(self, dataset: "EpisodeDataset") -> "PairConfig":
         """Return these settings with ``split: auto`` decided for a dataset, its rewards as they were recorded."""
-        split = self._split_asked
+        split = self.split_asked
         if split == "auto":
-            from raystitch.data.returns import has_rare_aim  # imports numpy
+            from raystitch.data.returns import has_sparse_rewards  # imports numpy
 
-            split = "value" if self.curiosity or has_rare_aim(dataset) else "return"
+            split = "value" if has_sparse_rewards(dataset) else "return"
         return self if split == self.split else replace(self, split=split)
+
+    def split_text(self, decided: "PairConfig") -> str:
+        """What ``split: auto`` came to, and why, for the user."""
+        if self.split_asked != "auto":
+            why = "which other settings of pairs ask for"
+        else:
+            why = "rewards are sparse" if decided.split == "value" else "rewards are not sparse"
+        return f"pairs.split: auto chose {decided.split} ({why})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Returns against a plain loop, and where the aim is rare."""
+"""Returns against a plain loop, and where rewards are sparse."""
 
 from dataclasses import replace
 
@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.data.returns import discounted_before, discounted_returns, has_rare_aim, is_goal_task, returns_to_go
+from raystitch.data.returns import (
+    discounted_before,
+    discounted_returns,
+    has_sparse_rewards,
+    is_goal_task,
+    returns_to_go,
+)
 
 OFFSETS = np.array([0, 4, 4, 5, 12], np.int64)
 REWARDS = np.random.default_rng(0).normal(size=12).astype(np.float32)
@@ -54,7 +60,7 @@ def test_termination_is_a_goal_where_it_ends_with_the_rare_best_reward(drift: Ep
     rewards = np.full_like(drift.rewards, -1)
     rewards[last] = 0
     reached = replace(drift, rewards=rewards)
-    assert is_goal_task(reached) and has_rare_aim(reached)
+    assert is_goal_task(reached) and has_sparse_rewards(reached)
     assert not is_goal_task(replace(reached, terminated=reached.terminated & False))
     assert not is_goal_task(replace(reached, rewards=np.ones_like(rewards)))
     fallen = rewards.copy()
@@ -62,14 +68,19 @@ def test_termination_is_a_goal_where_it_ends_with_the_rare_best_reward(drift: Ep
     assert not is_goal_task(replace(reached, rewards=fallen))
 
 
-def test_the_aim_is_rare_where_nearly_all_rewards_are_the_same(drift: EpisodeDataset) -> None:
-    assert not has_rare_aim(drift)
+def test_rewards_are_sparse_where_few_are_better_than_the_usual_one(drift: EpisodeDataset) -> None:
+    assert not has_sparse_rewards(drift)
     rewards = np.zeros_like(drift.rewards)
     cut = replace(drift, terminated=drift.terminated & False, rewards=rewards)
-    assert not has_rare_aim(cut), "nothing is aimed at"
+    assert not has_sparse_rewards(cut), "nothing is aimed at"
     costly = replace(drift, rewards=rewards - 1)
-    assert has_rare_aim(costly) and not has_rare_aim(replace(costly, terminated=cut.terminated))
-    for share, rare in ((0.05, True), (0.2, False)):
-        rewards = np.zeros_like(drift.rewards)
-        rewards[: int(share * len(rewards))] = 1
-        assert has_rare_aim(replace(cut, rewards=rewards)) == rare
+    assert has_sparse_rewards(costly) and not has_sparse_rewards(replace(costly, terminated=cut.terminated))
+    for usual, other, share, sparse in (
+        (0, 1, 0.05, True),
+        (0, 1, 0.2, False),
+        (1, 0, 0.05, False),
+        (0, -1, 0.05, False),
+    ):
+        rewards = np.full_like(drift.rewards, usual)
+        rewards[: int(share * len(rewards))] = other
+        assert has_sparse_rewards(replace(cut, rewards=rewards)) == sparse, (usual, other, share)

@@ -24,6 +24,7 @@ from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.generate.augment import augment_local
 from raystitch.pipeline.trials.cost import augment_seconds, print_plan
 from raystitch.pipeline.trials.figures import write_figures
+from raystitch.pipeline.trials.rehearsal import Pace
 from raystitch.stitching.config import PairConfig, QualifyConfig, StitchConfig
 
 STITCH = StitchConfig(
@@ -123,16 +124,20 @@ def test_buffer_info_shows_every_round_and_warns_where_nothing_is_reached(
     assert "8 50 % 0 % -217.5 -1970 218 12 4,897 4,005" in rows
     assert "reach of 64 start states: the share from which a stitched episode, or a record, reaches the goal" in text
     assert "warning: no stitched episode leads from a start state to the goal" in text
-    assert "proposed" not in text
+    assert "from the data alone" not in text
     (folder / REACH_FILE).write_text("{")
     assert main(["buffer", "info", str(folder)]) == 0
     assert "reach.json is damaged; run `raystitch augment`" in capsys.readouterr().out
 
 
-def test_what_is_proposed_for_training_follows_from_what_is_reached(folder: Path) -> None:
-    assert entry(9).proposal == "proposed for training: ratio 0:1 (no record leads there), target return -217.5"
-    assert "ratio 1:1 (records lead there too)" in replace(entry(9), own_share=0.1).proposal
-    assert entry(9, share=0.0).proposal == ""
+def test_the_advice_for_training_follows_from_what_is_reached() -> None:
+    assert entry(9).advice == (
+        "from the data alone: train at ratio 0:1 (recorded episodes hardly ever lead there), a Decision Transformer "
+        "with target return -217.5"
+    )
+    assert "ratio 1:1 (recorded episodes lead there too)" in replace(entry(9), own_share=0.1).advice
+    assert entry(9, share=0.0).advice.startswith("warning: no stitched episode leads")
+    assert replace(entry(9), goal="top decile of returns").advice == ""
 
 
 def test_figures_hold_the_most_promising_episode_piece_by_piece(
@@ -170,7 +175,8 @@ def plan_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], **augment: int |
     values = {"dataset": "demo:pointmaze", "augment": augment, "stitch": {"pairs": split}, "grid": grid}
     config = parse_config(values, RunConfig)
     print_plan(config, tmp_path)
-    return augment_seconds(config), " ".join(capsys.readouterr().out.split())
+    pace = Pace(fit=1, candidate=0.01, group_step={}, episode={}, environment=0)
+    return augment_seconds(config, pace), " ".join(capsys.readouterr().out.split())
 
 
 def test_a_plan_says_the_rounds_and_counts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from raystitch.pipeline.trials.cost import estimate
 from raystitch.pipeline.trials.groups import group_trials
 from raystitch.pipeline.trials.plan import make_trial, plan, result_rows
 from raystitch.pipeline.trials.preflight import check_run
+from raystitch.pipeline.trials.rehearsal import Pace
 from raystitch.pipeline.trials.trial import InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.table import RESULTS_SCHEMA, write_results
@@ -160,21 +161,48 @@ def test_half_a_result_is_not_a_finished_trial(tmp_path: Path, text: str) -> Non
     assert finished(tmp_path) is None
 
 
+class Steady(dict[Any, float]):
+    """A pace that is the same for all algorithms and for any number of seeds."""
+
+    def __missing__(self, key: Any) -> float:
+        return 0.01
+
+
+PACE = Pace(fit=60.0, candidate=0.005, group_step=Steady(), episode=Steady(), environment=0.01)
+
+
 def test_more_cpus_cost_less_time() -> None:
     trials = plan(config())
-    few, many = estimate(config(), trials, 2), estimate(config(), trials, 8)
-    assert set(few) == {"fit", "augment", "trials"}
+    few, many = estimate(config(), trials, 2, PACE), estimate(config(), trials, 8, PACE)
+    assert set(few) == {"fit", "augment", "trials", "the rest"}
+    assert few["fit"] == 60
     assert 0 < many["trials"] < few["trials"]
+    assert 0 < many["augment"] <= few["augment"]
+
+
+def test_evaluations_count_too() -> None:
+    assert PACE.group_seconds(config(), "bc", 1) == pytest.approx(
+        0.01 * config().algorithms.bc.train_steps + 50 * 0.01 + 25 * 0.01
+    )
+    often = config(
+        evaluation={"num_episodes": 10, "num_envs": 5, "every": 10000, "every_episodes": 2, "target_returns": [1, 2]}
+    )
+    curve = (often.algorithms.bc.train_steps - 1) // 10000
+    assert PACE.group_seconds(often, "bc", 3) == pytest.approx(
+        0.01 * often.algorithms.bc.train_steps + 3 * 2 * (10 * 0.01 + 5 * 0.01 + curve * (2 * 0.01 + 2 * 0.01))
+    )
 
 
 def test_stacked_seeds_cost_less_than_one_after_the_other_and_a_search_costs_too() -> None:
     trials = plan(config(seeds=[0, 1, 2, 3]))
     alone, stacked = (
-        estimate(config(seeds=[0, 1, 2, 3], resources={"stacked_seeds": most}), trials, 2)["trials"] for most in (1, 4)
+        estimate(config(seeds=[0, 1, 2, 3], resources={"stacked_seeds": most}), trials, 2, PACE)["trials"]
+        for most in (1, 4)
     )
     assert 0.25 * alone < stacked < alone
     searching = config(search={"algorithm": "random", "num_samples": 10, "seeds": [5, 6]})
-    assert estimate(searching, plan(searching), 2)["search"] > estimate(searching, plan(searching), 20)["search"] > 0
+    few, many = (estimate(searching, plan(searching), num_cpus, PACE)["search"] for num_cpus in (2, 20))
+    assert few > many > 0
 
 
 def test_a_selection_is_part_of_a_run_and_all_changes_nothing(tmp_path: Path) -> None:

@@ -11,9 +11,8 @@ import pytest
 
 from raystitch.config import GridCell, RunConfig
 from raystitch.data.episodes import EpisodeDataset
-from raystitch.pipeline.trials.cost import estimate, print_plan
+from raystitch.pipeline.trials.cost import print_plan
 from raystitch.pipeline.trials.groups import group_bytes
-from raystitch.pipeline.trials.plan import plan
 from raystitch.trainers import ALGORITHMS
 from raystitch.trainers.config import ALGORITHM_CONFIGS, AlgorithmConfigs, DataSpec
 from raystitch.trainers.data import build_data
@@ -54,19 +53,17 @@ def test_the_algorithm_of_the_docs_trains(page: Any, drift: EpisodeDataset, tmp_
     np.testing.assert_array_equal(load_policy(tmp_path / "policy", "cpu").act(obs), policy.act(obs))
 
 
-def test_the_cost_of_the_algorithm_of_the_docs_is_said_to_be_unknown(
+def test_the_algorithm_of_the_docs_is_planned_without_flops(
     page: Any, drift: EpisodeDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its settings have no ``flops``, which ``sweep --dry-run`` and the reservation of memory do without."""
+    """Its settings do not say what a step computes, which the reservation of memory does without."""
     l1 = ("l1", page.L1Config, dataclasses.field(default_factory=page.L1Config))
     algorithms: Any = dataclasses.make_dataclass("WithL1", [l1], bases=(AlgorithmConfigs,), frozen=True, kw_only=True)
     both = (GridCell(algo="l1", data="original"), GridCell(algo="bc", data="original"))
     config = RunConfig(name="l1", dataset="demo:pointmaze", grid=both, seeds=(0,), algorithms=algorithms())
     print_plan(config, tmp_path)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "without the trials of l1, whose settings do not say what a step computes" in said
+    assert "2 trials in 2 groups" in " ".join(capsys.readouterr().out.split())
     bc = dataclasses.replace(config, grid=both[1:])
-    assert estimate(config, plan(config), 1) == estimate(bc, plan(bc), 1)
     assert group_bytes(config, drift, 1) == group_bytes(bc, drift, 1)
 
 

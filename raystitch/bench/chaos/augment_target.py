@@ -20,7 +20,7 @@ from raystitch.io.config_file import plain
 from raystitch.models.bundle import Bundle
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.generate.augment import augment_local
-from raystitch.stitching.config import GuidanceConfig, QualifyConfig, SamplerConfig, StitchConfig
+from raystitch.stitching.config import GuidanceConfig, PairConfig, QualifyConfig, SamplerConfig, StitchConfig
 
 T = TypeVar("T")
 DECISIONS = ("seed", "source_episode", "source_step", "target_episode", "target_step", "gap", "attempt", "accepted")
@@ -91,6 +91,7 @@ def make_augment_target(
     write_d4rl(dataset, folder / "walks.hdf5")
     fit_bundle(dataset, tiny_fit(), folder / "stitcher", device="cpu")
     stitch = StitchConfig(
+        pairs=PairConfig(split="value"),  # rounds are closed meanwhile
         sampler=SamplerConfig(num_steps=20, precision="float32"),
         guidance=GuidanceConfig(schedule="off"),
         qualify=QualifyConfig(delta="q90", termination_max=None, value_check=False),

@@ -98,7 +98,7 @@ def open_ledger(
     if version in LACKS:
         ledger.note(f"{storage.where()} goes on in {LACKS[version]}; a new --out holds them")
     if stitch_config.pairs.split == "auto":
-        ledger.note(meta.stitch.pairs.split_text)
+        ledger.note(stitch_config.pairs.split_text(meta.stitch.pairs))
     ledger.discard_damaged()
     ledger.report()
     return ledger

@@ -1,4 +1,4 @@
-"""A rough estimate of what a run costs, from the sizes in its configuration."""
+"""The plan of a run and what it will take on this machine."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,47 +9,27 @@ from rich.table import Table
 
 from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import duration
+from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.select import ALL
-from raystitch.models.config import HeadConfig
 from raystitch.pipeline.generate.ledger import MOST_ROUNDS
 from raystitch.pipeline.trials.groups import Group, group_trials
 from raystitch.pipeline.trials.plan import plan
+from raystitch.pipeline.trials.rehearsal import Pace, rehearse
 from raystitch.pipeline.trials.trial import Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.files import TRIALS
-from raystitch.trainers.config import TrainerSettings, flops_of
 
-# Orders of magnitude for one thread of a server CPU; a GPU changes all of them.
-FLOPS_PER_SECOND = 5e10
-STEP_OVERHEAD_SECONDS = 0.003
-UNET_FLOPS_FACTOR = 450.0
-CANDIDATES_PER_SECOND = 200.0
+ACCEPTED = 0.5
+"""Share of the candidates that is taken to be accepted."""
 ROUND_SECONDS = 5.0
-"""Between two chain rounds: values, pools and a new index; it grows with the data, whose size is not looked at here."""
-START_SECONDS = 5.0
-EVALUATION_SECONDS = 8.0
+"""Between two chain rounds: values, pools and a new index."""
+START_SECONDS, STAGE_SECONDS = 5.0, 10.0
+"""Until a group begins to train, and of what a run does once: Ray's start, figures, validation, the report."""
 
 
-def fit_seconds(config: RunConfig) -> float:
-    """All parts of the bundle on one CPU."""
-    diffusion = config.fit.diffusion
-    scale = sum(m**2 for m in diffusion.multipliers) / 21 * len(diffusion.multipliers) / 3
-    flops = UNET_FLOPS_FACTOR * diffusion.width**2 * diffusion.horizon * diffusion.batch_size * scale
-    heads = [head for head in config.fit.heads.values() if isinstance(head, HeadConfig)]
-    return diffusion.train_steps * (STEP_OVERHEAD_SECONDS + flops / FLOPS_PER_SECOND) + sum(map(_head_seconds, heads))
-
-
-def _head_seconds(head: HeadConfig) -> float:
-    flops = 6.0 * head.num_members * head.num_layers * head.hidden**2 * head.batch_size
-    return head.train_steps * (STEP_OVERHEAD_SECONDS + flops / FLOPS_PER_SECOND)
-
-
-def augment_seconds(config: RunConfig) -> float:
-    """Generation on one CPU, if half of the candidates are accepted and all bridges of ``chain_rounds: auto`` come in
-    full rounds."""
-    sampler, diffusion = config.stitch.sampler, config.fit.diffusion
-    size = sampler.num_steps / 5 * (diffusion.width / 32) ** 2 * diffusion.horizon / 32
-    return 2 * config.augment.num_bridges / CANDIDATES_PER_SECOND * size + ROUND_SECONDS * _chain_rounds(config)
+def augment_seconds(config: RunConfig, pace: Pace) -> float:
+    """Generation on one CPU, if all bridges of ``chain_rounds: auto`` come in full rounds."""
+    return config.augment.num_bridges / ACCEPTED * pace.candidate + ROUND_SECONDS * _chain_rounds(config)
 
 
 def _chain_rounds(config: RunConfig) -> int:
@@ -67,18 +47,6 @@ def _rounds_text(config: RunConfig) -> str:
     return f" in {augment.chain_rounds + 1} rounds" if augment.chain_rounds else ""
 
 
-def group_seconds(config: TrainerSettings, num_seeds: int = 1) -> float | None:
-    """Return the seconds that the policies of stacked seeds take on one CPU, in training and evaluation.
-
-    They share the start and the overhead of steps, not the arithmetic. None where the settings have no ``flops``.
-    """
-    flops = flops_of(config)
-    if flops is None:
-        return None
-    step = STEP_OVERHEAD_SECONDS + num_seeds * flops / FLOPS_PER_SECOND
-    return START_SECONDS + num_seeds * EVALUATION_SECONDS + config.train_steps * step
-
-
 def plan_groups(resources: ResourceConfig, trials: Sequence[Trial], num_cpus: float) -> tuple[list[Group], int]:
     """How trials are grouped on ``num_cpus`` CPUs, and how many groups run at once."""
     slots = max(1, int(num_cpus / resources.trial_cpus))
@@ -86,27 +54,17 @@ def plan_groups(resources: ResourceConfig, trials: Sequence[Trial], num_cpus: fl
     return group_trials(trials, resources.stacked_seeds, slots, on_gpu=resources.trial_gpus > 0), slots
 
 
-def estimate(config: RunConfig, trials: Sequence[Trial], num_cpus: float) -> Mapping[str, float]:
-    """Return the seconds per stage on ``num_cpus`` CPUs, without the algorithms of ``unknown_cost``; a search counts as
-    if none of its cells were stopped early."""
+def estimate(config: RunConfig, trials: Sequence[Trial], num_cpus: float, pace: Pace) -> Mapping[str, float]:
+    """Return the seconds per stage on ``num_cpus`` CPUs; a search counts as if none of its cells were stopped early."""
     groups, slots = plan_groups(config.resources, trials, num_cpus)
-    of_groups = [group_seconds(group[0].settings, len(group)) for group in groups]
-    seconds = [known for known in of_groups if known is not None]
-    stages = {"fit": fit_seconds(config) / min(num_cpus, 2.0), "augment": augment_seconds(config) / min(num_cpus, 2.0)}
+    seconds = [START_SECONDS + pace.group_seconds(config, group[0].algo, len(group)) for group in groups]
+    num_actors = min(num_cpus, config.augment.num_actors or num_cpus)
+    stages = {"fit": pace.fit, "augment": augment_seconds(config, pace) / num_actors}
     search = config.search
     if search.algorithm != "none":
-        cell = group_seconds(config.algorithms.of(search.algo), len(search.seeds))
-        if cell is not None:
-            stages["search"] = cell * max(1.0, search.num_cells / slots)
-    return stages | {"trials": max(sum(seconds) / slots, max(seconds, default=0.0))}
-
-
-def unknown_cost(config: RunConfig, trials: Sequence[Trial]) -> list[str]:
-    """Return the algorithms that ``estimate`` leaves out: their settings have no ``flops``."""
-    algos = dict.fromkeys(trial.algo for trial in trials)
-    if config.search.algorithm != "none":
-        algos |= {config.search.algo: None}
-    return [algo for algo in algos if flops_of(config.algorithms.of(algo)) is None]
+        cell = START_SECONDS + pace.group_seconds(config, search.algo, len(search.seeds))
+        stages["search"] = cell * max(1.0, search.num_cells / slots)
+    return stages | {"trials": max(sum(seconds) / slots, max(seconds, default=0.0)), "the rest": STAGE_SECONDS}
 
 
 def _cell_table(config: RunConfig, trials: Sequence[Trial]) -> Table:
@@ -125,14 +83,11 @@ def _cell_table(config: RunConfig, trials: Sequence[Trial]) -> Table:
 
 
 def print_plan(config: RunConfig, folder: Path) -> None:
-    """Prints the cells of the grid, their groups and a rough estimate; looks into ``folder``, which need not exist."""
+    """Prints the cells of the grid and their groups; looks into ``folder``, which need not exist."""
     trials = plan(config)
     console = Console()
     console.print(_cell_table(config, trials))
-    num_cpus = os.cpu_count() or 1
-    costs = estimate(config, trials, num_cpus)
-    groups, _ = plan_groups(config.resources, trials, num_cpus)
-    stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in costs.items())
+    groups, _ = plan_groups(config.resources, trials, _num_cpus())
     done = sum(1 for path in (folder / TRIALS).glob("*") if finished(path) is not None)
     if config.search.algorithm != "none":
         search = config.search
@@ -145,14 +100,22 @@ def print_plan(config: RunConfig, folder: Path) -> None:
     part = "" if config.select == ALL else f", select {config.select}"
     bridges = f"{config.augment.num_bridges:,} bridges{_rounds_text(config)}"
     console.print(f"dataset {config.dataset}{part}; {bridges}; into {folder}", highlight=False)
-    console.print(
-        f"rough estimate on {num_cpus} CPUs: {stages}; {duration(sum(costs.values()))} in all", highlight=False
-    )
-    unknown = unknown_cost(config, trials)
-    if unknown:
-        console.print(
-            f"without the trials of {', '.join(unknown)}, whose settings do not say what a step computes",
-            highlight=False,
-        )
     if done:
         console.print(f"{done} finished trials are in {folder} and are used where they still fit", highlight=False)
+
+
+def print_estimate(config: RunConfig, dataset: EpisodeDataset) -> None:
+    """Prints what a whole run will take, by a rehearsal on this machine."""
+    trials, num_cpus = plan(config), _num_cpus()
+    groups, _ = plan_groups(config.resources, trials, num_cpus)
+    costs = estimate(config, trials, num_cpus, rehearse(config, dataset, groups))
+    stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in costs.items())
+    Console().print(
+        f"rough estimate from a few steps of each on {num_cpus} CPUs like these: {stages}; "
+        f"{duration(sum(costs.values()))} in all",
+        highlight=False,
+    )
+
+
+def _num_cpus() -> int:
+    return os.cpu_count() or 1

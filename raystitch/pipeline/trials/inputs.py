@@ -79,7 +79,6 @@ def _joined(dataset: EpisodeDataset, bundle: str, bundle_hash: str, asked: Joine
         bundle: its folder; the hash makes one that was fitted anew in this folder another.
     """
     fitted = load_once(bundle, "cpu")
-    assert asked.stitch.pairs.split != "auto", "not decided for the dataset"
     if asked.stitch.pairs.split == "value":
         starts = None if dataset.env is None else start_observations(dataset.env, dataset.obs_dim)
         links = chained_joins(

@@ -67,7 +67,7 @@ def check_run(config: RunConfig, folder: Path) -> Checked:
     check_evaluation(dataset, config.evaluation)
     notes = [*selected.lines, *check_suitable(dataset), *_weight_notes(config, dataset)]
     if asked.stitch.pairs.split == "auto":
-        notes.append(config.stitch.pairs.split_text)
+        notes.append(asked.stitch.pairs.split_text(config.stitch.pairs))
     for shaping in _shapings(config):
         check_rewards(shaping.rewards, dataset)
     _check_algorithms(config, dataset)

@@ -1,0 +1,156 @@
+"""A rehearsal of a run on this machine: a few steps of every stage, timed, from which its cost follows.
+
+Times are measured and not computed from sizes: machines differ in the instructions that they have, and settings in what
+their steps share.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from raystitch.config import RunConfig
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.data.returns import is_goal_task
+from raystitch.envs.make import make_env
+from raystitch.envs.spec import EnvSpec
+from raystitch.models.bundle import Bundle
+from raystitch.models.fit import time_fit
+from raystitch.pipeline.generate.augment import make_shard
+from raystitch.pipeline.trials.groups import Group
+from raystitch.pipeline.trials.train import training_data
+from raystitch.pipeline.trials.trial import LoadedInputs, Trial
+from raystitch.stitching.pairs import SourceIndex
+from raystitch.stitching.stitcher import Stitcher
+from raystitch.trainers.config import EvalConfig
+from raystitch.trainers.evaluate import evaluate
+from raystitch.trainers.loop import train_policies
+from raystitch.trainers.policy import Policy
+
+WARM_STEPS, TIMED_STEPS = 2, 10
+"""Gradient steps of a group before and while it is timed."""
+PAIRS = 64
+"""Pairs of the shards that are stitched; the second of two is timed."""
+EPISODE_STEPS = 40
+"""Longest episode that is evaluated."""
+LONG_EPISODE = 0.9
+"""Quantile of the recorded lengths that a policy is taken to reach where episodes do not end at a goal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds on this machine.
+
+    Attributes:
+        fit: of the whole fit, on all CPUs.
+        candidate: per candidate bridge, on one CPU, as all that follows.
+        group_step: per gradient step of a group, by algorithm and number of stacked seeds.
+        episode: per episode of an evaluation, by algorithm.
+        environment: per environment that is made.
+    """
+
+    fit: float
+    candidate: float
+    group_step: Mapping[tuple[str, int], float]
+    episode: Mapping[str, float]
+    environment: float
+
+    def group_seconds(self, config: RunConfig, algo: str, num_seeds: int) -> float:
+        """Return the seconds that a group trains and is evaluated."""
+        evaluation, train_steps = config.evaluation, config.algorithms.of(algo).train_steps
+        curve = (train_steps - 1) // evaluation.every if evaluation.every else 0
+        asked = max(1, len(evaluation.fixed_targets))
+        seconds = sum(
+            times * (count * self.episode[algo] + min(count, evaluation.num_envs) * self.environment)
+            for times, count in ((1, evaluation.num_episodes), (curve, evaluation.every_episodes))
+        )
+        return train_steps * self.group_step[algo, num_seeds] + num_seeds * asked * seconds
+
+
+def rehearse(config: RunConfig, dataset: EpisodeDataset, groups: Sequence[Group]) -> Pace:
+    """Do a little of every stage in this process, on the CPU; writes nothing.
+
+    Args:
+        config: with what is ``auto`` decided for the dataset. groups: of its trials.
+    """
+    asked = dict.fromkeys((group[0].algo, len(group)) for group in groups)
+    if config.search.algorithm != "none":
+        asked[config.search.algo, len(config.search.seeds)] = None
+    with _threads(os.cpu_count() or 1):
+        bundle, fit = time_fit(dataset, config.fit)
+    with _threads(1):
+        candidate = _candidate_seconds(config, dataset, bundle)
+        steps: dict[tuple[str, int], float] = {}
+        policies: dict[str, Policy] = {}
+        for algo, num_seeds in asked:
+            steps[algo, num_seeds], policies[algo] = _step_seconds(config, dataset, algo, num_seeds)
+        assert dataset.env is not None, "runs are refused without one"
+        env = dataset.env.for_evaluation(config.evaluation.max_episode_steps)
+        made = _timed(lambda: make_env(env).close())
+        length = _episode_steps(dataset, env)
+        episodes = {
+            algo: length * _env_step_seconds(policy, env, config.evaluation, made) for algo, policy in policies.items()
+        }
+    return Pace(fit=fit, candidate=candidate, group_step=steps, episode=episodes, environment=made)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    """Return the seconds that a piece of work takes the second time."""
+    work()
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _candidate_seconds(config: RunConfig, dataset: EpisodeDataset, bundle: Bundle) -> float:
+    stitcher, index = Stitcher(bundle, config.stitch), SourceIndex(dataset, bundle, config.stitch)
+    count = min(PAIRS, config.augment.pairs_per_shard)
+    shards = iter(range(2))
+    return _timed(lambda: make_shard(stitcher, index, config.seed, next(shards), count)) / count
+
+
+def _step_seconds(config: RunConfig, dataset: EpisodeDataset, algo: str, num_seeds: int) -> tuple[float, Policy]:
+    """Return the seconds of a gradient step of so many stacked seeds, and the policy of the first."""
+    settings = config.algorithms.of(algo)
+    trial = Trial(algo=algo, config=settings, device="cpu", memory_gib=config.resources.memory_gib)
+    data = training_data(trial, LoadedInputs(dataset=dataset))
+    seconds: list[float] = []
+    for count in (WARM_STEPS, WARM_STEPS + TIMED_STEPS):
+        began = time.perf_counter()
+        policy, *_ = train_policies(data, algo, replace(settings, train_steps=count), "1:0", range(num_seeds))
+        seconds.append(time.perf_counter() - began)
+    if not isinstance(policy, Policy):
+        raise policy
+    return max(0.0, seconds[1] - seconds[0]) / TIMED_STEPS, policy
+
+
+def _env_step_seconds(policy: Policy, env: EnvSpec, evaluation: EvalConfig, made: float) -> float:
+    """Return the seconds of a step of one environment with its action, among as many as are evaluated at once."""
+    count = min(evaluation.num_envs, evaluation.num_episodes)
+    limit = min(EPISODE_STEPS, env.max_episode_steps or EPISODE_STEPS)
+    began = time.perf_counter()
+    result = evaluate(policy, env.for_evaluation(limit), count, count)
+    return max(0.0, time.perf_counter() - began - count * made) / int(result.lengths.sum())
+
+
+def _episode_steps(dataset: EpisodeDataset, env: EnvSpec) -> float:
+    """Return the steps of an evaluation's episode: all that there are where a policy may look for a goal in vain."""
+    recorded = float(np.quantile(dataset.lengths, LONG_EPISODE))
+    limit = env.max_episode_steps
+    if limit is None:
+        return recorded
+    return float(limit) if is_goal_task(dataset) else min(recorded, float(limit))

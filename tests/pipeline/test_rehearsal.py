@@ -1,0 +1,60 @@
+"""A rehearsal against the stages that it stands for."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raystitch.config import RunConfig
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.io.config_file import parse_config
+from raystitch.models.config import FitConfig
+from raystitch.models.fit import fit_bundle, time_fit
+from raystitch.pipeline.trials.cost import plan_groups
+from raystitch.pipeline.trials.plan import plan
+from raystitch.pipeline.trials.rehearsal import rehearse
+
+SEARCH = {"algorithm": "random", "algo": "bc", "seeds": [5, 6, 7]}
+
+
+@pytest.fixture
+def config(tiny_fit: FitConfig) -> RunConfig:
+    small = {"train_steps": 20, "batch_size": 16}
+    values: dict[str, Any] = {
+        "dataset": "demo:pointmaze",
+        "seeds": [0, 1],
+        "augment": {"num_bridges": 20, "pairs_per_shard": 8},
+        "algorithms": {
+            "bc": {**small, "hidden": 8},
+            "dt": {**small, "context": 2, "width": 8, "num_layers": 1},
+        },
+        "grid": [{"algo": "bc", "data": "original"}, {"algo": "dt", "data": "stitched"}],
+        "search": SEARCH,
+        "evaluation": {"num_episodes": 4, "num_envs": 2},
+    }
+    return replace(parse_config(values, RunConfig), fit=tiny_fit)
+
+
+def test_every_stage_has_a_pace_and_nothing_is_changed(drift: EpisodeDataset, config: RunConfig) -> None:
+    decided, threads, state = config.for_dataset(drift), torch.get_num_threads(), torch.random.get_rng_state()
+    groups, _ = plan_groups(decided.resources, plan(decided), 2)
+    pace = rehearse(decided, drift, groups)
+    assert set(pace.group_step) == {(group[0].algo, len(group)) for group in groups} | {("bc", 3)}
+    assert set(pace.episode) == {"bc", "dt"}
+    found = [pace.fit, pace.candidate, pace.environment, *pace.group_step.values(), *pace.episode.values()]
+    assert np.isfinite(found).all() and min(found) >= 0 and pace.fit > 0
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_fit_takes_about_as_long_as_its_rehearsal_says(drift: EpisodeDataset, tiny_fit: FitConfig) -> None:
+    """Within a factor of five, because other tests run meanwhile; steps of all parts count."""
+    longer = replace(tiny_fit, dynamics=replace(tiny_fit.dynamics, train_steps=400))
+    began = time.perf_counter()
+    fit_bundle(drift, longer, None, device="cpu")
+    took = time.perf_counter() - began
+    said = time_fit(drift, longer)[1]
+    assert took / 5 < said < 5 * took
