@@ -171,9 +171,8 @@ def test_the_split_is_decided_by_the_dataset(
 
 
 def test_the_user_is_told_why(drift: EpisodeDataset) -> None:
-    told = [
-        PairConfig(**asked).split_text(PairConfig(**asked).for_dataset(drift)) for asked in ({}, {"curiosity": 2.0})
-    ]
+    plain, curious = PairConfig(), PairConfig(curiosity=2.0)
+    told = [asked.split_text(asked.for_dataset(drift)) for asked in (plain, curious)]
     assert told[0] == "pairs.split: auto chose return (rewards are not sparse)"
     assert told[1] == "pairs.split: auto chose value (which other settings of pairs ask for)"
 

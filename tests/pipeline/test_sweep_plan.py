@@ -184,9 +184,8 @@ def test_evaluations_count_too() -> None:
     assert PACE.group_seconds(config(), "bc", 1) == pytest.approx(
         0.01 * config().algorithms.bc.train_steps + 50 * 0.01 + 25 * 0.01
     )
-    often = config(
-        evaluation={"num_episodes": 10, "num_envs": 5, "every": 10000, "every_episodes": 2, "target_returns": [1, 2]}
-    )
+    curves = {"every": 10000, "every_episodes": 2, "target_returns": [1, 2]}
+    often = config(evaluation={"num_episodes": 10, "num_envs": 5, **curves})
     curve = (often.algorithms.bc.train_steps - 1) // 10000
     assert PACE.group_seconds(often, "bc", 3) == pytest.approx(
         0.01 * often.algorithms.bc.train_steps + 3 * 2 * (10 * 0.01 + 5 * 0.01 + curve * (2 * 0.01 + 2 * 0.01))
