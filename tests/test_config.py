@@ -112,7 +112,7 @@ def test_names_resolve_and_unknown_ones_list_what_there_is() -> None:
         load_run_config("demoo")
 
 
-@pytest.mark.parametrize("name", ["demo", "smoke", "diffstitch", "hopper-mixed"])
+@pytest.mark.parametrize("name", ["demo", "demo-full", "smoke", "diffstitch", "hopper-mixed"])
 def test_shipped_configs_load(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_run_config(name)
     assert config.name == name
