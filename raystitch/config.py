@@ -306,7 +306,7 @@ def default_out(config: RunConfig) -> Path:
 
 
 def find_config(name: str | os.PathLike[str]) -> Path:
-    """Find a configuration: a path as it is, else a name looked up in ``CONFIG_FOLDERS``.
+    """Find a configuration: a path as it is, else a name, such as ``demo`` or ``study/capped``, in ``CONFIG_FOLDERS``.
 
     Raises:
         UserError: when there is no such file; lists the names there are.
@@ -314,12 +314,14 @@ def find_config(name: str | os.PathLike[str]) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    file_name = path.name if path.suffix in (".yaml", ".yml") else f"{path.name}.yaml"
-    if path.parent in (Path(), Path("tune_configs")):
-        for folder in CONFIG_FOLDERS:
-            if (folder / file_name).is_file():
-                return folder / file_name
-    known = sorted({file.stem for folder in CONFIG_FOLDERS for file in folder.glob("*.yaml")})
+    inside = Path(*path.parts[1:]) if path.parts[:1] == ("tune_configs",) else path
+    if inside.suffix not in (".yaml", ".yml"):
+        inside = inside.with_name(f"{inside.name}.yaml")
+    for folder in CONFIG_FOLDERS:
+        if not path.is_absolute() and (folder / inside).is_file():
+            return folder / inside
+    files = {(file.relative_to(folder), folder) for folder in CONFIG_FOLDERS for file in folder.rglob("*.yaml")}
+    known = sorted({file.with_suffix("").as_posix() for file, _ in files})
     raise UserError(f"there is no configuration {str(name)!r}; give a YAML file or one of {', '.join(known)}")
 
 

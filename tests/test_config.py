@@ -108,17 +108,22 @@ def test_mistakes_are_one_line_with_the_place(tmp_path: Path, text: str, overrid
 def test_names_resolve_and_unknown_ones_list_what_there_is() -> None:
     assert find_config("demo").name == "demo.yaml"
     assert find_config("tune_configs/smoke.yaml").name == "smoke.yaml"
-    with pytest.raises(UserError, match=r"no configuration 'demoo'.*demo"):
+    assert find_config("study/capped").parent.name == "study"
+    assert find_config("tune_configs/study/capped.yaml").name == "capped.yaml"
+    with pytest.raises(UserError, match=r"no configuration 'demoo'.*demo, .*study/capped"):
         load_run_config("demoo")
 
 
-@pytest.mark.parametrize("name", ["demo", "demo-full", "smoke", "diffstitch", "hopper-mixed"])
+SHIPPED = Path(__file__).parents[1] / "tune_configs"
+
+
+@pytest.mark.parametrize("name", [str(file.relative_to(SHIPPED).with_suffix("")) for file in SHIPPED.rglob("*.yaml")])
 def test_shipped_configs_load(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_run_config(name)
-    assert config.name == name
+    assert config.name == Path(name).name
     monkeypatch.setenv("RAYSTITCH_RUNS", "/elsewhere")
-    assert default_out(config) == Path("/elsewhere") / name
-    assert config.headline_cell is not None
+    assert default_out(config) == Path("/elsewhere") / config.name
+    assert (config.headline_cell is not None) == any(line.data == "stitched" for line in config.grid)
 
 
 def test_part_of_a_nested_section_keeps_its_parents_other_defaults(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Makes the pictures of docs/concepts.md: python docs/pictures/make.py [RUN [GIANT_RUN]]
 
-RUN is the run folder of `raystitch sweep demo-full` (runs/demo-full). bridge.svg and residuals.svg show its data; giant.svg that of a run on
-pointmaze-giant-stitch, where one is given; the others are schemes.
+RUN is the run folder of `raystitch sweep demo-full` (runs/demo-full), whose data bridge.svg and residuals.svg show;
+giant.svg shows those of GIANT_RUN, a run on OGBench's giant maze; the others are schemes.
 """
 
 import sys
