@@ -7,6 +7,7 @@ import numpy as np
 
 from raystitch.data.demo import DEFAULT_NUM_STEPS, make_pointmaze
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
+from raystitch.data.gap import WIDTHS, gap_name, make_gap
 from raystitch.data.maze2d import make_maze2d
 from raystitch.errors import UserError
 from raystitch.seeding import numpy_rng
@@ -63,6 +64,7 @@ MAKERS: dict[str, Maker] = {
     "maze2d-umaze": partial(make_maze2d, "umaze"),
     "maze2d-medium": partial(make_maze2d, "medium"),
     "maze2d-large": partial(make_maze2d, "large"),
+    **{gap_name(width): partial(make_gap, width) for width in WIDTHS},
 }
 
 

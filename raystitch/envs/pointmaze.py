@@ -1,7 +1,9 @@
-"""The demo's point maze: gymnasium-robotics' PointMaze with one fixed goal and a repeated action.
+"""Point mazes with one fixed goal and a repeated action, on gymnasium-robotics' PointMaze: the demo's and the gap's.
 
-A corridor leads east from the start to a wide street that ends blind in the south; straight across the street is a
+The demo's: a corridor leads east from the start to a wide street that ends blind in the south; across the street is a
 blind alley. Two blocks up the street a second corridor leaves it eastwards and then leads south to the goal.
+
+The gap's: D4RL's large maze, from the western end of its straight corridor to the south-eastern corner.
 """
 
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium_robotics.envs.maze.maps import LARGE_MAZE
 from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
 from numpy.typing import NDArray
 
@@ -26,6 +29,9 @@ MAZE_MAP: list[list[int | str]] = [
 ]
 ACTION_REPEAT = 6
 MAX_EPISODE_STEPS = 150
+GAP_ID = "raystitch/PointMazeGap-v0"
+GAP_START, GAP_GOAL = (3, 1), (7, 10)
+GAP_MAX_EPISODE_STEPS = 300
 
 
 class FixedGoalPointMaze(PointMazeEnv):
@@ -69,16 +75,30 @@ def make_point_maze(
     return ActionRepeat(env, action_repeat)
 
 
+def gap_map() -> list[list[int | str]]:
+    """Return the maze of the gap."""
+    cells: list[list[int | str]] = [list(row) for row in LARGE_MAZE]
+    for (row, column), mark in ((GAP_START, "r"), (GAP_GOAL, "g")):
+        cells[row][column] = mark
+    return cells
+
+
 def register() -> None:
-    """Register ``raystitch/PointMaze-v0`` with Gymnasium; may be called any number of times."""
-    if ENV_ID not in gym.registry:
-        gym.register(
-            id=ENV_ID,
-            entry_point="raystitch.envs.pointmaze:make_point_maze",
-            max_episode_steps=MAX_EPISODE_STEPS,
-            disable_env_checker=True,
-            order_enforce=False,
-        )
+    """Register both mazes with Gymnasium; may be called any number of times."""
+    mazes: dict[str, tuple[dict[str, Any], int]] = {
+        ENV_ID: ({}, MAX_EPISODE_STEPS),
+        GAP_ID: ({"maze_map": gap_map()}, GAP_MAX_EPISODE_STEPS),
+    }
+    for env_id, (kwargs, max_episode_steps) in mazes.items():
+        if env_id not in gym.registry:
+            gym.register(
+                id=env_id,
+                entry_point="raystitch.envs.pointmaze:make_point_maze",
+                kwargs=kwargs,
+                max_episode_steps=max_episode_steps,
+                disable_env_checker=True,
+                order_enforce=False,
+            )
 
 
 def goal_position() -> NDArray[np.float64]:
@@ -90,3 +110,8 @@ def goal_position() -> NDArray[np.float64]:
 def demo_spec() -> EnvSpec:
     """Return the demo's environment as plain data."""
     return EnvSpec(env_id=ENV_ID, max_episode_steps=MAX_EPISODE_STEPS, observation_keys=("observation",))
+
+
+def gap_spec() -> EnvSpec:
+    """Return the gap's environment as plain data."""
+    return EnvSpec(env_id=GAP_ID, max_episode_steps=GAP_MAX_EPISODE_STEPS, observation_keys=("observation",))
