@@ -24,7 +24,7 @@ from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.generate.augment import augment_local
 from raystitch.pipeline.trials.cost import augment_seconds, print_plan
 from raystitch.pipeline.trials.figures import write_figures
-from raystitch.pipeline.trials.rehearsal import Pace
+from raystitch.pipeline.trials.rehearsal import RunPace
 from raystitch.stitching.config import PairConfig, QualifyConfig, StitchConfig
 
 STITCH = StitchConfig(
@@ -175,7 +175,7 @@ def plan_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], **augment: int |
     values = {"dataset": "demo:pointmaze", "augment": augment, "stitch": {"pairs": split}, "grid": grid}
     config = parse_config(values, RunConfig)
     print_plan(config, tmp_path)
-    pace = Pace(fit=1, candidate=0.01, group_step={}, episode={}, environment=0)
+    pace = RunPace(fit=1, candidate=0.01, group_step={}, episode={}, environment=0)
     return augment_seconds(config, pace), " ".join(capsys.readouterr().out.split())
 
 

@@ -17,7 +17,7 @@ from raystitch.pipeline.trials.cost import estimate
 from raystitch.pipeline.trials.groups import group_trials
 from raystitch.pipeline.trials.plan import make_trial, plan, result_rows
 from raystitch.pipeline.trials.preflight import check_run
-from raystitch.pipeline.trials.rehearsal import Pace
+from raystitch.pipeline.trials.rehearsal import RunPace
 from raystitch.pipeline.trials.trial import InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.table import RESULTS_SCHEMA, write_results
@@ -168,7 +168,7 @@ class Steady(dict[Any, float]):
         return 0.01
 
 
-PACE = Pace(fit=60.0, candidate=0.005, group_step=Steady(), episode=Steady(), environment=0.01)
+PACE = RunPace(fit=60.0, candidate=0.005, group_step=Steady(), episode=Steady(), environment=0.01)
 
 
 def test_more_cpus_cost_less_time() -> None:

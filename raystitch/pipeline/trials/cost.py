@@ -14,7 +14,7 @@ from raystitch.data.select import ALL
 from raystitch.pipeline.generate.ledger import MOST_ROUNDS
 from raystitch.pipeline.trials.groups import Group, group_trials
 from raystitch.pipeline.trials.plan import plan
-from raystitch.pipeline.trials.rehearsal import Pace, rehearse
+from raystitch.pipeline.trials.rehearsal import RunPace, rehearse
 from raystitch.pipeline.trials.trial import Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.files import TRIALS
@@ -27,7 +27,7 @@ START_SECONDS, STAGE_SECONDS = 5.0, 10.0
 """Until a group begins to train, and of what a run does once: Ray's start, figures, validation, the report."""
 
 
-def augment_seconds(config: RunConfig, pace: Pace) -> float:
+def augment_seconds(config: RunConfig, pace: RunPace) -> float:
     """Generation on one CPU, if all bridges of ``chain_rounds: auto`` come in full rounds."""
     return config.augment.num_bridges / ACCEPTED * pace.candidate + ROUND_SECONDS * _chain_rounds(config)
 
@@ -54,7 +54,7 @@ def plan_groups(resources: ResourceConfig, trials: Sequence[Trial], num_cpus: fl
     return group_trials(trials, resources.stacked_seeds, slots, on_gpu=resources.trial_gpus > 0), slots
 
 
-def estimate(config: RunConfig, trials: Sequence[Trial], num_cpus: float, pace: Pace) -> Mapping[str, float]:
+def estimate(config: RunConfig, trials: Sequence[Trial], num_cpus: float, pace: RunPace) -> Mapping[str, float]:
     """Return the seconds per stage on ``num_cpus`` CPUs; a search counts as if none of its cells were stopped early."""
     groups, slots = plan_groups(config.resources, trials, num_cpus)
     seconds = [START_SECONDS + pace.group_seconds(config, group[0].algo, len(group)) for group in groups]

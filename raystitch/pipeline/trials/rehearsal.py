@@ -42,7 +42,7 @@ LONG_EPISODE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class RunPace:
     """Seconds on this machine.
 
     Attributes:
@@ -71,7 +71,7 @@ class Pace:
         return train_steps * self.group_step[algo, num_seeds] + num_seeds * asked * seconds
 
 
-def rehearse(config: RunConfig, dataset: EpisodeDataset, groups: Sequence[Group]) -> Pace:
+def rehearse(config: RunConfig, dataset: EpisodeDataset, groups: Sequence[Group]) -> RunPace:
     """Do a little of every stage in this process, on the CPU; writes nothing.
 
     Args:
@@ -95,7 +95,7 @@ def rehearse(config: RunConfig, dataset: EpisodeDataset, groups: Sequence[Group]
         episodes = {
             algo: length * _env_step_seconds(policy, env, config.evaluation, made) for algo, policy in policies.items()
         }
-    return Pace(fit=fit, candidate=candidate, group_step=steps, episode=episodes, environment=made)
+    return RunPace(fit=fit, candidate=candidate, group_step=steps, episode=episodes, environment=made)
 
 
 @contextmanager
