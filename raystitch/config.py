@@ -163,6 +163,9 @@ class ResourceConfig:
             raise ValueError(f"memory_gib must be >= 0, got memory_gib={self.memory_gib}")
 
 
+LoggerName = Literal["csv", "tensorboard", "wandb"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Settings of a whole run of ``raystitch sweep``.
@@ -175,6 +178,7 @@ class RunConfig:
         seed: root of fitting and generating; ``seeds``: one trial each.
         search: tunes ratio and delta before the grid is trained; what it chooses becomes the headline.
         headline: None for the first stitched cell of the grid to whose data nothing is done, else the first one.
+        logging: where else losses and evaluations of the trials go, under ``logs`` of the run; no part of any result.
     """
 
     name: str = ""
@@ -193,6 +197,7 @@ class RunConfig:
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     resources: ResourceConfig = field(default_factory=ResourceConfig)
+    logging: tuple[LoggerName, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "select", selection_text(self.select))
@@ -279,7 +284,7 @@ class RunConfig:
             _drop(line, weights=[], rewards=[], returns=[])
         _drop(content["search"], weights="uniform", rewards="recorded", returns="plain")
         _drop(content["headline"] or {}, shaping="")
-        _drop(content, select=ALL)
+        _drop(content, select=ALL, logging=[])
         return yaml.safe_dump(content, sort_keys=False, width=120)
 
 

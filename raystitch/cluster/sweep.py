@@ -26,7 +26,7 @@ from raystitch.cluster.resources import require_resources, run_needs
 from raystitch.cluster.runtime import check_shared, cluster_address, ensure_ray, job_id
 from raystitch.cluster.search import run_search
 from raystitch.cluster.trials import num_slots, reserve_memory, run_groups
-from raystitch.config import ResourceConfig, RunConfig, default_out
+from raystitch.config import LoggerName, ResourceConfig, RunConfig, default_out
 from raystitch.console import Progress, duration, say
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import RunError, TrialsFailed, UserError
@@ -136,7 +136,7 @@ def _run(
     _say_reach(buffer)
     config = with_target(_search(asked, folder, inputs, resources), folder)
     trials = plan(config, inputs, folder)
-    errors = _train(trials, folder, resources)
+    errors = _train(trials, folder, resources, asked.logging)
     delta_value = partial(_delta_value, buffer)
     rows = result_rows(trials, errors, delta_value)
     rows += search_rows(config, inputs, folder, delta_value)
@@ -290,7 +290,9 @@ def _search(config: RunConfig, folder: Path, inputs: InputHashes, resources: Res
     return config
 
 
-def _train(trials: Sequence[Trial], folder: Path, resources: ResourceConfig) -> dict[str, str]:
+def _train(
+    trials: Sequence[Trial], folder: Path, resources: ResourceConfig, loggers: Sequence[LoggerName]
+) -> dict[str, str]:
     """Train what is not finished; return the errors of trials that failed, by trial id."""
     missing = [trial for trial in trials if finished(trial.folder) is None]
     if len(missing) < len(trials):
@@ -307,7 +309,7 @@ def _train(trials: Sequence[Trial], folder: Path, resources: ResourceConfig) -> 
             progress.note(note)
             show(done, "")
 
-        return run_groups(groups, folder, resources, ended, show)
+        return run_groups(groups, folder, resources, ended, show, loggers)
 
 
 def _delta_value(buffer: Buffer, delta: str) -> float | None:

@@ -16,11 +16,12 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from raystitch.cluster.resources import MEMORY, await_node, live_nodes, trial_need
 from raystitch.cluster.trial_reports import Reports, Running, number_of, param_space
-from raystitch.config import ResourceConfig, RunConfig
+from raystitch.config import LoggerName, ResourceConfig, RunConfig
 from raystitch.console import say
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import RunError, UserError
 from raystitch.pipeline.trials.groups import Group, group_bytes
+from raystitch.pipeline.trials.loggers import trial_logs
 from raystitch.pipeline.trials.run import error_of, run_planned
 from raystitch.pipeline.trials.trial import Trial
 from raystitch.pipeline.trials.trial_folder import finished
@@ -92,6 +93,7 @@ def run_groups(
     resources: ResourceConfig,
     progress: OnTrialDone | None = None,
     running: OnTrialsRun | None = None,
+    loggers: Sequence[LoggerName] = (),
 ) -> dict[str, str]:
     """Run groups of trials of a run on the connected cluster; return the errors of trials that failed, by trial id.
 
@@ -101,7 +103,7 @@ def run_groups(
     away, so an interrupted run just submits what is missing.
     """
     watch = _Watch(progress, running)
-    errors, killed = _run_round(groups, run, resources, watch)
+    errors, killed = _run_round(groups, run, resources, watch, loggers)
     if not killed:
         return errors
     more = _twice_the_memory(resources)
@@ -109,7 +111,7 @@ def run_groups(
         f"{len(killed)} group{'s' * (len(killed) > 1)} of trials killed for lack of memory: tried again with "
         f"{more.trial_memory_gib:.3g} GiB reserved for each"
     )
-    again, _ = _run_round(killed, run, more, watch)
+    again, _ = _run_round(killed, run, more, watch, loggers)
     retried = {trial.trial_id for group in killed for trial in group}
     return {trial_id: error for trial_id, error in errors.items() if trial_id not in retried} | again
 
@@ -124,14 +126,14 @@ def _twice_the_memory(resources: ResourceConfig) -> ResourceConfig:
 
 
 def _run_round(
-    groups: Sequence[Group], run: Path, resources: ResourceConfig, watch: "_Watch"
+    groups: Sequence[Group], run: Path, resources: ResourceConfig, watch: "_Watch", loggers: Sequence[LoggerName]
 ) -> tuple[dict[str, str], list[Group]]:
     """Return the errors of trials that failed, by trial id, and the groups that were killed for lack of memory."""
     quiet_tune()
     storage = tune_folder(run)
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(_train, groups=groups),
+            tune.with_parameters(_train, groups=groups, run=run.absolute(), loggers=loggers),
             tune_resources(resources),
         ),
         param_space=param_space(groups),
@@ -164,12 +166,21 @@ def _run_round(
     return errors, killed
 
 
-def _train(config: Mapping[str, Any], groups: Sequence[Group]) -> None:
+def _train(config: Mapping[str, Any], groups: Sequence[Group], run: Path, loggers: Sequence[LoggerName]) -> None:
     """Train one group in a worker, which reads everything from the trials' paths. The driver prints the notes."""
     notes: list[str] = []
     group = groups[config["group"]]
+    reports = Reports(group)
     try:
-        results = run_planned(group, log=Reports(group).row, note=notes.append)
+        with trial_logs(loggers, run, group, notes.append) as logs:
+
+            def log(index: int, row: dict[str, Any]) -> None:
+                reports.row(index, row)
+                logs.row(index, row)
+
+            results = run_planned(group, log=log, note=notes.append)
+            for index, result in enumerate(results):
+                logs.result(index, result)
     except UserError:  # the reason is in their folders; a retry would fail the same way
         tune.report({"failed": len(group), "notes": notes})
         return

@@ -23,6 +23,7 @@ from raystitch.models.bundle import Bundle
 from raystitch.models.fit import existing_fit, rehearse_fit
 from raystitch.pipeline.generate.opening import planned_meta
 from raystitch.pipeline.trials.checks import check_evaluation, check_suitable
+from raystitch.pipeline.trials.loggers import check_loggers
 from raystitch.pipeline.trials.search import check_search, read_search
 from raystitch.pipeline.trials.trial import STITCHER
 from raystitch.pipeline.trials.trial_folder import finished
@@ -61,6 +62,7 @@ def check_run(config: RunConfig, folder: Path) -> Checked:
         RunError: when the disk has no room.
     """
     check_search(config.search)
+    check_loggers(config.logging)
     selected = config.dataset_ref.load_selected()
     dataset = selected.dataset
     asked, config = config, config.for_dataset(dataset)
