@@ -86,6 +86,10 @@ class Curve:
     values: Array
 
 
+SHORT_LABEL = 32
+"""Letters of a label up to which two fit beside each other under a panel."""
+
+
 def learning_curves(panels: Mapping[str, Sequence[Curve]], ylabel: str, ylim: tuple[float, float] | None = None) -> str:
     """One panel per algorithm; lines are means over seeds, bands their range."""
     with mpl.rc_context(STYLE):
@@ -98,12 +102,10 @@ def learning_curves(panels: Mapping[str, Sequence[Curve]], ylabel: str, ylim: tu
             for curve in curves:
                 style = next(dashes) if curve.data == "stitched" else "-"
                 colour, width = INK.get(curve.data, INK["muted"]), 2.2 if curve.emphasis else 1.3
-                marker = "o" if len(curve.steps) == 1 else None
                 axis.plot(
                     curve.steps,
                     curve.values.mean(0),
                     style,
-                    marker=marker,
                     color=colour,
                     linewidth=width,
                     label=curve.label,
@@ -115,7 +117,8 @@ def learning_curves(panels: Mapping[str, Sequence[Curve]], ylabel: str, ylim: tu
             axis.set_xlabel("gradient steps")
             axis.set_ylabel(ylabel)
             axis.grid(axis="y")
-            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+            beside = all(len(curve.label) <= SHORT_LABEL for curve in curves)
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2 if beside else 1)
             if ylim is not None:
                 axis.set_ylim(*ylim)
     return to_svg(figure, "Learning curves")

@@ -70,12 +70,12 @@ def target_returns(rows: Sequence[Mapping[str, Any]], metric: Metric) -> str:
 
 
 def curves(summary: Summary) -> str:
-    """Evaluations during training, mean over seeds."""
+    """Evaluations during training, mean over seeds; empty where there is only the one at the end."""
     panels: dict[str, list[Curve]] = {}
     for line in summary.lines:
         series = [points for points in line.curves.values() if points]
         steps = sorted(set.intersection(*(set(points) for points in series))) if series else []
-        if not steps:
+        if len(steps) < 2:
             continue
         values = np.array([[points[step] for step in steps] for points in series]) * summary.metric.scale
         chosen = line.data == "original" or summary.is_headline(line)

@@ -108,6 +108,15 @@ def test_page_is_built_from_what_there_is(run_folder: Path) -> None:
     assert "Learning curves" not in page
 
 
+def test_the_last_evaluation_alone_is_no_curve(run_folder: Path) -> None:
+    for path in run_folder.glob("trials/*/metrics.jsonl"):
+        rows = [line for line in path.read_text().splitlines() if '"eval"' not in line]
+        path.write_text("".join(f"{line}\n" for line in rows))
+    page = build_report(run_folder).read_text()
+    assert "Results" in page
+    assert "Learning curves" not in page
+
+
 def test_same_files_give_the_same_page(run_folder: Path) -> None:
     first = build_report(run_folder).read_bytes()
     assert build_report(run_folder).read_bytes() == first
