@@ -35,8 +35,9 @@ def test_the_wheel_holds_the_configurations_and_the_type_marker(tmp_path: Path) 
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "raystitch/py.typed" in names
-    shipped = {Path(name).name for name in names if name.startswith("raystitch/_tune_configs/")}
-    assert shipped == {path.name for path in (ROOT / "tune_configs").iterdir()}
+    inside, configs = "raystitch/_tune_configs/", ROOT / "tune_configs"
+    shipped = {name.removeprefix(inside) for name in names if name.startswith(inside)}
+    assert shipped == {path.relative_to(configs).as_posix() for path in configs.rglob("*.yaml")}
     assert not [name for name in names if not name.startswith(("raystitch/", "raystitch-"))]
 
 

@@ -58,7 +58,7 @@ class Walks:
     stitcher: Path
     stitch: StitchConfig = field(
         default_factory=lambda: StitchConfig(
-            pairs=PairConfig(terminal_margin=2),
+            pairs=PairConfig(split="value", terminal_margin=2),
             qualify=QualifyConfig(delta="q90", termination_max=None, value_check=False),
         )
     )

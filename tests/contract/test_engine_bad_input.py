@@ -214,8 +214,8 @@ class TestTrajectories:
         )
         fitted = fit_bundle(short, replace(fit_config, diffusion=small), None, device="cpu")
         with pytest.raises(UserError, match="40 terminate, and none is long enough"):
-            select_pairs(short, fitted, StitchConfig(), SEEDS)
-        config = replace(CONFIG, pairs=PairConfig(terminal_margin=1))
+            select_pairs(short, fitted, StitchConfig(pairs=PairConfig(split="value")), SEEDS)
+        config = replace(CONFIG, pairs=PairConfig(split="value", terminal_margin=1))
         assert_complete(Stitcher(fitted, config).stitch(select_pairs(short, fitted, config, SEEDS), SEEDS), fitted)
 
     def test_nothing_to_calibrate_on_is_said_before_the_fit(self, plane: EpisodeDataset, fit_config: FitConfig) -> None:
