@@ -23,6 +23,11 @@ def _legend(axis: Axes, ncols: int = 2) -> None:
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=ncols, fontsize=8, columnspacing=1.0)
 
 
+def _above(num_lines: int) -> tuple[float, float]:
+    """Return the size of a figure over a legend of so many lines, whose labels may be long."""
+    return SIZE[0], SIZE[1] + 0.17 * max(0, num_lines - 3)
+
+
 def _scale(measure: str) -> float:
     return 100.0 if measure == "success_rate" else 1.0
 
@@ -39,7 +44,7 @@ def recovery(cells: Sequence[Row], measure: str) -> str:
         cells: ``algo, data, label, usual, held_out``; lists of values over seeds.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=_above(len(cells)), layout="constrained")
         axis = figure.subplots()
         algorithms = list(dict.fromkeys(cell["algo"] for cell in cells))
         ends: list[float] = []
@@ -64,7 +69,7 @@ def recovery(cells: Sequence[Row], measure: str) -> str:
         axis.set_xlabel(f"usual start, {measure_name(measure)}")
         axis.set_ylabel(f"held-out low-return states, {measure_name(measure)}")
         axis.grid()
-        _legend(axis, ncols=1 if len(cells) < 4 else 2)
+        _legend(axis, ncols=1)
     return to_svg(figure, "Recovery against the usual start")
 
 
@@ -100,7 +105,7 @@ def action_errors(cells: Sequence[Row]) -> str:
         cells: ``algo, data, label``, and lists ``train_error, held_out_error`` over seeds.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=_above(len(cells)), layout="constrained")
         axis = figure.subplots()
         algorithms = list(dict.fromkeys(cell["algo"] for cell in cells))
         ends: list[float] = []
@@ -121,7 +126,7 @@ def action_errors(cells: Sequence[Row]) -> str:
         axis.set_xlabel("training part, squared")
         axis.set_ylabel("held-out part, squared")
         axis.grid()
-        _legend(axis, ncols=1 if len(cells) < 4 else 2)
+        _legend(axis, ncols=1)
     return to_svg(figure, "Action errors")
 
 
