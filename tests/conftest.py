@@ -5,6 +5,7 @@ import os
 import socket
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,30 @@ def maze() -> EpisodeDataset:
     from raystitch.data.demo import make_pointmaze
 
     return make_pointmaze(num_steps=2000, seed=0)
+
+
+def small_fit(gap_max: int = 8, diffusion_steps: int = 200, head_steps: int = 200, hidden: int = 32) -> FitConfig:
+    """Settings of a fit that takes a second or two and knows a little about lines and walks."""
+    head = HeadConfig(hidden=hidden, num_layers=1, train_steps=head_steps, batch_size=64)
+    return FitConfig(
+        diffusion=DiffusionConfig(
+            horizon=16,
+            width=8,
+            multipliers=(1, 2),
+            gap_min=2,
+            gap_max=gap_max,
+            train_steps=diffusion_steps,
+            batch_size=32,
+        ),
+        dynamics=replace(head, num_members=3),
+        num_judges=2,
+        inverse=head,
+        reward=head,
+        termination=replace(head, num_members=1),
+        value=replace(head, num_members=1),
+        embedding=EmbeddingConfig(size=4, hidden=16, num_layers=1, train_steps=20, batch_size=32),
+        calibration_windows=100,
+    )
 
 
 @pytest.fixture(scope="session")

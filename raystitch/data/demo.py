@@ -123,13 +123,7 @@ def _record(env: Any, kind: str, rng: np.random.Generator, max_steps: int) -> Ep
         rewards.append(reward)
         if terminated:
             break
-    return Episode(
-        observations=np.asarray(observations, np.float32),
-        actions=np.asarray(actions, np.float32).reshape(-1, 2),
-        rewards=np.asarray(rewards, np.float32),
-        terminated=terminated,
-        truncated=not terminated,
-    )
+    return Episode.recorded(observations, actions, rewards, terminated=terminated)
 
 
 def load_or_make_pointmaze(num_steps: int = DEFAULT_NUM_STEPS, seed: int = 0) -> EpisodeDataset:

@@ -33,6 +33,14 @@ class Episode:
     terminated: bool
     truncated: bool
 
+    @classmethod
+    def recorded(
+        cls, observations: Sequence[Any], actions: Sequence[Any], rewards: Sequence[Any], *, terminated: bool
+    ) -> "Episode":
+        """Return the episode of steps as they were recorded one by one; one that did not terminate was cut."""
+        columns = (np.asarray(column, np.float32) for column in (observations, actions, rewards))
+        return cls(*columns, terminated=terminated, truncated=not terminated)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SelectedFrom:

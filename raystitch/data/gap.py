@@ -118,10 +118,4 @@ def _way(
         rewards.append(reward)
         if np.linalg.norm(waypoints[0] - state[:2]) < REACHED:
             waypoints = waypoints[1:]
-    return Episode(
-        observations=np.asarray(observations, np.float32),
-        actions=np.asarray(actions, np.float32).reshape(-1, 2),
-        rewards=np.asarray(rewards, np.float32),
-        terminated=terminated,
-        truncated=not terminated,
-    )
+    return Episode.recorded(observations, actions, rewards, terminated=terminated)

@@ -41,15 +41,7 @@ def make_grid(num_steps: int | None = None, seed: int = 0) -> EpisodeDataset:
             observations.append(state)
             actions.append(action)
             rewards.append(reward)
-        episodes.append(
-            Episode(
-                observations=np.array(observations, np.float32),
-                actions=np.array(actions, np.float32),
-                rewards=np.array(rewards, np.float32),
-                terminated=terminated,
-                truncated=not terminated,
-            )
-        )
+        episodes.append(Episode.recorded(observations, actions, rewards, terminated=terminated))
         collected += len(actions)
     return from_episodes(episodes, name=GRID, action_low=-np.ones(2), action_high=np.ones(2), env=grid.grid_spec())
 

@@ -76,15 +76,7 @@ def make_maze2d(layout: str, num_steps: int | None = None, seed: int = 0) -> Epi
             rewards.append(reward)
             if np.linalg.norm(waypoints[0] - state[:2]) < (REACHED if len(waypoints) == 1 else WAYPOINT_REACHED):
                 waypoints = waypoints[1:]
-        episodes.append(
-            Episode(
-                observations=np.array(observations, np.float32),
-                actions=np.array(actions, np.float32),
-                rewards=np.array(rewards, np.float32),
-                terminated=False,
-                truncated=True,
-            )
-        )
+        episodes.append(Episode.recorded(observations, actions, rewards, terminated=False))
         collected += len(actions)
     env.close()
     return from_episodes(

@@ -19,11 +19,11 @@ from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.data.load import load_dataset
 from raystitch.envs.spec import EnvSpec
 from raystitch.models.bundle import Bundle
-from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.generate.augment import augment_local
 from raystitch.pipeline.generate.ledger import AugmentSummary
 from raystitch.stitching.config import PairConfig, QualifyConfig, StitchConfig
+from tests.conftest import small_fit
 
 
 def make_walks(num_episodes: int = 40) -> EpisodeDataset:
@@ -94,21 +94,7 @@ def walks(tmp_path_factory: pytest.TempPathFactory) -> Walks:
     folder = tmp_path_factory.mktemp("walks")
     dataset = make_walks()
     write_d4rl(dataset, folder / "walks.hdf5")
-    head = HeadConfig(hidden=16, num_layers=1, train_steps=100, batch_size=64)
-    config = FitConfig(
-        diffusion=DiffusionConfig(
-            horizon=16, width=8, multipliers=(1, 2), gap_min=2, gap_max=8, train_steps=150, batch_size=32
-        ),
-        dynamics=replace(head, num_members=3),
-        num_judges=2,
-        inverse=head,
-        reward=head,
-        termination=replace(head, num_members=1),
-        value=replace(head, num_members=1),
-        embedding=EmbeddingConfig(size=4, hidden=16, num_layers=1, train_steps=20, batch_size=32),
-        calibration_windows=100,
-    )
-    fit_bundle(dataset, config, folder / "stitcher", device="cpu")
+    fit_bundle(dataset, small_fit(diffusion_steps=150, head_steps=100, hidden=16), folder / "stitcher", device="cpu")
     return Walks(dataset=dataset, file=folder / "walks.hdf5", stitcher=folder / "stitcher")
 
 

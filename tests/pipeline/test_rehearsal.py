@@ -29,7 +29,7 @@ def config(tiny_fit: FitConfig) -> RunConfig:
         "augment": {"num_bridges": 20, "pairs_per_shard": 8},
         "algorithms": {
             "bc": {**small, "hidden": 8},
-            "dt": {**small, "context": 2, "width": 8, "num_layers": 1},
+            "dt": {**small, "context": 2, "width": 8, "num_layers": 1, "prompt": "both"},
         },
         "grid": [{"algo": "bc", "data": "original"}, {"algo": "dt", "data": "stitched"}],
         "search": SEARCH,
@@ -44,6 +44,7 @@ def test_every_stage_has_a_pace_and_nothing_is_changed(drift: EpisodeDataset, co
     pace = rehearse(decided, drift, groups)
     assert set(pace.group_step) == {(group[0].algo, len(group)) for group in groups} | {("bc", 3)}
     assert set(pace.episode) == {"bc", "dt"}
+    assert pace.asked_beside == {"bc": 0, "dt": 1}
     found = [pace.fit, pace.candidate, pace.environment, *pace.group_step.values(), *pace.episode.values()]
     assert np.isfinite(found).all() and min(found) >= 0 and pace.fit > 0
     assert torch.get_num_threads() == threads

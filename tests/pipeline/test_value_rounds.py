@@ -23,7 +23,6 @@ from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
-from raystitch.models.config import DiffusionConfig, EmbeddingConfig, FitConfig, HeadConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.generate.augment import augment_local, shard_seeds
 from raystitch.pipeline.generate.knowledge import Knowledge, recorded_values
@@ -33,6 +32,7 @@ from raystitch.stitching.config import PairConfig, QualifyConfig, StitchConfig
 from raystitch.stitching.joining import chained_joins
 from raystitch.stitching.pairs import SourceIndex
 from raystitch.stitching.values import StateValues
+from tests.conftest import small_fit
 
 KINDS, PER_KIND = "ABC", 10
 STITCH = StitchConfig(
@@ -86,21 +86,7 @@ def line() -> EpisodeDataset:
 
 @pytest.fixture(scope="module")
 def bundle(line: EpisodeDataset) -> Bundle:
-    head = HeadConfig(hidden=32, num_layers=1, train_steps=200, batch_size=64)
-    config = FitConfig(
-        diffusion=DiffusionConfig(
-            horizon=16, width=8, multipliers=(1, 2), gap_min=2, gap_max=8, train_steps=200, batch_size=32
-        ),
-        dynamics=replace(head, num_members=3),
-        num_judges=2,
-        inverse=head,
-        reward=head,
-        termination=replace(head, num_members=1),
-        value=replace(head, num_members=1),
-        embedding=EmbeddingConfig(size=4, hidden=16, num_layers=1, train_steps=20, batch_size=32),
-        calibration_windows=100,
-    )
-    return fit_bundle(line, config, None, device="cpu")
+    return fit_bundle(line, small_fit(), None, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 
 from raystitch.buffer.bridges import BridgeSet
 from raystitch.buffer.episodes import rebuild
-from raystitch.data.episodes import EpisodeDataset, Ints
+from raystitch.data.episodes import EpisodeDataset, Floats, Ints
 from raystitch.data.made import make_grid
 from raystitch.envs.grid import GOAL, MOVES, SIZE, move_of, step_grid
 from raystitch.errors import UserError
@@ -36,6 +36,20 @@ def spec(data: DataMode = "original", returns: ReturnConfig = QUICK, **fields: A
     return DataSpec(data=data, shaping=ShapingConfig(returns=returns), **fields)
 
 
+def pooled(dataset: EpisodeDataset, values: Floats) -> PooledEpisodes:
+    """Return the recorded episodes with the value of every observation, float32 [N + E]."""
+    return PooledEpisodes(
+        start=dataset.offsets[:-1, None],
+        length=dataset.lengths[:, None],
+        rewards=dataset.rewards,
+        dones=dataset.transition_terminal.astype(np.float32),
+        rest=np.zeros(dataset.num_transitions, np.float32),
+        observations=dataset.observations,
+        obs_row=dataset.obs_index,
+        values=values,
+    )
+
+
 def optimal_values(gamma: float) -> np.ndarray[Any, Any]:
     """V* of the grid by value iteration, [x, y]; 0 at the goal, where every episode ends."""
     values = np.zeros((SIZE, SIZE))
@@ -53,16 +67,7 @@ def test_an_exact_value_gives_the_exact_optimal_returns_to_go(gamma: float) -> N
     values = optimal_values(gamma)
     assert values[0, 0] == pytest.approx(sum(-(gamma**t) for t in range(4)) + 10 * gamma**4)
     cells = dataset.observations.astype(int)
-    episodes = PooledEpisodes(
-        start=dataset.offsets[:-1, None],
-        length=dataset.lengths[:, None],
-        rewards=dataset.rewards,
-        dones=dataset.transition_terminal.astype(np.float32),
-        rest=np.zeros(dataset.num_transitions, np.float32),
-        observations=dataset.observations,
-        obs_row=dataset.obs_index,
-        values=values[cells[:, 0], cells[:, 1]].astype(np.float32),
-    )
+    episodes = pooled(dataset, values[cells[:, 0], cells[:, 1]].astype(np.float32))
     found = RETURNS["qdt"](ReturnConfig(name="qdt", gamma=gamma), episodes).values
     for row, action in enumerate(dataset.actions):
         x, y = cells[dataset.obs_index[row]]
@@ -73,16 +78,7 @@ def test_an_exact_value_gives_the_exact_optimal_returns_to_go(gamma: float) -> N
 def test_without_any_value_ahead_the_returns_are_those_of_the_record(drift: EpisodeDataset) -> None:
     """V far below everything: R is the discounted sum, except that a time-out goes on with V."""
     low = np.full(len(drift.observations), -1e6, np.float32)
-    episodes = PooledEpisodes(
-        start=drift.offsets[:-1, None],
-        length=drift.lengths[:, None],
-        rewards=drift.rewards,
-        dones=drift.transition_terminal.astype(np.float32),
-        rest=np.zeros(drift.num_transitions, np.float32),
-        observations=drift.observations,
-        obs_row=drift.obs_index,
-        values=low,
-    )
+    episodes = pooled(drift, low)
     found = RETURNS["qdt"](QUICK, episodes).values
     ended = int(np.flatnonzero(drift.terminated)[0])
     rewards = drift.episode(ended).rewards.astype(np.float64)

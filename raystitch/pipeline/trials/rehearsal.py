@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -49,7 +49,8 @@ class RunPace:
         fit: of the whole fit, on all CPUs.
         candidate: per candidate bridge, on one CPU, as all that follows.
         group_step: per gradient step of a group, by algorithm and number of stacked seeds.
-        episode: per episode of an evaluation, by algorithm.
+        episode: per episode of an evaluation for one return asked for, by algorithm.
+        asked_beside: returns that policies are asked for beside the run's, by algorithm.
         environment: per environment that is made.
     """
 
@@ -58,12 +59,13 @@ class RunPace:
     group_step: Mapping[tuple[str, int], float]
     episode: Mapping[str, float]
     environment: float
+    asked_beside: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def group_seconds(self, config: RunConfig, algo: str, num_seeds: int) -> float:
         """Return the seconds that a group trains and is evaluated."""
         evaluation, train_steps = config.evaluation, config.algorithms.of(algo).train_steps
         curve = (train_steps - 1) // evaluation.every if evaluation.every else 0
-        asked = max(1, len(evaluation.fixed_targets))
+        asked = max(1, len(evaluation.fixed_targets)) + self.asked_beside.get(algo, 0)
         seconds = sum(
             times * (count * self.episode[algo] + min(count, evaluation.num_envs) * self.environment)
             for times, count in ((1, evaluation.num_episodes), (curve, evaluation.every_episodes))
@@ -95,7 +97,14 @@ def rehearse(config: RunConfig, dataset: EpisodeDataset, groups: Sequence[Group]
         episodes = {
             algo: length * _env_step_seconds(policy, env, config.evaluation, made) for algo, policy in policies.items()
         }
-    return RunPace(fit=fit, candidate=candidate, group_step=steps, episode=episodes, environment=made)
+    return RunPace(
+        fit=fit,
+        candidate=candidate,
+        group_step=steps,
+        episode=episodes,
+        environment=made,
+        asked_beside={algo: len(policy.asked_beside) for algo, policy in policies.items()},
+    )
 
 
 @contextmanager
