@@ -1,5 +1,7 @@
-"""Turn ``device: auto`` and ``precision: auto`` into values for torch."""
+"""Turn ``device: auto``, ``precision: auto`` and a number of threads into what torch knows."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Literal
 
@@ -23,6 +25,17 @@ def resolve_device(device: str = "auto") -> torch.device:
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={device!r} was asked for, but torch sees no CUDA device here; use --device cpu")
     return resolved
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads in the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 Precision = Literal["auto", "float32", "bf16"]

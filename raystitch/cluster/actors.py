@@ -12,7 +12,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -203,17 +203,34 @@ class Qualifier(_Actor):
         if packed:
             try:
                 self.start(outcome.shard)
-                judged = self.stitcher.qualify(unpack(packed))
-                table = candidates_to_table(judged, outcome.shard, job.chain_round, job.schema_version)
-                outcome = Outcome(
-                    shard=outcome.shard,
-                    stats=write_shard(job.out, outcome.shard, table, job.manifest),
-                    propose_seconds=outcome.propose_seconds,
-                    qualify_seconds=time.perf_counter() - began,
-                )
+                stats = _judge(job, outcome.shard, self.stitcher, unpack(packed))
+                outcome = replace(outcome, stats=stats, qualify_seconds=time.perf_counter() - began)
             except Exception as raised:
                 outcome = _failed(outcome.shard, raised)
         return {"outcome": np.array([outcome.to_json()], object)}
+
+
+def make_here(job: ShardJob, shard: int, stitcher: Stitcher, index: SourceIndex) -> Outcome:
+    """Propose, judge and write a shard in this process."""
+    began = time.perf_counter()
+    try:
+        there = _there_already(job, shard)
+        if there is not None:
+            return Outcome(shard=shard, stats=there, made=False)
+        candidates = propose_shard(stitcher, index, job.seed, shard, job.pairs_per_shard)
+        proposed = time.perf_counter()
+        stats = _judge(job, shard, stitcher, candidates)
+    except Exception as raised:
+        return _failed(shard, raised)
+    return Outcome(
+        shard=shard, stats=stats, propose_seconds=proposed - began, qualify_seconds=time.perf_counter() - proposed
+    )
+
+
+def _judge(job: ShardJob, shard: int, stitcher: Stitcher, candidates: Candidates) -> ShardStats:
+    """Judge proposed candidates and write the shard."""
+    table = candidates_to_table(stitcher.qualify(candidates), shard, job.chain_round, job.schema_version)
+    return write_shard(job.out, shard, table, job.manifest)
 
 
 def _there_already(job: ShardJob, shard: int) -> ShardStats | None:

@@ -3,10 +3,12 @@
 import contextlib
 import copy
 import logging
+import math
 import os
 import re
+import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ray
 import ray.data
@@ -24,6 +26,7 @@ from raystitch.cluster.actors import (
     Shared,
     SharedRef,
     bundle_files,
+    make_here,
     start_counter,
 )
 from raystitch.cluster.metrics import AugmentMetrics
@@ -33,13 +36,17 @@ from raystitch.cluster.waiting import Waiting
 from raystitch.console import duration
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.ref import DatasetRef
+from raystitch.device import torch_threads
 from raystitch.errors import RunError
 from raystitch.models.bundle import Bundle
 from raystitch.models.fit import load_once
+from raystitch.pipeline.generate.augment import source_index
 from raystitch.pipeline.generate.ledger import AugmentSummary, Ledger
 from raystitch.pipeline.generate.opening import open_ledger
 from raystitch.pipeline.generate.progress import OnAugmentProgress
 from raystitch.stitching.config import StitchConfig
+from raystitch.stitching.pairs import SourceIndex
+from raystitch.stitching.stitcher import Stitcher
 
 SMALLEST_WAVE = 64
 """Smallest number of shards in one execution. Starting one takes seconds, handing it a block takes a millisecond."""
@@ -95,6 +102,32 @@ def augment(
             return summary
 
 
+@dataclass
+class RoundPace:
+    """Seconds that executions took: those of a short round are spent on starting actors.
+
+    Attributes:
+        start: until the first shard of the last execution was heard of, without the work on it.
+        shard: the least that a shard took.
+    """
+
+    start: float = 0.0
+    shard: float = math.inf
+
+    def saw(self, outcome: Outcome, since: float | None) -> None:
+        """Take note of an outcome. ``since``: ``time.monotonic`` when its execution began, for the first of it."""
+        if outcome.stats is None or not outcome.made:
+            return
+        seconds = outcome.propose_seconds + outcome.qualify_seconds
+        self.shard = min(self.shard, seconds)
+        if since is not None:
+            self.start = max(0.0, time.monotonic() - since - seconds)
+
+    def is_slower(self, num_shards: int, num_proposers: int) -> bool:
+        """Return True where so many proposers would have finished later than one process that is there already."""
+        return self.start + num_shards * self.shard / num_proposers > num_shards * self.shard
+
+
 @dataclass(frozen=True)
 class _Generation:
     """The work of one call on a connected Ray."""
@@ -107,14 +140,19 @@ class _Generation:
     seed: int
     device: str
     metrics: AugmentMetrics
+    pace: RoundPace = field(default_factory=RoundPace)
 
     def fill(self) -> None:
-        """Make the missing shards of every open round."""
+        """Make the missing shards of every open round, short ones in this process."""
         ledger, files = self.ledger, bundle_files(self.bundle_dir)
         if "://" not in ledger.path:
             check_shared(ledger.path, "buffer.json")
         self._announce()
+        index: SourceIndex | None = None
         for _ in ledger.open_rounds():
+            if self._quicker_here():
+                index = self._round_here(index)
+                continue
             shared: SharedRef = [ray.put(Shared(bundle=files, dataset=self.dataset, known=ledger.known))]
             while not ledger.round_done:
                 proposers, qualifiers = self._pools()
@@ -125,6 +163,46 @@ class _Generation:
                 if shards:
                     self._wave(shards, shared, proposers, qualifiers, min(num_blocks, len(shards)))
 
+    def _quicker_here(self) -> bool:
+        """Return True where this process is done with the round before actors would be, on a cluster of this one
+        machine without GPUs."""
+        proposers, qualifiers = self._pools()
+        workers = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+        return (
+            workers == [ray.get_runtime_context().get_node_id()]
+            and {pool.device(self.device) for pool in (proposers, qualifiers)} == {"cpu"}
+            and self.pace.is_slower(self.ledger.expected(), proposers.max_size)
+        )
+
+    def _round_here(self, before: SourceIndex | None) -> SourceIndex:
+        """Make a round in this process as actors would; return its index.
+
+        Args:
+            before: the index of an earlier round that was made here, whose search trees are kept.
+        """
+        ledger, job = self.ledger, self._job(self._pools()[0])
+        with torch_threads(job.threads):
+            stitcher = Stitcher(self.bundle, self.stitch_config)
+            index = source_index(self.dataset, self.bundle, self.stitch_config, ledger.known, before)
+            while not ledger.round_done:
+                for shard in ledger.next_shards(1):
+                    self._take(make_here(job, shard, stitcher, index))
+        return index
+
+    def _take(self, outcome: Outcome) -> None:
+        """Count what became of a shard.
+
+        Raises:
+            UserError, RunError: for what concerns every shard.
+        """
+        self.metrics.count(outcome)
+        if outcome.stats is not None:
+            self.ledger.add(outcome.stats)
+        elif outcome.kind == "shard":
+            self.ledger.fail(outcome.shard, outcome.error)
+        else:
+            raise outcome.as_exception()
+
     def _wave(
         self, shards: list[int], shared: SharedRef, proposers: ActorPool, qualifiers: ActorPool, num_blocks: int
     ) -> None:
@@ -133,6 +211,7 @@ class _Generation:
         needs = [*(pool_need(*pool) for pool in ((proposers, "proposer"), (qualifiers, "qualifier"))), DATA_TASK]
         waiting = Waiting(needs, ledger.note, f"augment.no_progress_timeout is {duration(seconds)}; ")
         retrying = not ledger.failures.keys().isdisjoint(shards)
+        since: float | None = time.monotonic()
         try:
             # Closed here also after an error, whose traceback would keep it alive past Ray's own end.
             with (
@@ -142,13 +221,9 @@ class _Generation:
                 for outcome in outcomes:
                     waiting.moved()
                     unheard.discard(outcome.shard)
-                    self.metrics.count(outcome)
-                    if outcome.stats is not None:
-                        ledger.add(outcome.stats)
-                    elif outcome.kind == "shard":
-                        ledger.fail(outcome.shard, outcome.error)
-                    else:
-                        raise outcome.as_exception()
+                    self.pace.saw(outcome, since)
+                    since = None
+                    self._take(outcome)
                     if ledger.round_done or (ledger.failures and not retrying and ledger.only_failures_missing):
                         return
         except RayError as error:
@@ -178,6 +253,21 @@ class _Generation:
         """Plan the pools for the cluster as it is now."""
         return plan_pools([node for node in live_nodes() if node.get("CPU", 0) > 0], self.ledger.config)
 
+    def _job(self, pool: ActorPool) -> ShardJob:
+        """Return the work of an actor of a pool in the round at hand."""
+        ledger = self.ledger
+        return ShardJob(
+            stitch_config=self.stitch_config,
+            device=pool.device(self.device),
+            threads=pool.threads,
+            out=ledger.path,
+            seed=self.seed,
+            pairs_per_shard=ledger.config.pairs_per_shard,
+            chain_round=ledger.chain_round,
+            manifest=ledger.manifest,
+            schema_version=ledger.schema_version,
+        )
+
     @property
     def _shard_bytes(self) -> float:
         """Estimate the bytes of a proposed shard in the object store, if every other pair is repaired once."""
@@ -190,20 +280,7 @@ class _Generation:
     ) -> Generator[Outcome, None, None]:
         """Run the pipeline over shards; yield the outcome of each, in the order in which they are done."""
         ledger = self.ledger
-        proposer_job, qualifier_job = (
-            ShardJob(
-                stitch_config=self.stitch_config,
-                device=pool.device(self.device),
-                threads=pool.threads,
-                out=ledger.path,
-                seed=self.seed,
-                pairs_per_shard=ledger.config.pairs_per_shard,
-                chain_round=ledger.chain_round,
-                manifest=ledger.manifest,
-                schema_version=ledger.schema_version,
-            )
-            for pool in (proposers, qualifiers)
-        )
+        proposer_job, qualifier_job = self._job(proposers), self._job(qualifiers)
         in_flight = proposers.max_size * IN_FLIGHT + SPARE_SHARDS
         common = shared, start_counter()
         with _ray_data(ledger.config.no_progress_timeout, in_flight * self._shard_bytes):

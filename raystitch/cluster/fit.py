@@ -70,8 +70,10 @@ def _fit_once(
     wants_gpu = device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes)
     able = [node for node in nodes if node.get("GPU", 0) >= 1] if wants_gpu else nodes
     cpus = max(1.0, *(node.get("CPU", 0.0) for node in able))
-    # Typed for tasks with one result; a streaming one is an iterator of references.
-    remote: Any = ray.remote(num_cpus=cpus, num_gpus=int(wants_gpu), num_returns="streaming", max_retries=0)(_fit)
+    # Typed for tasks with one result; a streaming one is an iterator of references. Its process ends with it, else half
+    # a GiB of what it knew would stay during all that follows.
+    options = {"num_cpus": cpus, "num_gpus": int(wants_gpu), "num_returns": "streaming"}
+    remote: Any = ray.remote(**options, max_calls=1, max_retries=0)(_fit)
     reserved = Need(who="fit", resources={"CPU": cpus, "GPU": float(wants_gpu)}, advice="")
     waiting = Waiting([reserved], say)
     try:

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,9 +131,42 @@ def _check_sizes(made: FlatEnv, env: EnvSpec, obs_dim: int, act_dim: int) -> Non
         )
 
 
+class SharedEnvs:
+    """Environments of one kind that several evaluations use one after another, made when they are first needed.
+
+    To make one can take as long as an episode; every episode resets its own with its own seed.
+    """
+
+    def __init__(self, spec: EnvSpec, resettable: bool = False) -> None:
+        """Remember what to make. ``resettable``: episodes begin in given states."""
+        self.spec = spec
+        self._make = make_resettable if resettable else make_env
+        self._made: list[FlatEnv] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._made:
+            self._made.pop().close()
+
+    def take(self, count: int) -> Sequence[FlatEnv]:
+        """Return ``count`` environments.
+
+        Raises:
+            Unavailable: when they have to be resettable and cannot.
+            UserError: when they cannot be made.
+        """
+        while len(self._made) < count:
+            self._made.append(self._make(self.spec))
+        return self._made[:count]
+
+
 def evaluate(
     policy: Policy,
-    env: EnvSpec,
+    env: EnvSpec | SharedEnvs,
     num_episodes: int = 50,
     num_envs: int = 25,
     seed: int = 0,
@@ -142,6 +176,7 @@ def evaluate(
     """Run ``num_episodes`` episodes, ``num_envs`` at a time; equal arguments give equal results.
 
     Args:
+        env: where; ``SharedEnvs`` are left as they are for the next evaluation.
         starts: float [num_episodes, O], the observations whose states the episodes begin in; None for the usual ones.
 
     Raises:
@@ -150,36 +185,32 @@ def evaluate(
             or that the policy cannot be asked for.
         RunError: when an episode has no end, or the policy's actions are not finite.
     """
+    if isinstance(env, EnvSpec):
+        with SharedEnvs(env, resettable=starts is not None) as own:
+            return evaluate(policy, own, num_episodes, num_envs, seed, target_return, starts)
     asked = policy.default_target if target_return is None else target_return
     asked = asked if policy.uses_target_return else None
     if isinstance(asked, float | int):
         check_target(asked, policy.meta.rtg_scale)
     counts = _Counts(num_episodes)
-    envs: list[FlatEnv] = []
-    try:
-        for _ in range(min(num_envs, num_episodes)):
-            envs.append(make_env(env) if starts is None else make_resettable(env))
-            _check_sizes(envs[-1], env, policy.obs_dim, policy.act_dim)
-        for first in range(0, num_episodes, len(envs)):
-            episodes = np.arange(first, min(first + len(envs), num_episodes))
-            seeds = [derive_seed(seed, "episode", int(episode)) % 2**31 for episode in episodes]
-            policy.reset(len(episodes), asked)
-            used = envs[: len(episodes)]
-            options = [None if starts is None else {"state": starts[episode]} for episode in episodes]
-            begun = [
-                made.reset(seed=at, options=option)[0] for made, at, option in zip(used, seeds, options, strict=True)
-            ]
-            _run_side_by_side(policy, used, np.stack(begun), episodes, counts, env.env_id)
-    finally:
-        for made in envs:
-            made.close()
+    made = env.take(min(num_envs, num_episodes))
+    for one in made:
+        _check_sizes(one, env.spec, policy.obs_dim, policy.act_dim)
+    for first in range(0, num_episodes, len(made)):
+        episodes = np.arange(first, min(first + len(made), num_episodes))
+        seeds = [derive_seed(seed, "episode", int(episode)) % 2**31 for episode in episodes]
+        policy.reset(len(episodes), asked)
+        used = made[: len(episodes)]
+        options = [None if starts is None else {"state": starts[episode]} for episode in episodes]
+        begun = [one.reset(seed=at, options=option)[0] for one, at, option in zip(used, seeds, options, strict=True)]
+        _run_side_by_side(policy, used, np.stack(begun), episodes, counts, env.spec.env_id)
     return EvalResult(
         target_return=None if asked == MAX else asked,
         prompt=MAX if asked == MAX else None,
         returns=counts.returns,
         lengths=counts.lengths,
         successes=counts.successes if counts.reported else None,
-        score=normalised_score(env.env_id, float(counts.returns.mean()), env.reference),
+        score=normalised_score(env.spec.env_id, float(counts.returns.mean()), env.spec.reference),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from raystitch.buffer.opening import open_buffer
 from raystitch.cluster.actors import pack, unpack
-from raystitch.cluster.augment import augment
+from raystitch.cluster.augment import RoundPace, augment
 from raystitch.errors import RunError, UserError
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.generate.augment import make_shard
@@ -36,7 +36,19 @@ def test_two_actors_make_the_same_buffer(walks: Walks, undisturbed: Path, tmp_pa
     )
 
 
-def test_chain_rounds_are_the_same_with_any_number_of_actors(walks: Walks, tmp_path: Path, ray_session: None) -> None:
+@pytest.mark.parametrize("here", [True, False], ids=["in this process", "by actors"])
+def test_chain_rounds_are_the_same_whoever_makes_them(
+    here: bool, walks: Walks, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds after the first are made in this process where starting actors takes longer."""
+    asked: list[tuple[float, float]] = []
+
+    def is_slower(pace: RoundPace, num_shards: int, num_proposers: int) -> bool:
+        assert num_shards > 0 and num_proposers == 2
+        asked.append((pace.start, pace.shard))
+        return here and np.isfinite(pace.shard)
+
+    monkeypatch.setattr(RoundPace, "is_slower", is_slower)
     settings = {"num_bridges": 50, "chain_rounds": 1, "chain_pool": 20}
     walks.augment_local(tmp_path / "alone", **settings)
     walks.augment(tmp_path / "ray", **settings, num_actors=2)
@@ -46,6 +58,16 @@ def test_chain_rounds_are_the_same_with_any_number_of_actors(walks: Walks, tmp_p
     rounds = alone.rounds()
     assert [counts.accepted >= 25 for counts in rounds] == [True, True]
     assert rounds[1].chained > 0
+    (_, unknown), (start, shard) = asked
+    assert unknown == np.inf and start > 0 and 0 < shard < 60
+
+
+def test_few_shards_are_made_sooner_where_nothing_has_to_start() -> None:
+    assert not RoundPace().is_slower(10, 2)  # nothing is known yet
+    pace = RoundPace(start=15.0, shard=2.0)
+    assert pace.is_slower(5, 2)  # 20 s with actors, 10 s without
+    assert not pace.is_slower(20, 2)  # 35 and 40 s
+    assert pace.is_slower(20, 1)
 
 
 def test_nothing_to_stitch_is_one_line(walks: Walks, tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from raystitch.data.episodes import EpisodeDataset
-from raystitch.envs.make import make_env
+from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
+from raystitch.envs.make import make_env, spec_from_id
 from raystitch.errors import UserError
 from raystitch.seeding import derive_seed
 from raystitch.trainers.config import BCConfig, DataSpec, DTConfig
 from raystitch.trainers.data import build_data
-from raystitch.trainers.evaluate import evaluate
+from raystitch.trainers.evaluate import SharedEnvs, evaluate
 from raystitch.trainers.loop import train_policy
 from raystitch.trainers.policy import Policy
 
@@ -54,6 +54,29 @@ def test_maze_reports_success(drift: EpisodeDataset) -> None:
     assert result.target_return == pytest.approx(drift.returns.max())
     assert result.lengths.max() <= 60
     assert result.to_json()["num_eval_episodes"] == 3
+
+
+@pytest.mark.parametrize("name", ["PointMaze_UMaze-v3", "Hopper-v5", "ogbench:pointmaze-medium-singletask-task1-v0"])
+def test_shared_environments_change_nothing_and_are_made_once(name: str) -> None:
+    spec = dataclasses.replace(spec_from_id(name), max_episode_steps=12)
+    with SharedEnvs(spec) as envs:
+        one = envs.take(1)[0]
+        (observation, _), action = one.reset(seed=0), one.action_space.sample()
+        rng = np.random.default_rng(0)
+        observations, actions = rng.normal(size=(9, len(observation))), rng.uniform(-1, 1, (8, len(action)))
+        low = -np.ones(actions.shape[1])
+        dataset = from_episodes(
+            [Episode(observations, actions, np.zeros(8), False, True)], name="noise", action_low=low, action_high=-low
+        )
+        data = build_data(dataset, DataSpec(kind="transitions", device="cpu"))
+        policies = [train_policy(data, "bc", BCConfig(train_steps=2, hidden=8), seed=seed) for seed in (0, 1)]
+        before = [evaluate(policy, spec, 5, 3, seed=at) for at, policy in enumerate(policies)]
+        after = [evaluate(policies[at], envs, 5, 3, seed=at) for at in (1, 0, 1)]
+        made = envs.take(3)
+        assert envs.take(3) == made
+    for alone, shared in zip((before[1], before[0], before[1]), after, strict=True):
+        np.testing.assert_array_equal(shared.returns, alone.returns)
+        np.testing.assert_array_equal(shared.lengths, alone.lengths)
 
 
 def test_environment_of_another_size(line: EpisodeDataset, drift: EpisodeDataset, cloned: Policy) -> None:

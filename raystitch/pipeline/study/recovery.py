@@ -15,7 +15,7 @@ from raystitch.envs.spec import EnvSpec
 from raystitch.pipeline.study.parts import StudyParts
 from raystitch.pipeline.validate.simulated import open_for
 from raystitch.seeding import derive_seed, numpy_rng
-from raystitch.trainers.evaluate import evaluate
+from raystitch.trainers.evaluate import SharedEnvs, evaluate
 from raystitch.trainers.policy import Asked, Policy
 
 LOW_SHARE = 1 / 3
@@ -112,10 +112,10 @@ def recovery(policy: Policy, starts: PoorStarts, config: RecoveryConfig, seed: i
         target: the return that a return-conditioned policy is asked for.
     """
     found: dict[str, Any] = {}
-    for name in ("held_out", "train"):
-        states: Floats = getattr(starts, name)
-        result = evaluate(
-            policy, starts.env, len(states), config.num_envs, derive_seed(seed, "recovery", name), target, states
-        )
-        found[name] = {"return_mean": result.return_mean, "success_rate": result.success_rate}
+    with SharedEnvs(starts.env, resettable=True) as envs:
+        for name in ("held_out", "train"):
+            states: Floats = getattr(starts, name)
+            at = derive_seed(seed, "recovery", name)
+            result = evaluate(policy, envs, len(states), config.num_envs, at, target, states)
+            found[name] = {"return_mean": result.return_mean, "success_rate": result.success_rate}
     return found

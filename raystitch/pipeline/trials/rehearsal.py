@@ -6,16 +6,15 @@ their steps share.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 
 from raystitch.config import RunConfig
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.returns import is_goal_task
+from raystitch.device import torch_threads
 from raystitch.envs.make import make_env
 from raystitch.envs.spec import EnvSpec
 from raystitch.models.bundle import Bundle
@@ -66,11 +65,10 @@ class RunPace:
         evaluation, train_steps = config.evaluation, config.algorithms.of(algo).train_steps
         curve = (train_steps - 1) // evaluation.every if evaluation.every else 0
         asked = max(1, len(evaluation.fixed_targets)) + self.asked_beside.get(algo, 0)
-        seconds = sum(
-            times * (count * self.episode[algo] + min(count, evaluation.num_envs) * self.environment)
-            for times, count in ((1, evaluation.num_episodes), (curve, evaluation.every_episodes))
-        )
-        return train_steps * self.group_step[algo, num_seeds] + num_seeds * asked * seconds
+        episodes = evaluation.num_episodes + curve * evaluation.every_episodes
+        most = max(evaluation.num_episodes, evaluation.every_episodes if curve else 0)
+        made = min(most, evaluation.num_envs) * self.environment  # once, for all of the group
+        return train_steps * self.group_step[algo, num_seeds] + num_seeds * asked * episodes * self.episode[algo] + made
 
 
 def rehearse(config: RunConfig, dataset: EpisodeDataset, groups: Sequence[Group]) -> RunPace:
@@ -82,9 +80,9 @@ def rehearse(config: RunConfig, dataset: EpisodeDataset, groups: Sequence[Group]
     asked = dict.fromkeys((group[0].algo, len(group)) for group in groups)
     if config.search.algorithm != "none":
         asked[config.search.algo, len(config.search.seeds)] = None
-    with _threads(os.cpu_count() or 1):
+    with torch_threads(os.cpu_count() or 1):
         bundle, fit = time_fit(dataset, config.fit)
-    with _threads(1):
+    with torch_threads(1):
         candidate = _candidate_seconds(config, dataset, bundle)
         steps: dict[tuple[str, int], float] = {}
         policies: dict[str, Policy] = {}
@@ -105,16 +103,6 @@ def rehearse(config: RunConfig, dataset: EpisodeDataset, groups: Sequence[Group]
         environment=made,
         asked_beside={algo: len(policy.asked_beside) for algo, policy in policies.items()},
     )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -24,7 +24,7 @@ from raystitch.trainers.config import (
     settings_json,
 )
 from raystitch.trainers.data import build_data
-from raystitch.trainers.evaluate import EvalResult, evaluate
+from raystitch.trainers.evaluate import EvalResult, SharedEnvs, evaluate
 from raystitch.trainers.loop import Log, train_policies, train_policy
 from raystitch.trainers.policy import Policy
 from raystitch.trainers.ratio import Ratio, parse_ratio
@@ -141,12 +141,26 @@ def run_trials(
     """
     shared = trials[0]
     folders = [TrialFolder(Path(trial.folder), trial.seed, _identity(trial, inputs), note) for trial in trials]
+    with SharedEnvs(inputs.environment.for_evaluation(shared.evaluation.max_episode_steps)) as envs:
+        results = _run_group(shared, inputs, folders, envs, log, on_eval)
+    return [results[index] for index in range(len(folders))]
+
+
+def _run_group(
+    shared: Trial,
+    inputs: LoadedInputs,
+    folders: Sequence[TrialFolder],
+    envs: SharedEnvs,
+    log: Callable[[int, dict[str, Any]], None] | None,
+    on_eval: OnEval | None,
+) -> dict[int, dict[str, Any] | RunError]:
+    """Return the results by position; train and evaluate what is not finished."""
     results: dict[int, dict[str, Any] | RunError] = {}
     steps: dict[int, list[int]] = {}
     for index, folder in enumerate(folders):
         found = folder.take_up()
         if found is not None and not found["evaluations"] and shared.evaluate:
-            found = _evaluate_later(shared, inputs, folder, found)
+            found = _evaluate_later(shared, envs, folder, found)
         if found is not None:
             results[index] = found
         else:
@@ -161,8 +175,8 @@ def run_trials(
             check_evaluation(inputs.dataset, shared.evaluation, inputs.environment)
         data = training_data(shared, inputs)
         for group in steps.values():
-            results.update(_train_group(shared, inputs, data, {at: folders[at] for at in group}, log, on_eval))
-    return [results[index] for index in range(len(folders))]
+            results.update(_train_group(shared, envs, data, {at: folders[at] for at in group}, log, on_eval))
+    return results
 
 
 def _identity(trial: Trial, inputs: LoadedInputs) -> dict[str, Any]:
@@ -185,7 +199,7 @@ def _identity(trial: Trial, inputs: LoadedInputs) -> dict[str, Any]:
 
 def _train_group(
     shared: Trial,
-    inputs: LoadedInputs,
+    envs: SharedEnvs,
     data: TrainData,
     folders: Mapping[int, TrialFolder],
     log: Callable[[int, dict[str, Any]], None] | None,
@@ -205,7 +219,7 @@ def _train_group(
         for at, policy in policies.items():
             # Other episodes than the reported ones, and other ones at every step.
             seed = derive_seed(folders[where[at]].seed, "curve", step)
-            results = _evaluate(shared, inputs, policy, shared.evaluation.every_episodes, seed)
+            results = _evaluate(shared, envs, policy, shared.evaluation.every_episodes, seed)
             for result in results:
                 metrics[at].evaluated(step, result)
             found[where[at]] = results[0]
@@ -227,12 +241,12 @@ def _train_group(
             for folder in folders.values()
         ],
     )
-    return _finish_group(shared, inputs, folders, policies, metrics)
+    return _finish_group(shared, envs, folders, policies, metrics)
 
 
 def _finish_group(
     shared: Trial,
-    inputs: LoadedInputs,
+    envs: SharedEnvs,
     folders: Mapping[int, TrialFolder],
     policies: Sequence[Policy | RunError],
     metrics: Sequence[TrialMetrics],
@@ -249,12 +263,12 @@ def _finish_group(
     if shared.evaluate:
         for (index, folder), policy, rows in zip(folders.items(), policies, metrics, strict=True):
             if isinstance(policy, Policy):
-                results[index] = _evaluated(shared, inputs, folder, policy, rows, len(folders))
+                results[index] = _evaluated(shared, envs, folder, policy, rows, len(folders))
     return results
 
 
 def _evaluate_later(
-    shared: Trial, inputs: LoadedInputs, folder: TrialFolder, found: Mapping[str, Any]
+    shared: Trial, envs: SharedEnvs, folder: TrialFolder, found: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """Evaluate a policy that was saved without its evaluation; None where it has to be trained again."""
     try:
@@ -266,11 +280,11 @@ def _evaluate_later(
         return None
     metrics = TrialMetrics(folder.journal, None)
     metrics.train_seconds = found["train_seconds"]
-    return _evaluated(shared, inputs, folder, policy, metrics, found["num_stacked"])
+    return _evaluated(shared, envs, folder, policy, metrics, found["num_stacked"])
 
 
 def _evaluated(
-    shared: Trial, inputs: LoadedInputs, folder: TrialFolder, policy: Policy, rows: TrialMetrics, stacked: int
+    shared: Trial, envs: SharedEnvs, folder: TrialFolder, policy: Policy, rows: TrialMetrics, stacked: int
 ) -> dict[str, Any]:
     """Complete the folder of a policy that was trained and saved.
 
@@ -279,20 +293,19 @@ def _evaluated(
     """
     try:
         seed = derive_seed(folder.seed, "evaluation")
-        results = _evaluate(shared, inputs, policy, shared.evaluation.num_episodes, seed)
+        results = _evaluate(shared, envs, policy, shared.evaluation.num_episodes, seed)
     except RunError as error:
         raise RunError(f"{error}; the policy is saved in {folder.out / 'policy'}") from error
     return folder.finish(results, rows, shared.settings.train_steps, stacked)
 
 
-def _evaluate(shared: Trial, inputs: LoadedInputs, policy: Policy, num_episodes: int, seed: int) -> list[EvalResult]:
+def _evaluate(shared: Trial, envs: SharedEnvs, policy: Policy, num_episodes: int, seed: int) -> list[EvalResult]:
     """Return one result per target return, the headline first, then what is asked beside; all see the same episodes."""
     evaluation = shared.evaluation
     assert evaluation.target_returns != "auto", "the run resolves it before it plans its trials"
     named = evaluation.target_returns if policy.uses_target_return else ()
     asked = (*(named or (None,)), *policy.asked_beside)
-    env = inputs.environment.for_evaluation(evaluation.max_episode_steps)
-    return [evaluate(policy, env, num_episodes, evaluation.num_envs, seed, target) for target in asked]
+    return [evaluate(policy, envs, num_episodes, evaluation.num_envs, seed, target) for target in asked]
 
 
 def training_data(trial: Trial, inputs: LoadedInputs) -> TrainData:
