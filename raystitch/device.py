@@ -1,5 +1,8 @@
-"""Turn ``device: auto``, ``precision: auto`` and a number of threads into what torch knows."""
+"""The machine: what ``device: auto`` and ``precision: auto`` are for torch, its threads, memory that is given back."""
 
+import ctypes
+import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -36,6 +39,16 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def give_memory_back() -> None:
+    """Give what this process has freed back to the system: after work on millions of steps the C library keeps about
+    as much for itself as the process still uses."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
+        if trim is not None:
+            trim(0)
 
 
 Precision = Literal["auto", "float32", "bf16"]

@@ -29,6 +29,7 @@ from raystitch.cluster.trials import num_slots, reserve_memory, run_groups
 from raystitch.config import LoggerName, ResourceConfig, RunConfig, default_out
 from raystitch.console import Progress, duration, say
 from raystitch.data.episodes import EpisodeDataset
+from raystitch.device import give_memory_back
 from raystitch.errors import RunError, TrialsFailed, UserError
 from raystitch.io.files import make_folder, write_json
 from raystitch.io.lease import held_here, leased
@@ -261,6 +262,7 @@ def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple
             device=resources.device,
             progress=lambda at: progress.update("augment", at.accepted, at.wanted, at.text),
         )
+    give_memory_back()  # trials need it now
     return load_once(folder / STITCHER, "cpu"), on_dataset(open_buffer(folder / BUFFER), dataset)
 
 

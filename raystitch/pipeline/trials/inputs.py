@@ -9,6 +9,7 @@ from raystitch.buffer.opening import open_buffer
 from raystitch.buffer.reader import Buffer, MappedBridges
 from raystitch.data.episodes import EpisodeDataset, wrong_dataset
 from raystitch.data.ref import DatasetRef
+from raystitch.device import give_memory_back
 from raystitch.envs.starts import start_observations
 from raystitch.errors import RunError
 from raystitch.models.fit import load_once
@@ -51,6 +52,7 @@ def load_inputs(trial: Trial, load: LoadDataset = load_dataset_once) -> LoadedIn
     if trial.data == "joined":
         assert trial.bundle is not None and trial.pairs is not None
         joined = _joined(dataset, trial.bundle, trial.inputs.bundle, trial.pairs)
+        give_memory_back()
     return LoadedInputs(dataset=dataset, bridges=bridges, joined=joined)
 
 
