@@ -42,9 +42,9 @@ def test_row_noise_is_pinned() -> None:
 
 
 def test_row_noise_is_fast() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     row_noise(np.arange(512), (32, 17))
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 10, 99, 100, 500])
