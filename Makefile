@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --no-compile) --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv venv-run demo test test-slow lint format clean
+.PHONY: venv venv-run demo test test-slow docs lint format clean
 
 # What running needs, and the tools of the tests beside it.
 venv-run: .venv/.installed-run
@@ -21,6 +21,10 @@ venv: .venv/.installed-dev
 
 .venv/.installed-dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) -c constraints.txt -e ".[dev]"
+	touch $@ .venv/.installed-run
+
+.venv/.installed-docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -c constraints.txt -e ".[docs]"
 	touch $@ .venv/.installed-run
 
 demo: venv-run
@@ -38,9 +42,13 @@ test: lint
 test-slow: venv
 	$(BIN)/python -m pytest -q -m slow
 
+# The documentation as a site, site/index.html, which loads nothing from a network.
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --config-file docs/site/mkdocs.yml
+
 format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv dist .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv dist site .pytest_cache .ruff_cache .import_linter_cache

@@ -175,7 +175,8 @@ class RunConfig:
         dataset: a dataset reference (``demo:pointmaze``, ``minari:ID``, ``d4rl:FILE.hdf5``, ``ogbench:FILE.npz``).
         env: Gymnasium id, in place of the one that the dataset records.
         select: the episodes that the run works on: a name, a mapping such as ``{best: 0.5}``, or a list of them.
-        seed: root of fitting and generating; ``seeds``: one trial each.
+        seed: root of fitting and generating.
+        seeds: one trial each.
         search: tunes ratio and delta before the grid is trained; what it chooses becomes the headline.
         headline: None for the first stitched cell of the grid to whose data nothing is done, else the first one.
         logging: where else losses and evaluations of the trials go, under ``logs`` of the run; no part of any result.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """The input is wrong. The message says what, where and what to do about it. The command line exits with 2.
 
-    Example:
+    Examples:
         >>> try:
         ...     rs.load_dataset("nowhere.hdf5")
         ... except rs.UserError as error:
@@ -22,7 +22,7 @@ class DamagedError(UserError):
 class RunError(RuntimeError):
     """The input is right but the run could not finish (full disk, nothing to stitch, ...). Exits with 1.
 
-    Example:
+    Examples:
         >>> impossible = rs.StitchConfig(qualify=QualifyConfig(delta=0))
         >>> few = AugmentConfig(num_bridges=5, pairs_per_shard=4, patience=1)
         >>> try:

@@ -38,7 +38,8 @@ class SearchConfig:
             during training (``evaluation.every``). After an interruption it compares only with what came since.
         num_samples: cells that are tried; no more than there are.
         algo: what is trained.
-        ratio: values to choose from, or a range. delta: values to choose from.
+        ratio: values to choose from, or a range.
+        delta: values to choose from.
         weights, rewards, returns: what is done to the data of every cell, as in a line of the grid.
     """
 

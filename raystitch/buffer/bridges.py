@@ -100,6 +100,7 @@ class References:
 
     @property
     def num_transitions(self) -> int:
+        """The number of transitions, T."""
         return int(self.offsets[-1])
 
     @property
@@ -163,7 +164,8 @@ class BridgeSet(References):
         residual_max, termination_max, return_source, return_stitched: float32 [B].
         accepted: bool [B], at the generation settings.
         observations: float32 [T + B, O]; bridge b holds rows ``offsets[b] + b .. offsets[b + 1] + b`` inclusive.
-        actions: float32 [T, A]; rewards: float32 [T].
+        actions: float32 [T, A].
+        rewards: float32 [T].
         residual, spread: float32 [T], the judges' residual and disagreement of each step (squared L2, standardised
             units); None where the buffer does not hold them (schema 2).
     """

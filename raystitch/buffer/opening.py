@@ -29,7 +29,7 @@ def open_buffer(
     Raises:
         UserError: when it is not a buffer, damaged, unfinished or empty.
 
-    Example:
+    Examples:
         >>> buffer = rs.open_buffer("buffer")  # or s3://bucket/buffer
         >>> buffer.num_accepted("q50") <= buffer.num_accepted("q99") <= buffer.num_candidates
         True

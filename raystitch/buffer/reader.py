@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # torch takes a second to import, which `raystitch buffer inf
     from raystitch.buffer.torch_dataset import BridgeTransitions
 
 AtDelta = Delta | Literal["generation"]
+"""A threshold, or the one that the buffer was made with."""
 
 _CHECKED: set[tuple[str, str, str]] = set()
 """Files whose content was found to match its checksum: a process reads what it uses once."""
@@ -39,7 +40,9 @@ class Buffer:
     steps are in memory only where a ``BridgeSet`` is asked for.
 
     Attributes:
-        uri: where it lies. meta: its ``buffer.json``. table: all candidates, one chunk per file.
+        uri: where it lies.
+        meta: its ``buffer.json``.
+        table: all candidates, one chunk per file.
         stats: statistics per shard.
         missing_episode: int64 [N], set by ``on_dataset``: the episode that the part at hand lacks, -1 for none.
     """
@@ -62,6 +65,7 @@ class Buffer:
 
     @property
     def num_candidates(self) -> int:
+        """The number of candidates, N: every attempt, accepted or not."""
         return self.table.num_rows
 
     @property
@@ -76,6 +80,7 @@ class Buffer:
 
     @property
     def calibration(self) -> Calibration:
+        """The quantiles that a delta such as ``q99`` names, per gap."""
         return self._calibration
 
     @cached_property
@@ -175,6 +180,7 @@ class Buffer:
         )
 
     def num_accepted(self, delta: AtDelta = "generation") -> int:
+        """Count the bridges that are accepted at ``delta``."""
         return len(self.accepted_rows(delta))
 
     def bridges(self, delta: AtDelta = "generation") -> BridgeSet:
@@ -318,6 +324,7 @@ class Buffer:
 
     @property
     def num_files(self) -> int:
+        """The number of shard files."""
         return len(self._files)
 
     @property

@@ -1,7 +1,7 @@
 """The client of the raystitch endpoint. A folder to copy out: it needs numpy, pyarrow and httpx, nothing else of
 raystitch. tests/client tells when it broke.
 
-With ``raystitch serve`` running::
+With ``raystitch serve`` running:
 
     from raystitch.client import Client
 

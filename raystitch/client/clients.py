@@ -14,7 +14,10 @@ from .wire import Codec, WireName, plain_options
 
 T = TypeVar("T")
 Order: TypeAlias = Literal["return", "length", "index"]
+"""By what a list of episodes is sorted."""
+
 Cut: TypeAlias = Literal["best", "ends"]
+"""Where the source is left and the target entered: at the best states, or end to start."""
 
 
 class _Endpoint:

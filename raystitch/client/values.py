@@ -73,7 +73,8 @@ class Bridge:
         reason: ``ok``, or why it is not accepted.
         gap: number of generated states, between source state ``source_step`` and target state ``target_step``.
         delta: threshold of the residuals; None: off.
-        return_source, return_stitched: discounted, from source_step on; the second a pessimistic estimate.
+        return_source: discounted return of the source, from ``source_step`` on.
+        return_stitched: a pessimistic estimate of the same over the bridge and the target.
         residuals: float32 [gap+1], squared distance of each next state to its prediction, standardised units.
     """
 
@@ -96,7 +97,9 @@ class Candidate(Bridge):
         attempt: 0, or the repair that it comes from.
         pair: which of the ``num_candidates``.
         failed: every criterion that it fails.
-        observations, actions, rewards: float32 [gap+2, O], [gap+1, A], [gap+1].
+        observations: float32 [gap+2, O].
+        actions: float32 [gap+1, A].
+        rewards: float32 [gap+1].
     """
 
     attempt: int

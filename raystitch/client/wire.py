@@ -16,7 +16,9 @@ from .values import Bools, Candidate, Floats, Result, StitchedTrajectory, Trajec
 
 T = TypeVar("T")
 WireName: TypeAlias = Literal["arrow", "json"]
+"""How requests and answers are written."""
 Codec: TypeAlias = Literal["gzip", "zstd"]
+"""How requests are compressed."""
 
 COMPRESSED_FROM_BYTES = 32 * 1024
 

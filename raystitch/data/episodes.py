@@ -81,7 +81,7 @@ class EpisodeDataset:
     Raises:
         UserError: when a column does not have the shape, or the rows that ``offsets`` asks for.
 
-    Example:
+    Examples:
         >>> dataset.lengths[:3].tolist(), dataset.returns.shape, dataset.observations.shape
         ([30, 30, 30], (40,), (1240, 4))
         >>> [episode.rewards.shape for episode in dataset.subset(np.array([5, 2]))]
@@ -131,18 +131,22 @@ class EpisodeDataset:
 
     @property
     def num_episodes(self) -> int:
+        """The number of episodes, E."""
         return len(self.offsets) - 1
 
     @property
     def num_transitions(self) -> int:
+        """The number of transitions, N."""
         return int(self.offsets[-1])
 
     @property
     def obs_dim(self) -> int:
+        """The size of an observation, O."""
         return self.observations.shape[1]
 
     @property
     def act_dim(self) -> int:
+        """The size of an action, A."""
         return self.actions.shape[1]
 
     @cached_property

@@ -69,7 +69,7 @@ def load_dataset(
     Raises:
         UserError: when there is no such dataset, it cannot be read, or (without ``allow_nan``) holds a NaN.
 
-    Example:
+    Examples:
         >>> rs.load_dataset("mine.hdf5")  # of docs/data.md; the same as d4rl:mine.hdf5
         EpisodeDataset(d4rl:mine.hdf5: 20 episodes, 1,000 transitions, observation 4, action 2)
     """

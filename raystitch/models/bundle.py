@@ -70,13 +70,15 @@ class Bundle:
         dataset_name, dataset_fingerprint, env, max_episode_steps: where it came from.
         selected_from: fingerprint of the whole dataset where it was fitted on a part; it can stitch all of it.
         normalizer: of the observations; ``standardizer`` is the same as a torch module.
-        action_low, action_high: float32 [A], finite; reward_low, reward_high: the data's range.
-        diffusion: U-Net (averaged weights); ``denoiser`` wraps it for the samplers; schedule: its diffusion schedule.
+        action_low, action_high: float32 [A], the bounds of the actions, finite.
+        reward_low, reward_high: the range of the data's rewards.
+        diffusion: U-Net (averaged weights); ``denoiser`` wraps it for the samplers.
+        schedule: the noise levels of the U-Net.
         return_quantiles: float32 [101], percentiles of the data's standardised discounted returns.
         dynamics, inverse, reward, termination, value, embedding: see ``models.heads`` and ``models.embedding``.
         calibration: quantiles of every criterion's number on real windows, per gap.
 
-    Example:
+    Examples:
         >>> loaded = rs.Bundle.load("stitcher", device="cpu")
         >>> loaded.hash == bundle.hash, loaded.obs_dim, loaded.act_dim, loaded.horizon
         (True, 4, 2, 16)
@@ -114,22 +116,27 @@ class Bundle:
 
     @property
     def obs_dim(self) -> int:
+        """The size of an observation, O."""
         return len(self.normalizer.mean)
 
     @property
     def act_dim(self) -> int:
+        """The size of an action, A."""
         return len(self.action_low)
 
     @property
     def gamma(self) -> float:
+        """The discount of returns and values."""
         return self.config.gamma
 
     @property
     def horizon(self) -> int:
+        """The states of a window, known and generated ones."""
         return self.config.diffusion.horizon
 
     @cached_property
     def standardizer(self) -> Standardizer:
+        """The normalizer as a torch module."""
         with torch.inference_mode(False):  # also when first asked for in it: gradients must be able to pass through
             return Standardizer(self.normalizer).to(self.device)
 

@@ -12,6 +12,8 @@ from raystitch.data.episodes import Floats, Ints
 from raystitch.errors import UserError
 
 Delta = float | str | None
+"""A threshold of the residual: a number, a quantile of real windows such as ``q99``, or ``off`` (None) for no limit."""
+
 QUANTILES = np.concatenate([np.linspace(0, 0.9, 19), np.linspace(0.91, 0.99, 9), [0.995, 0.999, 1.0]])
 _QUANTILE = re.compile(r"q(\d{1,2}(\.\d+)?|100)")
 

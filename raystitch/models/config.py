@@ -16,7 +16,8 @@ class DiffusionConfig:
 
     Attributes:
         horizon: states per window (H).
-        width, multipliers: channels of the U-Net per resolution.
+        width: channels of the U-Net at full resolution.
+        multipliers: channels at each resolution, in units of ``width``.
         num_blocks: residual blocks per resolution, on the way down, in the middle and on the way up.
         num_diffusion_steps: K, steps of the cosine schedule the network is trained on.
         prediction: what the network predicts: the clean states or the noise.
@@ -24,7 +25,8 @@ class DiffusionConfig:
         prefix_max: most real states revealed before a gap in training (1 .. prefix_max).
         difference_weight: weight of the squared error of consecutive differences s_{t+1} - s_t in the loss on clean
             states; transitions come out truer than with the states' own error alone. Not used for noise.
-        mask_stitch, mask_prefix: share of training rows masked as prefix + suffix, and as prefix only; the rest random.
+        mask_stitch: share of training rows masked as prefix + suffix.
+        mask_prefix: share masked as prefix only; the rest is masked at random.
         return_dropout: the network is also told the discounted return from the window's first state on, except in this
             share of the rows (classifier-free guidance, Ho & Salimans 2022); None for a network without that input.
     """
@@ -138,7 +140,7 @@ class FitConfig:
     Raises:
         ValueError: for a value out of range, quoting it.
 
-    Example:
+    Examples:
         >>> from dataclasses import replace
         >>> longer = replace(rs.FitConfig(), dynamics=replace(rs.FitConfig().dynamics, train_steps=80000))
         >>> longer.dynamics.num_members, longer.dynamics.train_steps

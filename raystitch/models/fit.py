@@ -63,7 +63,7 @@ def fit_bundle(
         UserError: the dataset does not suit the config, or ``out`` belongs to another dataset or config.
         RunError: a loss that is not finite, or a folder that cannot be written.
 
-    Example:
+    Examples:
         >>> rs.fit(dataset, config, "stitcher", device="cpu").hash == bundle.hash  # finished: only loaded
         True
     """

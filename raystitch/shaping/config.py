@@ -6,8 +6,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 WeightName = Literal["uniform", "rw", "aw", "top", "oper_r", "oper_a", "sources"]
+"""Rules for the chance to draw an episode; docs/shaping.md describes each, as it does those below."""
 RewardName = Literal["recorded", "penalty", "cut", "shift", "scale", "bonus", "zero"]
+"""Rules for the rewards of steps."""
 ReturnName = Literal["plain", "qdt"]
+"""Rules for returns-to-go."""
 
 USES: Mapping[str, tuple[str, ...]] = {
     "uniform": (),

@@ -48,6 +48,7 @@ class Pairs:
         return len(self.source_episode)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "Pairs":
+        """Return these pairs, in the given order."""
         columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "gap_is_given"}
         return Pairs(**columns, gap_is_given=self.gap_is_given)
 
@@ -71,9 +72,14 @@ class Candidates:
     g + 1 actions and rewards. Rows past that are zero.
 
     Attributes:
-        source_episode .. target_step, gap, seed: int64 [N].
-        attempt: int64 [N], 0 for the first attempt of a pair; first_row: int64 [N], row of that first attempt.
-        observations: float32 [N, G + 2, O] raw units; actions: float32 [N, G + 1, A]; rewards: float32 [N, G + 1].
+        source_episode, source_step, target_episode, target_step: int64 [N], as in ``Pairs``.
+        gap: int64 [N], generated states.
+        seed: int64 [N], the pair's.
+        attempt: int64 [N], 0 for the first attempt of a pair.
+        first_row: int64 [N], row of that first attempt.
+        observations: float32 [N, G + 2, O], raw units.
+        actions: float32 [N, G + 1, A].
+        rewards: float32 [N, G + 1].
         return_source, return_target: float32 [N].
         return_stitched: float32 [N], pessimistic discounted return from the state left on.
         residual_max, residual_mean: float32 [N], of the judges' squared L2 residual per step, standardised units.
@@ -81,7 +87,8 @@ class Candidates:
         spread_max: float32 [N], largest disagreement of the judges (squared L2, standardised units).
         rollout_deviation: float32 [N], squared L2 distance between the state entered and the judges' roll-out.
         termination_max: float32 [N], largest predicted termination probability of a generated state.
-        accepted: bool [N]; reason: int64 [N], index into REASONS.
+        accepted: bool [N].
+        reason: int64 [N], index into REASONS.
         source_bridge, target_bridge: str [N], id of the bridge whose stitched episode is the source or the target;
             empty for real episodes. The step is then one of the stitched episode, the episode the real one that it
             begins (source) or ends (target) with.
@@ -130,4 +137,5 @@ class Candidates:
         return len(self.gap)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "Candidates":
+        """Return these candidates, in the given order."""
         return Candidates(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})

@@ -273,7 +273,7 @@ class StitchConfig:
     Attributes:
         pairs, gap, sampler, guidance, repair, qualify: see the class of each.
 
-    Example:
+    Examples:
         >>> from raystitch.stitching.config import GuidanceConfig, QualifyConfig
         >>> config = rs.StitchConfig(guidance=GuidanceConfig(moves=2), qualify=QualifyConfig(delta="q95"))
         >>> config.pairs.mode, config.sampler.name, config.qualify.delta

@@ -141,7 +141,7 @@ def _fill(pools: Pools, selection: Selection) -> Pairs:
 
 
 def select_pairs(dataset: EpisodeDataset, bundle: Bundle, config: StitchConfig, seeds: Ints) -> Pairs:
-    """``SourceIndex.select`` for one use.
+    """Select pairs of states to leave and to enter, one per seed; a ``SourceIndex`` does it repeatedly.
 
     Raises:
         UserError: when the bundle was fitted on another dataset, or nothing can be left or entered.
@@ -176,7 +176,7 @@ def pairs_from_trajectories(
     gap: int | None = None,
     config: PairConfig | None = None,
 ) -> Pairs:
-    """Pairs between two trajectories that the caller gives, one per seed: ``cut_trajectories`` of ``given_trajectory``.
+    """Make pairs between two trajectories that the caller gives, one per seed.
 
     Args:
         source_observations, target_observations: [T + 1, O]; actions [T, A] and rewards [T] are inferred where None.

@@ -38,7 +38,7 @@ class Stitcher:
         UserError: when the judges' disagreement is a criterion and there is only one judge, or when sampling is to
             depend on a return and the network was fitted without.
 
-    Example:
+    Examples:
         >>> stitcher = rs.Stitcher(bundle, stitching)
         >>> pairs = select_pairs(dataset, bundle, stitching, np.arange(4))  # N = 4
         >>> found = stitcher.stitch(pairs, np.arange(4))  # at least N rows: repairs have rows of their own

@@ -15,6 +15,7 @@ Kind = Literal["transitions", "sequences"]
 """What the batches of an algorithm are."""
 
 UniformOver = Literal["transitions", "bridges"]
+"""What is equally likely in the augmented part: every transition, or every bridge."""
 
 DataMode = Literal["original", "stitched", "joined", "weighted", "duplicated"]
 """The augmented part: nothing; generated bridges; nearest real pairs without a bridge; the original weighted; again."""
@@ -357,7 +358,8 @@ class EvalConfig:
     """Evaluation in the real environment.
 
     Attributes:
-        num_episodes, num_envs: episodes of the final evaluation, and how many run side by side.
+        num_episodes: episodes of the final evaluation.
+        num_envs: episodes that run side by side.
         target_returns: returns the Decision Transformer is asked for, in raw units, each evaluated and reported on its
             own; the first is the headline. Empty: the largest return of the original data. ``auto``, in a run whose
             pairs are split by value: what the best stitched episodes from the task's start promise (``reach.json`` of

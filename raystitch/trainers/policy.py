@@ -118,10 +118,12 @@ class Policy(ABC):
 
     @property
     def obs_dim(self) -> int:
+        """The size of an observation, O."""
         return len(self.meta.obs_mean)
 
     @property
     def act_dim(self) -> int:
+        """The size of an action, A."""
         return len(self.meta.action_low)
 
     @property

@@ -1,15 +1,29 @@
 """What the documentation's tests share: the parts of a Markdown page, and running its Python."""
 
 import contextlib
+import importlib.util
 import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md")
+REFERENCE = sorted((ROOT / "docs/site/reference").glob("*.md"))
+"""Pages of the site alone, which `make docs` fills from docstrings."""
+
+
+def load_module(path: Path) -> ModuleType:
+    """Import a file that lies in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from raystitch.io.config_file import load_config
 from raystitch.models.config import FitConfig
 from raystitch.stitching.config import StitchConfig
 from raystitch.trainers.config import ALGORITHM_CONFIGS
-from tests.docs.pages import PAGES, ROOT, blocks
+from tests.docs.pages import PAGES, REFERENCE, ROOT, blocks
 
 SPANS = re.compile(r"(?<!`)`(raystitch(?: [^`\n]+)+)`(?!`)")
 NUMBERS = {"N": "10", "S": "0", "D": "q99", "R": "1", "P": "8000", "G": "1", "A:B": "1:1", "MIN:MAX": "1:2"}
@@ -194,7 +194,10 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in found}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+LINKED = (*PAGES, ROOT / "SECURITY.md", ROOT / "deploy/README.md", *REFERENCE)
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):

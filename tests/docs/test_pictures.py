@@ -1,13 +1,12 @@
 """The pictures of docs/concepts.md: the script that is kept makes the schemes as they are, and all can be read."""
 
-import importlib.util
 import re
 from types import ModuleType
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.docs.pages import ROOT
+from tests.docs.pages import ROOT, load_module
 
 FOLDER = ROOT / "docs/pictures"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.svg"))
@@ -15,12 +14,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.svg"))
 
 @pytest.fixture(scope="module")
 def make() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_pictures", FOLDER / "make.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(FOLDER / "make.py")
 
 
 def test_the_schemes_are_what_the_script_makes(make: ModuleType) -> None:

@@ -52,7 +52,8 @@ def train(
     """Train a policy on a dataset, alone or mixed with the bridges of a buffer; writes nothing.
 
     Args:
-        algo: ``td3bc``, ``iql``, ``dt`` or ``bc``; config: its settings, None for the published ones.
+        algo: ``td3bc``, ``iql``, ``dt`` or ``bc``.
+        config: the settings of the algorithm, None for the published ones.
         buffer: an open one or its URI; needed where the ratio asks for augmented rows.
         ratio: original : augmented in every batch.
         delta: a number, a quantile such as ``q99``, or ``off``; None for what the buffer was made with.
@@ -71,7 +72,7 @@ def train(
             shaping that would change nothing.
         RunError: when the loss is not finite.
 
-    Example:
+    Examples:
         >>> policy = rs.train(dataset, "td3bc", buffer="buffer", ratio="3:1", delta="off", config=small, device="cpu")
         >>> policy.act(dataset.observations[:5]).shape
         (5, 2)
