@@ -163,7 +163,7 @@ class ResourceConfig:
             raise ValueError(f"memory_gib must be >= 0, got memory_gib={self.memory_gib}")
 
 
-LoggerName = Literal["csv", "tensorboard", "wandb"]
+LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,8 @@ class RunConfig:
         seeds: one trial each.
         search: tunes ratio and delta before the grid is trained; what it chooses becomes the headline.
         headline: None for the first stitched cell of the grid to whose data nothing is done, else the first one.
-        logging: where else losses and evaluations of the trials go, under ``logs`` of the run; no part of any result.
+        logging: where else the numbers of fit, augment and the trials go, under ``logs`` of the run; no part of any
+            result.
     """
 
     name: str = ""

@@ -35,11 +35,14 @@ from raystitch.io.files import make_folder, write_json
 from raystitch.io.lease import held_here, leased
 from raystitch.models.bundle import Bundle
 from raystitch.models.fit import existing_fit, load_once
+from raystitch.models.loop import FitProgress
+from raystitch.pipeline.generate.progress import AugmentProgress
 from raystitch.pipeline.potential import write_potential
 from raystitch.pipeline.study.generalise import study_run
 from raystitch.pipeline.trials.cost import print_estimate, print_plan
 from raystitch.pipeline.trials.figures import write_figures
 from raystitch.pipeline.trials.groups import group_trials
+from raystitch.pipeline.trials.logs import augment_log, fit_log, log_report
 from raystitch.pipeline.trials.plan import plan, result_rows
 from raystitch.pipeline.trials.preflight import Checked, check_out, check_run, check_stages, nearest
 from raystitch.pipeline.trials.run import LOCK_FILE
@@ -153,6 +156,7 @@ def _run(
     from raystitch.report.terminal import print_summary
 
     page = build_report(folder)
+    log_report(config, folder, page, say)
     print_summary(folder)
     print(f"\n{page}  ({duration(time.monotonic() - began)})")
     _judge(trials, errors, rows, allow_failed)
@@ -240,18 +244,27 @@ def _busy(folder: Path) -> str:
 def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple[Bundle, Buffer]:
     resources = config.resources
     if existing_fit(folder / STITCHER, dataset, config.fit, "cpu") is None:
-        with _stage("fit"), Progress() as progress:
+        with _stage("fit"), Progress() as bars, fit_log(config, folder, bars.note) as log_fit:
+
+            def show_fit(at: FitProgress) -> None:
+                note = f"loss {at.loss:.4g}, {duration(at.seconds_left)} left"
+                bars.update(at.part, at.step, at.total_steps, note)
+                log_fit(at)
+
             fit(
                 config.dataset_ref,
                 config.fit,
                 folder / STITCHER,
                 device=resources.device,
                 num_retries=resources.num_retries,
-                progress=lambda at: progress.update(
-                    at.part, at.step, at.total_steps, f"loss {at.loss:.4g}, {duration(at.seconds_left)} left"
-                ),
+                progress=show_fit,
             )
-    with _stage("augment"), Progress() as progress:
+    with _stage("augment"), Progress() as progress, augment_log(config, folder, progress.note) as log_augment:
+
+        def show(at: AugmentProgress) -> None:
+            progress.update("augment", at.accepted, at.wanted, at.text)
+            log_augment(at)
+
         augment(
             dataset,
             folder / STITCHER,
@@ -260,7 +273,7 @@ def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple
             config=config.augment,
             seed=config.seed,
             device=resources.device,
-            progress=lambda at: progress.update("augment", at.accepted, at.wanted, at.text),
+            progress=show,
         )
     give_memory_back()  # trials need it now
     return load_once(folder / STITCHER, "cpu"), on_dataset(open_buffer(folder / BUFFER), dataset)

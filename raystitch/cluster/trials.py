@@ -21,7 +21,7 @@ from raystitch.console import say
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import RunError, UserError
 from raystitch.pipeline.trials.groups import Group, group_bytes
-from raystitch.pipeline.trials.loggers import trial_logs
+from raystitch.pipeline.trials.logs import trial_logs
 from raystitch.pipeline.trials.run import error_of, run_planned
 from raystitch.pipeline.trials.trial import Trial
 from raystitch.pipeline.trials.trial_folder import finished

@@ -26,7 +26,7 @@ from raystitch.commands.options import (
     whole,
 )
 from raystitch.console import Progress, say, table
-from raystitch.errors import UserError
+from raystitch.errors import UserError, check_choice
 from raystitch.io.config_file import parse_config, read_value
 from raystitch.shaping.config import ReturnName, RewardName, ShapingConfig, WeightName
 from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, DataMode, EvalConfig
@@ -34,6 +34,7 @@ from raystitch.trainers.shaped import ShapingRules, check_shaping, settle
 
 if TYPE_CHECKING:
     from raystitch.buffer.reader import Buffer
+    from raystitch.config import LoggerName
     from raystitch.data.episodes import EpisodeDataset
     from raystitch.envs.spec import EnvSpec
     from raystitch.pipeline.trials.trial import InputHashes
@@ -84,6 +85,9 @@ def register(subparsers: Subparsers) -> None:
         type=finite,
         metavar="R",
         help="return asked of a Decision Transformer (default: the largest in the original data)",
+    )
+    parser.add_argument(
+        "--logging", metavar="NAME,..", default="", help="logs for other tools: csv, tensorboard, wandb, mlflow"
     )
     add_config(parser, "algorithms.ALGO")
     add_device(parser)
@@ -146,12 +150,26 @@ def _gib(text: str) -> float:
     return value
 
 
+def _loggers(text: str, out: Path) -> "tuple[LoggerName, ...]":
+    """Return the loggers that ``--logging`` names, checked to work in the trial's folder."""
+    from raystitch.pipeline.trials.loggers import LOGGERS, check_loggers
+
+    asked = [name.strip() for name in text.split(",") if name.strip()]
+    for name in asked:
+        check_choice("--logging", name, LOGGERS)
+    names: tuple[LoggerName, ...] = tuple(name for name in LOGGERS if name in asked)
+    check_loggers(names, out)
+    return names
+
+
 def _train(args: argparse.Namespace) -> None:
     out = check_out(args.out)
+    loggers = _loggers(args.logging, out)
     from raystitch.buffer.opening import open_buffer
     from raystitch.data.ref import DatasetRef
     from raystitch.pipeline.trials.checks import over_limit_notes
     from raystitch.pipeline.trials.inputs import open_bridges
+    from raystitch.pipeline.trials.logs import trial_logs
     from raystitch.pipeline.trials.train import run_trial
     from raystitch.pipeline.trials.trial import LoadedInputs, Trial
     from raystitch.trainers.ratio import parse_ratio
@@ -176,11 +194,6 @@ def _train(args: argparse.Namespace) -> None:
     if missing:
         say(f"{missing}; the policy is trained and saved, and the same command evaluates it once that is mended")
     with Progress() as progress:
-
-        def show(row: dict[str, Any]) -> None:
-            if "loss" in row:
-                progress.update(args.algo, row["step"], row["total_steps"], f"loss {row['loss']:.4g}")
-
         trial = Trial(
             folder=str(out),
             dataset=DatasetRef(args.ref, env=args.env, select=args.select or "all"),
@@ -198,7 +211,15 @@ def _train(args: argparse.Namespace) -> None:
             device=args.device,
             memory_gib=MEMORY_GIB if args.memory_gib is None else args.memory_gib,
         )
-        result = run_trial(trial, LoadedInputs(dataset=dataset, bridges=bridges), show)
+        with trial_logs(loggers, out, [trial], progress.note) as logs:
+
+            def show(row: dict[str, Any]) -> None:
+                if "loss" in row:
+                    progress.update(args.algo, row["step"], row["total_steps"], f"loss {row['loss']:.4g}")
+                logs.row(0, row)
+
+            result = run_trial(trial, LoadedInputs(dataset=dataset, bridges=bridges), show)
+            logs.result(0, result)
     if args.json:
         print_json(result)
         return

@@ -134,12 +134,20 @@ def test_train_shapes_its_data(run: Run, ref: str, tmp_path: Path) -> None:
 def test_train_then_evaluate(run: Run, ref: str, buffer: Path, config_file: Path, tmp_path: Path) -> None:
     settings = ["--config", config_file, "--set", "train_steps=30"]
     options = ["--algo", "td3bc", "--buffer", buffer, "--ratio", "1:1", "--out", tmp_path / "trial", *settings]
-    status, out, err = run("train", ref, *options)
+    status, out, err = run("train", ref, *options, "--logging", "tensorbord,csv")
+    assert (status, (tmp_path / "trial").exists()) == (2, False)
+    assert "--logging='tensorbord' is not one of csv, tensorboard, wandb, mlflow" in err
+    status, out, err = run("train", ref, *options, "--logging", "tensorboard,csv")
     assert status == 0, err
     assert out.endswith(f"policy: {tmp_path / 'trial' / 'policy'}\n")
-    status, out, _ = run("train", ref, *options, "--json")  # finished: read, not repeated
+    (log,) = (tmp_path / "trial/logs/csv").iterdir()
+    logged = log.read_text()
+    assert "\n30,train," in logged and "\n30,final,return_mean," in logged
+    assert [path.name for path in (tmp_path / "trial/logs/tensorboard").iterdir()] == [log.stem]
+    status, out, _ = run("train", ref, *options, "--json", "--logging", "csv")  # finished: read, not repeated
     assert status == 0
     assert strict_json(out)["train_steps"] == 30
+    assert log.read_text() == logged
     status, _, err = run("train", ref, *options, "--delta", "off")
     assert status == 2
     assert "record.delta (there 'generation', asked None)" in err

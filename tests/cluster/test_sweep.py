@@ -16,6 +16,8 @@ from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import UserError
 from raystitch.io.files import read_json
+from raystitch.models.config import PARTS
+from tests.pipeline.log_files import lines
 
 TINY = (
     "fit.diffusion.train_steps=10",
@@ -44,11 +46,15 @@ GRID = (
 def config(maze: EpisodeDataset, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     path = tmp_path_factory.mktemp("data") / "maze.hdf5"
     write_d4rl(maze, path)
-    return load_run_config("smoke", [f"dataset={path}", *TINY, GRID])
+    return load_run_config("smoke", [f"dataset={path}", *TINY, GRID, "logging=[csv, tensorboard]"])
 
 
 def times(run: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in run.glob("trials/*/returns.json")}
+
+
+def logs(run: Path) -> dict[str, bytes]:
+    return {path.stem: path.read_bytes() for path in run.glob("logs/csv/*.csv")}
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -91,6 +97,20 @@ def test_a_run_leaves_everything_that_is_promised(finished_run: Path) -> None:
     assert not (finished_run / ".tune").exists()
 
 
+def test_fit_augment_and_every_trial_are_logged(finished_run: Path) -> None:
+    names = set(logs(finished_run))
+    assert names == {path.name for path in (finished_run / "logs/tensorboard").iterdir()}
+    trained = {row["trial_id"][:6] for row in rows(finished_run) if row["status"] == "ok"}
+    assert {name[-6:] for name in names - {"fit", "augment"}} == trained
+    fit = lines(finished_run, "fit")[1:]
+    assert [(int(row[0]), row[1]) for row in fit] == [
+        *zip((10, 20, 30, 40, 50, 60, 80), PARTS, strict=True),  # so few steps are one report, 40 are two
+        (100, PARTS[-1]),
+    ]
+    made = {row[2]: float(row[3]) for row in lines(finished_run, "augment")[1:]}
+    assert made["bridges"] >= 20 and made["share_accepted"] > 0
+
+
 def test_a_run_is_studied_and_goes_on_from_what_was_measured(
     finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,7 +147,7 @@ def test_a_failed_trial_says_why(finished_run: Path) -> None:
 def test_a_second_run_does_only_what_is_missing(
     config: RunConfig, ray_session: None, finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, old_rows = times(finished_run), rows(finished_run)
+    before, old_rows, old_logs = times(finished_run), rows(finished_run), logs(finished_run)
     gone = old_rows[0]["trial_id"]
     (finished_run / "trials" / gone / "returns.json").write_text('{"evaluations": [')
     run_sweep(replace(config, resources=ResourceConfig(num_retries=0)), finished_run, allow_failed=True)
@@ -135,6 +155,8 @@ def test_a_second_run_does_only_what_is_missing(
     after = times(finished_run)
     assert after.keys() == before.keys()
     assert {trial for trial in after if after[trial] != before[trial]} == {gone}
+    changed = {name for name, content in logs(finished_run).items() if content != old_logs[name]}
+    assert all(name.endswith(gone[:6]) for name in changed)
     timing = ("train_seconds",)
     strip = [{name: value for name, value in row.items() if name not in timing} for row in old_rows]
     assert [{name: value for name, value in row.items() if name not in timing} for row in rows(finished_run)] == strip

@@ -62,7 +62,7 @@ def check_run(config: RunConfig, folder: Path) -> Checked:
         RunError: when the disk has no room.
     """
     check_search(config.search)
-    check_loggers(config.logging)
+    check_loggers(config.logging, folder)
     selected = config.dataset_ref.load_selected()
     dataset = selected.dataset
     asked, config = config, config.for_dataset(dataset)
