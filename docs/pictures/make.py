@@ -1,6 +1,6 @@
 """Makes the pictures of docs/concepts.md: python docs/pictures/make.py [RUN [GIANT_RUN]]
 
-RUN is the run folder of `make demo` (runs/demo), whose data bridge.svg and residuals.svg show;
+RUN is the run folder of `raystitch sweep demo-full` (runs/demo-full), whose data bridge.svg and residuals.svg show;
 giant.svg shows those of GIANT_RUN, a run on OGBench's giant maze; the others are schemes.
 """
 
@@ -238,7 +238,7 @@ def giant(run: str) -> str:
 SCHEMES = {"gap": gap, "judges": judges, "ratio": ratio, "rounds": rounds}
 
 
-def main(run: str = "runs/demo", giant_run: str | None = None) -> None:
+def main(run: str = "runs/demo-full", giant_run: str | None = None) -> None:
     import raystitch as rs
 
     dataset, buffer = rs.load_dataset("demo:pointmaze"), rs.open_buffer(f"{run}/buffer")
