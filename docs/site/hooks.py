@@ -11,7 +11,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PIPE = re.compile(r"`[^`\n]*\\\|[^`\n]*`")
-LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)")
+LINK = re.compile(r'(?:(?<=\]\()|(?<= src=")|(?<= srcset="))(?![a-z]+:|#)([^)\s#"]+)')
+"""Files that a page names: in links and pictures of Markdown, and in pictures of HTML."""
 TOP: tuple[str, ...] = ("README.md", "CHANGELOG.md")
 """Pages that are on the site whether a page links to them or not."""
 
