@@ -204,7 +204,10 @@ def _scaling(scaling: Found) -> list[str]:
 
 
 def _mean(values: Sequence[float], scale: float = 1.0) -> str:
-    return f"{scale * sum(values) / len(values):.3g}" if values else "–"
+    if not values:
+        return "–"
+    found = scale * sum(values) / len(values)
+    return f"{found:,.0f}" if abs(found) >= 100 else f"{found:.3g}"
 
 
 def _ratio(pair: Found) -> str:

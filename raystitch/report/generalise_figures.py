@@ -1,5 +1,6 @@
 """The pictures of a study: scaling, recovery, copying against coverage, training against held-out error."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,8 +47,8 @@ def recovery(cells: Sequence[Row], measure: str) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=_above(len(cells)), layout="constrained")
         axis = figure.subplots()
-        algorithms = list(dict.fromkeys(cell["algo"] for cell in cells))
         ends: list[float] = []
+        seen: Counter[str] = Counter()  # colours say what data, markers tell their cells apart
         for cell in cells:
             usual, held_out = (_scale(measure) * np.array(cell[name], np.float64) for name in ("usual", "held_out"))
             colour = INK.get(cell["data"], INK["muted"])
@@ -56,12 +57,13 @@ def recovery(cells: Sequence[Row], measure: str) -> str:
                 held_out.mean(),
                 xerr=usual.std() if len(usual) > 1 else None,
                 yerr=held_out.std() if len(held_out) > 1 else None,
-                fmt=MARKERS[algorithms.index(cell["algo"]) % len(MARKERS)],
+                fmt=MARKERS[seen[cell["data"]] % len(MARKERS)],
                 color=colour,
                 elinewidth=0.8,
                 markersize=6,
                 label=f"{short_name(cell['algo'])}, {cell['label']}",
             )
+            seen[cell["data"]] += 1
             ends += [usual.mean(), held_out.mean()]
         line = [min(ends), max(ends)] if max(ends) > min(ends) else [0.0, max(1.0, *ends)]
         axis.plot(line, line, ":", color=INK["muted"], linewidth=1.2)
