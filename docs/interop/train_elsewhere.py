@@ -196,6 +196,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--eval-episodes", type=int, default=5)
     args = parser.parse_args()
+    if args.steps < 12:
+        parser.error("--steps must be at least 12: losses are printed six times")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # d3rlpy's log
     print(", ".join(f"{name} {version(name)}" for name in PACKAGES))
     expected = Expected(args.folder / "expected.npz")
