@@ -208,6 +208,7 @@ REAL = {HOPPER: 999_404, UMAZE: 1_000_000}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("ref", [HOPPER, GOALS])
 def test_real_sizes(ref: str, tiny_fit: rs.FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A million steps: every row arrives, and reading takes a small multiple of what they are as float32."""
