@@ -172,7 +172,8 @@ class RunConfig:
 
     Attributes:
         name: of the run's folder; the file's name when left out.
-        dataset: a dataset reference (``demo:pointmaze``, ``minari:ID``, ``d4rl:FILE.hdf5``, ``ogbench:FILE.npz``).
+        dataset: a dataset reference (``demo:pointmaze``, ``minari:mujoco/hopper/medium-v0``, ``d4rl:FILE.hdf5``,
+            ``ogbench:FILE.npz``).
         env: Gymnasium id, in place of the one that the dataset records.
         select: the episodes that the run works on: a name, a mapping such as ``{best: 0.5}``, or a list of them.
         seed: root of fitting and generating.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raystitch.commands import data_select
 from raystitch.commands.options import (
+    REFERENCE,
     Subparsers,
     add_command,
     add_env,
@@ -77,9 +78,9 @@ def register(subparsers: Subparsers) -> None:
         "inspect",
         _inspect,
         help="print spaces, episodes, returns and the problems found",
-        example="raystitch data inspect d4rl:hopper.hdf5 --json",
+        example="raystitch data inspect minari:mujoco/hopper/medium-v0 --json",
     )
-    inspect.add_argument("ref", metavar="REF", help="minari:ID, d4rl:FILE.hdf5, ogbench:FILE.npz or demo:pointmaze")
+    inspect.add_argument("ref", metavar="REF", help=REFERENCE)
     add_env(inspect)
     add_select(inspect)
     add_json(inspect)

@@ -38,7 +38,7 @@ def register(actions: Subparsers) -> None:
         "select",
         _select,
         help="write the episodes of a selection, cleaned and trimmed if asked, as a new dataset",
-        example="raystitch data select d4rl:hopper.hdf5 --select best=0.5,clean --out local/hopper-best-v0",
+        example="raystitch data select mujoco/hopper/medium-v0 --select best=0.5,clean --out local/hopper-best-v0",
     )
     select.add_argument("ref", metavar="REF", help="the dataset, which is not changed")
     select.add_argument("--out", required=True, metavar="REF2", help="Minari id, or a path ending in .hdf5, to write")

@@ -3,7 +3,7 @@
 import argparse
 
 from raystitch.commands.options import Subparsers, add_command, add_delta, add_env, add_moved_dataset, buffer_dataset
-from raystitch.console import number
+from raystitch.console import number, say
 from raystitch.errors import UserError
 
 
@@ -33,6 +33,7 @@ def register(subparsers: Subparsers) -> None:
 def _export(args: argparse.Namespace) -> None:
     from raystitch.buffer.export import export
     from raystitch.buffer.opening import open_buffer
+    from raystitch.data.spaces import layout_note
     from raystitch.trainers.ratio import parse_ratio
 
     if args.ratio is not None and args.what != "mixed":
@@ -41,6 +42,8 @@ def _export(args: argparse.Namespace) -> None:
     buffer = open_buffer(args.buffer)
     dataset = buffer_dataset(buffer, args.dataset, args.env, args.select)
     written = export(buffer, dataset, args.format, args.out, args.delta, args.what, (ratio.original, ratio.augmented))
+    for note in layout_note(dataset.env):
+        say(f"note: {note}")
     print(
         f"{args.out}: {number(written.num_episodes)} episodes, {number(written.num_transitions)} transitions, "
         f"{number(written.num_synthetic)} of them generated"

@@ -3,6 +3,7 @@
 import argparse
 
 from raystitch.commands.options import (
+    REFERENCE,
     Subparsers,
     add_command,
     add_config,
@@ -26,7 +27,7 @@ def register(subparsers: Subparsers) -> None:
         example="raystitch fit demo:pointmaze --out stitcher --set diffusion.train_steps=2000",
         resumes=True,
     )
-    parser.add_argument("ref", metavar="REF", help="minari:ID, d4rl:FILE.hdf5, ogbench:FILE.npz or demo:pointmaze")
+    parser.add_argument("ref", metavar="REF", help=REFERENCE)
     parser.add_argument("--out", required=True, metavar="DIR", help="bundle folder; an unfinished one is continued")
     add_env(parser)
     add_select(parser)

@@ -25,6 +25,8 @@ ADDRESS = (
     "$RAY_ADDRESS, which `ray job submit` sets, else local)"
 )
 
+REFERENCE = "minari:mujoco/hopper/medium-v0, d4rl:FILE.hdf5, ogbench:FILE.npz or demo:pointmaze"
+
 Subparsers = Any
 """The result of ``ArgumentParser.add_subparsers``; argparse gives the type no public name."""
 

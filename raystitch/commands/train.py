@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from raystitch.commands.options import (
+    REFERENCE,
     Subparsers,
     add_command,
     add_config,
@@ -56,7 +57,7 @@ def register(subparsers: Subparsers) -> None:
         example="raystitch train demo:pointmaze --algo dt --buffer runs/demo/buffer --ratio 1:1 --out policy-run",
         resumes=True,
     )
-    parser.add_argument("ref", metavar="REF", help="minari:ID, d4rl:FILE.hdf5, ogbench:FILE.npz or demo:pointmaze")
+    parser.add_argument("ref", metavar="REF", help=REFERENCE)
     parser.add_argument("--algo", required=True, choices=tuple(ALGORITHM_CONFIGS))
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the trial: metrics, policy, returns")
     parser.add_argument("--buffer", metavar="BUFFER", help="folder of `raystitch augment`")

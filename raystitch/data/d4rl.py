@@ -251,8 +251,9 @@ def write_d4rl(episodes: EpisodeDataset | EpisodeStream, path: str | os.PathLike
     """Write the D4RL layout, compressed, whole or not at all.
 
     ``next_observations`` is left out when any episode's final observation is unknown: the layout has no way to say so
-    for a single row. The environment and the action bounds go into the file's attributes. A stream that marks generated
-    transitions gives one array more, ``is_synthetic``.
+    for a single row. No row is marked in both ``terminals`` and ``timeouts``: other readers drop such a terminal with
+    the time-out, or refuse the file. The environment and the action bounds go into the file's attributes. A stream that
+    marks generated transitions gives one array more, ``is_synthetic``.
 
     Raises:
         RunError: when the file cannot be written or the disk is too full.
@@ -295,7 +296,7 @@ def _columns(dataset: EpisodeDataset) -> dict[str, NDArray[Any] | None]:
     """The layout's arrays of some episodes, [N, .] each."""
     last = dataset.offsets[1:][dataset.lengths > 0] - 1
     timeouts = np.zeros(dataset.num_transitions, np.bool_)
-    timeouts[last] = dataset.truncated[dataset.lengths > 0]
+    timeouts[last] = (dataset.truncated & ~dataset.terminated)[dataset.lengths > 0]
     return {
         "observations": dataset.observations[dataset.obs_index],
         "actions": dataset.actions,

@@ -1,4 +1,7 @@
-"""Goals that a dataset holds beside its observations: which are read, and which are left out."""
+"""Goals that a dataset holds beside its observations: which are read, which are left out, and which are a step late.
+
+Legend: E episodes, R their observations, O observation size.
+"""
 
 from typing import Any
 
@@ -7,9 +10,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from raystitch.data.checks import Problem, problem
+from raystitch.data.episodes import Floats, Ints
 from raystitch.data.minari_episodes import StoredEpisode
 from raystitch.data.spaces import KEYS_MARK
-from raystitch.envs.make import GOAL_KEYS
+from raystitch.envs.make import GOAL_KEYS, flat_size
 
 GOAL = "desired_goal"
 REACHED = "achieved_goal"
@@ -36,6 +40,39 @@ def with_position(keys: tuple[str, ...] | None, space: spaces.Space[Any], stored
     reached, observed = reached.reshape(len(reached), -1, 1), observed.reshape(len(observed), 1, -1)
     held = np.isclose(reached, observed, rtol=1e-6, atol=1e-9).all(0).any(-1)
     return keys if held.all() else (REACHED, *keys)
+
+
+def mend_first_goals(
+    observations: Floats, obs_offsets: Ints, space: spaces.Space[Any], keys: tuple[str, ...] | None
+) -> list[Problem]:
+    """Give first states the goal of their own episode where they hold that of the episode before; say how many did.
+
+    PointMaze draws a new goal when one is reached, after it has returned the observation. D4RL's data were recorded in
+    one go and cut there, so their episodes begin with the goal that was just reached, while the reward of their first
+    step is already that of the new one (Minari's issue 265). Goals that change at any other step are left as they are.
+
+    Args:
+        observations: float32 [R, O], changed in place. obs_offsets: int64 [E + 1], rows before each episode.
+        keys: the entries of ``space`` that are in the observations, in that order.
+    """
+    if keys is None or GOAL not in keys or not has_goals(space):
+        return []
+    assert isinstance(space, spaces.Dict)
+    before = sum(flat_size(space[key], None, key) for key in keys[: keys.index(GOAL)])
+    goal_dims = slice(before, before + flat_size(space[GOAL], None, GOAL))
+    goals = observations[:, goal_dims]
+    changes = np.append((goals[1:] != goals[:-1]).any(1), False)  # from each row to the next
+    changes[obs_offsets[1:-1] - 1] = False  # to the next episode
+    starts = obs_offsets[:-1]
+    late = starts[changes[starts]]
+    if not len(late) or changes.sum() > len(late):
+        return []
+    observations[late, goal_dims] = observations[late + 1, goal_dims]
+    message = (
+        f"{len(late):,} of {len(starts):,} episodes begin with the {GOAL} of the episode before; they are read with "
+        "the one that all their other states hold"
+    )
+    return [problem("late_goal", message, len(late))]
 
 
 class GoalsLeftOut:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 HDF5_SUFFIXES, NPZ_SUFFIX = (".hdf5", ".h5"), ".npz"
 FILE_KINDS = ("d4rl", "ogbench")
 """Kinds whose name is a path."""
-EXAMPLES = "minari:ID, d4rl:FILE.hdf5, ogbench:FILE.npz or demo:pointmaze"
+EXAMPLES = "minari:mujoco/hopper/medium-v0, d4rl:FILE.hdf5, ogbench:FILE.npz or demo:pointmaze"
 
 
 class DatasetWarning(UserWarning):
@@ -55,9 +55,10 @@ def load_dataset(
     """Load the dataset that ``ref`` names.
 
     Args:
-        ref: ``minari:ID`` or a bare id, ``d4rl:FILE.hdf5`` or a bare path ending in .hdf5, ``ogbench:FILE.npz`` or a
-            bare path ending in .npz, ``demo:pointmaze``; a path object; or a ``minari.MinariDataset``, also one that
-            was filtered or split. ``minari:ID#KEY,KEY`` reads those entries of a Dict observation.
+        ref: ``minari:mujoco/hopper/medium-v0`` or a bare id, ``d4rl:FILE.hdf5`` or a bare path ending in .hdf5,
+            ``ogbench:FILE.npz`` or a bare path ending in .npz, ``demo:pointmaze``; a path object; or a
+            ``minari.MinariDataset``, also one that was filtered or split.
+            ``minari:D4RL/pointmaze/umaze-v2#observation,desired_goal`` reads those entries of a Dict observation.
         env_id: the environment that you name, in place of the recorded one; ``package:ID`` imports the package. Never
             pass an id that was found in a file. OGBench's files need one: its task gives the rewards.
         allow_nan: keep NaN and infinities, for ``data inspect``.
@@ -122,8 +123,8 @@ def _from_object(given: object, env_id: str | None, allow_nan: bool) -> EpisodeD
 
     if not isinstance(given, MinariDataset):
         raise UserError(
-            f"a dataset is a reference such as minari:ID or d4rl:FILE.hdf5, a path, or a minari.MinariDataset, got "
-            f"{type(given).__name__}"
+            f"a dataset is a reference such as minari:mujoco/hopper/medium-v0 or d4rl:FILE.hdf5, a path, or a "
+            f"minari.MinariDataset, got {type(given).__name__}"
         )
     return read_minari_dataset(given, allow_nan=allow_nan, env=_named(env_id))
 

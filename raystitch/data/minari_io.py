@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from raystitch.data.bounds import usable_bounds
 from raystitch.data.checks import Resolution, as_column, check_finite, check_magnitudes
-from raystitch.data.episodes import Episode, EpisodeDataset
-from raystitch.data.goals import GoalsLeftOut, has_goals, with_position
+from raystitch.data.episodes import Bools, Episode, EpisodeDataset
+from raystitch.data.goals import GoalsLeftOut, has_goals, mend_first_goals, with_position
 from raystitch.data.minari_episodes import DatasetFolder, StoredEpisode, read_metadata, stored_episodes
 from raystitch.data.minari_root import (
     VERSION,
@@ -34,7 +34,7 @@ from raystitch.data.minari_root import (
     versioned,
 )
 from raystitch.data.minari_spec import OWN_METADATA, dataset_env, evaluation_metadata, read_spaces, with_keys
-from raystitch.data.spaces import KEYS_MARK, check_action_space, observation_keys, split_keys
+from raystitch.data.spaces import KEYS_MARK, check_action_space, layout_note, observation_keys, split_keys
 from raystitch.data.stream import EpisodeStream, stream_of
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import RunError, UserError
@@ -147,6 +147,9 @@ def _read(
     if not allow_nan:
         check_finite(joined, where)
         check_magnitudes(joined, where)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    obs_offsets = offsets + np.arange(len(offsets))
+    late_goals = mend_first_goals(joined["observations"], obs_offsets, observation_space, keys)
     low, high, found = usable_bounds(action_space.low, action_space.high, joined["actions"], where)
     final_observed = np.ones(len(lengths), np.bool_)
     final_observed[columns.unobserved] = False
@@ -159,12 +162,12 @@ def _read(
         rewards=joined["rewards"],
         terminated=ended,
         truncated=np.array(columns.truncated, np.bool_) | ~ended,
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        offsets=offsets,
         action_low=low,
         action_high=high,
         env=None if env is None else with_keys(env, keys),
         final_observed=final_observed,
-        found=(*found, *goals.problems(dataset_id, keys), *columns.resolution.problems()),
+        found=(*found, *late_goals, *goals.problems(dataset_id, keys), *columns.resolution.problems()),
     )
 
 
@@ -217,7 +220,8 @@ def read_minari_dataset(
     return _read(folder, dataset.id, allow_nan, None, env, indices)
 
 
-def _buffer(episode: Episode) -> Any:
+def _buffer(episode: Episode, is_synthetic: Bools | None) -> Any:
+    """One episode as Minari takes it. What is known of a step is in the row of the state that it leads to, as ever."""
     from minari.data_collector import EpisodeBuffer
 
     steps = len(episode.actions)
@@ -229,6 +233,8 @@ def _buffer(episode: Episode) -> Any:
         "terminations": ends & episode.terminated,
         "truncations": ends & episode.truncated,
     }
+    if is_synthetic is not None:
+        columns["infos"] = {"is_synthetic": np.append(False, is_synthetic)}
     return EpisodeBuffer(**columns)
 
 
@@ -261,7 +267,14 @@ def _write_data(dataset: EpisodeStream, data_path: Path, dataset_id: str, descri
             },
         }
     )
-    storage.update_episodes(_buffer(episode) for piece, _ in dataset.pieces() for episode in piece)
+    storage.update_episodes(_buffers(dataset))
+
+
+def _buffers(dataset: EpisodeStream) -> Iterator[Any]:
+    for piece, is_synthetic in dataset.pieces():
+        for index, episode in enumerate(piece):
+            steps = slice(int(piece.offsets[index]), int(piece.offsets[index + 1]))
+            yield _buffer(episode, None if is_synthetic is None else is_synthetic[steps])
 
 
 @contextmanager
@@ -296,7 +309,8 @@ def write_minari(
     try:
         with _hidden_folder(minari_root()) as folder:
             (folder / "new").mkdir()
-            _write_data(dataset, folder / "new" / "data", dataset_id, description or f"made from {dataset.name}")
+            about = ". ".join([description or f"made from {dataset.name}", *layout_note(dataset.env)])
+            _write_data(dataset, folder / "new" / "data", dataset_id, about)
             for namespace in list(final.relative_to(minari_root()).parents)[:-1]:
                 marker = minari_root() / namespace / "namespace_metadata.json"
                 if not marker.exists():

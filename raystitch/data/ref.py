@@ -16,7 +16,8 @@ class DatasetRef:
     """Says which trajectories are meant.
 
     Attributes:
-        ref: ``minari:ID``, ``d4rl:FILE.hdf5``, ``ogbench:FILE.npz``, ``demo:pointmaze``, or a bare id or path.
+        ref: ``minari:mujoco/hopper/medium-v0``, ``d4rl:FILE.hdf5``, ``ogbench:FILE.npz``, ``demo:pointmaze``, or a bare
+            id or path.
         env: the environment that a user names, in place of the recorded one; never an id that was found in a file.
         select: the episodes that are kept: names of ``EPISODE_SELECTORS`` with their values, ``best=0.5,clean``; kept
             in the one way to write them (``selection_text``).

@@ -6,6 +6,7 @@ from typing import Any
 from gymnasium import spaces
 
 from raystitch.envs.make import observation_keys_of
+from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
 
 KEYS_MARK = "#"
@@ -106,6 +107,15 @@ HOW: tuple[tuple[type[spaces.Space[Any]], str], ...] = (
     (spaces.Discrete, "record it as a Box, one-hot"),
     (spaces.MultiDiscrete, "record it as a Box, every part one-hot"),
 )
+
+
+def layout_note(env: EnvSpec | None) -> list[str]:
+    """Say what observations hold that were entries of a Dict, for whoever gets them as one vector; [] for a Box."""
+    keys = None if env is None else env.observation_keys
+    if env is None or not keys:
+        return []
+    listed = f"the entry {keys[0]!r} alone" if len(keys) == 1 else f"the entries {', '.join(map(repr, keys))}, joined"
+    return [f"observations are one Box, not the Dict of {env.env_id}: {listed}"]
 
 
 def _short(space: spaces.Space[Any]) -> str:

@@ -106,9 +106,12 @@ def test_a_minari_export_loads_and_iterates(
     written = export(buffer, dataset, "minari", "local/stitched-v0", what=what)  # pyright: ignore[reportArgumentType]
     loaded = minari.load_dataset("local/stitched-v0")
     bridges = buffer.bridges()
-    expected = (rebuild(dataset, bridges) if what == "episodes" else bridge_episodes(dataset, bridges)).episodes
+    made_of = rebuild(dataset, bridges) if what == "episodes" else bridge_episodes(dataset, bridges)
+    expected, offsets = made_of.episodes, made_of.episodes.offsets
     assert loaded.total_episodes == written.num_episodes == len(bridges)
-    for made, episode in zip(expected, loaded.iterate_episodes(), strict=True):
+    for index, (made, episode) in enumerate(zip(expected, loaded.iterate_episodes(), strict=True)):
+        marks = made_of.is_synthetic[offsets[index] : offsets[index + 1]]
+        np.testing.assert_array_equal(episode.infos["is_synthetic"], [False, *marks])  # of the step before each state
         np.testing.assert_array_equal(made.observations, episode.observations)
         np.testing.assert_array_equal(made.actions, episode.actions)
         assert episode.terminations[-1] == made.terminated

@@ -108,7 +108,7 @@ def metadata_path(dataset_id: str) -> Path:
     return Path(os.environ["MINARI_DATASETS_PATH"]) / dataset_id / "data" / "metadata.json"
 
 
-def _edit_env_spec(dataset_id: str, name: str, **changes: Any) -> None:
+def edit_env_spec(dataset_id: str, name: str, **changes: Any) -> None:
     """What an older Gymnasium wrote and this one would not."""
     path = metadata_path(dataset_id)
     metadata = json.loads(path.read_text())
@@ -144,7 +144,7 @@ def _point_maze(dataset_id: str, data_format: str) -> None:
     evaluation.kwargs |= {"maze_map": UMAZE, "reset_target": False}
     evaluation.max_episode_steps = 30
     _collect(env, dataset_id, data_format, eval_env=evaluation, ref_min_score=0.0, ref_max_score=20.0)
-    _edit_env_spec(dataset_id, "env_spec", max_episode_steps=1e6)
+    edit_env_spec(dataset_id, "env_spec", max_episode_steps=1e6)
 
 
 def _ant_maze(dataset_id: str, data_format: str) -> None:
@@ -162,7 +162,7 @@ def _pen(dataset_id: str, data_format: str) -> None:
     """``D4RL/pen/human``: the recorded limit is shorter than the episodes."""
     env = gym.make("AdroitHandPen-v1", max_episode_steps=60)
     _collect(env, dataset_id, data_format)
-    _edit_env_spec(dataset_id, "env_spec", max_episode_steps=30)
+    edit_env_spec(dataset_id, "env_spec", max_episode_steps=30)
 
 
 def _door(dataset_id: str, data_format: str) -> None:

@@ -1,6 +1,7 @@
 """The D4RL layout in its variants."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ def test_written_file_reads_back_the_same(drift: EpisodeDataset, tmp_path: Path)
     assert again.env == drift.env
     np.testing.assert_array_equal(again.action_high, drift.action_high)
     assert again.final_observed.all()
+
+
+def test_an_end_at_the_time_limit_is_marked_once(drift: EpisodeDataset, tmp_path: Path) -> None:
+    """``d4rl.qlearning_dataset`` drops rows that are time-outs, and with them their terminals; d3rlpy refuses both."""
+    write_d4rl(replace(drift, truncated=np.ones(drift.num_episodes, np.bool_)), tmp_path / "drift.hdf5")
+    with h5py.File(tmp_path / "drift.hdf5") as file:
+        terminals, timeouts = np.asarray(file["terminals"]), np.asarray(file["timeouts"])
+    assert terminals.sum() == drift.terminated.sum() > 0
+    np.testing.assert_array_equal(np.flatnonzero(terminals | timeouts), drift.offsets[1:] - 1)
+    assert not (terminals & timeouts).any()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -35,9 +35,9 @@ def test_references(ref: str, parsed: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     ("ref", "message"),
     [
-        ("", "use minari:ID"),
+        ("", "use minari:mujoco/hopper/medium-v0"),
         ("minari:", "names nothing after minari:"),
-        ("s3:bucket", "use minari:ID, d4rl:FILE.hdf5, ogbench:FILE.npz or demo:pointmaze"),
+        ("s3:bucket", "use minari:mujoco/hopper/medium-v0, d4rl:FILE.hdf5, ogbench:FILE.npz or demo:pointmaze"),
         ("ogbench:", "names nothing after ogbench:"),
         ("demo:hopper", "there is: demo:pointmaze"),
         ("nowhere.hdf5", "nowhere.hdf5 does not exist"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from raystitch.data.goals import mend_first_goals
 from raystitch.data.inspect import inspect
 from raystitch.data.load import DatasetWarning, load_dataset
 from raystitch.data.minari_io import read_minari, write_minari
@@ -174,6 +175,23 @@ def test_goals_that_are_kept() -> None:
     again = read_minari("local/flat-v0")
     assert again.fingerprint == dataset.fingerprint
     assert again.env == dataset.env
+
+
+@pytest.mark.parametrize(("changes_at", "mended"), [((0,), True), ((), False), ((0, 4), False), ((4,), False)])
+def test_only_goals_of_the_episode_before_are_mended(changes_at: tuple[int, ...], mended: bool) -> None:
+    """3 episodes of 5 steps, of which the second's goal changes after these steps."""
+    part = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    space = spaces.Dict({"observation": INF, "achieved_goal": part, "desired_goal": part})
+    recorded = np.repeat([[[0.0, 1.0]], [[2.0, 3.0]], [[4.0, 5.0]]], 6, axis=1).astype(np.float32)
+    for step in changes_at:
+        recorded[1, : step + 1] -= 2
+    observations = np.concatenate([np.zeros((18, 3), np.float32), recorded.reshape(18, 2)], axis=1)
+    before = observations.copy()
+    found = mend_first_goals(observations, np.array([0, 6, 12, 18]), space, ("observation", "desired_goal"))
+    before[6, 3:] = [2.0, 3.0] if mended else before[6, 3:]
+    np.testing.assert_array_equal(observations, before)
+    assert [problem["count"] for problem in found] == ([1] if mended else [])
+    assert mend_first_goals(observations, np.array([0, 6, 12, 18]), space, ("observation",)) == []
 
 
 def _views() -> Any:

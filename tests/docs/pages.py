@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md")
+_DOCS = sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "docs").glob("*/README.md"))
+PAGES = (ROOT / "README.md", *_DOCS, ROOT / "CHANGELOG.md")
 REFERENCE = sorted((ROOT / "docs/site/reference").glob("*.md"))
 """Pages of the site alone, which `make docs` fills from docstrings."""
 

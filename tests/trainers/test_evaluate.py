@@ -65,9 +65,8 @@ def test_shared_environments_change_nothing_and_are_made_once(name: str) -> None
         rng = np.random.default_rng(0)
         observations, actions = rng.normal(size=(9, len(observation))), rng.uniform(-1, 1, (8, len(action)))
         low = -np.ones(actions.shape[1])
-        dataset = from_episodes(
-            [Episode(observations, actions, np.zeros(8), False, True)], name="noise", action_low=low, action_high=-low
-        )
+        episode = Episode.recorded(list(observations), list(actions), [0.0] * 8, terminated=False)
+        dataset = from_episodes([episode], name="noise", action_low=low, action_high=-low)
         data = build_data(dataset, DataSpec(kind="transitions", device="cpu"))
         policies = [train_policy(data, "bc", BCConfig(train_steps=2, hidden=8), seed=seed) for seed in (0, 1)]
         before = [evaluate(policy, spec, 5, 3, seed=at) for at, policy in enumerate(policies)]
