@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raystitch import plot
     from raystitch.buffer.opening import open_buffer
     from raystitch.data.episodes import EpisodeDataset
     from raystitch.data.load import load_dataset
@@ -32,6 +33,7 @@ _PUBLIC = {
     "fit": "raystitch.models.fit:fit_bundle",
     "load_dataset": "raystitch.data.load:load_dataset",
     "open_buffer": "raystitch.buffer.opening:open_buffer",
+    "plot": "raystitch.plot",
     "train": "raystitch.pipeline.trials.train:train",
 }
 
@@ -47,6 +49,7 @@ __all__ = [
     "fit",
     "load_dataset",
     "open_buffer",
+    "plot",
     "train",
 ]
 
@@ -57,8 +60,9 @@ def __getattr__(name: str) -> Any:
 
         value: Any = version("raystitch")
     elif name in _PUBLIC:
-        module, attribute = _PUBLIC[name].split(":")
-        value = getattr(import_module(module), attribute)
+        module, _, attribute = _PUBLIC[name].partition(":")
+        value = import_module(module)
+        value = getattr(value, attribute) if attribute else value
     else:
         raise AttributeError(f"module 'raystitch' has no attribute {name!r}")
     globals()[name] = value

@@ -10,14 +10,18 @@ from raystitch.commands.options import (
     add_command,
     add_delta,
     add_json,
+    add_moved_dataset,
+    buffer_dataset,
     print_json,
 )
-from raystitch.console import number, table
+from raystitch.console import number, say, table
 from raystitch.errors import RunError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from raystitch.buffer.reader import Buffer
 
 MAX_TROUBLES = 10
 """Limit on lines about damaged, missing or failed shards, of each kind."""
@@ -44,7 +48,7 @@ def register(subparsers: Subparsers) -> None:
         actions,
         "show",
         _show,
-        help="print one bridge step by step, with a picture",
+        help="print one bridge step by step, with a picture; --plot draws a better one",
         example="raystitch buffer show runs/demo/buffer --bridge 000000-0003-0",
     )
     verify = add_command(
@@ -67,6 +71,9 @@ def register(subparsers: Subparsers) -> None:
         add_json(parser)
     add_delta(info)
     show.add_argument("--bridge", metavar="ID", help="bridge_id (default: the first accepted one)")
+    text = "also draw it, with the trajectories that it joins, into FILE.png or FILE.svg (reads the dataset)"
+    show.add_argument("--plot", metavar="FILE", help=text)
+    add_moved_dataset(show)
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -194,6 +201,10 @@ def _show(args: argparse.Namespace) -> None:
         if rows[0] < 0:
             raise UserError(f"{args.buffer} has no bridge {args.bridge!r}; ids look like 000000-0003-0")
     row = buffer.table.slice(int(rows[0]), 1).to_pylist()[0]
+    if args.plot is not None:
+        _draw(args, buffer, int(rows[0]))
+    elif args.dataset is not None or args.select is not None:
+        raise UserError("--dataset and --select say what --plot FILE draws; give that as well")
     if args.json:
         print_json(row)
         return
@@ -209,6 +220,17 @@ def _show(args: argparse.Namespace) -> None:
     steps = zip(states, [*row["actions"], None], [*row["rewards"], None], strict=True)
     rows_ = [[i, _short(state), _short(action), reward] for i, (state, action, reward) in enumerate(steps)]
     print(table(["step", "observation", "action", "reward"], rows_))
+
+
+def _draw(args: argparse.Namespace, buffer: "Buffer", row: int) -> None:
+    """Write the picture of a candidate."""
+    from raystitch.plot.states import SIZE, bridge
+    from raystitch.plot.style import picture_format, save_picture
+
+    picture_format(args.plot)  # before the dataset is read
+    dataset = buffer_dataset(buffer, args.dataset, select=args.select)
+    save_picture(args.plot, lambda axes: bridge(buffer, row, dataset, ax=axes), SIZE)
+    say(f"drawn into {args.plot}")
 
 
 def _trajectory(row: dict[str, Any], side: str, verb: str) -> str:
@@ -249,19 +271,11 @@ def _compact(args: argparse.Namespace) -> None:
     print(f"{args.buffer}: {before} files before, {after} now{later if waiting else ''}")
 
 
-def two_dimensions(states: "NDArray[np.float32]") -> tuple[int, int]:
-    """The first two dimensions of [T, O] that change; positions come first in most environments."""
-    import numpy as np
-
-    varying = np.flatnonzero(np.ptp(states, axis=0) > 1e-6)
-    first = int(varying[0]) if len(varying) else 0
-    second = int(varying[1]) if len(varying) > 1 else min(first + 1, states.shape[1] - 1)
-    return first, second
-
-
 def draw_states(states: "NDArray[np.float32]") -> str:
     """Draw states [T, O] in the plane of two dimensions: A the state left, B the state entered, o a generated one."""
     import numpy as np
+
+    from raystitch.data.plane import two_dimensions
 
     x_dim, y_dim = two_dimensions(states)
     points = states[:, [x_dim, y_dim]].astype(np.float64)

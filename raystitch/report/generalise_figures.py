@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raystitch.report.figures import INK, STYLE, to_svg
+from raystitch.plot.style import INK, STYLE
+from raystitch.report.figures import to_svg
 from raystitch.report.stats import interval, mean
 from raystitch.report.table import algorithm_name, short_name
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raystitch.io.files import atomic_path
+from raystitch.plot.drawing import FIRST, REPAIRED, BridgeLines
 from raystitch.report import figures
 from raystitch.report.files import RunFiles, read_run
 from raystitch.report.generalise import generalise_section
@@ -124,18 +125,14 @@ def _picture(tables: Mapping[str, pa.Table]) -> str:
     parts = polylines(lines)
     if not parts.get("real"):
         return ""
-    scene = figures.Scene(
-        **ground(lines, tables),
-        real=parts["real"],
-        prefixes=parts.get("prefix", []),
-        bridges=parts.get("bridge", []),
-        suffixes=parts.get("suffix", []),
-    )
+    sides = (parts.get(name, []) for name in ("prefix", "bridge", "suffix"))
+    drawn = [BridgeLines(before=a, bridge=b, after=c) for a, b, c in zip(*sides, strict=False)]
     note = (
-        f"{len(parts['real'])} episodes of the dataset, and {len(scene.bridges)} accepted bridges drawn at random "
+        f"{len(parts['real'])} episodes of the dataset, and {len(drawn)} accepted bridges drawn at random "
         "with the real steps around them."
     )
-    return section("Real and bridged trajectories", f"<figure>{figures.trajectories(scene)}</figure>", note)
+    picture = figures.trajectories(ground(lines, tables), parts["real"], drawn)
+    return section("Real and bridged trajectories", f"<figure>{picture}</figure>", note)
 
 
 def _bridges(tables: Mapping[str, pa.Table]) -> str:
@@ -148,10 +145,10 @@ def _bridges(tables: Mapping[str, pa.Table]) -> str:
         kind: [
             sum(r["count"] for r in rows if r["reason"] == reason and r["repaired"] == repaired) for reason in reasons
         ]
-        for kind, repaired in (("first attempt", False), ("repaired", True))
+        for kind, repaired in ((FIRST, False), (REPAIRED, True))
     }
-    if not any(counts["repaired"]):
-        del counts["repaired"]
+    if not any(counts[REPAIRED]):
+        del counts[REPAIRED]
     accepted = _column(candidates, "accepted").astype(np.bool_)
     residual, gap = _column(candidates, "residual_max"), _column(candidates, "gap")
     gain = (_column(candidates, "return_stitched") - _column(candidates, "return_source"))[accepted]

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from raystitch.buffer.reach_file import COLUMNS, Reach
+from raystitch.data.plane import Ground
 from raystitch.report import figures
 from raystitch.report.files import RunFiles
 from raystitch.report.html import html_table, section
@@ -72,7 +72,7 @@ def best_way(tables: Mapping[str, pa.Table]) -> figures.Way | None:
         return None
     parts = polylines(episode)
     return figures.Way(
-        **ground(episode, tables),
+        ground=ground(episode, tables),
         states=np.stack([states["x"].to_numpy(), states["y"].to_numpy()], 1).astype(np.float64),
         records=parts.get("record", []),
         bridges=parts.get("bridge", []),
@@ -90,14 +90,14 @@ def polylines(table: pa.Table) -> dict[str, list[NDArray[np.float64]]]:
     return found
 
 
-def ground(lines: pa.Table, tables: Mapping[str, pa.Table]) -> dict[str, Any]:
-    """Return what pictures of states share: the labels of the axes, walls and named places."""
+def ground(lines: pa.Table, tables: Mapping[str, pa.Table]) -> Ground:
+    """Return what pictures of states stand on, from the tables of a run's ``figures``."""
     walls, marks = tables.get("walls"), tables.get("marks")
     labels = {key.decode(): value.decode() for key, value in (lines.schema.metadata or {}).items()}
     columns = ("x", "y", "width", "height")
-    return {
-        "xlabel": labels.get("x", ""),
-        "ylabel": labels.get("y", ""),
-        "walls": np.stack([walls[name].to_numpy() for name in columns], 1) if walls is not None else np.zeros((0, 4)),
-        "marks": [(row["text"], row["x"], row["y"]) for row in marks.to_pylist()] if marks is not None else [],
-    }
+    return Ground(
+        xlabel=labels.get("x", ""),
+        ylabel=labels.get("y", ""),
+        walls=np.stack([walls[name].to_numpy() for name in columns], 1) if walls is not None else np.zeros((0, 4)),
+        marks=[(row["text"], row["x"], row["y"]) for row in marks.to_pylist()] if marks is not None else [],
+    )

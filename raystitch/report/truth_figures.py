@@ -9,7 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from raystitch.report.figures import INK, STYLE, Array, to_svg
+from raystitch.plot.drawing import Array
+from raystitch.plot.style import INK, STYLE
+from raystitch.report.figures import to_svg
 
 SET_LINES = {
     "accepted": ("stitched", "-", 2.4),

@@ -42,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_session_of_the_api_page(folder: Path) -> None:
-    assert run_python(ROOT / "docs/api.md", {}) == 7
+    assert run_python(ROOT / "docs/api.md", {}) == 8
 
 
 @pytest.fixture
@@ -112,9 +112,10 @@ def test_the_examples_of_the_public_names(folder: Path) -> None:
     run_python(ROOT / "docs/data.md", {})
     run_python(ROOT / "docs/api.md", session)
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    for name in rs.__all__:
-        if name != "__version__":
-            (test,) = finder.find(getattr(rs, name), name, globs=dict(session))
-            assert test.examples, f"{name} has no example"
-            runner.run(test)
+    public = {name: getattr(rs, name) for name in rs.__all__ if name != "__version__"}
+    public |= {f"plot.{name}": getattr(rs.plot, name) for name in rs.plot.__all__}
+    for name, value in public.items():
+        (test,) = finder.find(value, name, globs=dict(session))
+        assert test.examples, f"{name} has no example"
+        runner.run(test)
     assert runner.summarize(verbose=False).failed == 0

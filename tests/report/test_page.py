@@ -11,8 +11,9 @@ from rich.console import Console
 
 from raystitch.errors import UserError
 from raystitch.io.files import read_json, write_json
+from raystitch.plot.style import INK
 from raystitch.report.files import read_run
-from raystitch.report.page import build_report
+from raystitch.report.page import STYLE_FILE, build_report
 from raystitch.report.summary import summarise
 from raystitch.report.terminal import WIDTH, print_summary
 
@@ -47,9 +48,18 @@ def test_page_is_whole_and_self_contained(run_folder: Path) -> None:
     assert "stitching helped (3 seeds)" in page
     assert "the loss became nan at step 7 &lt;of td3bc&gt;" in page
     assert not re.search(r"(src|href)=\"http|@import|<script|url\(http", page)
-    assert "#0a0b0" not in page, "a figure's colour was not replaced by the page's variable"
+    drawn = page[page.index("</style>") :]
+    assert not re.findall(r"#[0-9a-f]{6}", drawn), "a figure's colour was not replaced by the page's variable"
     assert page.count("<svg") - page.count('class="forest"') == 11
     assert set(re.findall(r"var\(--(\w+)\)", page)) <= set(re.findall(r"--(\w+):", page))
+
+
+def test_plots_have_the_colours_of_the_page_in_daylight() -> None:
+    """Each colour is replaced here by the variable of its name, so no two may be alike."""
+    light = STYLE_FILE.read_text(encoding="utf-8").partition("@media")[0]
+    variables = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", light))
+    assert {name: variables[name] for name in INK} == INK
+    assert len(set(INK.values())) == len(INK)
 
 
 def test_a_whole_grid_is_compared_and_nothing_is_hidden(full_run: Path) -> None:

@@ -4,7 +4,7 @@ Legend: O observation size, D polylines.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from raystitch.buffer.bridges import Bridges
 from raystitch.buffer.episodes import rebuild
+from raystitch.buffer.parts import parts_of
 from raystitch.buffer.reach_file import read_reach
 from raystitch.buffer.reader import Buffer
 from raystitch.data.episodes import EpisodeDataset, Floats
-from raystitch.data.normalise import Normalizer
-from raystitch.data.plane import MazeFloor, maze_floor, principal_axes
-from raystitch.errors import UserError
+from raystitch.data.plane import plane_of
 from raystitch.io.files import atomic_path
 from raystitch.seeding import numpy_rng
 
@@ -31,8 +30,6 @@ NUM_REAL = 250
 NUM_BRIDGES = 40
 NUM_STATES = 3000
 """Recorded states behind the longest way that is shown."""
-CONTEXT_STEPS = 25
-"""Real steps shown before and after a bridge."""
 
 Piece = tuple[str, int, NDArray[np.float64]]
 """Part, number of the line, points [T, 2]."""
@@ -42,7 +39,9 @@ Project = Callable[[Floats], NDArray[np.float64]]
 def write_figures(dataset: EpisodeDataset, buffer: Buffer, folder: str | Path) -> None:
     """Writes ``acceptance``, ``candidates``, ``lines``, ``states``, ``episode``, ``walls`` and ``marks.parquet`` below
     ``folder``: all of them, or none when one fails."""
-    project, labels, walls, marks = _view(dataset)
+    plane = plane_of(dataset)
+    project, walls, marks = plane.project, plane.ground.walls, plane.ground.marks
+    labels = {"x": plane.ground.xlabel, "y": plane.ground.ylabel}
     tables = {
         "acceptance": _table(_acceptance(buffer)),
         "candidates": _table(_candidates(buffer)),
@@ -89,15 +88,9 @@ def _lines(dataset: EpisodeDataset, mapped: Bridges, project: Project) -> dict[s
     episodes = rng.permutation(dataset.num_episodes)[:NUM_REAL]
     parts += [("real", int(e), project(dataset.episode(int(e)).observations)) for e in episodes]
     drawn = np.sort(rng.permutation(len(mapped))[:NUM_BRIDGES])
-    needed = mapped.all_references.with_ancestors(drawn)
-    bridges, chosen = mapped.take_positions(needed), np.searchsorted(needed, drawn)
-    stitched = rebuild(dataset, bridges, chosen, max_episode_steps=None).episodes
-    for row, bridge in enumerate(chosen.tolist()):
-        states = stitched.episode(row).observations
-        leave, enter = int(bridges.source_step[bridge]), int(bridges.source_step[bridge] + bridges.gap[bridge] + 1)
-        parts.append(("prefix", row, project(states[max(0, leave - CONTEXT_STEPS) : leave + 1])))
-        parts.append(("bridge", row, project(states[leave : enter + 1])))
-        parts.append(("suffix", row, project(states[enter : enter + CONTEXT_STEPS + 1])))
+    for row, found in enumerate(parts_of(dataset, mapped, drawn)):
+        named = (("prefix", found.before), ("bridge", found.bridge), ("suffix", found.after))
+        parts += [(part, row, project(states)) for part, states in named]
     return _polylines(parts)
 
 
@@ -150,24 +143,3 @@ def best_episode(dataset: EpisodeDataset, buffer: Buffer, project: Project) -> l
         for line, (begin, end) in enumerate(pairwise([0, *ends.tolist(), len(generated)]))
         if end > begin
     ]
-
-
-def _view(
-    dataset: EpisodeDataset,
-) -> tuple[Project, dict[str, str], NDArray[np.float64], list[tuple[str, float, float]]]:
-    """How to look at the states: the plane of the maze, else the two main directions of the standardised data; those
-    also where the environment cannot be made here."""
-    maze: MazeFloor | None = None
-    with suppress(UserError):
-        maze = maze_floor(dataset.env)
-    if maze is not None:
-        return lambda states: states[:, :2].astype(np.float64), {"x": "x", "y": "y"}, maze.walls, maze.marks
-    normalizer = Normalizer.fit(dataset.observations)
-    standardised = normalizer.encode(dataset.observations)[:, normalizer.active].astype(np.float64)
-    axes = principal_axes(standardised)
-
-    def project(states: Floats) -> NDArray[np.float64]:
-        return normalizer.encode(states)[:, normalizer.active].astype(np.float64) @ axes
-
-    labels = {"x": "first principal component (standardised)", "y": "second principal component (standardised)"}
-    return project, labels, np.zeros((0, 4)), []
