@@ -50,6 +50,7 @@ def test_it_is_a_small_valid_notebook() -> None:
     assert NOTEBOOK.stat().st_size <= MAX_FILE
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)  # a minute of one core that does nothing else
 def test_every_cell_shows_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers that training brings may differ from one CPU to another; words, shapes and recorded data may not."""
