@@ -65,7 +65,8 @@ def main(run: Path) -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         for scheme in SCHEMES:
             page = page_of(browser, (run / "report.html").absolute().as_uri(), scheme, 1000, 580)
-            page.screenshot(path=HERE / f"verdict-{scheme}.png")
+            verdict = page.locator("section", has=page.get_by_role("heading", name="Did stitching help?"))
+            verdict.first.screenshot(path=HERE / f"verdict-{scheme}.png")
             page = page_of(browser, studio + EPISODES, scheme, 1280, 780)
             page.get_by_role("button", name="Stitch", exact=True).click()
             page.wait_for_timeout(8_000)  # the bridge is drawn step by step
