@@ -1,6 +1,7 @@
 """``import raystitch as rs``: the names that users and notebooks rely on."""
 
 import importlib.metadata
+import site
 import subprocess
 import sys
 import zipfile
@@ -29,10 +30,32 @@ def test_the_version_is_the_packages() -> None:
     assert rs.__version__ == importlib.metadata.version("raystitch")
 
 
-def test_the_wheel_holds_the_configurations_and_the_type_marker(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
+    """In an environment of its own, which borrows the packages that this one has, but for raystitch."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    (packages,) = (tmp_path / "venv/lib").glob("*/site-packages")
+    packages.joinpath("borrowed.pth").write_text(f"{site.getsitepackages()[0]}\n")
+    zipfile.ZipFile(wheel).extractall(packages)  # comes before what is borrowed
+    python = str(tmp_path / "venv/bin/python")
+    told = {"cwd": tmp_path, "capture_output": True, "text": True}
+    found = subprocess.run([python, "-P", "-c", "import raystitch; print(raystitch.__file__)"], check=True, **told)
+    assert Path(found.stdout.strip()).is_relative_to(packages)
+    done = subprocess.run([python, "-P", "-m", "raystitch.sweep", "smoke", "--out", "run"], check=False, **told)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/report.html").is_file()
+
+
+def test_the_wheel_holds_the_configurations_and_the_type_marker(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "raystitch/py.typed" in names
     inside, configs = "raystitch/_tune_configs/", ROOT / "tune_configs"

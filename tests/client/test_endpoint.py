@@ -228,7 +228,7 @@ def test_the_examples_run(document: Path, url: str, capsys: pytest.CaptureFixtur
     if document.suffix == ".md":
         blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     else:
-        blocks = [re.sub(r"^ {4}", "", block, flags=re.M) for block in re.findall(r"::\n\n((?: {4}.*\n|\n)+)", text)]
+        blocks = [re.sub(r"^ {4}", "", block, flags=re.M) for block in re.findall(r":\n\n((?: {4}.*\n|\n)+)", text)]
     assert blocks
     names: dict[str, Any] = {}
     for block in blocks:
