@@ -167,6 +167,7 @@ class WandbLogger:
             import wandb  # pyright: ignore[reportMissingImports]
 
             (self._folder / LOGS).mkdir(exist_ok=True)
+            self._wait_for_a_new_second()
             settings: dict[str, Any] = {"console": "off", "silent": True}
             if "WANDB_INIT_TIMEOUT" not in os.environ:
                 settings["init_timeout"] = WANDB_SECONDS
@@ -184,6 +185,15 @@ class WandbLogger:
             if self._marks.is_file():
                 self._last = json.loads(self._marks.read_text(encoding="utf-8"))
         return self._run
+
+    def _wait_for_a_new_second(self) -> None:
+        """wandb names a folder by the second in which it begins, and would write over one that began in the same."""
+        folder = self._folder / LOGS / "wandb"
+        while any(
+            list(folder.glob(f"*{time.strftime('%Y%m%d_%H%M%S', at)}-{self._about.key}"))
+            for at in (time.localtime(), time.gmtime())
+        ):
+            time.sleep(0.05)
 
     def close(self, ok: bool) -> None:
         if self._run is not None:
