@@ -180,13 +180,14 @@ class Proposer(_Actor):
 
     def __call__(self, batch: Batch) -> Batch:
         job, (shard,) = self.job, batch["shard"].tolist()
-        began, candidates, outcome = time.perf_counter(), b"", Outcome(shard=shard)
+        candidates, outcome = b"", Outcome(shard=shard)
         try:
             there = _there_already(job, shard)
             if there is not None:
                 outcome = Outcome(shard=shard, stats=there, made=False)
             else:
                 self.start(shard)
+                _, began = self.source_index, time.perf_counter()  # loading it is part of the start
                 candidates = pack(self.propose(shard))
                 outcome = Outcome(shard=shard, propose_seconds=time.perf_counter() - began)
         except Exception as raised:
@@ -199,11 +200,12 @@ class Qualifier(_Actor):
 
     def __call__(self, batch: Batch) -> Batch:
         (text,), (packed,) = batch["outcome"].tolist(), batch["candidates"].tolist()
-        outcome, job, began = Outcome.from_json(text), self.job, time.perf_counter()
+        outcome, job = Outcome.from_json(text), self.job
         if packed:
             try:
                 self.start(outcome.shard)
-                stats = _judge(job, outcome.shard, self.stitcher, unpack(packed))
+                stitcher, began = self.stitcher, time.perf_counter()
+                stats = _judge(job, outcome.shard, stitcher, unpack(packed))
                 outcome = replace(outcome, stats=stats, qualify_seconds=time.perf_counter() - began)
             except Exception as raised:
                 outcome = _failed(outcome.shard, raised)

@@ -3,10 +3,10 @@
 import contextlib
 import copy
 import logging
-import math
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
@@ -54,6 +54,8 @@ MAX_BLOCKS, BLOCKS_PER_ACTOR = 1024, 16
 """Largest number of blocks in one execution; more only if there are many actors to share them."""
 SPARE_SHARDS = 8
 """Proposed shards that may wait for a qualifier, beside those that proposers work on."""
+REMEMBERED = 16
+"""Shards whose times say what the next ones will take."""
 SHARDS_PER_BLOCK = 16
 """Largest number of consecutive shards in a block; fewer, if blocks suffice, to make them in order and share evenly."""
 
@@ -104,28 +106,31 @@ def augment(
 
 @dataclass
 class RoundPace:
-    """Seconds that executions took: those of a short round are spent on starting actors.
+    """Seconds that the work took so far: those of a short round by actors are spent on starting them.
 
     Attributes:
         start: until the first shard of the last execution was heard of, without the work on it.
-        shard: the least that a shard took.
+        shards: of the work on each of the last shards, whoever did it.
     """
 
     start: float = 0.0
-    shard: float = math.inf
+    shards: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
-    def saw(self, outcome: Outcome, since: float | None) -> None:
+    def saw(self, outcome: Outcome, since: float | None = None) -> None:
         """Take note of an outcome. ``since``: ``time.monotonic`` when its execution began, for the first of it."""
         if outcome.stats is None or not outcome.made:
             return
         seconds = outcome.propose_seconds + outcome.qualify_seconds
-        self.shard = min(self.shard, seconds)
+        self.shards.append(seconds)
         if since is not None:
             self.start = max(0.0, time.monotonic() - since - seconds)
 
     def is_slower(self, num_shards: int, num_proposers: int) -> bool:
-        """Return True where so many proposers would have finished later than one process that is there already."""
-        return self.start + num_shards * self.shard / num_proposers > num_shards * self.shard
+        """Return True where so many proposers would be done later than one process that is there already."""
+        if not self.shards:
+            return False
+        work = num_shards * sum(self.shards) / len(self.shards)
+        return self.start + work / num_proposers > work
 
 
 @dataclass(frozen=True)
@@ -151,8 +156,9 @@ class _Generation:
         index: SourceIndex | None = None
         for _ in ledger.open_rounds():
             if self._quicker_here():
-                index = self._round_here(index)
-                continue
+                index = self._shards_here(index)
+                if ledger.round_done:
+                    continue
             shared: SharedRef = [ray.put(Shared(bundle=files, dataset=self.dataset, known=ledger.known))]
             while not ledger.round_done:
                 proposers, qualifiers = self._pools()
@@ -164,8 +170,8 @@ class _Generation:
                     self._wave(shards, shared, proposers, qualifiers, min(num_blocks, len(shards)))
 
     def _quicker_here(self) -> bool:
-        """Return True where this process is done with the round before actors would be, on a cluster of this one
-        machine without GPUs."""
+        """Return True where this process is done with the rest of the round before actors would be, on a cluster of
+        this one machine without GPUs."""
         proposers, qualifiers = self._pools()
         workers = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
         return (
@@ -174,19 +180,24 @@ class _Generation:
             and self.pace.is_slower(self.ledger.expected(), proposers.max_size)
         )
 
-    def _round_here(self, before: SourceIndex | None) -> SourceIndex:
-        """Make a round in this process as actors would; return its index.
+    def _shards_here(self, before: SourceIndex | None) -> SourceIndex:
+        """Make the shards of a round in this process, as actors would and for as long as that is quicker.
 
         Args:
             before: the index of an earlier round that was made here, whose search trees are kept.
+
+        Returns:
+            The index of this round.
         """
         ledger, job = self.ledger, self._job(self._pools()[0])
         with torch_threads(job.threads):
             stitcher = Stitcher(self.bundle, self.stitch_config)
             index = source_index(self.dataset, self.bundle, self.stitch_config, ledger.known, before)
-            while not ledger.round_done:
+            while not ledger.round_done and self._quicker_here():
                 for shard in ledger.next_shards(1):
-                    self._take(make_here(job, shard, stitcher, index))
+                    outcome = make_here(job, shard, stitcher, index)
+                    self.pace.saw(outcome)
+                    self._take(outcome)
         return index
 
     def _take(self, outcome: Outcome) -> None:
