@@ -120,11 +120,14 @@ def _make(args: argparse.Namespace) -> None:
 
 def _make_minari(args: argparse.Namespace) -> None:
     from raystitch.data.made import make_dataset
-    from raystitch.data.minari_io import write_minari
+    from raystitch.data.minari_io import new_id, write_minari
 
+    # Minari's ids have no dots.
+    named = args.id or f"raystitch/{args.name.replace('.', '-')}-v{args.seed}"
+    dataset_id = new_id(named, args.overwrite)  # before minutes of work
     started = time.monotonic()
     dataset = make_dataset(args.name, args.num_steps, args.seed)
-    dataset_id = write_minari(dataset, args.id or f"raystitch/{args.name}-v{args.seed}", overwrite=args.overwrite)
+    write_minari(dataset, dataset_id, overwrite=args.overwrite)
     _wrote(dataset, dataset_id, started)
 
 
@@ -150,13 +153,14 @@ def _make_stitch(args: argparse.Namespace, maze: str) -> None:
 
 def _import(args: argparse.Namespace) -> None:
     from raystitch.data.d4rl import read_d4rl
-    from raystitch.data.minari_io import write_minari
+    from raystitch.data.minari_io import new_id, write_minari
 
+    dataset_id = new_id(args.id, args.overwrite)  # before minutes of reading
     started = time.monotonic()
     dataset = read_d4rl(args.file.removeprefix("d4rl:"), env_id=args.env)
     for problem in dataset.found:
         say(f"note: {problem['message']}")
-    dataset_id = write_minari(dataset, args.id, overwrite=args.overwrite)
+    write_minari(dataset, dataset_id, overwrite=args.overwrite)
     _wrote(dataset, dataset_id, started)
 
 

@@ -288,23 +288,33 @@ def _hidden_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_minari(
-    episodes: EpisodeDataset | EpisodeStream, dataset_id: str, overwrite: bool = False, description: str | None = None
-) -> str:
-    """Write a local Minari dataset, whole or not at all; return its id, with ``-v0`` where none was given.
+def new_id(dataset_id: str, overwrite: bool = False) -> str:
+    """Return the id as a dataset would be written under it, with ``-v0`` where no version is given.
 
     Raises:
         UserError: for an id that Minari would not accept or that exists already.
-        RunError: when the folder cannot be written or the disk is full.
     """
-    dataset = stream_of(episodes)
     dataset_id = versioned(check_dataset_id(dataset_id))
-    final = dataset_path(dataset_id)
-    if final.exists() and not overwrite:
+    if dataset_path(dataset_id).exists() and not overwrite:
         raise UserError(
             f"minari:{dataset_id} exists already in {minari_root()}; use another id "
             "(`data make`, `data import` and `data select` take --overwrite)"
         )
+    return dataset_id
+
+
+def write_minari(
+    episodes: EpisodeDataset | EpisodeStream, dataset_id: str, overwrite: bool = False, description: str | None = None
+) -> str:
+    """Write a local Minari dataset, whole or not at all; return its id as ``new_id`` does.
+
+    Raises:
+        UserError: as ``new_id``.
+        RunError: when the folder cannot be written or the disk is full.
+    """
+    dataset = stream_of(episodes)
+    dataset_id = new_id(dataset_id, overwrite)
+    final = dataset_path(dataset_id)
     require_space(minari_root(), dataset.num_bytes + dataset.num_episodes * EPISODE_OVERHEAD)
     try:
         with _hidden_folder(minari_root()) as folder:

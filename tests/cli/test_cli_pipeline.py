@@ -13,6 +13,9 @@ import yaml
 import raystitch as rs
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import EpisodeDataset
+from raystitch.data.gap import WIDTHS, gap_name
+from raystitch.data.made import MAKERS
+from raystitch.data.minari_root import check_dataset_id, minari_root
 from raystitch.trainers.registry import ALGORITHMS
 from tests.conftest import Run
 
@@ -35,6 +38,25 @@ def test_make_writes_a_dataset_that_inspect_describes(run: Run) -> None:
     status, out, _ = run("data", "inspect", "cli/made-v0")
     assert status == 0
     assert "environment: raystitch/PointMaze-v0" in out
+
+
+def test_every_maker_has_a_usable_id_of_its_own(run: Run) -> None:
+    status, out, err = run("data", "make", "pointmaze-gap-0.5", "--num-steps", 1000)
+    assert (status, out) == (0, "minari:raystitch/pointmaze-gap-0-5-v0\n"), err
+    for width in WIDTHS:
+        check_dataset_id(f"raystitch/{gap_name(width).replace('.', '-')}-v0")
+
+
+def test_an_unusable_id_is_refused_before_anything_is_made(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(*_: object) -> None:
+        raise AssertionError("made before the id was looked at")
+
+    monkeypatch.setitem(MAKERS, "pointmaze", made)
+    status, _, err = run("data", "make", "pointmaze", "--id", "local/maze-0.5-v0")
+    assert status == 2 and "'local/maze-0.5-v0' is not a Minari dataset id" in err
+    minari_root().joinpath("cli/there-v0").mkdir(parents=True)
+    status, _, err = run("data", "make", "pointmaze", "--id", "cli/there-v0")
+    assert status == 2 and "exists already" in err
 
 
 def test_import_keeps_every_transition(run: Run, drift: EpisodeDataset, tmp_path: Path) -> None:
