@@ -37,13 +37,11 @@ def seams(run: Path, config: RunConfig) -> dict[str, Any]:
     dataset = load_dataset(config.dataset)
     buffer = open_buffer(str(run / BUFFER))
     bridges = buffer.bridges("q99")
-    start, end = (
-        bridges.observations[bridges.obs_offsets[:-1], :2],
-        bridges.observations[bridges.obs_offsets[1:] - 1, :2],
-    )
+    start = bridges.observations[bridges.obs_offsets[:-1], :2]
+    end = bridges.observations[bridges.obs_offsets[1:] - 1, :2]
     found = {
         "bridges": len(bridges),
-        "bridge_reach_max": _longest(start, end),
+        "bridge_reach": _longest(start, end),
         "bridge_crossings": crossings(start, end),
     }
     hashes = InputHashes(dataset=dataset.fingerprint, bundle=Bundle.load(run / STITCHER).hash, buffer=buffer.hash)
@@ -56,7 +54,7 @@ def seams(run: Path, config: RunConfig) -> dict[str, Any]:
     before, after = dataset.observations[left, :2], dataset.observations[index.observation[first + index.seam], :2]
     return found | {
         "joins": len(left),
-        "join_reach_max": _longest(before, after),
+        "join_reach": _longest(before, after),
         "join_crossings": crossings(before, after),
     }
 
