@@ -233,13 +233,14 @@ def _potential(args: argparse.Namespace, dataset: "EpisodeDataset") -> "Potentia
 
 
 def _print_potential(found: "Potential") -> None:
-    from raystitch.data.potential import POTENTIALS
+    from raystitch.data.potential import POTENTIALS, promise_text
 
     print(
         f"\nroom for weighting: RPSV {found.rpsv:,.4g}; returns {found.return_mean:,.1f}, best {found.return_best:,.1f}"
     )
     values = [(label, getattr(found, key)) for label, key in POTENTIALS]
-    rows = [[label, f"{value:,.1f}"] for label, value in values if value is not None]
-    print(table([f"mean discounted return from the starts (gamma {found.gamma:g})", "at most"], rows))
+    rows = [[label, promise_text(value)] for label, value in values if value is not None]
+    starts = "where the task starts" if found.task_starts else "the recorded starts"
+    print(table([f"mean discounted return from {starts} (gamma {found.gamma:g})", "at most"], rows))
     for line in found.text:
         print(line)

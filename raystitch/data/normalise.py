@@ -57,10 +57,16 @@ class NearStates:
     dataset: EpisodeDataset
 
     @cached_property
+    def _normalizer(self) -> Normalizer:
+        return Normalizer.fit(self.dataset.observations)
+
+    def _encode(self, observations: Floats) -> Floats:
+        return self._normalizer.encode(observations)[:, self._normalizer.active]
+
+    @cached_property
     def points(self) -> Floats:
         """Observations in standard deviations, constant dimensions left out, float32 [M, D]."""
-        normalizer = Normalizer.fit(self.dataset.observations)
-        return normalizer.encode(self.dataset.observations)[:, normalizer.active]
+        return self._encode(self.dataset.observations)
 
     @cached_property
     def radius(self) -> float:
@@ -102,3 +108,23 @@ class NearStates:
             near[self.episode_of_row[near] == self.episode_of_row[own][:, None]] = -1
             found[first : first + CHUNK] = near
         return found, full
+
+    def around(self, states: Floats, among: Bools) -> Ints:
+        """Return the observations within ``radius`` of each of ``states``, raw [K, O], or the one nearest to it.
+
+        Args:
+            among: bool [M], those that may be found; at least one.
+
+        Returns:
+            int64, each once, ascending.
+        """
+        from scipy.spatial import KDTree
+
+        candidates = np.flatnonzero(among)
+        if not self.points.shape[1]:
+            return candidates
+        tree, asked = KDTree(self.points[candidates], balanced_tree=False), self._encode(states)
+        within = tree.query_ball_point(asked, self.radius)
+        nearest = np.asarray(tree.query(asked)[1]).tolist()
+        near = [inside or [closest] for inside, closest in zip(within, nearest, strict=True)]
+        return np.unique(candidates[np.concatenate(near).astype(np.int64)])

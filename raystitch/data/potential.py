@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raystitch.data.episodes import EpisodeDataset, Ints
+from raystitch.data.episodes import EpisodeDataset, Floats, Ints
 from raystitch.data.normalise import NearStates
 from raystitch.errors import UserError
 
@@ -30,7 +30,7 @@ MOST_OF_IT = 0.95
 TINY = 1e-9
 POTENTIALS = (
     ("as recorded", "recorded"),
-    ("weighting: the best tenth of the episodes", "top"),
+    ("weighting: the best tenth of the records", "top"),
     ("joining, once", "join_one"),
     ("joining, any number of times", "join_any"),
     ("bridges, one", "bridge_one"),
@@ -41,6 +41,11 @@ POTENTIALS = (
 CHUNK = 1 << 15
 
 
+def promise_text(value: float) -> str:
+    """Return a promised return as tables show it: 0.0561, 1.00, 139.8, 2,640.1."""
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:#.3g}"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BridgeEdges:
     """B bridges between observation rows of a dataset.
@@ -49,26 +54,31 @@ class BridgeEdges:
         source, target: int64 [B], rows left and entered.
         reward: float64 [B], discounted sum of the rewards on the way.
         discount: float64 [B], gamma to the number of steps.
+        left_out: bridges of chain rounds beside these, which enter or leave generated trajectories.
     """
 
     source: Ints
     target: Ints
     reward: Doubles
     discount: Doubles
+    left_out: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Potential:
-    """Mean discounted return over the recorded start states, with each tool; ``None`` without a buffer.
+    """Mean discounted return over the states in which the task starts, with each tool; ``None`` without a buffer.
 
     Attributes:
+        task_starts: the environment said where the task starts; False where the first states of the episodes stand
+            for that.
         gamma: of all returns here. radius: a median step, in standard deviations.
         rpsv: E[max(R - E R, 0)^2] of undiscounted returns R (Hong et al. 2023): the room for weighting.
-        recorded: no tool. top: the best ``TOP`` of the episodes alone.
+        recorded: no tool. top: the best ``TOP`` of the records from those states alone.
         join_one, join_any: at most one join, any number of them; ``bridge_one``, ``bridge_any``: the same for bridges.
         both_any: joins and bridges, any number.
         capped: share of the states with more neighbours than were looked at.
-        num_timeouts: episodes that end in a time-out. num_bridges: bridges that were looked at.
+        num_timeouts: episodes that end in a time-out.
+        num_bridges: bridges that were looked at. num_left_out: those of chain rounds, which were not.
     """
 
     gamma: float
@@ -87,19 +97,30 @@ class Potential:
     both_any: float | None = None
     num_bridges: int | None = None
     capped: float = 0.0
+    task_starts: bool = False
+    num_left_out: int = 0
     notes: tuple[str, ...] = field(default_factory=tuple)
 
     @property
     def promises(self) -> dict[str, float]:
-        """The gain over what is recorded that each tool may bring at most if used once; cheapest tool first."""
-        found = {"weighting": self.top, "joining": self.join_one, "stitching": self.bridge_one}
-        return {tool: value - self.recorded for tool, value in found.items() if value is not None}
+        """The gain over what is recorded that each tool may bring at most, cheapest tool first: used once, or, where
+        one use brings nothing, any number of times."""
+        once = {"weighting": self.top, "joining": self.join_one, "stitching": self.bridge_one}
+        often = {"weighting": self.top, "joining, many times": self.join_any, "stitching, many times": self.both_any}
+        gains = ({tool: v - self.recorded for tool, v in found.items() if v is not None} for found in (once, often))
+        at_once, at_most = gains
+        return at_once if max(at_once.values()) > self._enough else at_most
+
+    @property
+    def _enough(self) -> float:
+        """The least gain that counts."""
+        return TINY + 0.01 * abs(self.recorded)
 
     @property
     def worth_trying(self) -> str | None:
         """The cheapest tool that promises nearly the largest gain; None where none promises any."""
         largest = max(self.promises.values())
-        if largest <= TINY + 0.01 * abs(self.recorded):
+        if largest <= self._enough:
             return None
         return next(tool for tool, gain in self.promises.items() if gain >= MOST_OF_IT * largest)
 
@@ -122,12 +143,19 @@ class Potential:
         return [*said, *self.notes]
 
     def _cannot(self) -> list[str]:
-        enough = TINY + 0.01 * abs(self.recorded)
-        said: list[str] = []
+        enough, said = self._enough, list[str]()
         if self.rpsv <= TINY:
             said.append("weighting cannot help: all episodes return the same")
+        elif self.top - self.recorded <= enough:
+            said.append("weighting cannot help: no record from where the task starts returns more than the others")
         if self.join_any - self.recorded <= enough:
             said.append("joining cannot help: nowhere does an episode pass within a step of one that leads to more")
+        if self.num_left_out:
+            said.append(
+                f"{self.num_left_out:,} bridges of chain rounds are left out here, which lead further than the "
+                f"{self.num_bridges:,} that were looked at"
+            )
+            return said
         if self.both_any is not None and self.both_any - self.join_any <= enough:
             said.append("these bridges lead to nothing that joins do not reach")
         if self.bridge_any is not None and self.bridge_any - self.recorded <= enough:
@@ -135,12 +163,19 @@ class Potential:
         return said
 
 
-def potential(dataset: EpisodeDataset, gamma: float = GAMMA, bridges: BridgeEdges | None = None) -> Potential:
+def potential(
+    dataset: EpisodeDataset,
+    gamma: float = GAMMA,
+    bridges: BridgeEdges | None = None,
+    task_starts: Floats | None = None,
+) -> Potential:
     """Compute what weighting, joining and stitching promise on a dataset.
 
     Args:
         gamma: in (0, 1).
         bridges: those that count; None where there is no buffer.
+        task_starts: states in which the task starts, raw [K, O]: records count from where they pass within a step of
+            one, or nearest to it. None for the first state of every episode.
 
     Raises:
         UserError: for values that are not finite, a dataset without a step, or another gamma.
@@ -155,7 +190,12 @@ def potential(dataset: EpisodeDataset, gamma: float = GAMMA, bridges: BridgeEdge
     graph = _Graph(dataset, gamma)
     joins, full = _joins(dataset, near)
     recorded = graph.recorded
-    starts = dataset.obs_offsets[:-1][dataset.lengths > 0]
+    if task_starts is None:
+        starts = dataset.obs_offsets[:-1][dataset.lengths > 0]
+    else:
+        departs = np.zeros(len(dataset.observations), np.bool_)
+        departs[dataset.obs_index] = True
+        starts = near.around(task_starts, departs)
     at_start = np.sort(recorded[starts])
     returns = dataset.returns[dataset.lengths > 0]
     common = {
@@ -171,6 +211,7 @@ def potential(dataset: EpisodeDataset, gamma: float = GAMMA, bridges: BridgeEdge
         "join_one": float(graph.once(joins, None)[starts].mean()),
         "join_any": float(graph.converged(joins, None)[starts].mean()),
         "capped": full / len(joins),
+        "task_starts": task_starts is not None,
     }
     if bridges is None:
         return Potential(**common)
@@ -180,6 +221,7 @@ def potential(dataset: EpisodeDataset, gamma: float = GAMMA, bridges: BridgeEdge
         bridge_any=float(graph.converged(None, bridges)[starts].mean()),
         both_any=float(graph.converged(joins, bridges)[starts].mean()),
         num_bridges=len(bridges.source),
+        num_left_out=bridges.left_out,
     )
 
 

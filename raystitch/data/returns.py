@@ -67,6 +67,16 @@ def is_goal_task(dataset: EpisodeDataset) -> bool:
     return bool((last == best).mean() >= GOAL_SHARE and (dataset.rewards == best).mean() < 0.5)
 
 
+def usual_reward(dataset: EpisodeDataset) -> float:
+    """Return the reward that most steps have.
+
+    Raises:
+        ValueError: for a dataset without a step.
+    """
+    reward, count = np.unique(dataset.rewards, return_counts=True)
+    return float(reward[count.argmax()])
+
+
 def has_sparse_rewards(dataset: EpisodeDataset) -> bool:
     """Return True if few steps are worth reaching: episodes terminate at a goal, nearly all rewards are the same and
     the others better, or every step costs the same until episodes terminate."""

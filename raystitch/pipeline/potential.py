@@ -13,6 +13,8 @@ from raystitch.buffer.bridges import CHUNK_TRANSITIONS
 from raystitch.buffer.reader import Buffer
 from raystitch.data.episodes import EpisodeDataset, Ints
 from raystitch.data.potential import GAMMA, BridgeEdges, Potential, potential
+from raystitch.data.returns import has_sparse_rewards, usual_reward
+from raystitch.envs.starts import start_observations
 from raystitch.errors import UserError
 from raystitch.io.files import read_json, write_json
 from raystitch.models.calibration import Delta
@@ -31,25 +33,34 @@ def bridge_edges(buffer: Buffer, dataset: EpisodeDataset, gamma: float, delta: D
     Args:
         buffer: on ``dataset`` (``raystitch.buffer.episodes.on_dataset``).
     """
-    rows = buffer.accepted_rows(delta)
-    rows = rows[(buffer.parents[0][rows] == -1) & (buffer.parents[1][rows] == -1)]
+    accepted = buffer.accepted_rows(delta)
+    rows = accepted[(buffer.parents[0][accepted] == -1) & (buffer.parents[1][accepted] == -1)]
     gap = buffer.column("gap")[rows]
     ends: list[Ints] = []
     for name in ("source", "target"):
         episode, step = (buffer.column(f"{name}_{column}")[rows].astype(np.int64) for column in ("episode", "step"))
         ends.append(dataset.obs_offsets[episode] + step)
     reward = np.zeros(len(rows))
+    usual = usual_reward(dataset) if has_sparse_rewards(dataset) else None
     per_chunk = max(1, CHUNK_TRANSITIONS // (int(gap.max(initial=0)) + 1))
     for first in range(0, len(rows), per_chunk):
         taken = buffer.take(rows[first : first + per_chunk])
         within = np.arange(taken.num_transitions) - np.repeat(taken.offsets[:-1], taken.gap + 1)
         of = np.repeat(np.arange(len(taken)), taken.gap + 1)
-        reward[first : first + len(taken)] = np.bincount(of, taken.rewards * gamma**within, len(taken))
-    return BridgeEdges(source=ends[0], target=ends[1], reward=reward, discount=gamma ** (gap + 1.0))
+        # Where few steps are rewarded, a loop of bridges would collect what the reward model is wrong by, without end.
+        rewards = taken.rewards if usual is None else np.full(len(within), usual)
+        reward[first : first + len(taken)] = np.bincount(of, rewards * gamma**within, len(taken))
+    return BridgeEdges(
+        source=ends[0],
+        target=ends[1],
+        reward=reward,
+        discount=gamma ** (gap + 1.0),
+        left_out=len(accepted) - len(rows),
+    )
 
 
 def potential_with(dataset: EpisodeDataset, gamma: float | None = None, buffer: Buffer | None = None) -> Potential:
-    """Compute the potential of a dataset.
+    """Compute the potential of a dataset, from where its task starts if its environment can be asked.
 
     Args:
         gamma: None for the buffer's, or 0.99 without one; at most ``LARGEST_GAMMA`` is taken.
@@ -60,7 +71,8 @@ def potential_with(dataset: EpisodeDataset, gamma: float | None = None, buffer: 
     """
     asked = gamma if gamma is not None else GAMMA if buffer is None else buffer.meta.gamma
     gamma = min(asked, LARGEST_GAMMA)
-    found = potential(dataset, gamma, None if buffer is None else bridge_edges(buffer, dataset, gamma))
+    starts = None if dataset.env is None else start_observations(dataset.env, dataset.obs_dim)
+    found = potential(dataset, gamma, None if buffer is None else bridge_edges(buffer, dataset, gamma), starts)
     return found if gamma == asked else replace(found, notes=(f"gamma {asked:g} is taken as {gamma:g}",))
 
 

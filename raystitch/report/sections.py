@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from raystitch.data.potential import POTENTIALS
+from raystitch.data.potential import POTENTIALS, promise_text
 from raystitch.report.figures import Curve, learning_curves
 from raystitch.report.html import html_table, section
 from raystitch.report.stats import interval
@@ -31,12 +31,13 @@ def before_training(potential: Mapping[str, Any] | None) -> str:
     if potential is None:
         return ""
     values = [(label, potential.get(key)) for label, key in POTENTIALS]
-    rows = [[label, f"{value:,.1f}"] for label, value in values if isinstance(value, int | float)]
+    rows = [[label, promise_text(value)] for label, value in values if isinstance(value, int | float)]
     head, *rest = [str(line) for line in potential.get("text", [])] or [""]
     spread = [potential.get(key) for key in ("rpsv", "return_mean", "return_best")]
     if all(isinstance(value, int | float) for value in spread):
         rest.append("room for weighting: RPSV {:,.4g}; undiscounted returns {:,.1f}, the best {:,.1f}".format(*spread))
-    body = html_table(["mean discounted return from the recorded starts", "at most"], rows)
+    starts = "where the task starts" if potential.get("task_starts") else "the recorded starts"
+    body = html_table([f"mean discounted return from {starts}", "at most"], rows)
     body += "".join(f"<p>{escape(line[:1].upper() + line[1:])}.</p>" for line in rest)
     return section("Before training", body, f"{head[:1].upper()}{head[1:]}." if head else "")
 

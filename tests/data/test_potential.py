@@ -107,6 +107,8 @@ def test_what_cannot_help_is_said() -> None:
     assert bridged.bridge_one == pytest.approx((4.5 + 3 * 0.81 * 4.5) / 4, abs=1e-5)
     useless = potential(rich, GAMMA, replace(over, target=np.array([1, 1, 1])))
     assert "these bridges cannot help" in " ".join(useless.text)
+    said = " ".join(potential(rich, GAMMA, replace(over, target=np.array([1, 1, 1]), left_out=7)).text)
+    assert "these bridges cannot help" not in said and "7 bridges of chain rounds are left out" in said
 
 
 def test_no_step_is_no_place_to_join_within_the_own_episode() -> None:
@@ -123,3 +125,24 @@ def test_values_that_are_not_finite_are_refused(drift: EpisodeDataset) -> None:
     with pytest.raises(UserError, match="gamma must be between 0 and 1, got gamma=1"):
         potential(drift, 1)
     assert potential_with(drift.subset(np.arange(3)), 1).notes == ("gamma 1 is taken as 0.999",)
+
+
+def test_records_count_from_where_the_task_starts() -> None:
+    """Fragments near the goal are worth most, but a policy does not begin there."""
+    data = line(([0, 1, 2], [0, 0]), ([2.1, 3, 4], [0, 1]), ([4.1, 5, 6], [0, 10]), ([0.1, 1.1], [0]), terminated=False)
+    start = np.array([[0.0], [-0.2]], np.float32)
+    found = potential(data, GAMMA, None, start)
+    assert found.task_starts and found.recorded == found.top == 0
+    assert potential(data, GAMMA).top > 0
+    assert "weighting cannot help: no record from where the task starts" in " ".join(found.text)
+    assert 0 < found.join_one < found.join_any
+    assert found.worth_trying == "joining"
+    far = potential(data, GAMMA, None, np.array([[-30.0]], np.float32))
+    assert far.recorded == 0 and far.join_any > 0, "the nearest record stands for a start that nothing passes"
+
+
+def test_what_no_single_use_reaches_is_said_to_take_many() -> None:
+    data = line(([0, 1], [0]), ([1.1, 2], [0]), ([2.1, 3], [0]), ([3.1, 4], [1]), terminated=False)
+    found = potential(data, GAMMA, None, np.zeros((1, 1), np.float32))
+    assert found.join_one == 0 < found.join_any
+    assert found.worth_trying == "joining, many times"

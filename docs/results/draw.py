@@ -1,0 +1,207 @@
+"""Draws the pictures of docs/results.md and prints its tables from the studies' rows: python docs/results/draw.py
+
+The rows are docs/results/*.parquet, which collect.py beside this file keeps.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from raystitch.plot.style import INK, STYLE
+from raystitch.report.figures import to_svg
+from raystitch.report.stats import Interval, compare, interval, mean
+from raystitch.report.table import read_rows, short_name
+
+HERE = Path(__file__).parent
+PAGE_STYLE = HERE.parents[1] / "raystitch/report/page.css"
+WIDTHS = {"0": 0.0, "025": 0.25, "05": 0.5, "1": 1.0, "15": 1.5}
+"""End of a file's name -> width of the gap, cells of a metre."""
+TRAINERS = ("dt", "iql", "td3bc")
+ARMS = {
+    "original": ("original", "", "original data", "-"),
+    "original qdt": ("original", "returns qdt", "QDT", ":"),
+    "weighted": ("weighted", "weights aw", "weighted by advantage (AW 0:1)", "-"),
+    "joined": ("joined", "", "joined without a bridge", "-"),
+    "stitched": ("stitched", "", "stitched", "-"),
+    "stitched qdt": ("stitched", "returns qdt", "stitched and QDT", ":"),
+}
+"""Arm -> what it is trained on, beginning of its shaping, name, line."""
+RATIOS = ("4:1", "2:1", "1:1", "1:2", "1:4", "0:1")
+DELTAS = ("q50", "q90", "q99", "off")
+Row = Mapping[str, Any]
+
+
+def values(rows: Sequence[Row], algo: str, arm: str, column: str = "success_rate") -> dict[int, float]:
+    """Return a column by seed for an arm, empty where it was not run."""
+    data, shaping, _, _ = ARMS[arm]
+    return {
+        row["seed"]: 100 * row[column]
+        for row in rows
+        if row["headline"] and row["status"] == "ok" and (row["algo"], row["data"]) == (algo, data)
+        if (row["shaping"] == "" if shaping == "" else row["shaping"].startswith(shaping))
+    }
+
+
+def gap_runs() -> dict[float, list[dict[str, Any]]]:
+    """Return the rows of the study of the gap by its width."""
+    files = {width: HERE / f"gap-{end}.parquet" for end, width in WIDTHS.items()}
+    return {width: read_rows(file) for width, file in files.items() if file.exists()}
+
+
+def gap(figure: Figure) -> None:
+    """Draw success against the width of the gap, a panel per trainer: means over seeds with 95 % intervals."""
+    runs = gap_runs()
+    panels: Sequence[Axes] = figure.subplots(1, len(TRAINERS), sharey=True)
+    for axis, algo in zip(panels, TRAINERS, strict=True):
+        for number, (arm, (data, _, name, line)) in enumerate(ARMS.items()):
+            found = {
+                w: interval(np.array(list(v.values())), mean) for w, r in runs.items() if (v := values(r, algo, arm))
+            }
+            if not found:
+                continue
+            shift = 0.012 * (number - 2.5)  # so that intervals of equal arms lie side by side
+            x = np.array(list(found)) + shift
+            low, middle, high = np.array([(at.low, at.value, at.high) for at in found.values()]).T
+            axis.plot(x, middle, line, color=INK[data], marker="o", ms=4, label=name, zorder=3 + number)
+            axis.vlines(x, low, high, color=INK[data], lw=1, alpha=0.6)
+        axis.set_title(short_name(algo))
+        axis.set_xlabel("width of the gap (cells)")
+        axis.set_xticks(list(WIDTHS.values()), [f"{width:g}" for width in WIDTHS.values()])
+        axis.grid(axis="y")
+    panels[0].set_ylabel("episodes that reach the goal (%)")
+    panels[0].set_ylim(-4, 104)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3)
+
+
+def ratio_delta(figure: Figure) -> None:
+    """Draw success at every r and delta, a map and two curves per trainer."""
+    rows = read_rows(HERE / "ratio-delta-maze.parquet")
+    trainers = [algo for algo in TRAINERS if any(row["algo"] == algo for row in rows)]
+    grid = figure.subplots(len(trainers), 3, squeeze=False, width_ratios=(1.25, 1, 1))
+    for (cells, by_ratio, by_delta), algo in zip(grid, trainers, strict=True):
+        at = {(r, d): _cell(rows, algo, r, d) for r in RATIOS for d in DELTAS}
+        means = np.array([[mean(at[r, d]) for r in RATIOS] for d in DELTAS])
+        cells.imshow(means, vmin=0, vmax=100, cmap=_shades(), aspect="auto")
+        for (line, column), value in np.ndenumerate(means):
+            cells.text(column, line, f"{value:.0f}", ha="center", va="center", color=INK["text"])
+        cells.set_xticks(range(len(RATIOS)), RATIOS)
+        cells.set_yticks(range(len(DELTAS)), DELTAS)
+        cells.set_title(f"{short_name(algo)}: success (%)")
+        cells.set_xlabel("r, original : stitched")
+        cells.set_ylabel("delta")
+        original = mean(np.array(list(values(rows, algo, "original").values())))
+        _band(by_ratio, RATIOS, [np.mean([at[r, d] for d in DELTAS], axis=0) for r in RATIOS], original)
+        by_ratio.set_title("by r, over all delta")
+        _band(by_delta, DELTAS, [np.mean([at[r, d] for r in RATIOS], axis=0) for d in DELTAS], original)
+        by_delta.set_title("by delta, over all r")
+
+
+def _cell(rows: Sequence[Row], algo: str, ratio: str, delta: str) -> Any:
+    found = {
+        row["seed"]: 100 * row["success_rate"]
+        for row in rows
+        if row["headline"]
+        and (row["algo"], row["data"], row["ratio"], row["delta"]) == (algo, "stitched", ratio, delta)
+    }
+    return np.array([found[seed] for seed in sorted(found)])
+
+
+def _band(axis: Axes, names: Sequence[str], columns: Sequence[Any], original: float) -> None:
+    at = [interval(column, mean) for column in columns]
+    axis.fill_between(
+        range(len(names)), [a.low for a in at], [a.high for a in at], color=INK["stitched"], alpha=0.2, lw=0
+    )
+    axis.plot(range(len(names)), [a.value for a in at], color=INK["stitched"], marker="o", ms=4)
+    axis.axhline(original, color=INK["original"], ls=":")
+    axis.set_xticks(range(len(names)), names)
+    axis.set_ylim(-4, 104)
+    axis.grid(axis="y")
+
+
+def _shades() -> Any:
+    return mpl.colors.LinearSegmentedColormap.from_list("shades", [INK["surface"], INK["stitched"]])
+
+
+def picture(draw: Callable[[Figure], None], size: tuple[float, float], title: str) -> str:
+    """Return an SVG file in the colours of the report, with a ground of its own, for light and dark."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+    light, dark = re.findall(r":root \{(.*?)\}", PAGE_STYLE.read_text(encoding="utf-8"), flags=re.S)
+    style = f"svg {{{light}}} @media (prefers-color-scheme: dark) {{ svg {{{dark}}} }} text {{ font-family: system-ui, sans-serif }}"
+    svg = to_svg(figure, title).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    svg = re.sub(
+        r' xmlns="http://www.w3.org/2000/svg"(?=.* xmlns="http://www.w3.org/2000/svg")', "", svg, count=1, flags=re.S
+    )
+    head = svg.index(">") + 1
+    return (
+        f'{svg[:head]}<style>{style}</style><rect width="100%" height="100%" rx="6" fill="var(--surface)"/>{svg[head:]}'
+    )
+
+
+def gap_tables() -> str:
+    """Return a table per trainer: arms by widths, and stitched data over the strongest other arm."""
+    runs, lines = gap_runs(), list[str]()
+    for algo in TRAINERS:
+        lines += [
+            "",
+            f"| {short_name(algo)} | " + " | ".join(f"{width:g}" for width in runs) + " |",
+            "|---" * (len(runs) + 1) + "|",
+        ]
+        for arm, (_, _, name, _) in ARMS.items():
+            cells = [values(rows, algo, arm) for rows in runs.values()]
+            if any(cells):
+                lines.append(f"| {name} | " + " | ".join(_shown(cell) for cell in cells) + " |")
+        differences = [_over_best(rows, algo) for rows in runs.values()]
+        lines.append("| stitched over the best arm without bridges | " + " | ".join(differences) + " |")
+    seams = {
+        w: json.loads((HERE / f"gap-{e}.json").read_text())
+        for e, w in WIDTHS.items()
+        if (HERE / f"gap-{e}.json").exists()
+    }
+    lines += ["", "| | " + " | ".join(f"{width:g}" for width in seams) + " |", "|---" * (len(seams) + 1) + "|"]
+    for key in next(iter(seams.values()), {}):
+        lines.append(f"| {key} | " + " | ".join(str(found[key]) for found in seams.values()) + " |")
+    return "\n".join(lines)
+
+
+def _shown(cell: Mapping[int, float]) -> str:
+    return _text(interval(np.array(list(cell.values())), mean)) if cell else "–"
+
+
+def _text(at: Interval) -> str:
+    return f"{at.value:.0f} [{at.low:.0f}, {at.high:.0f}]"
+
+
+def _over_best(rows: Sequence[Row], algo: str) -> str:
+    ours = values(rows, algo, "stitched")
+    others = {
+        arm: found for arm in ("original", "original qdt", "weighted", "joined") if (found := values(rows, algo, arm))
+    }
+    if not ours or not others:
+        return "–"
+    best = max(others, key=lambda arm: float(np.mean(list(others[arm].values()))))
+    return f"{_text(compare(ours, others[best], mean).difference)} ({ARMS[best][2]})"
+
+
+def main() -> None:
+    """Write the pictures whose rows are there; print the tables."""
+    if gap_runs():
+        (HERE / "gap.svg").write_text(picture(gap, (10, 3.9), "Success against the width of the gap"), encoding="utf-8")
+        print(gap_tables())
+    if (HERE / "ratio-delta-maze.parquet").exists():
+        (HERE / "ratio-delta-maze.svg").write_text(
+            picture(ratio_delta, (10, 5.6), "Success at every r and delta"), encoding="utf-8"
+        )
+
+
+if __name__ == "__main__":
+    main()
