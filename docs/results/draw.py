@@ -136,15 +136,12 @@ def picture(draw: Callable[[Figure], None], size: tuple[float, float], title: st
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
     light, dark = re.findall(r":root \{(.*?)\}", PAGE_STYLE.read_text(encoding="utf-8"), flags=re.S)
-    style = f"svg {{{light}}} @media (prefers-color-scheme: dark) {{ svg {{{dark}}} }} text {{ font-family: system-ui, sans-serif }}"
-    svg = to_svg(figure, title).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    svg = re.sub(
-        r' xmlns="http://www.w3.org/2000/svg"(?=.* xmlns="http://www.w3.org/2000/svg")', "", svg, count=1, flags=re.S
-    )
+    style = f"svg {{{light}}} @media (prefers-color-scheme: dark) {{ svg {{{dark}}} }}"
+    style += " text { font-family: system-ui, sans-serif }"
+    svg = to_svg(figure, title)
     head = svg.index(">") + 1
-    return (
-        f'{svg[:head]}<style>{style}</style><rect width="100%" height="100%" rx="6" fill="var(--surface)"/>{svg[head:]}'
-    )
+    ground = '<rect width="100%" height="100%" rx="6" fill="var(--surface)"/>'
+    return f"{svg[:head]}<style>{style}</style>{ground}{svg[head:]}"
 
 
 def gap_tables() -> str:
