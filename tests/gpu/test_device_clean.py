@@ -195,7 +195,7 @@ TRAINERS: dict[str, tuple[str, TrainerSettings]] = {
 
 
 def actions(policy: Policy, data: EpisodeDataset, simulation: Simulation | None = None) -> np.ndarray:
-    """The actions of a policy in three environments side by side, of which one ends; ``simulation`` sees the last act."""
+    """The actions of a policy in three environments side by side, of which one ends; ``simulation`` sees the last."""
     policy.reset(3, policy.default_target)
     taken = policy.act(data.observations[:3])
     policy.observe(np.ones(3))
