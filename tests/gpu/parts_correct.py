@@ -1,12 +1,13 @@
-"""Parts ``correct`` and ``memory``: the numbers of the CPU, rows that do not depend on each other, memory that runs out.
+"""Parts ``correct`` and ``memory``: the CPU's numbers, rows that do not depend on each other, memory that runs out.
 
 Limits are generous for float32 rounding and far below what a wrong device, a race or a lost seed would bring.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from raystitch.stitching.candidates import Candidates, Pairs
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.pairs import SourceIndex
 from raystitch.stitching.stitcher import Stitcher
+from raystitch.trainers import loop
 from raystitch.trainers.batches import RatioSampler, TrainData
 from raystitch.trainers.config import BCConfig, DataSpec, DTConfig, IQLConfig, TD3BCConfig
 from raystitch.trainers.data import build_data
@@ -66,9 +68,8 @@ def correct(task: Task) -> None:
 
 def difference(one: Any, other: Any) -> float:
     """Return the largest absolute difference; infinite where one is not a number and the other is."""
-    first, second = (
-        np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x, np.float64) for x in (one, other)
-    )
+    values = (x.detach().cpu() if isinstance(x, torch.Tensor) else x for x in (one, other))
+    first, second = (np.asarray(value, np.float64) for value in values)
     if not first.size:
         return 0.0
     same_nan = np.isnan(first) & np.isnan(second)
@@ -148,14 +149,22 @@ def compare(task: Task, what: str, expected: Candidates, found: Candidates, bund
     task.record.check(f"decisions, share that differs {what}", changed, CHANGED)
 
 
-def small(algo: str) -> Any:
+def reduced(task: Task, config: Any) -> Any:
+    """The settings, with networks of another size where only the script is tried."""
+    if not task.sizes.small_networks:
+        return config
+    return replace(config, batch_size=8, **({"width": 16} if isinstance(config, DTConfig) else {"hidden": 16}))
+
+
+def small(task: Task, algo: str) -> Any:
     """Settings without noise or dropout: generators of the CPU and of a GPU draw other numbers."""
-    return {
+    settings: Any = {
         "td3bc": TD3BCConfig(policy_noise=0.0, train_steps=UPDATES, batch_size=64, precision="float32"),
         "iql": IQLConfig(train_steps=UPDATES, batch_size=64, precision="float32"),
         "bc": BCConfig(train_steps=UPDATES, batch_size=64, precision="float32"),
         "dt": DTConfig(train_steps=UPDATES, batch_size=16, dropout=0.0, precision="float32"),
     }[algo]
+    return reduced(task, settings)
 
 
 def data_for(task: Task, algo: str, device: torch.device) -> TrainData:
@@ -165,7 +174,7 @@ def data_for(task: Task, algo: str, device: torch.device) -> TrainData:
 
 def updates(task: Task, algo: str) -> None:
     """Losses of some updates on the same batches, two seeds side by side."""
-    algorithm, config = ALGORITHMS[algo], small(algo)
+    algorithm, config = ALGORITHMS[algo], small(task, algo)
     losses: list[list[list[float]]] = []
     here = data_for(task, algo, CPU)
     ratio = Ratio(1, 1)
@@ -193,15 +202,14 @@ def updates(task: Task, algo: str) -> None:
 
 def together(task: Task) -> None:
     """Actions of a seed trained alone and beside another."""
-    config = replace(small("td3bc"), train_steps=20)
+    config = replace(small(task, "td3bc"), train_steps=3 if task.sizes.small_networks else 20)
     data = data_for(task, "td3bc", task.device)
     both = train_policies(data, "td3bc", config, "1:1", (0, 1))
     alone = train_policy(data, "td3bc", config, "1:1", 1)
     states = task.dataset().observations[:256]
     assert isinstance(both[1], Policy)
-    task.record.check(
-        "td3bc: actions of a seed alone and beside another", difference(both[1].act(states), alone.act(states)), 0.01
-    )
+    apart = difference(both[1].act(states), alone.act(states))
+    task.record.check("td3bc: actions of a seed alone and beside another", apart, 0.01)
 
 
 class _Interrupted(Exception):
@@ -215,7 +223,7 @@ def resumed(task: Task) -> None:
     except ImportError:
         task.record.skip("resumed and uninterrupted", "xxhash, which checkpoints need, is not installed")
         return
-    config = replace(small("td3bc"), train_steps=200)
+    config = replace(small(task, "td3bc"), train_steps=2 * task.sizes.log_every)
     data, states = data_for(task, "td3bc", task.device), task.dataset().observations[:256]
     whole = train_policy(data, "td3bc", config, "1:1", 3).act(states)
     checkpoints = Checkpoints(path=task.record.folder / "resumed" / "state.pt", seconds=0.0)
@@ -223,12 +231,12 @@ def resumed(task: Task) -> None:
     def interrupt(step: int, policy: Policy) -> None:
         raise _Interrupted
 
-    try:
-        train_policy(data, "td3bc", config, "1:1", 3, checkpoints=checkpoints, every=150, on_every=interrupt)
-    except _Interrupted:
-        pass
-    assert checkpoints.step() == 100
-    again = train_policy(data, "td3bc", config, "1:1", 3, checkpoints=checkpoints)
+    report = task.sizes.log_every
+    with mock.patch.object(loop, "LOG_EVERY", report):
+        with suppress(_Interrupted):
+            train_policy(data, "td3bc", config, "1:1", 3, checkpoints=checkpoints, every=report + 1, on_every=interrupt)
+        assert checkpoints.step() == report
+        again = train_policy(data, "td3bc", config, "1:1", 3, checkpoints=checkpoints)
     task.record.check("td3bc: actions resumed and uninterrupted", difference(again.act(states), whole), ROUNDING)
 
 

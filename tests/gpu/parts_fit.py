@@ -46,7 +46,7 @@ def shortened(config: FitConfig, share: float) -> FitConfig:
 
 def fit(task: Task) -> None:
     """Time a step of every model's training, then fit all of them for the parts that follow."""
-    dataset, config = task.dataset(), FitConfig() if task.is_cuda else tiny_fit()
+    dataset, config = task.dataset(), tiny_fit() if task.sizes.small_networks else FitConfig()
     train, _ = holdout_split(dataset.num_episodes, config.holdout_fraction, derive_seed(config.seed, "holdout"))
     for precision in ("float32", "bf16"):
         with task.record.section(f"training steps, {precision}"):

@@ -3,7 +3,9 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -17,10 +19,11 @@ from raystitch.models.denoise import Denoiser
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.pairs import SourceIndex
 from raystitch.stitching.stitcher import Stitcher
+from raystitch.trainers import loop
 from raystitch.trainers.config import ALGORITHM_CONFIGS
-from raystitch.trainers.loop import LOG_EVERY, train_policies
-from tests.gpu.parts_correct import data_for
-from tests.gpu.peaks import PRECISIONS, data_sheet, measured_peaks, set_precision
+from raystitch.trainers.loop import train_policies
+from tests.gpu.parts_correct import data_for, reduced
+from tests.gpu.peaks import data_sheet, measured_peaks, set_precision
 from tests.gpu.record import Task
 from tests.gpu.world import true_bridges
 
@@ -37,7 +40,7 @@ def engine(task: Task) -> None:
     """Candidates, accepted and true bridges per second by batch size and precision; the networks next to the peak."""
     bundle, dataset = task.bundle(), task.dataset()
     peaks = measured_peaks(task)
-    for precision in PRECISIONS:
+    for precision in task.precisions:
         set_precision(precision)
         index = SourceIndex(dataset, bundle, settings(precision, 1))
         for count in task.sizes.pairs:
@@ -109,12 +112,12 @@ def compiled(task: Task) -> None:
     bundle = task.bundle()
     for count in task.sizes.pairs:
         inputs = windows(bundle, count)
-        for precision in PRECISIONS[::2]:
+        for precision in ("float32", "bf16"):
             bf16 = precision == "bf16"
             plain = replace(bundle.denoiser(precision="float32", compile="off"), bf16=bf16)
             what = f"U-Net, {count} windows, {precision}"
             with task.record.section(what), torch.inference_mode():
-                before = task.seconds(lambda plain=plain, inputs=inputs: plain(*inputs))
+                before = task.seconds(partial(plain, *inputs))
                 task.record.number(f"{what}: as it is", before * 1e3, "ms")
                 graph = captured(task, plain, inputs)
                 if graph is not None:
@@ -157,18 +160,18 @@ def call_compiled(task: Task, bundle: Bundle, mode: dict[str, Any]) -> None:
     for count in task.sizes.pairs:
         inputs = windows(bundle, count)
         started = time.perf_counter()
-        with torch.no_grad():
-            denoise(*inputs)
-            task.wait()
-            first = time.perf_counter() - started
-            before, after = (task.seconds(lambda call=call: call(*inputs)) for call in (plain, denoise))
+        denoise(*inputs)
+        task.wait()
+        first = time.perf_counter() - started
+        before = task.seconds(partial(plain, *inputs))
+        after = task.seconds(partial(denoise, *inputs))
         what = f"U-Net, {count} windows, compiled {mode}"
         task.record.number(f"{what}: first call", first, "s")
         task.record.row(Row(what, after * 1e3, "ms", "as it is", after / before))
 
 
 def engine_compiled(task: Task, bundle: Bundle) -> None:
-    """The whole engine with ``sampler.compile: on``, with the seconds of its first call, repairs of any size included."""
+    """The whole engine with ``sampler.compile: on``, its first call included: repairs have any number of rows."""
     index = SourceIndex(task.dataset(), bundle, settings("bf16", 1))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -187,12 +190,9 @@ def trainers(task: Task) -> None:
     """Milliseconds of a training step of one, five and twenty seeds side by side."""
     set_precision("float32")
     for algo in ("td3bc", "dt", "iql"):
-        config: Any = ALGORITHM_CONFIGS[algo]()
-        if not task.is_cuda:  # on a CPU the usual sizes take minutes
-            sizes = {"width": 16} if algo == "dt" else {"hidden": 16}
-            config = replace(config, batch_size=8, **sizes)
+        config = reduced(task, ALGORITHM_CONFIGS[algo]())
         data = data_for(task, algo, task.device)
-        for precision in PRECISIONS:
+        for precision in task.precisions:
             set_precision(precision)
             one = 0.0
             for seeds in task.sizes.stacked:
@@ -222,6 +222,7 @@ def training_step(task: Task, data: Any, algo: str, config: Any, seeds: int) -> 
         if index == 0:
             marks[row["step"]] = row["seconds"]
 
-    steps = task.sizes.trainer_steps
-    train_policies(data, algo, replace(config, train_steps=steps), "1:1", range(seeds), log=log)
-    return max(marks[steps] - marks[LOG_EVERY], 1e-9) * seeds / (steps - LOG_EVERY)
+    report = task.sizes.log_every
+    with mock.patch.object(loop, "LOG_EVERY", report):
+        train_policies(data, algo, replace(config, train_steps=4 * report), "1:1", range(seeds), log=log)
+    return max(marks[4 * report] - marks[report], 1e-9) * seeds / (3 * report)

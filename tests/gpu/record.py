@@ -39,6 +39,7 @@ class Sizes:
     log_every: int = 100
     """Training steps between two reports of the loop; trainers are timed over three of these, after the first."""
     repeats: int = 3
+    small_networks: bool = False
 
 
 TINY = Sizes(
@@ -53,6 +54,7 @@ TINY = Sizes(
     stacked=(1, 2),
     log_every=3,
     repeats=1,
+    small_networks=True,
 )
 
 
