@@ -26,7 +26,7 @@ class Sizes:
 
     num_episodes: int = 300
     episode_length: int = 100
-    fit_share: float = 0.15
+    fit_share: float = 0.3
     """Of the default training steps of every model."""
     timed_steps: int = 200
     matmul: int = 8192

@@ -3,13 +3,14 @@
 # Where scipy or xxhash are missing and there is no network: WHEELS=folder-of-wheels bash tests/gpu/run.sh OUT
 set -euo pipefail
 out=${1:?bash tests/gpu/run.sh OUT}
+python=${PYTHON:-$(command -v python || command -v python3)}
 shift
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 cd "$(dirname "$0")/../.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 if [ -n "${WHEELS:-}" ]; then
-  python -m pip install --quiet --no-index --no-deps --target "$out/packages" "$WHEELS"/*.whl
+  "$python" -m pip install --quiet --no-index --no-deps --target "$out/packages" "$WHEELS"/*.whl
   export PYTHONPATH="$PYTHONPATH:$out/packages"
 fi
-exec python -m tests.gpu.check --out "$out" "$@"
+exec "$python" -m tests.gpu.check --out "$out" "$@"

@@ -5,7 +5,7 @@ tensors cannot. As on a GPU, an operation on tensors of both devices fails, and 
 Everything that is slow on a GPU is recorded with the line that did it: tensors made on the CPU, copies from and to it,
 and questions that wait for the device (``item``, ``nonzero``, indexing by a mask).
 
-What it does not show is speed, CUDA kernels that do not exist, and their rounding.
+What it does not show is speed, CUDA kernels that do not exist, and their rounding; ``autocast`` does nothing on it.
 """
 
 import sys
@@ -27,7 +27,6 @@ PACKAGE = str(Path(__file__).parents[2] / "raystitch")
 aten = torch.ops.aten
 _UNDERNEATH = torch.device("lazy", 0)
 """What torch's C++ takes the device for: one whose streams and guards torch without CUDA does not ask for."""
-_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
 QUESTIONS = {
@@ -71,7 +70,6 @@ class PretendedTensor(torch.Tensor):
             dtype=held.dtype,
             layout=held.layout,
             device=_UNDERNEATH,
-            _extra_dispatch_keys=_AUTOCAST,
         )
         made.held = held
         return made
@@ -100,13 +98,15 @@ class PretendedTensor(torch.Tensor):
 class PretendedGenerator(torch.Generator):
     """A generator that says it is on the device it was made for."""
 
+    _made_for: torch.device
+
     def __new__(cls, device: Any = "cpu") -> "PretendedGenerator":
         made = super().__new__(cls)
         made._made_for = torch.device(device)
         return made
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._made_for
 
 

@@ -41,14 +41,8 @@ REFUSED = [
 WITHOUT = f"""
 import sys
 
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {REFUSED!r}:
-            raise ImportError(name + " is not installed here")
-
-sys.meta_path.insert(0, Refuse())
+sys.modules.update(dict.fromkeys({REFUSED!r}))  # to Python, a module that is None is not installed
 """
-FOUND = ("engine", "correct", "trainers")
 
 
 def python(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -63,7 +57,8 @@ def lines(folder: Path, *kinds: str) -> list[dict[str, Any]]:
 
 def test_fitting_stitching_and_training_import_little() -> None:
     names = "models.fit stitching.stitcher stitching.pairs trainers.data trainers.loop trainers.registry"
-    done = python(f"import importlib\nfor name in {names.split()!r}: importlib.import_module('raystitch.' + name)")
+    code = "import importlib, sys\nsys.modules['xxhash'] = None\n"  # which checkpoints alone need
+    done = python(code + f"\nfor name in {names.split()!r}: importlib.import_module('raystitch.' + name)")
     assert done.returncode == 0, done.stderr[-2000:]
 
 
