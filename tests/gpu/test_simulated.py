@@ -71,7 +71,9 @@ def test_computes_what_the_cpu_computes(simulation: Simulation) -> None:
         rows[1:3] *= 2
         loss = network(rows).square().mean()
         loss.backward()
-        found.append([loss.detach().cpu(), *(value.grad.cpu().clone() for value in network.parameters())])
+        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+        assert len(gradients) == 4
+        found.append([value.detach().cpu().clone() for value in (loss, *gradients)])
     torch.testing.assert_close(found[1], found[0])
     assert all(parameter.device == DEVICE for parameter in network.parameters())
 
