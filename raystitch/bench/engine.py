@@ -4,14 +4,13 @@ import statistics
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 
-from raystitch.bench.machine import Limits, Row, peak_memory_mib, wait
+from raystitch.bench.machine import Limits, Row, peak_memory_mib
 from raystitch.bench.networks import network_rows
 from raystitch.bench.published import PublishedSampler, num_parameters
-from raystitch.bench.stages import StageClock, replaced
+from raystitch.bench.stages import STAGES, stage_seconds
 from raystitch.bench.synthetic import BenchOptions, Subject, find_subject
 from raystitch.bench.truth import truth_rows
 from raystitch.data.episodes import Ints
@@ -25,7 +24,6 @@ from raystitch.stitching.stitcher import Stitcher
 
 CONTENDERS = ("fast", "balanced")
 ROUNDS = 3
-STAGES = ("select", "gap", "denoise", "guidance", "repair", "wrap-up", "the rest of propose", "qualify")
 PUBLISHED = "published sampler"
 
 
@@ -56,22 +54,6 @@ class Contender:
         accepted = np.flatnonzero(self.candidates.accepted)
         _, first = np.unique(self.candidates.first_row[accepted], return_index=True)  # attempts are in order
         return self.candidates.take(accepted[first])
-
-
-def stage_seconds(stitcher: Stitcher, index: SourceIndex, seeds: Ints) -> tuple[Candidates, dict[str, float]]:
-    """Select, propose and qualify once; return the candidates, and the seconds of every stage and of the ``whole``."""
-    clock = StageClock()
-    started = time.perf_counter()
-    pairs = clock.time("select", partial(index.select, seeds))
-    selected = time.perf_counter()
-    with replaced(clock.inside_propose()):
-        proposed = stitcher.propose(pairs, seeds)
-    wait()
-    rest = time.perf_counter() - selected - (sum(clock.seconds.values()) - clock.seconds["select"])
-    candidates = clock.time("qualify", partial(stitcher.qualify, proposed))
-    clock.seconds["the rest of propose"] = rest
-    whole = time.perf_counter() - started
-    return candidates, {**{stage: clock.seconds[stage] for stage in STAGES}, "whole": whole}
 
 
 def rows(limits: Limits, options: BenchOptions) -> list[Row]:

@@ -8,13 +8,20 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from raystitch.bench.machine import wait
+from raystitch.data.episodes import Ints
 from raystitch.models.denoise import Denoiser
 from raystitch.models.samplers import Sampler
 from raystitch.stitching import stitcher
+from raystitch.stitching.candidates import Candidates
 from raystitch.stitching.guidance import DynamicsGuide
+from raystitch.stitching.pairs import SourceIndex
+from raystitch.stitching.stitcher import Stitcher
+
+STAGES = ("select", "gap", "denoise", "guidance", "repair", "wrap-up", "the rest of propose", "qualify")
 
 T = TypeVar("T")
 Replacement = tuple[Any, str, Any]
@@ -87,3 +94,19 @@ def replaced(replacements: Sequence[Replacement]) -> Iterator[None]:
     finally:
         for owner, name, value in before:
             setattr(owner, name, value)
+
+
+def stage_seconds(stitcher: Stitcher, index: SourceIndex, seeds: Ints) -> tuple[Candidates, dict[str, float]]:
+    """Select, propose and qualify once; return the candidates, and the seconds of every stage and of the ``whole``."""
+    clock = StageClock()
+    started = time.perf_counter()
+    pairs = clock.time("select", partial(index.select, seeds))
+    selected = time.perf_counter()
+    with replaced(clock.inside_propose()):
+        proposed = stitcher.propose(pairs, seeds)
+    wait()
+    rest = time.perf_counter() - selected - (sum(clock.seconds.values()) - clock.seconds["select"])
+    candidates = clock.time("qualify", partial(stitcher.qualify, proposed))
+    clock.seconds["the rest of propose"] = rest
+    whole = time.perf_counter() - started
+    return candidates, {**{stage: clock.seconds[stage] for stage in STAGES}, "whole": whole}

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from raystitch.buffer.bridges import BridgeSet, References, ranges
@@ -36,6 +35,8 @@ def on_dataset(buffer: "Buffer", dataset: EpisodeDataset) -> "Buffer":
     Raises:
         UserError: when the dataset holds other trajectories.
     """
+    import pyarrow as pa  # policies are trained where it is not installed
+
     meta, opened = buffer.meta, copy(buffer)
     whole = meta.selected_from or meta.dataset_fingerprint
     if dataset.whole_fingerprint != whole:

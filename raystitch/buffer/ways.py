@@ -9,13 +9,15 @@ Legend: B accepted bridges.
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from raystitch.data.episodes import Ints
 from raystitch.errors import DamagedError
-from raystitch.io.storage import Storage
+
+if TYPE_CHECKING:
+    from raystitch.io.storage import Storage
 
 WAYS_FILE = "ways.arrow"
 _DIGEST = b"sha256"
@@ -35,12 +37,14 @@ class Ways:
     next_row: Ints
     last_episode: Ints
 
-    def write(self, storage: Storage) -> None:
+    def write(self, storage: "Storage") -> None:
         """Write the file, whole or not at all.
 
         Raises:
             StorageError: when it cannot be written.
         """
+        import pyarrow as pa  # policies are trained where it is not installed
+
         columns = {name: pa.array(getattr(self, name)) for name in self.__dataclass_fields__}
         table = pa.table(columns).replace_schema_metadata({_DIGEST: self._digest})
         sink = pa.BufferOutputStream()
@@ -49,12 +53,14 @@ class Ways:
         storage.write(WAYS_FILE, sink.getvalue(), durable=True)
 
     @classmethod
-    def read(cls, storage: Storage) -> "Ways | None":
+    def read(cls, storage: "Storage") -> "Ways | None":
         """Return what the file says; None where there is none.
 
         Raises:
             DamagedError: when it is not what was written.
         """
+        import pyarrow as pa
+
         try:
             data = storage.read_whole(WAYS_FILE)
         except FileNotFoundError:

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from raystitch.errors import UserError
 
 Spec = str | Mapping[str, Any] | Sequence[Any]
@@ -62,6 +60,8 @@ def _parts(text: str) -> list[str]:
 
 
 def _named(part: str, text: str) -> tuple[str, Any]:
+    import yaml  # models are fitted where it is not installed
+
     name, separator, value = part.partition("=")
     if not name.strip() or (separator and not value.strip()):
         raise UserError(f"select={text!r}: write names with their values, such as best=0.5,clean")

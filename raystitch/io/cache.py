@@ -11,12 +11,14 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from raystitch.errors import StorageError, UserError
 from raystitch.io.files import atomic_folder, atomic_path, cannot_write, is_leftover, locked, remove
 from raystitch.io.holders import is_temporary
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CHUNK = 8 << 20
 DEFAULT_GIB = 20.0
@@ -50,7 +52,7 @@ def cached_path(key: str) -> Path:
     return cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.arrow"
 
 
-def fetch(key: str, size: int, open_source: Callable[[], pa.NativeFile]) -> Path:
+def fetch(key: str, size: int, open_source: "Callable[[], pa.NativeFile]") -> Path:
     """Return the local copy of a file; it is made where there is none.
 
     Args:

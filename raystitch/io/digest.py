@@ -1,22 +1,30 @@
-"""Digests (XXH3, 128 bits) that find damage in bytes, JSON files and Arrow tables; no protection against forgery."""
+"""Digests (XXH3, 128 bits) that find damage in bytes, JSON files and Arrow tables; no protection against forgery.
+
+pyarrow and xxhash are imported where they are used: models are fitted and policies trained
+where they are not installed.
+"""
 
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import xxhash
 
 from raystitch.errors import DamagedError, UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import xxhash
 
 KEY = "digest"
 
 
 def digest(*parts: bytes | memoryview) -> str:
     """``xxh3:...`` of the parts, one after the other."""
+    import xxhash
+
     state = xxhash.xxh3_128()
     for part in parts:
         state.update(part)
@@ -64,7 +72,7 @@ def read_sealed(path: str | os.PathLike[str]) -> dict[str, Any]:
     return value
 
 
-def checksum(batch: pa.RecordBatch) -> str:
+def checksum(batch: "pa.RecordBatch") -> str:
     """Compute ``xxh3:...`` over the names, types and content of every column.
 
     Raises:
@@ -73,7 +81,7 @@ def checksum(batch: pa.RecordBatch) -> str:
     return _columns_digest(zip(batch.schema.names, batch.columns, strict=True))
 
 
-def checksum_of(table: pa.Table, names: Iterable[str]) -> str:
+def checksum_of(table: "pa.Table", names: Iterable[str]) -> str:
     """Compute the checksum of some columns of a table; those that do not lie in one piece are copied."""
     return _columns_digest((name, _in_one_piece(table[name])) for name in names)
 
@@ -83,11 +91,15 @@ def checksum_text(text: str) -> str:
     return digest(text.encode())
 
 
-def _in_one_piece(column: pa.ChunkedArray) -> pa.Array:
+def _in_one_piece(column: "pa.ChunkedArray") -> "pa.Array":
+    import pyarrow as pa
+
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
 
 
-def _columns_digest(columns: Iterable[tuple[str, pa.Array]]) -> str:
+def _columns_digest(columns: Iterable[tuple[str, "pa.Array"]]) -> str:
+    import xxhash
+
     state = xxhash.xxh3_128()
     for name, column in columns:
         state.update(f"{name}:{column.type}:{len(column)};".encode())
@@ -95,7 +107,9 @@ def _columns_digest(columns: Iterable[tuple[str, pa.Array]]) -> str:
     return "xxh3:" + state.hexdigest()
 
 
-def _add(state: xxhash.xxh3_128, column: pa.Array) -> None:
+def _add(state: "xxhash.xxh3_128", column: "pa.Array") -> None:
+    import pyarrow as pa
+
     if column.null_count:
         state.update(b"nulls")
         state.update(np.packbits(column.is_valid().to_numpy(zero_copy_only=False)).data)
@@ -124,5 +138,5 @@ def _from_zero(offsets: np.ndarray) -> np.ndarray:
     return offsets if offsets[0] == 0 else offsets - offsets[0]
 
 
-def _bytes(buffer: pa.Buffer | None, start: int, size: int) -> memoryview:
+def _bytes(buffer: "pa.Buffer | None", start: int, size: int) -> memoryview:
     return memoryview(b"" if buffer is None else buffer)[start : start + size]

@@ -1,4 +1,7 @@
-"""Everything that was fitted on one dataset, in memory and as a folder of safetensors + ``stitcher.json``."""
+"""Everything that was fitted on one dataset, in memory and as a folder of safetensors + ``stitcher.json``.
+
+What only files need is imported where they are read or written: bundles are fitted where it is not installed.
+"""
 
 import hashlib
 import json
@@ -10,9 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, wrong_dataset
@@ -20,7 +20,6 @@ from raystitch.data.normalise import Normalizer
 from raystitch.device import Precision, resolve_device, uses_bf16
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import DamagedError, UserError
-from raystitch.io.config_file import parse_config
 from raystitch.io.digest import read_sealed
 from raystitch.io.files import atomic_path, write_json
 from raystitch.models.calibration import Calibration
@@ -203,6 +202,8 @@ class Bundle:
     @cached_property
     def _files(self) -> dict[str, bytes]:
         """File name -> safetensors content."""
+        from safetensors.torch import save as save_tensors
+
         return {
             f"{part}.safetensors": save_tensors(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in self._module(part).state_dict().items()}
@@ -358,10 +359,15 @@ def config_from_json(value: Any, *, where: str | os.PathLike[str]) -> FitConfig:
     Raises:
         UserError: naming the field.
     """
+    from raystitch.io.config_file import parse_config
+
     return parse_config(value, FitConfig, {(): f"{where}: config "})
 
 
 def _read_part(folder: Path, part: str, hashes: dict[str, str]) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load as load_tensors
+
     file = folder / f"{part}.safetensors"
     try:
         content = file.read_bytes()

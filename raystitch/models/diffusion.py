@@ -6,6 +6,7 @@ Legend: B batch, H horizon, O observation size, K diffusion steps, k one of them
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -30,6 +31,11 @@ class Schedule:
     @property
     def num_steps(self) -> int:
         return len(self.alpha_bar)
+
+    @cached_property
+    def levels(self) -> list[float]:
+        """``alpha_bar`` as numbers, fetched from the device once."""
+        return self.alpha_bar.tolist()
 
     def to(self, device: torch.device) -> "Schedule":
         return Schedule(self.alpha_bar.to(device))

@@ -139,7 +139,7 @@ def _rate(step: int, total: int) -> float:
 @torch.no_grad()
 def _average(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
     # Both in the order of ``named_parameters``.
-    get_ema_multi_avg_fn(decay)(list(average.values()), list(module.parameters()), torch.zeros(0))
+    get_ema_multi_avg_fn(decay)(list(average.values()), list(module.parameters()), 0)
 
 
 def _write(

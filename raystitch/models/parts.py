@@ -67,6 +67,7 @@ class FitJob:
                 f"{dataset.name}: no fitted episode has gap_min + 2 = {config.diffusion.gap_min + 2} states; "
                 f"lower diffusion.gap_min or holdout_fraction={config.holdout_fraction}"
             )
+        self.window_states = (self.windows.stops - self.windows.starts).cpu()
         self.data = FitTransitions.find(dataset, train, device)
 
     def parts(self) -> list[FitPart]:
@@ -108,7 +109,8 @@ class FitJob:
         config = self.config.diffusion
         rows_B = torch.randint(len(self.windows), (config.batch_size,), generator=generator)
         clean_BHO, valid_B = self.windows.gather(rows_B.to(self.device), config.horizon)
-        mask_BH = training_masks(config, valid_B.cpu(), generator).to(self.device)
+        known_B = self.window_states[rows_B].clamp(max=config.horizon)
+        mask_BH = training_masks(config, known_B, generator).to(self.device)
         k_B = torch.randint(config.num_diffusion_steps, (config.batch_size,), generator=generator).to(self.device)
         noise_BHO = torch.randn(clean_BHO.shape, generator=generator).to(self.device)
         return_B = None

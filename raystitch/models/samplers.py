@@ -89,7 +89,7 @@ class Sampler:
         update = self.make_update()
         steps_undone = schedule.num_steps if start is None else max(round(start.noise_level * schedule.num_steps), 1)
         visited = step_indices(steps_undone, num_steps)
-        alpha_bars = schedule.alpha_bar[visited].tolist()
+        alpha_bars = [schedule.levels[k] for k in visited]
         x_BHO = noise_scale * _draw(noise, 0)
         if start is not None:
             x_BHO = alpha_bars[0] ** 0.5 * start.clean_BHO + (1 - alpha_bars[0]) ** 0.5 * x_BHO

@@ -68,6 +68,10 @@ class _Block(nn.Module):
         size, norm = len(y_BCH), self.norm_in
         scale_BC, shift_BC = film_BF.chunk(2, 1)
         scale_BC = 1 + scale_BC
+        if torch.compiler.is_compiling():
+            # The rows as groups would be compiled anew for every number of rows.
+            normed_BCH = nn.functional.group_norm(y_BCH, norm.num_groups, norm.weight, norm.bias, norm.eps)
+            return torch.addcmul(shift_BC.unsqueeze(-1), normed_BCH, scale_BC.unsqueeze(-1))
         weight_R, bias_R = norm.weight * scale_BC, norm.bias * scale_BC + shift_BC
         y_1RH = y_BCH.reshape(1, -1, y_BCH.shape[-1])
         groups = size * norm.num_groups

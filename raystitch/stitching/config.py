@@ -148,7 +148,7 @@ class SamplerConfig:
         return_target: quantile of the data's discounted returns that is asked for, in (0, 1).
         micro_batch: rows in one evaluation; halved, and kept so, when memory runs out.
         precision: of the network: ``auto`` takes bf16 where the machine multiplies it faster than float32.
-        compile: ``torch.compile`` the network; ``auto`` does where it was measured to pay (CUDA).
+        compile: ``torch.compile`` the network; ``auto`` does on CUDA, where it has not been measured yet.
     """
 
     name: Literal["ddim", "ddpm", "dpmpp_2m"] = "ddim"

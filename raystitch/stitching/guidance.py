@@ -81,9 +81,8 @@ class DynamicsGuide:
                 self.steps,
                 self.config.damping,
             )
-        place_BG = torch.arange(moves_BGO.shape[1], device=moves_BGO.device)
-        move_BHO = torch.zeros_like(clean_BHO)
-        move_BHO[self.free_BH] = moves_BGO[place_BG < self.steps.unknown_B[:, None]]
+        steps, move_BHO = self.steps, torch.zeros_like(clean_BHO)
+        move_BHO[steps.row_F, steps.position_F] = moves_BGO[steps.row_F, steps.place_F]
         return move_BHO
 
     def gradient(self, clean_BHO: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 Minimises ``sum_t ||s_{t+1} - f(s_t, a_t)||^2`` over the unknown states and the actions together. The actions are
 eliminated (what an action could still explain costs nothing), which leaves a block tridiagonal system over the states
 of a window: one block per state, solved for all windows of a batch at once.
-Legend: B rows, G most unknown states in a row, V steps that touch an unknown state, O observation size, A action size.
+Legend: B rows, G most unknown states in a row, V steps that touch an unknown state, F unknown states, O observation
+size, A action size.
 """
 
 from dataclasses import dataclass
@@ -18,16 +19,23 @@ ACTION_DAMPING = 0.01
 class Steps:
     """The steps of a batch of windows whose unknown states are one run each.
 
+    All that takes a look at values is computed once: on a GPU every look waits for the device.
+
     Attributes:
         row_V, position_V: int64; step v leads from ``position_V[v]`` of window ``row_V[v]`` to the next position.
         place_V: int64, the step's place in its window: 0 leads to the first unknown state.
-        unknown_B: int64, unknown states in each window.
+        unknown_B: int64, unknown states in each window; ``longest`` is G.
+        row_F, position_F, place_F: int64, window, position and place (0 is the first) of every unknown state.
     """
 
     row_V: Tensor
     position_V: Tensor
     place_V: Tensor
     unknown_B: Tensor
+    longest: int
+    row_F: Tensor
+    position_F: Tensor
+    place_F: Tensor
 
     @classmethod
     def of(cls, free_BH: Tensor, wanted_BH: Tensor) -> "Steps":
@@ -35,7 +43,18 @@ class Steps:
         step_BH = (free_BH[:, 1:] | free_BH[:, :-1]) & wanted_BH[:, 1:] & wanted_BH[:, :-1]
         row_V, position_V = step_BH.nonzero(as_tuple=True)
         first_B = step_BH.to(torch.uint8).argmax(1)
-        return cls(row_V, position_V, position_V - first_B[row_V], free_BH.sum(1))
+        unknown_B = free_BH.sum(1)
+        row_F, position_F = free_BH.nonzero(as_tuple=True)
+        return cls(
+            row_V=row_V,
+            position_V=position_V,
+            place_V=position_V - first_B[row_V],
+            unknown_B=unknown_B,
+            longest=int(unknown_B.max()) if len(unknown_B) else 0,
+            row_F=row_F,
+            position_F=position_F,
+            place_F=(free_BH.cumsum(1) - 1)[row_F, position_F],
+        )
 
 
 def newton_step(
@@ -49,7 +68,7 @@ def newton_step(
         damping: added to the diagonal; larger ones make smaller, safer steps (Levenberg-Marquardt).
     """
     size, count = residual_VO.shape[-1], len(steps.unknown_B)
-    longest = int(steps.unknown_B.max()) if count else 0
+    longest = steps.longest
     eye = torch.eye(size, device=residual_VO.device)
     gram = by_action_VOA.mT @ by_action_VOA
     gram = gram + ACTION_DAMPING * torch.eye(gram.shape[-1], device=gram.device)

@@ -168,5 +168,8 @@ def _concatenate(parts: list[Candidates]) -> Candidates:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # torch has a class of its own on accelerators; its CPU allocator raises a plain RuntimeError.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # torch has a class of its own on accelerators; its CPU allocator raises a plain RuntimeError, and so do CUDA's
+    # libraries (cuBLAS, cuSOLVER, cuDNN) that find no memory for their workspaces.
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(text in str(error) for text in ("can't allocate memory", "_STATUS_ALLOC_FAILED"))

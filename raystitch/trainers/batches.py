@@ -228,7 +228,7 @@ class TrainData:
         Args:
             episode, start, length: int64 [S, B]; the length is the episode's.
         """
-        count = torch.minimum(length - start, torch.tensor(context, device=self.device))
+        count = (length - start).clamp(max=context)
         ahead = torch.arange(context, device=self.device)
         valid = ahead < count[..., None]
         time = start[..., None] + torch.minimum(ahead, count[..., None] - 1)

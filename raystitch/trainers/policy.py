@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from raystitch.data.episodes import Floats
@@ -162,6 +161,8 @@ class Policy(ABC):
     def save(self, folder: str | Path) -> None:
         """Write ``policy.safetensors``, then ``policy.json`` with its hash: without it there is no policy. Both
         are on the disk when this returns."""
+        from safetensors.torch import save  # policies are trained where it is not installed
+
         weights = save({name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()})
         folder = Path(folder)
         with atomic_path(folder / "policy.safetensors") as temporary:

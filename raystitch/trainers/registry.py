@@ -6,8 +6,6 @@
 import hashlib
 from pathlib import Path
 
-from safetensors.torch import load
-
 from raystitch.device import resolve_device
 from raystitch.errors import DamagedError, UserError, check_choice
 from raystitch.io.digest import read_sealed
@@ -38,6 +36,8 @@ def load_policy(folder: str | Path, device: str = "auto") -> Policy:
         DamagedError: when its files are not the ones that were saved.
         UserError: when the folder holds none, or one of another version.
     """
+    from safetensors.torch import load  # policies are trained where it is not installed
+
     folder = Path(folder)
     if not (folder / "policy.json").is_file():
         raise UserError(f"{folder} is not a policy: it has no policy.json (look for the policy/ folder of a trial)")

@@ -14,7 +14,13 @@ def test_portions_cover_the_rows_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("out of memory"), RuntimeError("can't allocate memory: 9 TB"), MemoryError()]
+    "error",
+    [
+        torch.OutOfMemoryError("out of memory"),
+        RuntimeError("can't allocate memory: 9 TB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError(),
+    ],
 )
 def test_out_of_memory_halves_the_portion_and_goes_on(error: Exception) -> None:
     batches, sizes = MicroBatches(8), list[int]()

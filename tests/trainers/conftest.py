@@ -33,8 +33,7 @@ def plain(mlp: StackedMLP, *index: int) -> nn.Sequential:
 LINE_ID, LINE_STEPS = "RaystitchTest/Line-v0", 20
 
 
-@pytest.fixture(scope="session")
-def bridges(drift: EpisodeDataset) -> BridgeSet:
+def make_bridges(drift: EpisodeDataset) -> BridgeSet:
     """50 bridges of random content between random episodes of ``drift``."""
     rng = np.random.default_rng(1)
     count = 50
@@ -66,6 +65,12 @@ def bridges(drift: EpisodeDataset) -> BridgeSet:
         actions=rng.uniform(-1, 1, (total, drift.act_dim)).astype(np.float32),
         rewards=rng.normal(size=total).astype(np.float32),
     )
+
+
+@pytest.fixture(scope="session")
+def bridges(drift: EpisodeDataset) -> BridgeSet:
+    """50 bridges of random content between random episodes of ``drift``."""
+    return make_bridges(drift)
 
 
 class LineEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
