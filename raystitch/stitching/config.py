@@ -180,16 +180,21 @@ class GuidanceConfig:
             size at the last step, as the predicted clean states become trustworthy).
         solver: ``newton`` (damped Gauss-Newton over all unknown states of a window) or ``gradient``.
         last_steps: sampler steps that are guided, counted from the end.
-        moves: moves after each guided step.
+        moves: moves after each guided step; with ``until`` at most so many.
+        until: a row whose largest residual by the proposers is at most this is moved no more; a number or a quantile of
+            the proposers' own calibration. None or ``off`` moves every row ``moves`` times.
         damping: of ``newton``: larger is smaller and safer.
         strength: size of a ``gradient`` move; contacts make large ones diverge.
         clip: largest move of a state per dimension, standardised units.
     """
 
+    EARLIER: ClassVar[Mapping[str, Any]] = {"until": None}
+
     schedule: Literal["off", "constant", "scheduled"] = "constant"
     solver: Literal["newton", "gradient"] = "newton"
     last_steps: int = 1
     moves: int = 1
+    until: float | str | None = None
     damping: float = 0.01
     strength: float = 0.01
     clip: float = 0.3
@@ -201,6 +206,7 @@ class GuidanceConfig:
         for name in ("damping", "strength", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {name}={getattr(self, name)}")
+        object.__setattr__(self, "until", check_delta(self.until, "until"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,7 +304,8 @@ class StitchConfig:
         identity.
         """
         value = asdict(self)
-        for name, before in PairConfig.EARLIER.items():
-            if value["pairs"][name] == before:
-                del value["pairs"][name]
+        for part, kind in (("pairs", PairConfig), ("guidance", GuidanceConfig)):
+            for name, before in kind.EARLIER.items():
+                if value[part][name] == before:
+                    del value[part][name]
         return value

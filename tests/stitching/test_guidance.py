@@ -130,3 +130,75 @@ def test_a_row_that_is_not_finite_stays_and_spoils_no_other(bundle: Bundle) -> N
     torch.testing.assert_close(spoiled[[0, 2]], whole[[0, 2]], rtol=1e-4, atol=1e-4)
     assert spoiled[1, 5].isnan().all()
     assert not torch.equal(whole, clean)
+
+
+def windows_of(bundle: Bundle, count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Windows of noise, some of it large, with runs of 2 to 8 unknown states, and their mask."""
+    generator = torch.Generator().manual_seed(1)
+    scale = torch.linspace(0.05, 1, count)[:, None, None]
+    clean = scale * torch.randn(count, bundle.horizon, bundle.obs_dim, generator=generator)
+    mask = torch.ones(count, bundle.horizon)
+    for row in range(count):
+        mask[row, 3 : 5 + row % 7] = 0
+    return clean, mask
+
+
+def largest(bundle: Bundle, clean: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The proposers' largest residual in each window, by a loop over its steps."""
+    found = torch.zeros(len(clean))
+    raw = bundle.standardizer.decode(clean)
+    for row in range(len(clean)):
+        for step in range(2, int((mask[row] == 0).nonzero().max()) + 1):
+            state, after = raw[row, step][None], raw[row, step + 1][None]
+            act = bundle.inverse(state, after)
+            residual = bundle.dynamics.residual(state, act, after, "proposers")
+            found[row] = torch.maximum(found[row], residual[0])
+    return found
+
+
+@pytest.mark.parametrize("solver", ["newton", "gradient"])
+def test_rows_are_moved_until_they_are_good(solver: str, bundle: Bundle) -> None:
+    clean, mask = windows_of(bundle)
+    with torch.no_grad():
+        before = largest(bundle, clean, mask)
+        limit = float(before.median())
+        config = GuidanceConfig(solver=solver, moves=6, until=limit)  # pyright: ignore[reportArgumentType]
+        moved = DynamicsGuide(bundle, mask, config)(clean, 0, 1)
+        after = largest(bundle, moved, mask)
+        every = DynamicsGuide(bundle, mask, replace(config, until=None))(clean, 0, 1)
+    good = before <= limit
+    assert good.any() and not good.all()
+    assert torch.equal(moved[good], clean[good]), "rows that are good stay as they are"
+    assert (after[~good] < before[~good]).float().mean() > 0.7
+    still = ~good & (after > limit)
+    torch.testing.assert_close(moved[still], every[still], rtol=1e-4, atol=1e-4)  # all six moves, as without a limit
+
+
+def test_a_limit_that_nothing_meets_or_everything_does(bundle: Bundle) -> None:
+    clean, mask = windows_of(bundle)
+    every = DynamicsGuide(bundle, mask, GuidanceConfig(moves=3))(clean, 0, 1)
+    never = DynamicsGuide(bundle, mask, GuidanceConfig(moves=3, until=0.0))(clean, 0, 1)
+    torch.testing.assert_close(never, every, rtol=1e-4, atol=1e-4)
+    assert torch.equal(DynamicsGuide(bundle, mask, GuidanceConfig(moves=3, until=1e9))(clean, 0, 1), clean)
+
+
+def test_how_often_a_row_is_moved_does_not_depend_on_its_batch_mates(bundle: Bundle) -> None:
+    clean, mask = windows_of(bundle)
+    config = GuidanceConfig(moves=4, until="q50")
+    whole = DynamicsGuide(bundle, mask, config)(clean, 0, 1)
+    for row in range(len(clean)):
+        alone = DynamicsGuide(bundle, mask[row : row + 1], config)(clean[row : row + 1], 0, 1)
+        torch.testing.assert_close(alone[0], whole[row], rtol=1e-4, atol=1e-4)
+    broken = clean.clone()
+    broken[5, 4] = float("nan")
+    spoiled = DynamicsGuide(bundle, mask, config)(broken, 0, 1)
+    others = torch.arange(len(clean)) != 5
+    torch.testing.assert_close(spoiled[others], whole[others], rtol=1e-4, atol=1e-4)
+
+
+def test_until_is_a_number_or_a_quantile_and_keeps_what_was_made_before() -> None:
+    assert GuidanceConfig(until="off").until is None
+    with pytest.raises(ValueError, match="until='much'"):
+        GuidanceConfig(until="much")
+    assert "until" not in StitchConfig().identity()["guidance"]
+    assert StitchConfig(guidance=GuidanceConfig(until="q90")).identity()["guidance"]["until"] == "q90"
