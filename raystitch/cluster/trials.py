@@ -35,6 +35,10 @@ TUNE_FOLDER = ".tune"
 GROUP = "group-"
 LOW_MEMORY = "running low on memory"
 """What Ray's memory monitor says about a process that it killed."""
+NODE_LOST = "its node has died"
+"""What Ray says about a process whose node is gone, for whatever reason."""
+MAX_LOSSES = 10
+"""Nodes that a group may lose before it gets any further; it may be what kills them."""
 
 
 def quiet_tune() -> None:
@@ -97,23 +101,46 @@ def run_groups(
 ) -> dict[str, str]:
     """Run groups of trials of a run on the connected cluster; return the errors of trials that failed, by trial id.
 
-    A group that fails is tried again ``resources.num_retries`` times; its finished trials are not repeated. Groups that
-    Ray's memory monitor killed are then tried once more, with twice the memory reserved, so that fewer run beside them:
-    other trials' memory is not their failure. What is finished lies in the trials' own folders; Tune's state is thrown
-    away, so an interrupted run just submits what is missing.
+    A group that fails is tried again ``resources.num_retries`` times; its finished trials are not repeated. The loss of
+    its node is not its failure: see ``_Watch``. Groups that Ray's memory monitor killed are then tried once more, with
+    twice the memory reserved, so that fewer run beside them: other trials' memory is not their failure. What is
+    finished lies in the trials' own folders; Tune's state is thrown away, so an interrupted run just submits what is
+    missing.
     """
     watch = _Watch(progress, running)
-    errors, killed = _run_round(groups, run, resources, watch, loggers)
+    errors, killed = _run_with_lost(groups, run, resources, watch, loggers)
     if not killed:
         return errors
     more = _twice_the_memory(resources)
     say(
-        f"{len(killed)} group{'s' * (len(killed) > 1)} of trials killed for lack of memory: tried again with "
+        f"{_groups(killed)} of trials killed for lack of memory: tried again with "
         f"{more.trial_memory_gib:.3g} GiB reserved for each"
     )
-    again, _ = _run_round(killed, run, more, watch, loggers)
-    retried = {trial.trial_id for group in killed for trial in group}
-    return {trial_id: error for trial_id, error in errors.items() if trial_id not in retried} | again
+    again, _ = _run_with_lost(killed, run, more, watch, loggers)
+    return _of_others(errors, killed) | again
+
+
+def _run_with_lost(
+    groups: Sequence[Group], run: Path, resources: ResourceConfig, watch: "_Watch", loggers: Sequence[LoggerName]
+) -> tuple[dict[str, str], list[Group]]:
+    """Run a round, and again those that were lost with their nodes when they had no retries left; return the errors of
+    trials that failed, by trial id, and the groups that were killed for lack of memory."""
+    errors, killed, lost = _run_round(groups, run, resources, watch, loggers)
+    while lost:
+        say(f"{_groups(lost)} of trials lost with {'its node' if len(lost) == 1 else 'their nodes'}: tried again")
+        again, more_killed, still_lost = _run_round(lost, run, resources, watch, loggers)
+        errors, lost = _of_others(errors, lost) | again, still_lost
+        killed += more_killed
+    return errors, killed
+
+
+def _groups(groups: Sequence[Group]) -> str:
+    return f"{len(groups)} group{'s' * (len(groups) > 1)}"
+
+
+def _of_others(errors: Mapping[str, str], groups: Sequence[Group]) -> dict[str, str]:
+    tried = {trial.trial_id for group in groups for trial in group}
+    return {trial_id: error for trial_id, error in errors.items() if trial_id not in tried}
 
 
 def _twice_the_memory(resources: ResourceConfig) -> ResourceConfig:
@@ -127,8 +154,9 @@ def _twice_the_memory(resources: ResourceConfig) -> ResourceConfig:
 
 def _run_round(
     groups: Sequence[Group], run: Path, resources: ResourceConfig, watch: "_Watch", loggers: Sequence[LoggerName]
-) -> tuple[dict[str, str], list[Group]]:
-    """Return the errors of trials that failed, by trial id, and the groups that were killed for lack of memory."""
+) -> tuple[dict[str, str], list[Group], list[Group]]:
+    """Return the errors of trials that failed, by trial id, the groups that were killed for lack of memory, and those
+    whose last failure was the loss of a node."""
     quiet_tune()
     storage = tune_folder(run)
     tuner = tune.Tuner(
@@ -154,16 +182,19 @@ def _run_round(
     results = tuner.fit()
     errors: dict[str, str] = {}
     killed: list[Group] = []
+    lost: list[Group] = []
     for result in results:
         group = groups[int(Path(result.path).name.removeprefix(GROUP))]  # Tune loses its config if it died at once
         attempts = watch.attempts.get(group, 1)
         if result.error is not None and LOW_MEMORY in str(result.error):
             killed.append(group)
+        elif result.error is not None and NODE_LOST in str(result.error) and watch.may_be_lost(group):
+            lost.append(group)
         for trial in group:
             if finished(trial.folder) is None:
                 errors[trial.trial_id] = failure(trial, result.error, attempts)
     shutil.rmtree(storage, ignore_errors=True)
-    return errors, killed
+    return errors, killed, lost
 
 
 def _train(config: Mapping[str, Any], groups: Sequence[Group], run: Path, loggers: Sequence[LoggerName]) -> None:
@@ -197,12 +228,18 @@ def failure(trial: Trial, error: BaseException | None, attempts: int) -> str:
 
 
 class _Watch(tune.Callback):
-    """Tells the driver's progress display what runs and about every group that ends, and counts attempts."""
+    """Tells the driver's progress display what runs and about every group that ends, and counts attempts.
+
+    Where nodes come and go, a group may lose many of them. A loss is not counted as a failure of the group's own, which
+    only has ``resources.num_retries``, unless it has lost ``MAX_LOSSES`` nodes without getting further.
+    """
 
     def __init__(self, progress: OnTrialDone | None, running: OnTrialsRun | None) -> None:
         self.progress, self.say_running, self.done = progress, running, 0
         self.attempts: dict[Group, int] = {}
         self.before: dict[Group, int] = {}
+        self.losses: dict[Group, int] = {}
+        self.furthest: dict[Group, int] = {}
 
     def begin(self, groups: Sequence[Group]) -> None:
         """Take the groups of a round. Those that an earlier round has tried count as not done again, and attempts from
@@ -215,12 +252,24 @@ class _Watch(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        self.running.reported(self.groups[number_of(trial)], result)
+        group = self.groups[number_of(trial)]
+        self.running.reported(group, result)
+        if result.get("step", 0) > self.furthest.get(group, 0):
+            self.furthest[group] = result["step"]
+            self.losses.pop(group, None)
         if self.say_running is not None:
             self.say_running(self.done, self.running.text)
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self.running.stopped(self.groups[number_of(trial)])  # its process died; it waits for its next attempt
+        group = self.groups[number_of(trial)]
+        self.running.stopped(group)  # its process died; it waits for its next attempt
+        if NODE_LOST in _last_error(trial) and self.may_be_lost(group):
+            trial.max_failures += 1
+
+    def may_be_lost(self, group: Group) -> bool:
+        """Note that a group has lost its node; return False where that counts as its failure."""
+        self.losses[group] = self.losses.get(group, 0) + 1
+        return self.losses[group] <= MAX_LOSSES
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         for line in (trial.last_result or {}).get("notes", ()):
@@ -238,6 +287,12 @@ class _Watch(tune.Callback):
         self.done += len(group)
         if self.progress is not None:
             self.progress(self.done, _note(group, attempts))
+
+
+def _last_error(trial: TuneTrial) -> str:
+    """Return what Tune wrote about the latest failure of a trial of its own."""
+    path = trial.error_file
+    return "" if path is None else Path(path).read_text(encoding="utf-8").rpartition("Failure # ")[2]
 
 
 def _note(group: Group, attempts: int) -> str:
