@@ -4,10 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search.variant_generator import generate_variants
 
 from raystitch.cluster import trial_reports
 from raystitch.cluster.trial_reports import Reports, Running, param_space
+from raystitch.cluster.trials import MAX_LOSSES, _Watch
 from raystitch.pipeline.trials.groups import Group
 from raystitch.pipeline.trials.trial import Trial
 from raystitch.shaping.config import RewardConfig, ShapingConfig
@@ -134,3 +136,15 @@ def test_only_some_of_many_groups_are_named() -> None:
     for group in groups:
         running.reported(group, {"step": 1, "steps": 100})
     assert running.text.endswith("bc original 1:1 1/100, and 2 more")
+
+
+def test_a_group_that_gets_further_may_lose_any_number_of_nodes() -> None:
+    group = group_of("original")
+    watch = _Watch(None, None)
+    watch.begin([group])
+    of_tune = TuneTrial("train", config={"group": 0}, stub=True)
+    for step in (10, 20):
+        watch.on_trial_result(0, [], of_tune, {"step": step, "steps": 100})
+        assert all(watch.may_be_lost(group) for _ in range(MAX_LOSSES))
+    watch.on_trial_result(0, [], of_tune, {"step": 20, "steps": 100})  # it came as far as before
+    assert not watch.may_be_lost(group)
