@@ -14,6 +14,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
+from raystitch.cluster.node_losses import NodeLosses
 from raystitch.cluster.resources import MEMORY, await_node, live_nodes, trial_need
 from raystitch.cluster.trial_reports import Reports, Running, number_of, param_space
 from raystitch.config import LoggerName, ResourceConfig, RunConfig
@@ -35,10 +36,6 @@ TUNE_FOLDER = ".tune"
 GROUP = "group-"
 LOW_MEMORY = "running low on memory"
 """What Ray's memory monitor says about a process that it killed."""
-NODE_LOST = "its node has died"
-"""What Ray says about a process whose node is gone, for whatever reason."""
-MAX_LOSSES = 10
-"""Nodes that a group may lose before it gets any further; it may be what kills them."""
 
 
 def quiet_tune() -> None:
@@ -102,7 +99,7 @@ def run_groups(
     """Run groups of trials of a run on the connected cluster; return the errors of trials that failed, by trial id.
 
     A group that fails is tried again ``resources.num_retries`` times; its finished trials are not repeated. The loss of
-    its node is not its failure: see ``_Watch``. Groups that Ray's memory monitor killed are then tried once more, with
+    its node is not its failure (``NodeLosses``). Groups that Ray's memory monitor killed are then tried once more, with
     twice the memory reserved, so that fewer run beside them: other trials' memory is not their failure. What is
     finished lies in the trials' own folders; Tune's state is thrown away, so an interrupted run just submits what is
     missing.
@@ -188,7 +185,7 @@ def _run_round(
         attempts = watch.attempts.get(group, 1)
         if result.error is not None and LOW_MEMORY in str(result.error):
             killed.append(group)
-        elif result.error is not None and NODE_LOST in str(result.error) and watch.may_be_lost(group):
+        elif result.error is not None and watch.losses.forgive(group, str(result.error)):
             lost.append(group)
         for trial in group:
             if finished(trial.folder) is None:
@@ -230,16 +227,15 @@ def failure(trial: Trial, error: BaseException | None, attempts: int) -> str:
 class _Watch(tune.Callback):
     """Tells the driver's progress display what runs and about every group that ends, and counts attempts.
 
-    Where nodes come and go, a group may lose many of them. A loss is not counted as a failure of the group's own, which
-    only has ``resources.num_retries``, unless it has lost ``MAX_LOSSES`` nodes without getting further.
+    Where nodes come and go, a group may lose many of them: that is no failure of its own, of which it may have
+    ``resources.num_retries``, as long as it gets further in between.
     """
 
     def __init__(self, progress: OnTrialDone | None, running: OnTrialsRun | None) -> None:
         self.progress, self.say_running, self.done = progress, running, 0
         self.attempts: dict[Group, int] = {}
         self.before: dict[Group, int] = {}
-        self.losses: dict[Group, int] = {}
-        self.furthest: dict[Group, int] = {}
+        self.losses = NodeLosses()
 
     def begin(self, groups: Sequence[Group]) -> None:
         """Take the groups of a round. Those that an earlier round has tried count as not done again, and attempts from
@@ -254,22 +250,14 @@ class _Watch(tune.Callback):
     ) -> None:
         group = self.groups[number_of(trial)]
         self.running.reported(group, result)
-        if result.get("step", 0) > self.furthest.get(group, 0):
-            self.furthest[group] = result["step"]
-            self.losses.pop(group, None)
+        self.losses.reached(group, result.get("step", 0))
         if self.say_running is not None:
             self.say_running(self.done, self.running.text)
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         group = self.groups[number_of(trial)]
         self.running.stopped(group)  # its process died; it waits for its next attempt
-        if NODE_LOST in _last_error(trial) and self.may_be_lost(group):
-            trial.max_failures += 1
-
-    def may_be_lost(self, group: Group) -> bool:
-        """Note that a group has lost its node; return False where that counts as its failure."""
-        self.losses[group] = self.losses.get(group, 0) + 1
-        return self.losses[group] <= MAX_LOSSES
+        self.losses.recovered(group, trial)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         for line in (trial.last_result or {}).get("notes", ()):
@@ -287,12 +275,6 @@ class _Watch(tune.Callback):
         self.done += len(group)
         if self.progress is not None:
             self.progress(self.done, _note(group, attempts))
-
-
-def _last_error(trial: TuneTrial) -> str:
-    """Return what Tune wrote about the latest failure of a trial of its own."""
-    path = trial.error_file
-    return "" if path is None else Path(path).read_text(encoding="utf-8").rpartition("Failure # ")[2]
 
 
 def _note(group: Group, attempts: int) -> str:

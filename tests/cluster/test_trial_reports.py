@@ -4,12 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search.variant_generator import generate_variants
 
 from raystitch.cluster import trial_reports
+from raystitch.cluster.node_losses import MAX_LOSSES, NODE_LOST, NodeLosses
 from raystitch.cluster.trial_reports import Reports, Running, param_space
-from raystitch.cluster.trials import MAX_LOSSES, _Watch
 from raystitch.pipeline.trials.groups import Group
 from raystitch.pipeline.trials.trial import Trial
 from raystitch.shaping.config import RewardConfig, ShapingConfig
@@ -139,12 +138,13 @@ def test_only_some_of_many_groups_are_named() -> None:
 
 
 def test_a_group_that_gets_further_may_lose_any_number_of_nodes() -> None:
-    group = group_of("original")
-    watch = _Watch(None, None)
-    watch.begin([group])
-    of_tune = TuneTrial("train", config={"group": 0}, stub=True)
+    losses, group = NodeLosses(), group_of("original")
+    said = f"The actor died because {NODE_LOST}. Node Id: 7"
     for step in (10, 20):
-        watch.on_trial_result(0, [], of_tune, {"step": step, "steps": 100})
-        assert all(watch.may_be_lost(group) for _ in range(MAX_LOSSES))
-    watch.on_trial_result(0, [], of_tune, {"step": 20, "steps": 100})  # it came as far as before
-    assert not watch.may_be_lost(group)
+        losses.reached(group, step)
+        assert all(losses.forgive(group, said) for _ in range(MAX_LOSSES))
+    losses.reached(group, 20)  # it came as far as before
+    assert not losses.forgive(group, said)
+    losses.reached(group, 30)
+    assert losses.forgive(group, said)
+    assert not losses.forgive(group, "RunError: the loss is not finite")
