@@ -6,15 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from raystitch.bench.chaos.processes import descendants, until
+from raystitch.bench.chaos.processes import Driver, descendants, host_address, until
 from raystitch.bench.chaos.sweep_target import steps_that_last
 from raystitch.bench.sweep_runs import inputs_of
 from raystitch.config import load_run_config
@@ -23,25 +23,53 @@ from raystitch.io.files import read_json
 from raystitch.pipeline.trials.plan import plan
 from raystitch.pipeline.trials.run import run_planned
 from tests.cluster.conftest import Prepared
-from tests.cluster.two_nodes import Cluster
 
 pytestmark = [pytest.mark.timeout(3000), pytest.mark.slow]
 
 TRIAL_SECONDS = 60.0
-"""Two checkpoints; the time between two losses, of which each node survives one."""
+"""Two checkpoints at least."""
 LOSS_SECONDS = 50.0
+"""From one loss to the next: each node lives for two of them."""
 
 
-@pytest.fixture
-def short() -> Iterator[Path]:
-    """A folder for Ray, whose sockets' names may not be long."""
-    with TemporaryDirectory(prefix="rs-") as folder:
-        yield Path(folder)
+class Nodes:
+    """A Ray cluster on this machine: a head without CPUs, and nodes with a raylet of their own each."""
+
+    def __init__(self, cluster: Any, address: str) -> None:
+        self.address, self._cluster, self._host = cluster.address, cluster, address
+        self.nodes: list[Any] = []
+        self.places: dict[int, int] = {}
+        """Worker process -> number of its node, of all that were seen."""
+
+    def add(self, **resources: int) -> None:
+        size = {"node_ip_address": self._host, "object_store_memory": 100 * 2**20}
+        self.nodes.append(self._cluster.add_node(**size, **resources))
+
+    def raylet(self, number: int) -> int:
+        return self.nodes[number].all_processes["raylet"][0].process.pid
+
+    def look(self) -> None:
+        for number in range(len(self.nodes)):
+            self.places |= {process.pid: number for process in descendants(self.raylet(number))}
+
+    def kill(self, number: int) -> None:
+        os.kill(self.raylet(number), signal.SIGKILL)
 
 
-def kill_raylet(node: "subprocess.Popen[bytes]") -> None:
-    (raylet,) = [process for process in descendants(node.pid) if "/raylet/raylet " in process.title]
-    os.kill(raylet.pid, signal.SIGKILL)
+@contextmanager
+def nodes_of(*resources: Mapping[str, int]) -> Iterator[Nodes]:
+    from ray.cluster_utils import Cluster
+
+    head = {"node_ip_address": host_address(), "num_cpus": 0, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head | {"object_store_memory": 100 * 2**20})
+    try:
+        made = Nodes(cluster, host_address())
+        for node in resources:
+            made.add(**node)
+        cluster.wait_for_nodes()
+        yield made
+    finally:
+        cluster.shutdown()
 
 
 def holders(run: Path) -> dict[str, tuple[int, int]]:
@@ -53,12 +81,6 @@ def holders(run: Path) -> dict[str, tuple[int, int]]:
         if number >= found.get(path.parent.name, (0, 0))[0] and "holder" in note:
             found[path.parent.name] = number, int(note["holder"].rpartition(" ")[2])
     return found
-
-
-def node_of(cluster: Cluster, pid: int) -> str:
-    """The node whose logs a worker process has written."""
-    (log,) = list(cluster.folder.glob(f"*/session_latest/logs/worker-*-{pid}.out"))
-    return log.relative_to(cluster.folder).parts[0]
 
 
 class Journals:
@@ -74,12 +96,12 @@ class Journals:
         for path in self.run.glob("trials/*/metrics.jsonl"):
             trial, inodes = path.parent.name, self.inodes.setdefault(path.parent.name, [])
             try:
-                inode, size = path.stat().st_ino, path.stat().st_size
+                stat = path.stat()
             except FileNotFoundError:
                 continue
-            if not inodes or inodes[-1] != inode:
-                inodes.append(inode)
-                if len(inodes) > 1 and size:
+            if not inodes or inodes[-1] != stat.st_ino:
+                inodes.append(stat.st_ino)
+                if len(inodes) > 1 and stat.st_size:
                     self.went_on.add(trial)
         for path in self.run.glob("trials/*/returns.json"):
             if json.loads(path.read_text())["evaluations"]:
@@ -87,7 +109,7 @@ class Journals:
                 assert self.results.setdefault(path.parent.name, stamp) == stamp, "a finished trial was trained again"
 
 
-def test_nodes_that_come_and_go_are_used_and_survived(prepared: Prepared, short: Path, tmp_path: Path) -> None:
+def test_nodes_that_come_and_go_are_used_and_survived(prepared: Prepared, tmp_path: Path) -> None:
     run = prepared.copy(tmp_path / "run")
     dataset = load_dataset(load_run_config("smoke", prepared.settings).dataset)
     steps = steps_that_last(dataset, TRIAL_SECONDS)
@@ -99,48 +121,38 @@ def test_nodes_that_come_and_go_are_used_and_survived(prepared: Prepared, short:
         f"algorithms.td3bc={{train_steps: {steps}, batch_size: 256, hidden: 512}}",
         "resources={stacked_seeds: 1}",
     )
-    config = load_run_config("smoke", settings)
-    trials = plan(config.for_dataset(dataset), inputs_of(config, run), run)
-    command = [sys.executable, "-m", "raystitch.cli", "sweep", "smoke", "--out", str(run)]
-    command += [f"--set={text}" for text in settings]
+    config = load_run_config("smoke", settings).for_dataset(dataset)
+    inputs = inputs_of(config, run)
+    command = ["sweep", "smoke", "--out", str(run), *(f"--set={text}" for text in settings)]
     journals, lost = Journals(run), 0
-    cluster = Cluster(short)
-    with ExitStack() as stack:
-        stack.enter_context(cluster.head())
-        cluster.wait_for_head(400)
-        nodes = [stack.enter_context(cluster.worker(f"worker{number}", 1)) for number in range(2)]
-        cluster.wait_for_nodes(3, 400)
-        with open(tmp_path / "driver.log", "wb") as output:
-            driver = subprocess.Popen(
-                [*command, "--address", cluster.address], env=cluster.env, stdout=output, stderr=subprocess.STDOUT
-            )
-        stack.callback(driver.kill)
-        until(lambda: driver.poll() is not None or list(run.glob("trials/*/metrics.jsonl")), "a trial is trained", 900)
-        next_loss = time.monotonic() + LOSS_SECONDS
-        while driver.poll() is None:
-            journals.look()
-            if time.monotonic() > next_loss:
-                kill_raylet(nodes[lost])
-                lost += 1
-                nodes.append(stack.enter_context(cluster.worker(f"worker{len(nodes)}", 1)))
-                next_loss = time.monotonic() + LOSS_SECONDS
-            time.sleep(0.2)
+    with nodes_of({"num_cpus": 1}, {"num_cpus": 1}) as cluster:
+        with Driver([*command, "--address", cluster.address]) as driver:
+            until(lambda: driver.status is not None or [*run.glob("trials/*/metrics.jsonl")], "a trial is trained", 900)
+            next_loss = time.monotonic() + LOSS_SECONDS
+            while driver.status is None:
+                journals.look()
+                cluster.look()
+                if time.monotonic() > next_loss:
+                    cluster.kill(lost)
+                    lost += 1
+                    cluster.add(num_cpus=1)
+                    next_loss = time.monotonic() + LOSS_SECONDS
+                time.sleep(0.5)
+            assert driver.status == 0, driver.lines()[-20:]
         journals.look()
-        said = (tmp_path / "driver.log").read_text()
-        assert driver.returncode == 0, said[-3000:]
-        taken = holders(run)
-        used = {node_of(cluster, pid) for _, pid in taken.values()}
-    print(f"lost {lost} of {len(nodes)} nodes; taken up {taken}; last on {used}; from checkpoints {journals.went_on}")
+    taken = holders(run)
+    used = {cluster.places.get(pid) for _, pid in taken.values()}
+    print(f"lost {lost} of {len(cluster.nodes)} nodes; taken up {taken}; last on {used}; went on {journals.went_on}")
     rows = pq.read_table(run / "results.parquet").to_pylist()
-    assert {row["trial_id"] for row in rows} == {trial.trial_id for trial in trials}
-    assert [row["status"] for row in rows] == ["ok"] * len(trials)
+    assert {row["trial_id"] for row in rows} == {trial.trial_id for trial in plan(config, inputs, run)}
+    assert [row["status"] for row in rows] == ["ok"] * 4
     assert lost >= 2
-    assert sum(number for number, _ in taken.values()) > len(trials), "no trial was at work on a node that was lost"
+    assert sum(number for number, _ in taken.values()) > 4, "no trial was at work on a node that was lost"
     assert journals.went_on, "no trial went on from a checkpoint"
-    assert used - {"worker0", "worker1"}, "no node that came later got work"
+    assert used - {0, 1, None}, "no node that came later got work"
     undisturbed = prepared.copy(tmp_path / "undisturbed")
-    there = {trial.trial_id: trial for trial in plan(config.for_dataset(dataset), inputs_of(config, run), undisturbed)}
-    interrupted = sorted(journals.went_on)[0]
+    there = {trial.trial_id: trial for trial in plan(config, inputs, undisturbed)}
+    interrupted = min(journals.went_on)
     run_planned([there[interrupted]])
     evaluations = [
         read_json(folder / "trials" / interrupted / "returns.json")["evaluations"] for folder in (run, undisturbed)
@@ -159,42 +171,55 @@ from raystitch.cluster.trials import num_slots, run_groups
 from raystitch.config import load_run_config
 from raystitch.pipeline.trials.plan import plan
 
-address, run, *settings = sys.argv[1:]
-config = load_run_config("smoke", settings)
+address, *rest = sys.argv[1:]
 with ensure_ray(address):
-    trials = plan(config, inputs_of(config, Path(run)), run)
-    groups = [(replace(trial, device="cpu"),) for trial in trials]  # only the place is tested: torch sees no GPU here
-    print("slots", num_slots(config.resources))
-    print("errors", run_groups(groups, Path(run), config.resources))
+    for given in " ".join(rest).split(" next "):
+        run, *settings = given.split("|")
+        config = load_run_config("smoke", settings)
+        trials = plan(config, inputs_of(config, Path(run)), run)
+        groups = [(replace(trial, device="cpu"),) for trial in trials]  # the place is tested: torch sees no GPU here
+        print(num_slots(config.resources), "slots, errors", run_groups(groups, Path(run), config.resources), flush=True)
 """
 
 
-def test_groups_go_where_their_resources_are(prepared: Prepared, short: Path, tmp_path: Path) -> None:
+def test_groups_go_where_their_resources_are(prepared: Prepared, tmp_path: Path) -> None:
     """A node says that it has a GPU; groups that ask for one run there alone, others do not wait for it."""
-    cluster = Cluster(short)
-    with ExitStack() as stack:
-        stack.enter_context(cluster.head())
-        cluster.wait_for_head(400)
-        stack.enter_context(cluster.worker("cpus", 2))
-        stack.enter_context(cluster.worker("gpu", 1, "--num-gpus=1"))
-        cluster.wait_for_nodes(3, 400)
-        for gpus, slots, places in ((0.0, 3, {"cpus", "gpu"}), (0.5, 1, {"gpu"}), (1.0, 1, {"gpu"})):
-            run = prepared.copy(tmp_path / f"run-{gpus}")
-            settings = (
+    runs = {gpus: prepared.copy(tmp_path / f"run-{gpus}") for gpus in (0.0, 0.5, 1.0)}
+    asked = [
+        "|".join(
+            (
+                str(run),
                 *prepared.settings,
                 "grid=[{algo: bc, data: original}]",
                 "headline=null",
                 "seeds=[0, 1, 2]",
                 f"resources={{trial_gpus: {gpus}, trial_memory_gib: 0.1}}",
             )
-            said = cluster.call(
-                sys.executable, "-c", MIXED, f"{cluster.address}", str(run), *settings, seconds=900, cwd=Path.cwd()
-            ).stdout
-            assert f"slots {slots}" in said and "errors {}" in said, said[-3000:]
-            taken = holders(run)
-            assert len(taken) == 3 and {number for number, _ in taken.values()} == {1}
-            used = {node_of(cluster, pid) for _, pid in taken.values()}
-            print(f"trial_gpus {gpus}: {slots} slots, trained on {used}")
-            assert used <= places
-            if not gpus:
-                assert "cpus" in used
+        )
+        for gpus, run in runs.items()
+    ]
+    with nodes_of({"num_cpus": 2}, {"num_cpus": 1, "num_gpus": 1}) as cluster, open(tmp_path / "log", "wb") as log:
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        driver = subprocess.Popen(
+            [sys.executable, "-c", MIXED, cluster.address, *" next ".join(asked).split(" ")],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+        try:
+            while driver.poll() is None:
+                cluster.look()
+                time.sleep(0.5)
+        finally:
+            driver.kill()
+    said = (tmp_path / "log").read_text()
+    assert driver.returncode == 0, said[-3000:]
+    assert [line for line in said.splitlines() if "slots" in line] == [
+        f"{slots} slots, errors {{}}" for slots in (3, 1, 1)
+    ]
+    for gpus, run in runs.items():
+        taken = holders(run)
+        used = {cluster.places.get(pid) for _, pid in taken.values()}
+        print(f"trial_gpus {gpus}: trained on {used}")
+        assert [number for number, _ in taken.values()] == [1, 1, 1]
+        assert used == {1} if gpus else 0 in used

@@ -107,12 +107,6 @@ class Cluster:
         said = self.call(str(RAY), "list", what, "--format=json", "--detail", "--limit=1000")
         return json.loads(said.stdout[said.stdout.index("[") :]) if said.returncode == 0 and "[" in said.stdout else []
 
-    def wait_for_head(self, seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
-        while socket.socket().connect_ex(("127.0.0.1", self.port)):
-            assert time.monotonic() < deadline, (self.folder / "head.log").read_text()
-            time.sleep(0.2)
-
     def wait_for_nodes(self, count: int, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while len([node for node in self.listed("nodes") if node["state"] == "ALIVE"]) < count:
@@ -130,7 +124,10 @@ def two_nodes(folder: Path) -> Iterator[Cluster]:
     cluster = Cluster(folder)
     with ExitStack() as nodes:
         nodes.enter_context(cluster.head())
-        cluster.wait_for_head()
+        deadline = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", cluster.port)):
+            assert time.monotonic() < deadline, (folder / "head.log").read_text()
+            time.sleep(0.2)
         nodes.enter_context(cluster.worker())
         cluster.wait_for_nodes(2)
         yield cluster
