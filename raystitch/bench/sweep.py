@@ -1,4 +1,4 @@
-"""What ``raystitch sweep`` itself takes as the number of its trials grows: memory, the driver's work, files, report.
+"""The cost of ``raystitch sweep`` itself as the number of its trials grows: memory, the driver's work, files, report.
 
 Groups whose trials are finished cost what the driver and Tune add to each; whole runs are of trials that train for a
 moment, their driver a process of its own that is watched from outside. Planning, resuming and the report are measured
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Driven:
-    """What a driver took: ``pss_mib``, the largest proportional set size of its process, and the CPU seconds of that
+    """The cost of a driver: ``pss_mib``, the largest proportional set size of its process, and the CPU seconds of that
     process alone and the wall-clock seconds from its start to its end."""
 
     pss_mib: float
