@@ -20,10 +20,11 @@ BENCHMARKS = {
     "trainers": "raystitch.bench.trainers",
     "serve": "raystitch.bench.serve",
     "data": "raystitch.bench.data",
+    "sweep": "raystitch.bench.sweep",
     "chaos": "raystitch.bench.chaos.rows",
 }
-ONLY_WHEN_NAMED = ("chaos",)
-"""Benchmarks that take long and kill processes."""
+ONLY_WHEN_NAMED = ("sweep", "chaos")
+"""Benchmarks that take long; chaos kills processes."""
 TAKE_OPTIONS = ("engine", "fit", "serve")
 """Benchmarks that can run on the user's dataset."""
 

@@ -16,6 +16,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from raystitch.cluster.node_losses import NodeLosses
 from raystitch.cluster.trials import OnTrialDone, failure, num_slots, quiet_tune, tune_folder, tune_resources
 from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import say
@@ -183,10 +184,19 @@ class _Watch(tune.Callback):
     def __init__(self, trials_of: TrialsOf, log: SearchLog, progress: OnTrialDone | None) -> None:
         self.trials_of, self.log, self.progress = trials_of, log, progress
         self.places: dict[str, int] = {}
+        self.losses = NodeLosses()
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         if trial.trial_id not in self.places:
             self.places[trial.trial_id] = self.log.start(_cell(trial.config or {}))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        self.losses.reached(trial.trial_id, result.get("step", 0))
+
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self.losses.recovered(trial.trial_id, trial)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         last = trial.last_result or {}

@@ -4,11 +4,11 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def _run(
     config = with_target(_search(asked, folder, inputs, resources), folder)
     trials = plan(config, inputs, folder)
     errors = _train(trials, folder, resources, asked.logging)
-    delta_value = partial(_delta_value, buffer)
+    delta_value = delta_values(buffer)
     rows = result_rows(trials, errors, delta_value)
     rows += search_rows(config, inputs, folder, delta_value)
     others, notes = other_rows(folder, {row["trial_id"] for row in rows}, inputs, delta_value)
@@ -327,13 +327,19 @@ def _train(
         return run_groups(groups, folder, resources, ended, show, loggers)
 
 
-def _delta_value(buffer: Buffer, delta: str) -> float | None:
-    """Return a delta as a number: for a quantile the median of its thresholds over the accepted bridges' gaps."""
-    rows = buffer.accepted_rows(delta)
-    if not len(rows):
-        return None
-    value = float(np.median(buffer.calibration.threshold(delta, buffer.column("gap")[rows])))
-    return value if np.isfinite(value) else None
+def delta_values(buffer: Buffer) -> Callable[[str], float | None]:
+    """Return a function that gives a delta as a number: for a quantile the median of its thresholds over the accepted
+    bridges' gaps. Every delta is worked out once, however many trials have it."""
+
+    @cache
+    def value_of(delta: str) -> float | None:
+        rows = buffer.accepted_rows(delta)
+        if not len(rows):
+            return None
+        value = float(np.median(buffer.calibration.threshold(delta, buffer.column("gap")[rows])))
+        return value if np.isfinite(value) else None
+
+    return value_of
 
 
 def environment() -> dict[str, Any]:

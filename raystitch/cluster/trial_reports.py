@@ -88,10 +88,16 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 class Running:
-    """The groups that are being trained, how much of the work is done, and the time left."""
+    """The groups that are being trained, how much of the work is done, and the time left.
+
+    What a report costs depends on the groups that have begun and not ended, not on how many there are.
+    """
 
     def __init__(self, groups: Sequence[Group]) -> None:
-        self._left = dict.fromkeys(groups, 1.0)
+        self._waiting = set(groups)
+        self._waiting_work = sum(map(_work, groups))
+        self._begun: dict[Group, float] = {}
+        """The share of each that is left."""
         self._at: dict[Group, Mapping[str, Any]] = {}
         self._done, self._began = 0.0, time.monotonic()
 
@@ -99,10 +105,11 @@ class Running:
         """Take a report of a group; the first says where it begins, or goes on from a checkpoint."""
         if "step" not in result:
             return
+        self._begin(group)
         left = 1 - min(1.0, result["step"] / max(1, result["steps"]))
         if group in self._at:
-            self._done += _work(group) * max(0.0, self._left[group] - left)
-        self._left[group], self._at[group] = left, result
+            self._done += _work(group) * max(0.0, self._begun[group] - left)
+        self._begun[group], self._at[group] = left, result
 
     def stopped(self, group: Group) -> None:
         """Say that a group is not being trained now."""
@@ -111,7 +118,14 @@ class Running:
     def ended(self, group: Group) -> None:
         """Say that a group ended, whatever was left of it."""
         self.stopped(group)
-        self._left[group] = 0.0
+        self._begin(group)
+        del self._begun[group]
+
+    def _begin(self, group: Group) -> None:
+        if group in self._waiting:
+            self._waiting.remove(group)
+            self._waiting_work -= _work(group)
+        self._begun.setdefault(group, 1.0)
 
     @property
     def text(self) -> str:
@@ -119,14 +133,14 @@ class Running:
         parts = [f"{group[0].cell} {_place(result)}" for group, result in [*self._at.items()][:NUM_NAMED]]
         if len(self._at) > NUM_NAMED:
             parts.append(f"and {len(self._at) - NUM_NAMED} more")
-        left = sum(_work(group) * share for group, share in self._left.items())
+        left = self._waiting_work + sum(_work(group) * share for group, share in self._begun.items())
         if left and self._done > 0.02 * (self._done + left):
             parts.append(f"about {duration((time.monotonic() - self._began) * left / self._done)} left")
         return ", ".join(parts)
 
 
-def _work(group: Group) -> float:
-    return float(len(group) * group[0].settings.train_steps)
+def _work(group: Group) -> int:
+    return len(group) * group[0].settings.train_steps
 
 
 def _place(result: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
+from raystitch.cluster.node_losses import NodeLosses
 from raystitch.cluster.resources import MEMORY, await_node, live_nodes, trial_need
 from raystitch.cluster.trial_reports import Reports, Running, number_of, param_space
 from raystitch.config import LoggerName, ResourceConfig, RunConfig
@@ -97,23 +98,46 @@ def run_groups(
 ) -> dict[str, str]:
     """Run groups of trials of a run on the connected cluster; return the errors of trials that failed, by trial id.
 
-    A group that fails is tried again ``resources.num_retries`` times; its finished trials are not repeated. Groups that
-    Ray's memory monitor killed are then tried once more, with twice the memory reserved, so that fewer run beside them:
-    other trials' memory is not their failure. What is finished lies in the trials' own folders; Tune's state is thrown
-    away, so an interrupted run just submits what is missing.
+    A group that fails is tried again ``resources.num_retries`` times; its finished trials are not repeated. The loss of
+    its node is not its failure (``NodeLosses``). Groups that Ray's memory monitor killed are then tried once more, with
+    twice the memory reserved, so that fewer run beside them: other trials' memory is not their failure. What is
+    finished lies in the trials' own folders; Tune's state is thrown away, so an interrupted run just submits what is
+    missing.
     """
     watch = _Watch(progress, running)
-    errors, killed = _run_round(groups, run, resources, watch, loggers)
+    errors, killed = _run_with_lost(groups, run, resources, watch, loggers)
     if not killed:
         return errors
     more = _twice_the_memory(resources)
     say(
-        f"{len(killed)} group{'s' * (len(killed) > 1)} of trials killed for lack of memory: tried again with "
+        f"{_groups(killed)} of trials killed for lack of memory: tried again with "
         f"{more.trial_memory_gib:.3g} GiB reserved for each"
     )
-    again, _ = _run_round(killed, run, more, watch, loggers)
-    retried = {trial.trial_id for group in killed for trial in group}
-    return {trial_id: error for trial_id, error in errors.items() if trial_id not in retried} | again
+    again, _ = _run_with_lost(killed, run, more, watch, loggers)
+    return _of_others(errors, killed) | again
+
+
+def _run_with_lost(
+    groups: Sequence[Group], run: Path, resources: ResourceConfig, watch: "_Watch", loggers: Sequence[LoggerName]
+) -> tuple[dict[str, str], list[Group]]:
+    """Run a round, and again those that were lost with their nodes when they had no retries left; return the errors of
+    trials that failed, by trial id, and the groups that were killed for lack of memory."""
+    errors, killed, lost = _run_round(groups, run, resources, watch, loggers)
+    while lost:
+        say(f"{_groups(lost)} of trials lost with {'its node' if len(lost) == 1 else 'their nodes'}: tried again")
+        again, more_killed, still_lost = _run_round(lost, run, resources, watch, loggers)
+        errors, lost = _of_others(errors, lost) | again, still_lost
+        killed += more_killed
+    return errors, killed
+
+
+def _groups(groups: Sequence[Group]) -> str:
+    return f"{len(groups)} group{'s' * (len(groups) > 1)}"
+
+
+def _of_others(errors: Mapping[str, str], groups: Sequence[Group]) -> dict[str, str]:
+    tried = {trial.trial_id for group in groups for trial in group}
+    return {trial_id: error for trial_id, error in errors.items() if trial_id not in tried}
 
 
 def _twice_the_memory(resources: ResourceConfig) -> ResourceConfig:
@@ -127,8 +151,9 @@ def _twice_the_memory(resources: ResourceConfig) -> ResourceConfig:
 
 def _run_round(
     groups: Sequence[Group], run: Path, resources: ResourceConfig, watch: "_Watch", loggers: Sequence[LoggerName]
-) -> tuple[dict[str, str], list[Group]]:
-    """Return the errors of trials that failed, by trial id, and the groups that were killed for lack of memory."""
+) -> tuple[dict[str, str], list[Group], list[Group]]:
+    """Return the errors of trials that failed, by trial id, the groups that were killed for lack of memory, and those
+    whose last failure was the loss of a node."""
     quiet_tune()
     storage = tune_folder(run)
     tuner = tune.Tuner(
@@ -154,16 +179,19 @@ def _run_round(
     results = tuner.fit()
     errors: dict[str, str] = {}
     killed: list[Group] = []
+    lost: list[Group] = []
     for result in results:
         group = groups[int(Path(result.path).name.removeprefix(GROUP))]  # Tune loses its config if it died at once
         attempts = watch.attempts.get(group, 1)
         if result.error is not None and LOW_MEMORY in str(result.error):
             killed.append(group)
+        elif result.error is not None and watch.losses.forgive(group, str(result.error)):
+            lost.append(group)
         for trial in group:
             if finished(trial.folder) is None:
                 errors[trial.trial_id] = failure(trial, result.error, attempts)
     shutil.rmtree(storage, ignore_errors=True)
-    return errors, killed
+    return errors, killed, lost
 
 
 def _train(config: Mapping[str, Any], groups: Sequence[Group], run: Path, loggers: Sequence[LoggerName]) -> None:
@@ -197,12 +225,17 @@ def failure(trial: Trial, error: BaseException | None, attempts: int) -> str:
 
 
 class _Watch(tune.Callback):
-    """Tells the driver's progress display what runs and about every group that ends, and counts attempts."""
+    """Tells the driver's progress display what runs and about every group that ends, and counts attempts.
+
+    Where nodes come and go, a group may lose many of them: that is no failure of its own, of which it may have
+    ``resources.num_retries``, as long as it gets further in between.
+    """
 
     def __init__(self, progress: OnTrialDone | None, running: OnTrialsRun | None) -> None:
         self.progress, self.say_running, self.done = progress, running, 0
         self.attempts: dict[Group, int] = {}
         self.before: dict[Group, int] = {}
+        self.losses = NodeLosses()
 
     def begin(self, groups: Sequence[Group]) -> None:
         """Take the groups of a round. Those that an earlier round has tried count as not done again, and attempts from
@@ -215,12 +248,16 @@ class _Watch(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        self.running.reported(self.groups[number_of(trial)], result)
+        group = self.groups[number_of(trial)]
+        self.running.reported(group, result)
+        self.losses.reached(group, result.get("step", 0))
         if self.say_running is not None:
             self.say_running(self.done, self.running.text)
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self.running.stopped(self.groups[number_of(trial)])  # its process died; it waits for its next attempt
+        group = self.groups[number_of(trial)]
+        self.running.stopped(group)  # its process died; it waits for its next attempt
+        self.losses.recovered(group, trial)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         for line in (trial.last_result or {}).get("notes", ()):

@@ -20,7 +20,7 @@ def register(subparsers: Subparsers) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help="engine, fit, augment, trainers, serve, data, chaos (default: all but chaos)",
+        help="engine, fit, augment, trainers, serve, data, sweep, chaos (default: all but the last two)",
     )
     parser.add_argument(
         "--dataset", metavar="REF", help="engine, fit, serve: measure on this dataset (default: random walks)"

@@ -18,6 +18,8 @@ SIZE = (5, 4.0)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 ARM_COLOURS = {"original": "original", "weighted": "weighted", "joined": "joined", "stitched": "stitched"}
 
+MOST_POINTS = 50
+
 Row = Mapping[str, Any]
 
 
@@ -102,7 +104,7 @@ def copying_against_coverage(by_delta: Sequence[Row], reference: float) -> str:
 
 
 def action_errors(cells: Sequence[Row]) -> str:
-    """Training against held-out action error, a point per policy, with the diagonal.
+    """Training against held-out action error, with the diagonal: a point per policy, of at most ``MOST_POINTS`` a cell.
 
     Args:
         cells: ``algo, data, label``, and lists ``train_error, held_out_error`` over seeds.
@@ -114,8 +116,8 @@ def action_errors(cells: Sequence[Row]) -> str:
         ends: list[float] = []
         for cell in cells:
             axis.scatter(
-                cell["train_error"],
-                cell["held_out_error"],
+                cell["train_error"][:MOST_POINTS],
+                cell["held_out_error"][:MOST_POINTS],
                 s=30,
                 marker=MARKERS[algorithms.index(cell["algo"]) % len(MARKERS)],
                 color=INK.get(cell["data"], INK["muted"]),
@@ -123,9 +125,10 @@ def action_errors(cells: Sequence[Row]) -> str:
                 linewidths=0,
                 label=f"{short_name(cell['algo'])}, {cell['label']}",
             )
-            ends += [*cell["train_error"], *cell["held_out_error"]]
+            ends += [*cell["train_error"][:MOST_POINTS], *cell["held_out_error"][:MOST_POINTS]]
         axis.plot([min(ends), max(ends)], [min(ends), max(ends)], ":", color=INK["muted"], linewidth=1.2)
-        axis.set_title("Action error of the trained policies")
+        many = any(len(cell["train_error"]) > MOST_POINTS for cell in cells)
+        axis.set_title("Action error of the trained policies" + f" ({MOST_POINTS} seeds a cell)" * many)
         axis.set_xlabel("training part, squared")
         axis.set_ylabel("held-out part, squared")
         axis.grid()

@@ -8,6 +8,7 @@ from raystitch.report.stats import Comparison
 from raystitch.report.summary import RETURN, SUCCESS, Line, Metric, Summary
 from raystitch.report.table import UNQUALIFIED, algorithm_name
 
+MOST_DOTS = 50
 DASH = '<span class="dim">–</span>'
 
 
@@ -21,7 +22,10 @@ def limits(summary: Summary) -> tuple[float, float]:
 
 
 def _forest(line: Line, summary: Summary) -> str:
-    """Seeds as dots, the interval as a bar, the inter-quartile mean as a tick, on an axis that all lines share."""
+    """Seeds as dots, the interval as a bar, the inter-quartile mean as a tick, on an axis that all lines share.
+
+    Of more than ``MOST_DOTS`` seeds, those at even ranks from the least to the largest.
+    """
     low, high = limits(summary)
 
     def x(value: float) -> float:
@@ -40,9 +44,17 @@ def _forest(line: Line, summary: Summary) -> str:
     parts += [
         f'<circle cx="{x(value):.1f}" cy="10" r="3.2" fill="{colour}" stroke="var(--surface)">'
         f"<title>seed {seed}: {escape(summary.metric.show(value))}</title></circle>"
-        for seed, value in line.values.items()
+        for seed, value in _dots(line)
     ]
     return f'<svg class="forest" viewBox="0 0 160 20" aria-hidden="true">{"".join(parts)}</svg>'
+
+
+def _dots(line: Line) -> Sequence[tuple[int, float]]:
+    seeds = [*line.values.items()]
+    if len(seeds) <= MOST_DOTS:
+        return seeds
+    ranked = sorted(seeds, key=lambda seed: seed[1])
+    return [ranked[round(place * (len(ranked) - 1) / (MOST_DOTS - 1))] for place in range(MOST_DOTS)]
 
 
 def _difference(at: Comparison | None, metric: Metric) -> str:
@@ -89,6 +101,8 @@ def results(summary: Summary) -> str:
         "coloured where they are clear. P(better) is the share of pairs of seeds that beat the original data. The "
         "marked row is the one that the verdict is about."
     )
+    if seeds > MOST_DOTS:
+        note += f" Of more than {MOST_DOTS} seeds only {MOST_DOTS} are drawn, at even ranks from least to largest."
     if seeds < 5:
         note += f" With {seeds} seeds an interval says little more than the dots do."
     return section(

@@ -1,7 +1,7 @@
 """Statistics over seeds: inter-quartile means, percentile bootstrap, comparisons, power (checked against rliable,
 scipy and statsmodels).
 
-Legend: S, T seeds, R bootstrap resamples. Seeds are the samples; evaluation episodes are not.
+Legend: S, T seeds, R bootstrap resamples, V different values. Seeds are the samples; evaluation episodes are not.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -175,11 +175,20 @@ def probability_of_improvement(ours: Array, theirs: Array) -> Array:
 
 def _improvement(ours: Mapping[int, float], theirs: Mapping[int, float], num_resamples: int, seed: int) -> Interval:
     left, right = (np.array([*values.values()], np.float64) for values in (ours, theirs))
-    resampled = probability_of_improvement(
-        left[_draws(len(left), num_resamples, seed)], right[_draws(len(right), num_resamples, seed + 1)]
-    )
+    # How often every different value is drawn, in ascending order: no table of all pairs, whose size is S x T x R.
+    _, place = np.unique(np.concatenate([left, right]), return_inverse=True)
+    left_RV = _times_drawn(place[: len(left)], place.max() + 1, num_resamples, seed)
+    right_RV = _times_drawn(place[len(left) :], place.max() + 1, num_resamples, seed + 1)
+    below_RV = right_RV.cumsum(-1) - right_RV
+    resampled = (left_RV * (below_RV + 0.5 * right_RV)).sum(-1) / (len(left) * len(right))
     low, high = _percentiles(resampled)
     return Interval(float(probability_of_improvement(left, right)), low, high, min(len(left), len(right)))
+
+
+def _times_drawn(place: NDArray[np.int64], num_values: int, num_resamples: int, seed: int) -> NDArray[np.int64]:
+    """Return how often a bootstrap draws every value, [R, V], of seeds whose values are those at ``place`` [S]."""
+    drawn = place[_draws(len(place), num_resamples, seed)] + num_values * np.arange(num_resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=num_resamples * num_values).reshape(num_resamples, num_values)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

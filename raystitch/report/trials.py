@@ -1,8 +1,10 @@
 """The page's sections about single trials: every seed with its numbers, failures, stopped ones, the search."""
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
+from statistics import median
 from typing import Any
 
 from raystitch.report.files import RunFiles
@@ -13,25 +15,76 @@ from raystitch.report.table import algorithm_name, asked_for, asked_text, short_
 Row = Mapping[str, Any]
 
 
+MOST_ROWS = 200
+"""Rows of a table of single trials. Where there are more, the page sums up, and results.parquet has each."""
+
+
 def every_seed(run: RunFiles) -> str:
-    """A folded table per algorithm: all numbers of every trial and the command that runs it again."""
+    """A folded table per algorithm: all numbers of every trial and the command that runs it again; of more trials than
+    a page can show, a line per cell."""
+    every = len(run.rows) <= MOST_ROWS
     blocks: list[str] = []
-    for algo in dict.fromkeys(row["algo"] for row in run.rows):
-        rows = _by_cell([row for row in run.rows if row["algo"] == algo])
+    for algo, rows in _by_algorithm(run.rows).items():
+        rows = _by_cell(rows)
         count = len({row["trial_id"] for row in rows})
-        title = f"{algorithm_name(algo)}: {count} trial{'s' * (count > 1)}"
-        blocks.append(f"<details><summary>{escape(title)}</summary>{_seed_table(rows, run)}</details>")
+        title = f"{algorithm_name(algo)}: {count:,} trial{'s' * (count > 1)}"
+        body = _seed_table(rows, run) if every else _cell_table(rows)
+        blocks.append(f"<details><summary>{escape(title)}</summary>{body}</details>")
+    if every:
+        note = (
+            "One line per trial, and per return asked for where there are several: each is reported, none is picked. "
+            "The command trains that trial alone once more, into reruns/ of the run, and compares; click it to select "
+            "it."
+        )
+        return section("Every seed", "".join(blocks), note)
     note = (
-        "One line per trial, and per return asked for where there are several: each is reported, none is picked. "
-        "The command trains that trial alone once more, into reruns/ of the run, and compares; click it to select it."
+        f"{len(run.rows):,} results are too many for a page: a line per cell, and per return asked for where there are "
+        "several. results.parquet has a row for each; "
+        f"raystitch sweep --rerun TRIAL_ID --out {shlex.quote(str(run.folder))} trains one alone once more, and "
+        "compares."
     )
-    return section("Every seed", "".join(blocks), note)
+    return section("Every cell", "".join(blocks), note)
+
+
+def _by_algorithm(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["algo"], []).append(row)
+    return found
+
+
+def _cell_table(rows: Sequence[Row]) -> str:
+    """A line per cell and return asked for: how many seeds, and the least, the median and the largest of them."""
+    cells: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        cells.setdefault((cell_label(row), asked_text(row)), []).append(row)
+    known = [measure for measure in (RETURN, SCORE, SUCCESS) if any(row[measure.column] is not None for row in rows)]
+    heads = ["training data", "asked for", "seeds", "failed", "stopped"]
+    heads += [f"{'raw return' if m is RETURN else m.name}: least, median, largest" for m in known]
+    body: list[list[str]] = []
+    for (label, asked), of_cell in cells.items():
+        statuses = Counter(row["status"] for row in of_cell)
+        line = [label, asked, *(f"{statuses[name]:,}" for name in ("ok", "failed", "stopped"))]
+        for measure in known:
+            values = [row[measure.column] for row in of_cell if row["status"] == "ok"]
+            values = [value for value in values if value is not None]
+            shown = (min(values), median(values), max(values)) if values else ()
+            line.append(", ".join(map(measure.show, shown)) or "–")
+        body.append(line)
+    return html_table(heads, body, wide=True)
+
+
+def _part_of(count: int, what: str) -> str:
+    """Say that a table has only ``MOST_ROWS`` of ``count`` rows; nothing where it has all."""
+    return "" if count <= MOST_ROWS else f" {what} {MOST_ROWS} of {count:,}; results.parquet has all."
 
 
 def _by_cell(rows: Sequence[Row]) -> list[Row]:
     """Sort by cell in the order of the grid, then by seed; a run itself goes seed by seed."""
-    cells = list(dict.fromkeys(cell_label(row) for row in rows))
-    return sorted(rows, key=lambda row: (cells.index(cell_label(row)), row["seed"]))
+    place: dict[str, int] = {}
+    for row in rows:
+        place.setdefault(cell_label(row), len(place))
+    return sorted(rows, key=lambda row: (place[cell_label(row)], row["seed"]))
 
 
 def _seed_table(rows: Sequence[Row], run: RunFiles) -> str:
@@ -82,6 +135,8 @@ def failures(run: RunFiles) -> str:
     failed = [row for row in run.rows if row["status"] == "failed"]
     if not failed:
         return ""
+    if len(failed) > MOST_ROWS:
+        return section("Failed trials", _reasons(failed), _FAILED)
     body = html_table(
         ["trial", "trained on", "reason", "seed"],
         [
@@ -95,12 +150,27 @@ def failures(run: RunFiles) -> str:
         ],
         words=3,
     )
-    note = (
-        "They have no score and are missing from every mean on this page, which may flatter a cell: what fails "
-        "is not drawn at random. trials/ID/error.txt has the whole trace; the next run of the same command tries them "
-        "again."
-    )
-    return section("Failed trials", f'<div class="reasons">{body}</div>', note)
+    return section("Failed trials", f'<div class="reasons">{body}</div>', _FAILED)
+
+
+_FAILED = (
+    "They have no score and are missing from every mean on this page, which may flatter a cell: what fails "
+    "is not drawn at random. trials/ID/error.txt has the whole trace; the next run of the same command tries them "
+    "again."
+)
+
+
+def _reasons(failed: Sequence[Row]) -> str:
+    """A line per cell and reason, the commonest first, with one of the trials."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in failed:
+        label = f"{short_name(row['algo'])}, {cell_label(row)}"
+        found.setdefault((label, str(row["error"])), []).append(row["trial_id"])
+    order = sorted(found.items(), key=lambda item: -len(item[1]))
+    body = [[trials[0], label, reason, f"{len(trials):,}"] for (label, reason), trials in order[:MOST_ROWS]]
+    shown = html_table(["one of them", "trained on", "reason", "trials"], body, words=3)
+    more = f"<p>And {len(order) - MOST_ROWS:,} other reasons.</p>" if len(order) > MOST_ROWS else ""
+    return f'<div class="reasons">{shown}</div>{more}'
 
 
 def stopped(run: RunFiles) -> str:
@@ -108,6 +178,7 @@ def stopped(run: RunFiles) -> str:
     rows = [row for row in run.rows if row["status"] == "stopped"]
     if not rows:
         return ""
+    shown = [row for row in rows if row["headline"]]
     known = [m for m in (SCORE, SUCCESS, RETURN) if any(row[m.column] is not None for row in rows)]
     body = html_table(
         ["trained on", "seed", "stopped at step", *(f"{m.name} so far" for m in known)],
@@ -118,12 +189,11 @@ def stopped(run: RunFiles) -> str:
                 _text(row["train_steps"]),
                 *("–" if row[m.column] is None else m.show(row[m.column]) for m in known),
             ]
-            for row in rows
-            if row["headline"]
+            for row in shown[:MOST_ROWS]
         ],
     )
     note = "Given up before the end because others were ahead. Their numbers are not final and are in no other table."
-    return section("Stopped trials", body, note)
+    return section("Stopped trials", body, note + _part_of(len(shown), "The first"))
 
 
 def other_trials(run: RunFiles) -> str:
@@ -142,7 +212,7 @@ def other_trials(run: RunFiles) -> str:
                 *("–" if row[m.column] is None else m.show(row[m.column]) for m in known),
                 _text(row["train_steps"]),
             ]
-            for row in _by_cell(run.other_rows)
+            for row in _by_cell(run.other_rows)[:MOST_ROWS]
         ],
     )
     note = (
@@ -150,7 +220,7 @@ def other_trials(run: RunFiles) -> str:
         "other settings or on another buffer. No other table and no verdict uses them. "
         "trials/ID/config.json has the settings of each, earlier/ the configurations of those grids."
     )
-    return section("Trials of other grids", body, note)
+    return section("Trials of other grids", body, note + _part_of(len(run.other_rows), "The first"))
 
 
 def unreadable(run: RunFiles) -> str:
@@ -177,7 +247,7 @@ def search(run: RunFiles, metric: Metric) -> str:
             str(trial.get("status", "")),
             _text(trial.get("step")),
         ]
-        for trial in order
+        for trial in order[:MOST_ROWS]
     ]
     seeds = ", ".join(str(seed) for seed in found.get("seeds", []))
     note = (
@@ -187,6 +257,7 @@ def search(run: RunFiles, metric: Metric) -> str:
     note += (
         ": the chosen cell was trained again on fresh seeds, and the tables above have only those." if chosen else "."
     )
+    note += "" if len(order) <= MOST_ROWS else f" The best {MOST_ROWS} are shown; search.json has all."
     return section("Search", html_table(["cell", f"mean {metric.name}", "seeds", "status", "step"], rows), note)
 
 

@@ -7,6 +7,7 @@ import pytest
 from ray.tune.search.variant_generator import generate_variants
 
 from raystitch.cluster import trial_reports
+from raystitch.cluster.node_losses import MAX_LOSSES, NODE_LOST, NodeLosses
 from raystitch.cluster.trial_reports import Reports, Running, param_space
 from raystitch.pipeline.trials.groups import Group
 from raystitch.pipeline.trials.trial import Trial
@@ -134,3 +135,16 @@ def test_only_some_of_many_groups_are_named() -> None:
     for group in groups:
         running.reported(group, {"step": 1, "steps": 100})
     assert running.text.endswith("bc original 1:1 1/100, and 2 more")
+
+
+def test_a_group_that_gets_further_may_lose_any_number_of_nodes() -> None:
+    losses, group = NodeLosses(), group_of("original")
+    said = f"The actor died because {NODE_LOST}. Node Id: 7"
+    for step in (10, 20):
+        losses.reached(group, step)
+        assert all(losses.forgive(group, said) for _ in range(MAX_LOSSES))
+    losses.reached(group, 20)  # it came as far as before
+    assert not losses.forgive(group, said)
+    losses.reached(group, 30)
+    assert losses.forgive(group, said)
+    assert not losses.forgive(group, "RunError: the loss is not finite")

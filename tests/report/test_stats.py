@@ -1,3 +1,4 @@
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,29 @@ def test_comparisons_are_the_bootstrap_and_the_t_test(paired: bool) -> None:
     )
     got = [found.improvement.low, found.improvement.high]
     assert got == pytest.approx(improvement.confidence_interval, abs=0.03)
+
+
+@pytest.mark.parametrize(("few", "many"), [(1, 1), (3, 5), (30, 40)])
+def test_the_chance_to_be_better_is_resampled_as_if_every_pair_were_counted(few: int, many: int) -> None:
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(0.3, 1, few).round(1), rng.normal(0, 1, many).round(1)  # some are equal
+    found = compare(by_seed(left), by_seed(right, 100), num_resamples=500, seed=3)
+    assert found is not None
+    draws = (np.random.Generator(np.random.PCG64(3 + at)).integers(0, n, (500, n)) for at, n in enumerate((few, many)))
+    pairs = probability_of_improvement(*(side[drawn] for side, drawn in zip((left, right), draws, strict=True)))
+    at = found.improvement
+    assert [at.low, at.high] == pytest.approx(np.percentile(pairs, [2.5, 97.5]).tolist(), abs=1e-12)
+
+
+def test_memory_of_a_comparison_grows_with_the_seeds_and_not_with_their_square() -> None:
+    peaks: list[int] = []
+    for count in (100, 400):
+        values = [by_seed(np.random.default_rng(side).normal(size=count)) for side in (0, 1)]
+        tracemalloc.start()
+        compare(values[0], values[1], num_resamples=500)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 5 * peaks[0]
 
 
 def test_one_seed_has_no_interval() -> None:

@@ -194,7 +194,7 @@ def make_sweep_target(folder: Path, *, train_steps: int = TRAIN_STEPS, with_long
         "resources={stacked_seeds: 1, num_retries: 1}",
     )
     dataset = load_dataset(f"d4rl:{folder / 'maze.hdf5'}")
-    long_steps = _steps_that_last(dataset, LONG_SECONDS) if with_long else 1
+    long_steps = steps_that_last(dataset, LONG_SECONDS) if with_long else 1
     large = f"{{train_steps: {long_steps}, batch_size: {LONG_BATCH}, hidden: {LONG_HIDDEN}}}"
     target = SweepTarget(
         prepared=folder / "prepared",
@@ -213,7 +213,7 @@ def make_sweep_target(folder: Path, *, train_steps: int = TRAIN_STEPS, with_long
     return target
 
 
-def _steps_that_last(dataset: EpisodeDataset, seconds: float) -> int:
+def steps_that_last(dataset: EpisodeDataset, seconds: float) -> int:
     """Time a few steps of the large networks; return as many as take ``seconds`` here."""
     data = build_data(dataset, DataSpec(kind="transitions", device="cpu"))
     config = TD3BCConfig(train_steps=TIMED_STEPS, batch_size=LONG_BATCH, hidden=LONG_HIDDEN)

@@ -4,13 +4,14 @@ Legend: N transitions, B rows, K steps, A action size.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from raystitch.data.episodes import EpisodeDataset, Ints
+from raystitch.data.episodes import EpisodeDataset, Floats, Ints
 from raystitch.data.returns import discounted_returns, returns_to_go
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.study.parts import StudyParts, skipped
@@ -65,7 +66,7 @@ def _pair(train: float, held_out: float) -> dict[str, float | None]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ActionWindows:
-    """Real steps that policies are asked about; the same ones for every policy.
+    """Real steps that policies are asked about; the same ones for every policy, and worked out once for all of them.
 
     Attributes:
         episodes: int64, where they come from.
@@ -74,9 +75,19 @@ class ActionWindows:
     dataset: EpisodeDataset
     episodes: Ints
     seed: int
+    _drawn: dict[int, Ints] = field(default_factory=dict[int, Ints], repr=False)
+
+    @cached_property
+    def returns_to_go(self) -> Floats:
+        return returns_to_go(self.dataset.rewards, self.dataset.offsets)
 
     def draw(self, context: int) -> Ints:
         """Return int64 [B, K]: runs of ``context`` transitions of one episode, or shorter where none is as long."""
+        if context not in self._drawn:
+            self._drawn[context] = self._draw(context)
+        return self._drawn[context]
+
+    def _draw(self, context: int) -> Ints:
         dataset, rng = self.dataset, numpy_rng(self.seed, "study", "actions", context)
         longest = int(dataset.lengths[self.episodes].max(initial=0))
         context = min(context, longest)
@@ -98,7 +109,7 @@ def action_error(policy: Policy, windows: ActionWindows) -> float:
     steps_BK = windows.draw(min(int(policy.meta.network.get("context", 1)), MAX_CONTEXT))
     asked = policy.default_target
     policy.reset(len(steps_BK), asked if asked == MAX else 0.0)
-    policy.observe(-returns_to_go(dataset.rewards, dataset.offsets)[steps_BK[:, 0]])
+    policy.observe(-windows.returns_to_go[steps_BK[:, 0]])
     action_BA = np.zeros((0, dataset.act_dim), np.float32)
     for step_B in steps_BK.T:
         action_BA = policy.act(dataset.observations[dataset.obs_index[step_B]])
@@ -108,13 +119,14 @@ def action_error(policy: Policy, windows: ActionWindows) -> float:
     return float((error.astype(np.float64) ** 2).mean())
 
 
-def policy_errors(policy: Policy, parts: StudyParts, seed: int) -> dict[str, float | None]:
+def action_windows(parts: StudyParts, seed: int) -> dict[str, ActionWindows]:
+    """Return the windows of each of ``PART_NAMES``, for ``policy_errors`` of any number of policies."""
+    return {name: ActionWindows(dataset=parts.dataset, episodes=getattr(parts, name), seed=seed) for name in PART_NAMES}
+
+
+def policy_errors(policy: Policy, windows: Mapping[str, ActionWindows]) -> dict[str, float | None]:
     """Return ``train, held_out, ratio`` of a policy's action error."""
-    errors = [
-        action_error(policy, ActionWindows(dataset=parts.dataset, episodes=getattr(parts, name), seed=seed))
-        for name in PART_NAMES
-    ]
-    return _pair(*errors)
+    return _pair(*(action_error(policy, windows[name]) for name in PART_NAMES))
 
 
 def no_bundle() -> Mapping[str, Any]:

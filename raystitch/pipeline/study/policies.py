@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from raystitch.envs.simulator import Unavailable
-from raystitch.errors import DamagedError, RunError, UserError
+from raystitch.errors import RunError, UserError
 from raystitch.io.files import read_json, write_json
-from raystitch.pipeline.study.overfit import policy_errors
+from raystitch.pipeline.study.overfit import ActionWindows, action_windows, policy_errors
 from raystitch.pipeline.study.parts import StudyParts, skipped
 from raystitch.pipeline.study.recovery import LOW_SHARE, PoorStarts, RecoveryConfig, recovery
 from raystitch.report.files import RunFiles, trial_path
 from raystitch.report.stats import compare
 from raystitch.report.summary import Headline, cell_label, summarise
 from raystitch.report.table import asked_for
+from raystitch.trainers.policy import Policy
 from raystitch.trainers.registry import load_policy
 
 STUDY = "study"
@@ -38,18 +40,21 @@ def measure_policies(
 
     Args:
         asked: None to measure no recovery, and to keep what an earlier study measured.
-        stored: the key's value in the run's file, None where there is none.
+        stored: the key's value in the run's file, None where there is none. Action errors in it are kept for a policy
+            whose result is still the same: only new policies are read.
     """
     rows = [row for row in run.final_rows if row["headline"] and row["status"] == "ok"]
     if not rows:
         return skipped("the run has no finished trial")
     began = _Recovery.begin(run.folder, parts, asked, stored, seed)
     measure = MEASURES[0] if all(row["success_rate"] is not None for row in rows) else MEASURES[1]
+    windows = action_windows(parts, seed)
+    known = {row["trial_id"]: row for row in (stored or {}).get("rows", ())}
     measured: list[dict[str, Any]] = []
     for place, row in enumerate(rows):
         if progress is not None:
             progress(place, len(rows), f"{row['algo']} {cell_label(row)}, seed {row['seed']}")
-        measured.append(_measured(run, row, parts, began, measure, seed))
+        measured.append(_measured(run, row, known.get(row["trial_id"], {}), windows, began, measure))
     return {
         "saw_held_out": True,
         "measure": measure,
@@ -59,19 +64,40 @@ def measure_policies(
     }
 
 
+class _Unreadable(Exception):
+    """A policy that cannot be loaded."""
+
+
 def _measured(
-    run: RunFiles, row: Mapping[str, Any], parts: StudyParts, began: "_Recovery", measure: str, seed: int
+    run: RunFiles,
+    row: Mapping[str, Any],
+    known: Mapping[str, Any],
+    windows: Mapping[str, ActionWindows],
+    began: "_Recovery",
+    measure: str,
 ) -> dict[str, Any]:
-    """Return the row of one policy; None for what could not be measured."""
+    """Return the row of one policy; None for what could not be measured.
+
+    Args:
+        known: its row in an earlier study, empty where there is none.
+    """
     found: dict[str, Any] = {name: row[name] for name in ("trial_id", *CELL, "seed")}
     found |= {"usual": row[measure], "action_error": None, "held_out": None, "train": None}
-    try:
-        policy = load_policy(trial_path(run.folder, row["trial_id"]) / "policy", "cpu")
-    except (UserError, DamagedError):
-        return found  # named where the run is used: by evaluate and --rerun
-    found["action_error"] = policy_errors(policy, parts, seed)
     asked: Any = asked_for(row)
-    values = began.of(row, lambda starts, config: recovery(policy, starts, config, row["seed"], asked))
+
+    @cache
+    def policy() -> Policy:
+        try:
+            return load_policy(trial_path(run.folder, row["trial_id"]) / "policy", "cpu")
+        except UserError as error:
+            raise _Unreadable from error
+
+    try:
+        same = known.get("usual") == row[measure] and known.get("action_error") is not None
+        found["action_error"] = known["action_error"] if same else policy_errors(policy(), windows)
+        values = began.of(row, lambda starts, config: recovery(policy(), starts, config, row["seed"], asked))
+    except _Unreadable:
+        return found  # named where the run is used: by evaluate and --rerun
     if values is not None:
         found |= {name: values[name][measure] for name in ("held_out", "train")}
     return found

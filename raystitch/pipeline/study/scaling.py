@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from raystitch.io.files import read_json, write_json
 from raystitch.models.config import HEADS, FitConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.generate.augment import augment_local
-from raystitch.pipeline.study.overfit import policy_errors
+from raystitch.pipeline.study.overfit import ActionWindows, action_windows, policy_errors
 from raystitch.pipeline.study.parts import StudyParts
 from raystitch.pipeline.study.policies import MEASURES, STUDY, compare_cells
 from raystitch.pipeline.study.recovery import PoorStarts, RecoveryConfig, recovery
@@ -209,6 +210,10 @@ class _Scaling:
             notes=notes,
         )
 
+    @cached_property
+    def _windows(self) -> Mapping[str, ActionWindows]:
+        return action_windows(self.parts, self.seed)
+
     @staticmethod
     def measure(rows: Sequence[Mapping[str, Any]]) -> str:
         known = bool(rows) and all(row["usual"]["success_rate"] is not None for row in rows)
@@ -241,7 +246,7 @@ class _Scaling:
 
         def along(step: int, policies: Mapping[int, Policy]) -> None:
             for at, policy in policies.items():
-                curves[at].append({"step": step, **policy_errors(policy, self.parts, self.seed)})
+                curves[at].append({"step": step, **policy_errors(policy, self._windows)})
 
         every = max(1, asked.settings.train_steps // NUM_POINTS)
         policies = train_policies(
@@ -279,7 +284,7 @@ class _Scaling:
         return {
             "usual": {name: getattr(usual, name) for name in ("return_mean", "success_rate", "score")},
             **found,
-            "action_error": policy_errors(policy, self.parts, self.seed),
+            "action_error": policy_errors(policy, self._windows),
         }
 
     def _trial(self, dataset: EpisodeDataset, arm: str, folder: Path) -> tuple[Trial, int]:

@@ -141,7 +141,7 @@ def run_trials(
         UserError: for wrong settings, no environment to evaluate in, or a folder of a trial with other settings.
     """
     shared = trials[0]
-    folders = [TrialFolder(Path(trial.folder), trial.seed, _identity(trial, inputs), note) for trial in trials]
+    folders = [TrialFolder(Path(trial.folder), trial.seed, trial_settings(trial, inputs), note) for trial in trials]
     with SharedEnvs(inputs.environment.for_evaluation(shared.evaluation.max_episode_steps)) as envs:
         results = _run_group(shared, inputs, folders, envs, log, on_eval)
     return [results[index] for index in range(len(folders))]
@@ -180,7 +180,7 @@ def _run_group(
     return results
 
 
-def _identity(trial: Trial, inputs: LoadedInputs) -> dict[str, Any]:
+def trial_settings(trial: Trial, inputs: LoadedInputs) -> dict[str, Any]:
     """Return the content of ``config.json``."""
     return {
         "schema_version": SCHEMA_VERSION,

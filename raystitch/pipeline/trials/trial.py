@@ -103,6 +103,10 @@ class Trial:
     memory_gib: float = MEMORY_GIB
     evaluate: bool = True
 
+    def __hash__(self) -> int:
+        """Hash what tells trials apart; all of their nested settings would take a hundred times as long."""
+        return hash((self.trial_id, self.folder, self.algo, self.data, self.ratio, self.delta, self.seed))
+
     @property
     def cell(self) -> str:
         """What it is about, without the seed."""

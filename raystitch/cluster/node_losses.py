@@ -1,0 +1,43 @@
+"""Nodes that vanish under a trial of Ray Tune, as spot machines do, and when that is not a failure of the trial."""
+
+from collections.abc import Hashable
+from pathlib import Path
+
+from ray.tune.experiment import Trial as TuneTrial
+
+NODE_LOST = "its node has died"
+"""What Ray says about a process whose node is gone, for whatever reason."""
+MAX_LOSSES = 10
+"""Nodes that a group may lose before it gets any further; it may be what kills them."""
+
+
+class NodeLosses:
+    """Counts the nodes that every group has lost since it last got further."""
+
+    def __init__(self) -> None:
+        self._losses: dict[Hashable, int] = {}
+        self._furthest: dict[Hashable, int] = {}
+
+    def reached(self, group: Hashable, step: int) -> None:
+        """Take the training step that a group reports."""
+        if step > self._furthest.get(group, 0):
+            self._furthest[group] = step
+            self._losses.pop(group, None)
+
+    def forgive(self, group: Hashable, error: str) -> bool:
+        """Return True if this error is the loss of a node that is no failure of the group; a loss is counted."""
+        if NODE_LOST not in error:
+            return False
+        self._losses[group] = self._losses.get(group, 0) + 1
+        return self._losses[group] <= MAX_LOSSES
+
+    def recovered(self, group: Hashable, trial: TuneTrial) -> None:
+        """Let Tune try a group once more than it would if its latest failure is forgiven."""
+        if self.forgive(group, _last_error(trial)):
+            trial.max_failures += 1
+
+
+def _last_error(trial: TuneTrial) -> str:
+    """Return what Tune wrote about the latest failure of a trial of its own."""
+    path = trial.error_file
+    return "" if path is None else Path(path).read_text(encoding="utf-8").rpartition("Failure # ")[2]
