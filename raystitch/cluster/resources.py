@@ -71,6 +71,22 @@ def fit_need(device: str) -> Need:
     return Need(who="fit", resources={"CPU": 1.0, **gpu}, advice="set resources.device: cpu" if gpu else "add CPUs")
 
 
+def fit_held(device: str) -> tuple[float, float]:
+    """Return the CPUs and GPUs that a fit holds on the connected cluster: those of its largest node."""
+    nodes = live_nodes()
+    gpus = 0.0 if device == "cpu" else min(1.0, max((node.get("GPU", 0.0) for node in nodes), default=0.0))
+    return max((node.get("CPU", 0.0) for node in nodes), default=1.0), gpus
+
+
+def augment_held(config: AugmentConfig) -> tuple[float, float]:
+    """Return the CPUs and GPUs that all actors of a generation hold on the connected cluster."""
+    pools = plan_pools([node for node in live_nodes() if node.get("CPU", 0) > 0], config)
+    return (
+        sum(pool.max_size * pool.num_cpus for pool in pools),
+        sum(pool.max_size * pool.num_gpus for pool in pools),
+    )
+
+
 def actor_needs(config: AugmentConfig, device: str) -> list[Need]:
     """The needs of one proposer and one qualifier; open settings are worked out from the cluster and always fit."""
 

@@ -22,7 +22,7 @@ from raystitch.buffer.reach_file import read_reach
 from raystitch.buffer.reader import Buffer
 from raystitch.cluster.augment import augment
 from raystitch.cluster.fit import fit
-from raystitch.cluster.resources import require_resources, run_needs
+from raystitch.cluster.resources import augment_held, fit_held, require_resources, run_needs
 from raystitch.cluster.runtime import check_shared, cluster_address, ensure_ray, job_id
 from raystitch.cluster.search import run_search
 from raystitch.cluster.trials import num_slots, reserve_memory, run_groups
@@ -38,26 +38,33 @@ from raystitch.models.fit import existing_fit, load_once
 from raystitch.models.loop import FitProgress
 from raystitch.pipeline.generate.progress import AugmentProgress
 from raystitch.pipeline.potential import write_potential
+from raystitch.pipeline.status.progress import RunProgress
 from raystitch.pipeline.study.generalise import study_run
 from raystitch.pipeline.trials.cost import print_estimate, print_plan
 from raystitch.pipeline.trials.figures import write_figures
 from raystitch.pipeline.trials.groups import group_trials
 from raystitch.pipeline.trials.logs import augment_log, fit_log, log_report
-from raystitch.pipeline.trials.plan import plan, result_rows
+from raystitch.pipeline.trials.plan import plan, planned, result_rows
 from raystitch.pipeline.trials.preflight import Checked, check_out, check_run, check_stages, nearest
-from raystitch.pipeline.trials.run import LOCK_FILE
-from raystitch.pipeline.trials.run_folder import RESULTS_FILE, other_rows, write_config
+from raystitch.pipeline.trials.run_folder import other_rows, write_config
 from raystitch.pipeline.trials.search import search_rows, with_chosen
 from raystitch.pipeline.trials.targets import with_target
-from raystitch.pipeline.trials.trial import STITCHER, InputHashes, Trial
+from raystitch.pipeline.trials.trial import InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.pipeline.validate.truth import validate
-from raystitch.report.files import BUFFER
+from raystitch.report.names import (
+    BUFFER,
+    ENVIRONMENT_FILE,
+    FIGURES,
+    LOCK_FILE,
+    RESULTS_FILE,
+    STITCHER,
+    VALIDATION_FILE,
+)
 from raystitch.report.table import write_results
 
 PACKAGES = ("raystitch", "ray", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "pyarrow")
 JOB_PATIENCE = 120.0
-ENVIRONMENT_FILE = "environment.json"
 
 
 def run_sweep(
@@ -126,21 +133,24 @@ def _run(
     write_config(asked, folder)
     if not (folder / ENVIRONMENT_FILE).is_file():  # keep a finished run's file until this run is finished
         write_json(folder / ENVIRONMENT_FILE, environment())
-    bundle, buffer = _generate(asked, folder, dataset)
-    with _stage("figures"):
-        write_figures(dataset, buffer, folder / "figures")
-    with _stage("potential"):
-        write_potential(folder, dataset, buffer)
+    track = RunProgress(folder)
+    bundle, buffer = _generate(asked, folder, dataset, track)
+    with track.stage("figures"):
+        with _stage("figures"):
+            write_figures(dataset, buffer, folder / FIGURES)
+        with _stage("potential"):
+            write_potential(folder, dataset, buffer)
     if asked.validation.enabled:
-        with _stage("validate"):
+        with _stage("validate"), track.stage("validate"):
             found = validate(buffer, dataset, bundle, max_bridges=asked.validation.max_bridges)
-            write_json(folder / "validate.json", found)
+            write_json(folder / VALIDATION_FILE, found)
     inputs = InputHashes(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)
     resources = reserve_memory(asked, dataset)
     _say_reach(buffer)
-    config = with_target(_search(asked, folder, inputs, resources), folder)
+    config = with_target(_search(asked, folder, inputs, resources, track), folder)
     trials = plan(config, inputs, folder)
-    errors = _train(trials, folder, resources, asked.logging)
+    track.plan(planned(trials), num_slots(resources))
+    errors = _train(trials, folder, resources, asked.logging, track)
     delta_value = partial(_delta_value, buffer)
     rows = result_rows(trials, errors, delta_value)
     rows += search_rows(config, inputs, folder, delta_value)
@@ -148,15 +158,16 @@ def _run(
     for note in notes:
         say(f"note: {note}")
     write_results([*rows, *others], folder / RESULTS_FILE)
-    with _stage("generalise"):
+    with _stage("generalise"), track.stage("generalise"):
         study_run(folder, dataset, bundle, buffer)
     now = environment() | {"finished_at": _now(), "seconds": time.monotonic() - began}
     write_json(folder / ENVIRONMENT_FILE, now)
     from raystitch.report.page import build_report  # these import Matplotlib: not before the first trial
     from raystitch.report.terminal import print_summary
 
-    page = build_report(folder)
-    log_report(config, folder, page, say)
+    with track.stage("report"):
+        page = build_report(folder)
+        log_report(config, folder, page, say)
     print_summary(folder)
     print(f"\n{page}  ({duration(time.monotonic() - began)})")
     _judge(trials, errors, rows, allow_failed)
@@ -241,15 +252,22 @@ def _busy(folder: Path) -> str:
     return f"another `raystitch sweep` is at work in {folder}; wait for it, or choose another --out"
 
 
-def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple[Bundle, Buffer]:
+def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset, track: RunProgress) -> tuple[Bundle, Buffer]:
     resources = config.resources
     if existing_fit(folder / STITCHER, dataset, config.fit, "cpu") is None:
-        with _stage("fit"), Progress() as bars, fit_log(config, folder, bars.note) as log_fit:
+        cpus, gpus = fit_held(resources.device)
+        with (
+            _stage("fit"),
+            track.stage("fit", cpus=cpus, gpus=gpus),
+            Progress() as bars,
+            fit_log(config, folder, bars.note) as log_fit,
+        ):
 
             def show_fit(at: FitProgress) -> None:
                 note = f"loss {at.loss:.4g}, {duration(at.seconds_left)} left"
                 bars.update(at.part, at.step, at.total_steps, note)
                 log_fit(at)
+                track.now(part=at.part, step=at.step, total_steps=at.total_steps, seconds_left=round(at.seconds_left))
 
             fit(
                 config.dataset_ref,
@@ -259,11 +277,19 @@ def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple
                 num_retries=resources.num_retries,
                 progress=show_fit,
             )
-    with _stage("augment"), Progress() as progress, augment_log(config, folder, progress.note) as log_augment:
+    cpus, gpus = augment_held(config.augment)
+    with (
+        _stage("augment"),
+        track.stage("augment", cpus=cpus, gpus=gpus),
+        Progress() as progress,
+        augment_log(config, folder, progress.note) as log_augment,
+    ):
 
         def show(at: AugmentProgress) -> None:
             progress.update("augment", at.accepted, at.wanted, at.text)
             log_augment(at)
+            known = at.to_json()
+            track.now(**{name: known[name] for name in ("bridges_per_second", "seconds_left")})
 
         augment(
             dataset,
@@ -287,11 +313,13 @@ def _say_reach(buffer: Buffer) -> None:
             say(found.advice)
 
 
-def _search(config: RunConfig, folder: Path, inputs: InputHashes, resources: ResourceConfig) -> RunConfig:
+def _search(
+    config: RunConfig, folder: Path, inputs: InputHashes, resources: ResourceConfig, track: RunProgress
+) -> RunConfig:
     """Return the run with the cell that the search chose, if it asks for a search."""
     if config.search.algorithm == "none":
         return config
-    with _stage("search"), Progress() as progress:
+    with _stage("search"), track.stage("search", cpus=0.0), Progress() as progress:  # its trials say what they took
         chosen = run_search(
             with_target(config, folder),
             folder,
@@ -306,7 +334,11 @@ def _search(config: RunConfig, folder: Path, inputs: InputHashes, resources: Res
 
 
 def _train(
-    trials: Sequence[Trial], folder: Path, resources: ResourceConfig, loggers: Sequence[LoggerName]
+    trials: Sequence[Trial],
+    folder: Path,
+    resources: ResourceConfig,
+    loggers: Sequence[LoggerName],
+    track: RunProgress,
 ) -> dict[str, str]:
     """Train what is not finished; return the errors of trials that failed, by trial id."""
     missing = [trial for trial in trials if finished(trial.folder) is None]
@@ -315,10 +347,11 @@ def _train(
     if not missing:
         return {}
     groups = group_trials(missing, resources.stacked_seeds, num_slots(resources), on_gpu=resources.trial_gpus > 0)
-    with _stage("trials"), Progress() as progress:
+    with _stage("trials"), track.stage("trials", cpus=0.0), Progress() as progress:  # they say what they took
 
         def show(done: int, runs: str) -> None:
             progress.update("trials", done, len(missing), runs)
+            track.now(done=done, missing=len(missing))
 
         def ended(done: int, note: str) -> None:
             progress.note(note)

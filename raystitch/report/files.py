@@ -12,14 +12,20 @@ import yaml
 from raystitch.buffer.reach_file import Reach, read_reach
 from raystitch.errors import UserError
 from raystitch.io.files import read_json
-from raystitch.report.summary import Headline, delta_text
+from raystitch.models.calibration import delta_text
+from raystitch.report.names import (
+    BUFFER,
+    ENVIRONMENT_FILE,
+    GENERALISE_FILE,
+    METRICS_FILE,
+    POTENTIAL_FILE,
+    SEARCH_FILE,
+    TRIALS,
+    VALIDATION_FILE,
+)
+from raystitch.report.summary import Headline
 from raystitch.report.table import AGAIN, IN_GRID, read_rows, read_table
 from raystitch.trainers.ratio import parse_ratio
-
-TRIALS, BUFFER = "trials", "buffer"
-"""Folders of a run."""
-POTENTIAL_FILE = "potential.json"
-"""What weighting, joining and stitching promise on the run's data; see ``raystitch.data.potential``."""
 
 
 def trial_path(run: str | Path, trial_id: str) -> Path:
@@ -92,12 +98,12 @@ def read_run(folder: str | Path) -> RunFiles:
         folder=folder,
         config=config,
         config_text=text,
-        environment=_optional_json(folder / "environment.json", notes),
+        environment=_optional_json(folder / ENVIRONMENT_FILE, notes),
         rows=ours,
         other_rows=[row for row in rows if not row[IN_GRID]],
         notes=notes,
-        validation=_optional_json(folder / "validate.json", notes),
-        generalise=_optional_json(folder / "generalise.json", notes),
+        validation=_optional_json(folder / VALIDATION_FILE, notes),
+        generalise=_optional_json(folder / GENERALISE_FILE, notes),
         figures=read_figures(folder / "figures", notes),
         metrics={row["trial_id"]: _metrics(trial_path(folder, row["trial_id"]), notes) for row in ours},
         search=_search(folder, config, notes),
@@ -146,7 +152,7 @@ def _search(folder: Path, config: Mapping[str, Any], notes: list[str]) -> dict[s
     """Return ``search.json``, or None where the run's settings ask for no search: an earlier search does not concern
     them."""
     asked = (config.get("search") or {}).get("algorithm")
-    return None if asked == "none" else _optional_json(folder / "search.json", notes)
+    return None if asked == "none" else _optional_json(folder / SEARCH_FILE, notes)
 
 
 def _reach(buffer: Path, notes: list[str]) -> list[Reach]:
@@ -171,7 +177,7 @@ def read_metrics(trial_dir: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: when the file is there but cannot be read.
     """
-    path = trial_dir / "metrics.jsonl"
+    path = trial_dir / METRICS_FILE
     if not path.is_file():
         return []
     try:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from raystitch.models.calibration import Delta, check_delta
 from raystitch.report.stats import (
     CONFIDENCE,
     Comparison,
@@ -26,12 +25,6 @@ Cell = tuple[str, str, str, str | None, str]
 
 Headline = tuple[str, str | None] | tuple[str, str | None, str]
 """The cell that the verdict is about: ratio and delta, and the shaping where its data are shaped."""
-
-
-def delta_text(delta: Delta) -> str:
-    """The delta of a stitched cell as results.parquet has it: a number, ``q99`` or ``off``."""
-    checked = check_delta(delta)
-    return "off" if checked is None else checked if isinstance(checked, str) else f"{checked:g}"
 
 
 def cell_label(row: Mapping[str, Any]) -> str:
