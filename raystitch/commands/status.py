@@ -56,18 +56,16 @@ def _status(args: argparse.Namespace) -> None:
 
         print(status_metrics(status), end="")
     else:
-        from rich.console import Console
+        from raystitch.pipeline.status.shown import print_status
 
-        from raystitch.pipeline.status.shown import status_text
-
-        Console(soft_wrap=True, highlight=False).print(status_text(status))
+        print_status(status)
 
 
 def _watch(folder: str, seconds: float, as_json: bool) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from raystitch.pipeline.status.shown import status_text
+    from raystitch.pipeline.status.shown import print_status, status_text
     from raystitch.pipeline.status.status import read_status
 
     status, console = read_status(folder), Console(highlight=False)
@@ -76,7 +74,8 @@ def _watch(folder: str, seconds: float, as_json: bool) -> None:
             if as_json:
                 print(json.dumps(status.to_json()), flush=True)
             else:
-                console.print(status_text(status), "", soft_wrap=True)
+                print_status(status)
+                print(flush=True)
             if status.state == "finished":
                 return
             time.sleep(seconds)

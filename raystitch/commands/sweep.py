@@ -46,7 +46,7 @@ def register_report(subparsers: Subparsers) -> None:
         subparsers,
         "report",
         _report,
-        help="write report.html of a run again, from its files alone",
+        help="write report.html of a run from its files alone, also while the run is not finished",
         example="raystitch report runs/demo",
     )
     parser.add_argument("folder", metavar="RUN_DIR", help="folder of a sweep")
@@ -96,10 +96,13 @@ def _rerun(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    run = require_folder(args.folder, "a run of `raystitch sweep`", "results.parquet")
+    run = require_folder(args.folder, "a run of `raystitch sweep`", "config.yaml")
+    from raystitch.pipeline.status.partial import partial_results
+
+    partial = partial_results(run)
     from raystitch.report.page import build_report
     from raystitch.report.terminal import print_summary
 
-    page = build_report(run)
-    print_summary(run)
+    page = build_report(run, partial)
+    print_summary(run, partial=partial)
     print(f"\n{page}")

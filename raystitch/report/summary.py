@@ -19,6 +19,7 @@ from raystitch.report.stats import (
     mean,
 )
 from raystitch.report.table import DATA_ORDER, UNQUALIFIED, UNSHAPED
+from raystitch.report.unfinished import UNFINISHED
 
 Cell = tuple[str, str, str, str | None, str]
 """The key of a cell: algo, data, ratio, delta as asked, shaping."""
@@ -90,7 +91,7 @@ class Line:
         best: of all evaluations of a seed the largest, by seed; empty when there are none during training.
         noise: share of the variance over seeds of the return that the finite number of episodes explains; None below
             3 seeds.
-        num_failed, num_stopped: trials without a final result.
+        num_failed, num_stopped, num_unfinished: trials without a final result; the last ones may still get one.
         over: comparison with each baseline of the same algorithm, by its name.
         shaping: what was done to its data, as in results.parquet; empty for nothing.
     """
@@ -107,6 +108,7 @@ class Line:
     noise: float | None
     num_failed: int
     num_stopped: int
+    num_unfinished: int = 0
     over: Mapping[str, Comparison] = field(default_factory=dict[str, Comparison])
     shaping: str = ""
 
@@ -149,6 +151,14 @@ class Summary:
     def baseline(self, line: Line, name: str) -> Line:
         """The baseline that ``line.over`` calls by this name."""
         return next(other for other in self.lines if _baseline_name(other, line) == name)
+
+    def undecided(self, line: Line) -> list[Line]:
+        """The line and its baselines, as far as some of their trials have no result yet."""
+        return [
+            other
+            for other in self.lines
+            if other.num_unfinished and (other is line or _baseline_name(other, line) is not None)
+        ]
 
     @property
     def algorithms(self) -> list[str]:
@@ -217,6 +227,7 @@ def _line(
         noise=_noise(ok),
         num_failed=sum(row["status"] == "failed" for row in rows),
         num_stopped=sum(row["status"] == "stopped" for row in rows),
+        num_unfinished=sum(row["status"] == UNFINISHED for row in rows),
         shaping=shaping,
     )
 
@@ -261,6 +272,8 @@ def _over(line: Line, lines: Sequence[Line]) -> dict[str, Comparison]:
         name = _baseline_name(base, line)
         result = compare(line.values, base.values) if name is not None else None
         if name is not None and result is not None:
+            if line.num_unfinished or base.num_unfinished:  # more seeds may change it: nothing is clear yet
+                result = replace(result, difference=replace(result.difference, sign=0))
             found[name] = result
     return found
 

@@ -3,13 +3,13 @@
 import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from raystitch.errors import UserError
 from raystitch.io.digest import KEY, sealed
+from raystitch.io.lease import lease_holder
 from raystitch.io.storage import Storage, StrPath
-from raystitch.report.names import CONFIG_FILE
+from raystitch.report.names import CONFIG_FILE, LOCK_FILE
 
 TAIL_BYTES = 8192
 
@@ -34,6 +34,9 @@ class RunFolder:
         if local is not None and not local.is_dir():
             raise UserError(f"{self.uri} is a file; expected the folder of {what}")
         if CONFIG_FILE not in self.names():
+            driver = lease_holder(self.storage, LOCK_FILE)
+            if driver is not None and driver.alive:
+                raise UserError(f"{self.uri} has no {CONFIG_FILE} yet: {driver.name} is starting a run there")
             raise UserError(f"{self.uri} is not {what}: it has no {CONFIG_FILE}")
 
     def names(self, folder: str = "") -> list[str]:
@@ -96,15 +99,3 @@ class RunFolder:
 def _why(error: Exception) -> str:
     cause = error if isinstance(error, OSError) else error.__cause__
     return (cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)) or type(error).__name__
-
-
-def local_folder(run: StrPath) -> Path:
-    """Return the path of a run that has to be on a disk.
-
-    Raises:
-        UserError: for a URI of an object store.
-    """
-    local = Storage(run).local
-    if local is None:
-        raise UserError(f"{run} is not a folder of this machine")
-    return local

@@ -108,9 +108,9 @@ class RunProgress:
             self._write()
 
     def now(self, **facts: Any) -> None:
-        """Say how far the stage at hand is; written if the last time was long enough ago."""
-        self._now = facts
-        if time.monotonic() - self._wrote >= WRITE_SECONDS:
+        """Say how far the stage at hand is; written the first time, and then if the last time was long enough ago."""
+        first, self._now = not self._now, facts
+        if first or time.monotonic() - self._wrote >= WRITE_SECONDS:
             self._count()
             self._write()
 

@@ -2,8 +2,9 @@
 
 import time
 from datetime import datetime
+from io import StringIO
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -14,8 +15,21 @@ from raystitch.pipeline.status.trials import EVALUATING, TrialState
 MOST_LINES = 12
 """Running, and failed, trials that are listed one by one."""
 _STYLES = {"done": "green", "running": "bold cyan", "waiting": "dim", "stale": "yellow"}
+WIDTH = 240
+"""Of the output where it is no terminal."""
 DRIVER_LATE = 15.0
 """Seconds after which a living driver that has not renewed its lease is worth a word."""
+
+
+def print_status(status: RunStatus) -> None:
+    """Print the status; where that is no terminal in lines of any length, without colours."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(status_text(status))
+        return
+    text = StringIO()
+    Console(file=text, width=WIDTH, highlight=False).print(status_text(status))
+    print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
 def status_text(status: RunStatus) -> RenderableType:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Literal
 
 from raystitch import __version__
@@ -40,6 +41,8 @@ FIT, AUGMENT, VALIDATE, SEARCH, TRIALS_STAGE, REPORT = "fit", "augment", "valida
 STAGES = (FIT, AUGMENT, VALIDATE, SEARCH, TRIALS_STAGE, REPORT)
 PART_OF = {"figures": VALIDATE, "generalise": REPORT}
 """Stages that the driver counts by themselves -> the one they are shown in."""
+CLOCK_SECONDS = 1.0
+"""Times of files are compared to this many seconds: ages are taken one after the other."""
 STITCHER_FILE, FIT_FOLDER = "stitcher.json", ".fit"
 
 
@@ -50,7 +53,7 @@ class StageState:
     Attributes:
         state: ``stale``: begun and nobody is at work on it, or older than what it was made from.
         began, ended: Unix times; ended of a stage that is done is when its file was written.
-        seconds: spent on it by all drivers; None where no driver wrote it down.
+        seconds: spent on it by all drivers, of one that is running by the one at work; None where nobody wrote it down.
         about: what it is at, or why it is stale; empty where there is nothing to say.
     """
 
@@ -86,6 +89,7 @@ class RunStatus:
         state: ``finished``: the report is there and shows every trial.
         driver: at work, or the last one if it died; None where there is none, or it ended properly.
         left: of the trials, once they are at hand.
+        is_tabled: results.parquet has every trial of the grid, as it is in the trials' folders.
         notes: files that could not be made sense of.
     """
 
@@ -98,6 +102,7 @@ class RunStatus:
     bridges: BridgeCount
     trials: TrialStates
     left: TimeLeft
+    is_tabled: bool
     notes: Sequence[str]
 
     @property
@@ -174,6 +179,7 @@ def read_status(run: StrPath) -> RunStatus:
         bridges=bridges,
         trials=trials,
         left=time_left(trials.trials, slots),
+        is_tabled=look.is_tabled,
         notes=trials.notes,
     )
 
@@ -248,7 +254,7 @@ class _Look:
         made += sum(shard.accepted for shard in current_round(stats, meta.rounds).values())
         now = self.progress.now if self.hand == AUGMENT else {}
         count = BridgeCount(
-            made=min(made, wanted),
+            made=made,
             wanted=wanted,
             candidates=sum(shard.rows for shard in stats.values()),
             chain_round=len(meta.rounds),
@@ -286,28 +292,36 @@ class _Look:
     def _trials(self) -> StageState:
         trials = self.trials
         ended = trials.of("finished", "failed")
-        times = [
-            self.run.written(f"{TRIALS}/{one.trial.trial_id}/{RETURNS_FILE}") or 0.0 for one in trials.of("finished")
-        ]
-        done = max(times, default=time.time()) if len(ended) == len(trials.trials) else None
+        done = max(self._returned.values(), default=time.time()) if len(ended) == len(trials.trials) else None
         failed = len(trials.of("failed"))
         text = f"{len(trials.of('finished'))} of {len(trials.trials)}" + (f", {failed} failed" if failed else "")
         begun = bool(ended or trials.of("running", "interrupted"))
         running = bool(trials.of("running"))
         return self._stage(TRIALS_STAGE, done, begun=begun, about=text, running=running)
 
+    @cached_property
+    def _returned(self) -> dict[str | None, float]:
+        """When each finished trial had its result."""
+        finished = [one.trial.trial_id for one in self.trials.of("finished")]
+        return {name: self.run.written(f"{TRIALS}/{name}/{RETURNS_FILE}") or 0.0 for name in finished}
+
+    @property
+    def is_tabled(self) -> bool:
+        table = self.run.written(RESULTS_FILE)
+        return table is not None and not self._lacks(table)
+
+    def _lacks(self, table: float) -> str:
+        """Say what a table of that time lacks; empty for nothing."""
+        newer = sum(at > table + CLOCK_SECONDS for at in self._returned.values())
+        if newer:
+            return f"{newer} trials are newer"
+        return "of an earlier grid" if self.trials.of("running", "interrupted", "waiting") else ""
+
     def _report(self) -> StageState:
         reported, table = self.run.written(REPORT_FILE), self.run.written(RESULTS_FILE)
         if table is None:  # a page of a run that was not finished
             return self._stage(REPORT, None)
-        newer = 0
-        for one in self.trials.of("finished"):
-            at = self.run.written(f"{TRIALS}/{one.trial.trial_id}/{RETURNS_FILE}") or 0.0
-            newer += at > table
-        older = f"{newer} trials are newer" if newer else ""
-        if not older and self.trials.of("running", "interrupted", "waiting"):
-            older = "of an earlier grid"
-        return self._stage(REPORT, reported, older=older)
+        return self._stage(REPORT, reported, older=self._lacks(table))
 
     def _stage(
         self,
@@ -324,6 +338,10 @@ class _Look:
         seconds = None if times is None else times.seconds
         began = None if times is None else times.began
         if self.hand == name or running:
+            if self.alive and self.hand == name:
+                now = self.progress.stages.get(self.progress.stage or "", times)
+                began = None if now is None else now.began
+                seconds = None if began is None else max(0.0, time.time() - began)
             return StageState(name=name, state="running", began=began, seconds=seconds, about=about)
         if done is not None and not older:
             return StageState(name=name, state="done", began=began, ended=done, seconds=seconds, about=about)
@@ -339,6 +357,8 @@ class _Look:
 def _bridges_text(bridges: BridgeCount) -> str:
     if not bridges.made and not bridges.candidates:
         return ""
+    if bridges.made >= bridges.wanted:
+        return f"{bridges.made:,} bridges of {bridges.candidates:,} candidates"
     text = f"{bridges.made:,} of {bridges.wanted:,} bridges"
     if bridges.chain_round:
         text += f", round {bridges.chain_round + 1}"
