@@ -1,27 +1,24 @@
 """``raystitch sweep``: data, fit, augment, validate, a grid of trials on Ray Tune, the report; every stage resumes."""
 
 import os
-import platform
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from raystitch.buffer.episodes import on_dataset
 from raystitch.buffer.opening import open_buffer
 from raystitch.buffer.reach_file import read_reach
 from raystitch.buffer.reader import Buffer
 from raystitch.cluster.augment import augment
+from raystitch.cluster.environment import environment, now_text
 from raystitch.cluster.fit import fit
+from raystitch.cluster.like import machines_of
 from raystitch.cluster.resources import augment_held, fit_held, require_resources, run_needs
 from raystitch.cluster.runtime import check_shared, cluster_address, ensure_ray, job_id
 from raystitch.cluster.search import run_search
@@ -40,9 +37,10 @@ from raystitch.pipeline.generate.progress import AugmentProgress
 from raystitch.pipeline.potential import write_potential
 from raystitch.pipeline.status.progress import RunProgress
 from raystitch.pipeline.study.generalise import study_run
-from raystitch.pipeline.trials.cost import print_estimate, print_plan
+from raystitch.pipeline.trials.cost import print_cluster_estimate, print_estimate, print_plan
 from raystitch.pipeline.trials.figures import write_figures
 from raystitch.pipeline.trials.groups import group_trials
+from raystitch.pipeline.trials.like import ImaginedCluster
 from raystitch.pipeline.trials.logs import augment_log, fit_log, log_report
 from raystitch.pipeline.trials.plan import plan, planned, result_rows
 from raystitch.pipeline.trials.preflight import Checked, check_out, check_run, check_stages, nearest
@@ -63,7 +61,6 @@ from raystitch.report.names import (
 )
 from raystitch.report.table import write_results
 
-PACKAGES = ("raystitch", "ray", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "pyarrow")
 JOB_PATIENCE = 120.0
 
 
@@ -73,6 +70,7 @@ def run_sweep(
     address: str | None = None,
     dry_run: bool = False,
     allow_failed: bool = False,
+    like: ImaginedCluster | None = None,
 ) -> Path:
     """Run what is missing of a run and return its folder; print the results, or with ``dry_run`` only the plan.
 
@@ -80,6 +78,7 @@ def run_sweep(
     nothing there.
 
     Args:
+        like: with ``dry_run``, the cluster that the plan is for; None for this machine, or the one at ``address``.
         allow_failed: a run with failed trials is as good as one without, as long as one trial has a result.
 
     Raises:
@@ -90,11 +89,15 @@ def run_sweep(
     folder = _folder(default_out(config) if out is None else out)
     config = replace(config, dataset=config.dataset_ref.absolute().ref)
     with ExitStack() as stack:
-        checked = _checked(config, folder, address, stack)
+        checked = _checked(config, folder, address, stack, elsewhere=like is not None)
         config, dataset = checked.config, checked.dataset
         if dry_run:
-            print_plan(config, folder)
-            print_estimate(config, dataset)
+            machines = None if like is None else machines_of(config, dataset, like)
+            print_plan(config, folder, None if machines is None else machines.slots)
+            if like is None or machines is None:
+                print_estimate(config, dataset)
+            else:
+                print_cluster_estimate(config, dataset, machines, like)
             say("nothing stands in the way of this run")
             return folder
         stack.enter_context(_alone(folder))
@@ -102,15 +105,20 @@ def run_sweep(
         return _run(config, folder, dataset, address, allow_failed, stack)
 
 
-def _checked(config: RunConfig, folder: Path, address: str | None, stack: ExitStack) -> Checked:
+def _checked(config: RunConfig, folder: Path, address: str | None, stack: ExitStack, elsewhere: bool) -> Checked:
     """Return a run that nothing refuses with its dataset, and connect to the cluster that it names.
+
+    Args:
+        elsewhere: it is only planned, for machines that are not at hand.
 
     Raises:
         UserError, RunError: for the first thing that refuses it.
     """
     if not _patience() and held_here(folder / LOCK_FILE):
         raise UserError(_busy(folder))
-    if cluster_address(address) is not None:  # report what the cluster lacks before reading the data
+    if elsewhere:
+        pass  # who plans it asks what those machines have
+    elif cluster_address(address) is not None:  # report what the cluster lacks before reading the data
         stack.enter_context(_attached(config, address))
         there = nearest(folder)
         check_shared(there, LOCK_FILE if (there / LOCK_FILE).is_file() else ".")
@@ -160,7 +168,7 @@ def _run(
     write_results([*rows, *others], folder / RESULTS_FILE)
     with _stage("generalise"), track.stage("generalise"):
         study_run(folder, dataset, bundle, buffer)
-    now = environment() | {"finished_at": _now(), "seconds": time.monotonic() - began}
+    now = environment() | {"finished_at": now_text(), "seconds": time.monotonic() - began}
     write_json(folder / ENVIRONMENT_FILE, now)
     from raystitch.report.page import build_report  # these import Matplotlib: not before the first trial
     from raystitch.report.terminal import print_summary
@@ -367,26 +375,3 @@ def _delta_value(buffer: Buffer, delta: str) -> float | None:
         return None
     value = float(np.median(buffer.calibration.threshold(delta, buffer.column("gap")[rows])))
     return value if np.isfinite(value) else None
-
-
-def environment() -> dict[str, Any]:
-    """Return versions and machine, for environment.json."""
-    packages: dict[str, str] = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "not installed"
-    resources = ray.cluster_resources() if ray.is_initialized() else {}
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "machine": platform.processor() or platform.machine(),
-        "cpus": resources.get("CPU", float(os.cpu_count() or 1)),
-        "gpus": resources.get("GPU", 0.0),
-        "packages": packages,
-    }
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
