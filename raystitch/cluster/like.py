@@ -42,6 +42,10 @@ def machines_of(config: RunConfig, dataset: EpisodeDataset, cluster: ImaginedClu
         cores=min(cluster.cpus, pools[0].max_size * pools[0].threads),
         actors_cpus=held,
         actors_gpus=sum(pool.max_size * pool.num_gpus for pool in pools),
-        actors=f"{pools[0].max_size} proposers, {pools[1].max_size} qualifiers",
+        actors=f"{_many(pools[0].max_size, 'proposer')}, {_many(pools[1].max_size, 'qualifier')}",
         slots=trial_slots(config.resources, cluster.room(need)),
     )
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
