@@ -18,8 +18,7 @@ from raystitch.buffer.reader import Buffer
 from raystitch.cluster.augment import augment
 from raystitch.cluster.environment import environment, now_text
 from raystitch.cluster.fit import fit
-from raystitch.cluster.like import machines_of
-from raystitch.cluster.resources import augment_held, fit_held, require_resources, run_needs
+from raystitch.cluster.resources import augment_held, fit_held, machines_of, require_resources, run_needs
 from raystitch.cluster.runtime import check_shared, cluster_address, ensure_ray, job_id
 from raystitch.cluster.search import run_search
 from raystitch.cluster.trials import num_slots, reserve_memory, run_groups

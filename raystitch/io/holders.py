@@ -41,7 +41,7 @@ class ProcessMark:
 
     @property
     def alive(self) -> bool | None:
-        """Whether the process lives; None if that cannot be told from here: another machine, another container."""
+        """True while the process lives; None if that cannot be told from here: another machine, another container."""
         if self.kernel != kernel() or self.namespace != _namespace() or not self.namespace:
             return None
         return _started(self.pid) == self.started

@@ -29,8 +29,7 @@ from raystitch.report.names import (
     VALIDATION_FILE,
 )
 from raystitch.report.summary import Headline
-from raystitch.report.table import AGAIN, IN_GRID, read_rows, read_table
-from raystitch.report.unfinished import PartialResults
+from raystitch.report.table import AGAIN, IN_GRID, PartialResults, read_rows, read_table
 from raystitch.trainers.ratio import parse_ratio
 
 

@@ -20,10 +20,9 @@ from raystitch.report.reach import ground, polylines, reach
 from raystitch.report.results import comparisons, heat_maps, results
 from raystitch.report.sections import before_training, best_checkpoints, curves, target_returns, verdict
 from raystitch.report.summary import Summary, summarise
-from raystitch.report.table import algorithm_name
-from raystitch.report.trials import every_seed, failures, other_trials, search, stopped, unreadable
+from raystitch.report.table import PartialResults, algorithm_name
+from raystitch.report.trials import every_seed, failures, other_trials, search, stopped, unfinished, unreadable
 from raystitch.report.truth import simulator_truth, truth_tile
-from raystitch.report.unfinished import PartialResults, unfinished
 from raystitch.report.verdict import verdicts
 from raystitch.stitching.candidates import REASONS
 

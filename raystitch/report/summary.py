@@ -18,8 +18,7 @@ from raystitch.report.stats import (
     interval,
     mean,
 )
-from raystitch.report.table import DATA_ORDER, UNQUALIFIED, UNSHAPED
-from raystitch.report.unfinished import UNFINISHED
+from raystitch.report.table import DATA_ORDER, UNFINISHED, UNQUALIFIED, UNSHAPED
 
 Cell = tuple[str, str, str, str | None, str]
 """The key of a cell: algo, data, ratio, delta as asked, shaping."""

@@ -10,8 +10,7 @@ from rich.table import Table
 from raystitch.report.files import read_run
 from raystitch.report.stats import Interval
 from raystitch.report.summary import RETURN, Line, Metric, summarise
-from raystitch.report.table import algorithm_name, short_name
-from raystitch.report.unfinished import PartialResults
+from raystitch.report.table import PartialResults, algorithm_name, short_name
 from raystitch.report.verdict import verdicts
 
 WIDTH = 110

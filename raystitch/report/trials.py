@@ -153,6 +153,15 @@ def other_trials(run: RunFiles) -> str:
     return section("Trials of other grids", body, note)
 
 
+def unfinished(missing: Sequence[str]) -> str:
+    """The sentences at the top of the page about what the run lacks; empty for one that is finished."""
+    if not missing:
+        return ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in missing)
+    note = "What follows is what is there so far. No verdict is given that the missing trials could change."
+    return f'<div class="unfinished">{section("This run is not finished", f"<ul>{items}</ul>", note)}</div>'
+
+
 def unreadable(run: RunFiles) -> str:
     """Damaged files of the run, which leave gaps on the page; empty when there are none."""
     if not run.notes:

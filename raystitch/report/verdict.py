@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 
 from raystitch.report.stats import MAX_SEEDS, rise
 from raystitch.report.summary import SUCCESS, Line, Metric, Summary
-from raystitch.report.table import BASELINE_WORDS, DATA_ORDER, UNQUALIFIED, UNSHAPED
-from raystitch.report.unfinished import listed
+from raystitch.report.table import BASELINE_WORDS, DATA_ORDER, UNQUALIFIED, UNSHAPED, listed
 
 ORIGINAL = "original data"
 NOT_CONTROLS = (ORIGINAL, UNQUALIFIED, UNSHAPED)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from raystitch.cluster.like import machines_of
+from raystitch.cluster.resources import machines_of
 from raystitch.config import RunConfig, load_run_config
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import UserError

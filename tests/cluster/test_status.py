@@ -26,7 +26,7 @@ from raystitch.io.storage import Storage
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.status.cells import PlannedTrial
 from raystitch.pipeline.status.partial import partial_results
-from raystitch.pipeline.status.progress import Progress, RunProgress, read_progress
+from raystitch.pipeline.status.progress import DriverNote, RunProgress, read_progress
 from raystitch.pipeline.status.status import RunStatus, read_status
 from raystitch.pipeline.status.trials import TrialState, time_left
 from raystitch.pipeline.trials.plan import plan, planned
@@ -230,7 +230,7 @@ def test_trials_are_found_without_a_plan(run: Path, trials: list[Trial]) -> None
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema_version": 99}', '{"schema_version": 1, "now": 3}'])
 def test_a_damaged_progress_file_is_as_none(run: Path, text: str) -> None:
     (run / "progress.json").write_text(text)
-    assert read_progress(Storage(run)) == Progress()
+    assert read_progress(Storage(run)) == DriverNote()
     assert states(run)["fit"] == "done"
     with RunProgress(run).stage("validate"):
         pass

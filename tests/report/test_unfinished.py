@@ -12,9 +12,8 @@ from raystitch.io.files import write_json
 from raystitch.report.cost import TrialCost, cost_section
 from raystitch.report.page import build_report
 from raystitch.report.summary import summarise
-from raystitch.report.table import read_rows
+from raystitch.report.table import UNFINISHED, PartialResults, read_rows
 from raystitch.report.terminal import print_summary
-from raystitch.report.unfinished import UNFINISHED, PartialResults
 from raystitch.report.verdict import verdicts
 
 HEADLINE = ("1:1", "q99")

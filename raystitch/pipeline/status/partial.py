@@ -11,8 +11,16 @@ from raystitch.pipeline.status.status import AUGMENT, FIT, SEARCH, VALIDATE, Run
 from raystitch.pipeline.status.trials import TrialState
 from raystitch.report.names import RESULTS_FILE
 from raystitch.report.summary import cell_label
-from raystitch.report.table import IN_GRID, RESULTS_SCHEMA, SHAPING, read_rows, short_name
-from raystitch.report.unfinished import UNFINISHED, PartialResults, listed
+from raystitch.report.table import (
+    IN_GRID,
+    RESULTS_SCHEMA,
+    SHAPING,
+    UNFINISHED,
+    PartialResults,
+    listed,
+    read_rows,
+    short_name,
+)
 
 
 def partial_results(run: StrPath) -> PartialResults | None:

@@ -40,7 +40,7 @@ class StageTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class DriverNote:
     """The content of ``progress.json``.
 
     Attributes:
@@ -54,22 +54,22 @@ class Progress:
     slots: int = 0
 
 
-def read_progress(storage: Storage) -> Progress:
+def read_progress(storage: Storage) -> DriverNote:
     """Read ``progress.json``; without one, or where it is damaged or of a later version, nothing is known."""
     try:
         value = json.loads(storage.read_whole(PROGRESS_FILE).to_pybytes())
         if value["schema_version"] != SCHEMA_VERSION:
-            return Progress()
+            return DriverNote()
         stages = {str(name): StageTimes(**times) for name, times in value["stages"].items()}
         for times in stages.values():
             if not all(isinstance(number, int | float) for number in asdict(times).values() if number is not None):
-                return Progress()
+                return DriverNote()
         now = value["now"]
         if not isinstance(now, dict):
-            return Progress()
-        return Progress(stage=value["stage"], stages=stages, now=now, slots=int(value["slots"]))
+            return DriverNote()
+        return DriverNote(stage=value["stage"], stages=stages, now=now, slots=int(value["slots"]))
     except (OSError, RunError, UserError, ValueError, KeyError, TypeError, AttributeError):
-        return Progress()
+        return DriverNote()
 
 
 class RunProgress:

@@ -20,7 +20,7 @@ from raystitch.io.config_file import current_names, parse_config, read_value
 from raystitch.io.lease import LeaseHolder, lease_holder
 from raystitch.io.storage import Storage, StrPath
 from raystitch.pipeline.status.files import RunFolder
-from raystitch.pipeline.status.progress import Progress, StageTimes, read_progress
+from raystitch.pipeline.status.progress import DriverNote, StageTimes, read_progress
 from raystitch.pipeline.status.trials import TimeLeft, TrialStates, read_trials, time_left
 from raystitch.report.names import (
     BUFFER,
@@ -217,7 +217,7 @@ class _Look:
         self,
         run: RunFolder,
         config: RunConfig,
-        progress: Progress,
+        progress: DriverNote,
         trials: TrialStates,
         alive: bool,
         hand: str | None,

@@ -50,7 +50,7 @@ class TrialState:
 
     @property
     def seconds(self) -> float | None:
-        """What a finished one took, training and evaluation: its share of the time of its group."""
+        """Training and evaluation of a finished one: its share of the time of its group."""
         if self.state != "finished":
             return None
         return float(self.returns["train_seconds"]) + float(self.returns.get("eval_seconds", 0.0))

@@ -32,7 +32,7 @@ START_SECONDS, STAGE_SECONDS = 5.0, 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class StageCost:
-    """What a stage takes: ``seconds`` by the clock on the wall, and the seconds of CPUs and GPUs that it holds.
+    """The cost of a stage: ``seconds`` by the clock on the wall, and the seconds of CPUs and GPUs that it holds.
 
     ``beside``: what works side by side, in words.
     """
@@ -45,7 +45,7 @@ class StageCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Machines:
-    """What a run may use.
+    """The machines that a run may use.
 
     Attributes:
         cpus: of all machines. fit_cpus, fit_gpus: that the fit holds.

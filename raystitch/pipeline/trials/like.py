@@ -9,6 +9,7 @@ from raystitch.errors import UserError
 
 EXAMPLE = '"4x(16 CPU, 1 GPU)", "2x(64 CPU, 256 GiB)" or "1x(8 CPU)+4x(16 CPU, 1 GPU)"'
 MEMORY = "memory"
+"""Ray's name for a node's memory, in bytes."""
 MOST_NODES = 10_000
 _NODES = re.compile(r"\s*(\d+)\s*[xX*]\s*\(([^()]*)\)\s*")
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(CPU|GPU|GiB)s?\s*", re.IGNORECASE)
