@@ -49,8 +49,7 @@ def status_text(status: RunStatus) -> RenderableType:
 def _headline(status: RunStatus) -> str:
     trials = status.trials
     counts = [f"{len(trials.of('finished'))} of {len(trials.trials)} trials are finished"]
-    words = {"running": "running", "interrupted": "interrupted", "failed": "failed"}
-    counts += [f"{count} {text}" for word, text in words.items() if (count := len(trials.of(word)))]
+    counts += [f"{count} {word}" for word in ("running", "interrupted", "failed") if (count := len(trials.of(word)))]
     if trials.num_others:
         counts.append(f"{trials.num_others} of a search or another grid")
     return f"{status.state}; {', '.join(counts)}{_left(status)}"
