@@ -23,7 +23,11 @@ from raystitch.cluster.private_ray import (
 from raystitch.cluster.runtime import is_local
 from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import duration, say
+from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import UserError
+from raystitch.pipeline.trials.cost import Machines, trial_slots
+from raystitch.pipeline.trials.groups import group_bytes
+from raystitch.pipeline.trials.like import MEMORY, ImaginedCluster
 
 GRACE_SECONDS = 2.0
 """The nodes of a cluster that was just started, and its autoscaler's first report, may come a little later."""
@@ -31,8 +35,6 @@ NOTE_SECONDS = 10.0
 ASK_SECONDS = 6.0
 """The autoscaler looks at pending requests every five seconds."""
 NO_SUCH_NODE = "and the cluster's autoscaler can add none that has it"
-MEMORY = "memory"
-"""Ray's name for a node's memory, in bytes."""
 UNMANAGED_NODE = re.compile(r"node_[0-9a-f]{20,}")
 """The type that Ray gives a node that was started by hand."""
 
@@ -69,6 +71,22 @@ def fit_need(device: str) -> Need:
     """The least that fitting needs; it takes all CPUs of a node if it can."""
     gpu = {"GPU": 1.0} if device.startswith("cuda") else {}
     return Need(who="fit", resources={"CPU": 1.0, **gpu}, advice="set resources.device: cpu" if gpu else "add CPUs")
+
+
+def fit_held(device: str) -> tuple[float, float]:
+    """Return the CPUs and GPUs that a fit holds on the connected cluster: those of its largest node."""
+    nodes = live_nodes()
+    gpus = 0.0 if device == "cpu" else min(1.0, max((node.get("GPU", 0.0) for node in nodes), default=0.0))
+    return max((node.get("CPU", 0.0) for node in nodes), default=1.0), gpus
+
+
+def augment_held(config: AugmentConfig) -> tuple[float, float]:
+    """Return the CPUs and GPUs that all actors of a generation hold on the connected cluster."""
+    pools = plan_pools([node for node in live_nodes() if node.get("CPU", 0) > 0], config)
+    return (
+        sum(pool.max_size * pool.num_cpus for pool in pools),
+        sum(pool.max_size * pool.num_gpus for pool in pools),
+    )
 
 
 def actor_needs(config: AugmentConfig, device: str) -> list[Need]:
@@ -202,6 +220,47 @@ def await_node(need: Need, note: Callable[[str], None] = say, seconds: float = f
     except BaseException:
         ray.cancel(placed)
         raise  # otherwise the task runs on the new node and ends at once; see ``_ask_autoscaler``
+
+
+def machines_of(config: RunConfig, dataset: EpisodeDataset, cluster: ImaginedCluster) -> Machines:
+    """Return what a run would use of a cluster.
+
+    Raises:
+        UserError: when a stage asks for what no node has.
+    """
+    for need in run_needs(config):
+        if not cluster.room(need.resources):
+            asks = f"no node of {cluster.text} has what {need.who} asks for: {need}"
+            raise UserError(f"{asks}; {need.advice}, or add a node that has it")
+    pools = plan_pools(cluster.nodes, config.augment)
+    held = sum(pool.max_size * pool.num_cpus for pool in pools)
+    if held > cluster.cpus + 1e-6:
+        raise UserError(
+            f"augment starts {pools[0].max_size} proposers and {pools[1].max_size} qualifiers that ask for "
+            f"{amounts({'CPU': held})} together, but all nodes of {cluster.text} have {cluster.cpus:g}; lower "
+            "augment.num_actors or what augment.proposer and augment.qualifier ask for"
+        )
+    largest = max(cluster.nodes, key=lambda node: (bool(node["GPU"]), node["CPU"]))
+    on_gpu = config.resources.device != "cpu" and largest["GPU"] > 0
+    need = dict(trial_need(config.resources).resources)
+    if config.resources.trial_memory_gib == "auto":
+        most = len(config.seeds) if config.resources.stacked_seeds == "auto" else config.resources.stacked_seeds
+        roomiest = max((node.get(MEMORY, 0.0) for node in cluster.nodes), default=0.0)
+        need[MEMORY] = min(float(group_bytes(config, dataset, most)), roomiest)  # an estimate never refuses a run
+    return Machines(
+        cpus=cluster.cpus,
+        fit_cpus=largest["CPU"] if on_gpu else max(node["CPU"] for node in cluster.nodes),
+        fit_gpus=1.0 if on_gpu else 0.0,
+        cores=min(cluster.cpus, pools[0].max_size * pools[0].threads),
+        actors_cpus=held,
+        actors_gpus=sum(pool.max_size * pool.num_gpus for pool in pools),
+        actors=f"{_many(pools[0].max_size, 'proposer')}, {_many(pools[1].max_size, 'qualifier')}",
+        slots=trial_slots(config.resources, cluster.room(need)),
+    )
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def live_nodes() -> list[Node]:

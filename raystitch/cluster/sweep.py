@@ -1,28 +1,24 @@
 """``raystitch sweep``: data, fit, augment, validate, a grid of trials on Ray Tune, the report; every stage resumes."""
 
 import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from raystitch.buffer.episodes import on_dataset
 from raystitch.buffer.opening import open_buffer
 from raystitch.buffer.reach_file import read_reach
 from raystitch.buffer.reader import Buffer
 from raystitch.cluster.augment import augment
+from raystitch.cluster.environment import environment, now_text
 from raystitch.cluster.fit import fit
-from raystitch.cluster.resources import require_resources, run_needs
+from raystitch.cluster.resources import augment_held, fit_held, machines_of, require_resources, run_needs
 from raystitch.cluster.runtime import check_shared, cluster_address, ensure_ray, job_id
 from raystitch.cluster.search import run_search
 from raystitch.cluster.trials import num_slots, reserve_memory, run_groups
@@ -38,26 +34,33 @@ from raystitch.models.fit import existing_fit, load_once
 from raystitch.models.loop import FitProgress
 from raystitch.pipeline.generate.progress import AugmentProgress
 from raystitch.pipeline.potential import write_potential
+from raystitch.pipeline.status.progress import RunProgress
 from raystitch.pipeline.study.generalise import study_run
-from raystitch.pipeline.trials.cost import print_estimate, print_plan
+from raystitch.pipeline.trials.cost import print_cluster_estimate, print_estimate, print_plan
 from raystitch.pipeline.trials.figures import write_figures
 from raystitch.pipeline.trials.groups import group_trials
+from raystitch.pipeline.trials.like import ImaginedCluster
 from raystitch.pipeline.trials.logs import augment_log, fit_log, log_report
-from raystitch.pipeline.trials.plan import plan, result_rows
+from raystitch.pipeline.trials.plan import plan, planned, result_rows
 from raystitch.pipeline.trials.preflight import Checked, check_out, check_run, check_stages, nearest
-from raystitch.pipeline.trials.run import LOCK_FILE
-from raystitch.pipeline.trials.run_folder import RESULTS_FILE, other_rows, write_config
+from raystitch.pipeline.trials.run_folder import other_rows, write_config
 from raystitch.pipeline.trials.search import search_rows, with_chosen
 from raystitch.pipeline.trials.targets import with_target
-from raystitch.pipeline.trials.trial import STITCHER, InputHashes, Trial
+from raystitch.pipeline.trials.trial import InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.pipeline.validate.truth import validate
-from raystitch.report.files import BUFFER
+from raystitch.report.names import (
+    BUFFER,
+    ENVIRONMENT_FILE,
+    FIGURES,
+    LOCK_FILE,
+    RESULTS_FILE,
+    STITCHER,
+    VALIDATION_FILE,
+)
 from raystitch.report.table import write_results
 
-PACKAGES = ("raystitch", "ray", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "pyarrow")
 JOB_PATIENCE = 120.0
-ENVIRONMENT_FILE = "environment.json"
 
 
 def run_sweep(
@@ -66,6 +69,7 @@ def run_sweep(
     address: str | None = None,
     dry_run: bool = False,
     allow_failed: bool = False,
+    like: ImaginedCluster | None = None,
 ) -> Path:
     """Run what is missing of a run and return its folder; print the results, or with ``dry_run`` only the plan.
 
@@ -73,6 +77,7 @@ def run_sweep(
     nothing there.
 
     Args:
+        like: with ``dry_run``, the cluster that the plan is for; None for this machine, or the one at ``address``.
         allow_failed: a run with failed trials is as good as one without, as long as one trial has a result.
 
     Raises:
@@ -83,11 +88,15 @@ def run_sweep(
     folder = _folder(default_out(config) if out is None else out)
     config = replace(config, dataset=config.dataset_ref.absolute().ref)
     with ExitStack() as stack:
-        checked = _checked(config, folder, address, stack)
+        checked = _checked(config, folder, address, stack, elsewhere=like is not None)
         config, dataset = checked.config, checked.dataset
         if dry_run:
-            print_plan(config, folder)
-            print_estimate(config, dataset)
+            machines = None if like is None else machines_of(config, dataset, like)
+            print_plan(config, folder, None if machines is None else machines.slots)
+            if like is None or machines is None:
+                print_estimate(config, dataset)
+            else:
+                print_cluster_estimate(config, dataset, machines, like)
             say("nothing stands in the way of this run")
             return folder
         stack.enter_context(_alone(folder))
@@ -95,15 +104,20 @@ def run_sweep(
         return _run(config, folder, dataset, address, allow_failed, stack)
 
 
-def _checked(config: RunConfig, folder: Path, address: str | None, stack: ExitStack) -> Checked:
+def _checked(config: RunConfig, folder: Path, address: str | None, stack: ExitStack, elsewhere: bool) -> Checked:
     """Return a run that nothing refuses with its dataset, and connect to the cluster that it names.
+
+    Args:
+        elsewhere: it is only planned, for machines that are not at hand.
 
     Raises:
         UserError, RunError: for the first thing that refuses it.
     """
     if not _patience() and held_here(folder / LOCK_FILE):
         raise UserError(_busy(folder))
-    if cluster_address(address) is not None:  # report what the cluster lacks before reading the data
+    if elsewhere:
+        pass  # who plans it asks what those machines have
+    elif cluster_address(address) is not None:  # report what the cluster lacks before reading the data
         stack.enter_context(_attached(config, address))
         there = nearest(folder)
         check_shared(there, LOCK_FILE if (there / LOCK_FILE).is_file() else ".")
@@ -126,21 +140,24 @@ def _run(
     write_config(asked, folder)
     if not (folder / ENVIRONMENT_FILE).is_file():  # keep a finished run's file until this run is finished
         write_json(folder / ENVIRONMENT_FILE, environment())
-    bundle, buffer = _generate(asked, folder, dataset)
-    with _stage("figures"):
-        write_figures(dataset, buffer, folder / "figures")
-    with _stage("potential"):
-        write_potential(folder, dataset, buffer)
+    track = RunProgress(folder)
+    bundle, buffer = _generate(asked, folder, dataset, track)
+    with track.stage("figures"):
+        with _stage("figures"):
+            write_figures(dataset, buffer, folder / FIGURES)
+        with _stage("potential"):
+            write_potential(folder, dataset, buffer)
     if asked.validation.enabled:
-        with _stage("validate"):
+        with _stage("validate"), track.stage("validate"):
             found = validate(buffer, dataset, bundle, max_bridges=asked.validation.max_bridges)
-            write_json(folder / "validate.json", found)
+            write_json(folder / VALIDATION_FILE, found)
     inputs = InputHashes(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)
     resources = reserve_memory(asked, dataset)
     _say_reach(buffer)
-    config = with_target(_search(asked, folder, inputs, resources), folder)
+    config = with_target(_search(asked, folder, inputs, resources, track), folder)
     trials = plan(config, inputs, folder)
-    errors = _train(trials, folder, resources, asked.logging)
+    track.plan(planned(trials), num_slots(resources))
+    errors = _train(trials, folder, resources, asked.logging, track)
     delta_value = delta_values(buffer)
     rows = result_rows(trials, errors, delta_value)
     rows += search_rows(config, inputs, folder, delta_value)
@@ -148,15 +165,16 @@ def _run(
     for note in notes:
         say(f"note: {note}")
     write_results([*rows, *others], folder / RESULTS_FILE)
-    with _stage("generalise"):
+    with _stage("generalise"), track.stage("generalise"):
         study_run(folder, dataset, bundle, buffer)
-    now = environment() | {"finished_at": _now(), "seconds": time.monotonic() - began}
+    now = environment() | {"finished_at": now_text(), "seconds": time.monotonic() - began}
     write_json(folder / ENVIRONMENT_FILE, now)
     from raystitch.report.page import build_report  # these import Matplotlib: not before the first trial
     from raystitch.report.terminal import print_summary
 
-    page = build_report(folder)
-    log_report(config, folder, page, say)
+    with track.stage("report"):
+        page = build_report(folder)
+        log_report(config, folder, page, say)
     print_summary(folder)
     print(f"\n{page}  ({duration(time.monotonic() - began)})")
     _judge(trials, errors, rows, allow_failed)
@@ -241,15 +259,22 @@ def _busy(folder: Path) -> str:
     return f"another `raystitch sweep` is at work in {folder}; wait for it, or choose another --out"
 
 
-def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple[Bundle, Buffer]:
+def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset, track: RunProgress) -> tuple[Bundle, Buffer]:
     resources = config.resources
     if existing_fit(folder / STITCHER, dataset, config.fit, "cpu") is None:
-        with _stage("fit"), Progress() as bars, fit_log(config, folder, bars.note) as log_fit:
+        cpus, gpus = fit_held(resources.device)
+        with (
+            _stage("fit"),
+            track.stage("fit", cpus=cpus, gpus=gpus),
+            Progress() as bars,
+            fit_log(config, folder, bars.note) as log_fit,
+        ):
 
             def show_fit(at: FitProgress) -> None:
                 note = f"loss {at.loss:.4g}, {duration(at.seconds_left)} left"
                 bars.update(at.part, at.step, at.total_steps, note)
                 log_fit(at)
+                track.now(part=at.part, step=at.step, total_steps=at.total_steps, seconds_left=round(at.seconds_left))
 
             fit(
                 config.dataset_ref,
@@ -259,11 +284,19 @@ def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> tuple
                 num_retries=resources.num_retries,
                 progress=show_fit,
             )
-    with _stage("augment"), Progress() as progress, augment_log(config, folder, progress.note) as log_augment:
+    cpus, gpus = augment_held(config.augment)
+    with (
+        _stage("augment"),
+        track.stage("augment", cpus=cpus, gpus=gpus),
+        Progress() as progress,
+        augment_log(config, folder, progress.note) as log_augment,
+    ):
 
         def show(at: AugmentProgress) -> None:
             progress.update("augment", at.accepted, at.wanted, at.text)
             log_augment(at)
+            known = at.to_json()
+            track.now(**{name: known[name] for name in ("bridges_per_second", "seconds_left")})
 
         augment(
             dataset,
@@ -287,11 +320,13 @@ def _say_reach(buffer: Buffer) -> None:
             say(found.advice)
 
 
-def _search(config: RunConfig, folder: Path, inputs: InputHashes, resources: ResourceConfig) -> RunConfig:
+def _search(
+    config: RunConfig, folder: Path, inputs: InputHashes, resources: ResourceConfig, track: RunProgress
+) -> RunConfig:
     """Return the run with the cell that the search chose, if it asks for a search."""
     if config.search.algorithm == "none":
         return config
-    with _stage("search"), Progress() as progress:
+    with _stage("search"), track.stage("search", cpus=0.0), Progress() as progress:  # its trials say what they took
         chosen = run_search(
             with_target(config, folder),
             folder,
@@ -306,7 +341,11 @@ def _search(config: RunConfig, folder: Path, inputs: InputHashes, resources: Res
 
 
 def _train(
-    trials: Sequence[Trial], folder: Path, resources: ResourceConfig, loggers: Sequence[LoggerName]
+    trials: Sequence[Trial],
+    folder: Path,
+    resources: ResourceConfig,
+    loggers: Sequence[LoggerName],
+    track: RunProgress,
 ) -> dict[str, str]:
     """Train what is not finished; return the errors of trials that failed, by trial id."""
     missing = [trial for trial in trials if finished(trial.folder) is None]
@@ -315,10 +354,11 @@ def _train(
     if not missing:
         return {}
     groups = group_trials(missing, resources.stacked_seeds, num_slots(resources), on_gpu=resources.trial_gpus > 0)
-    with _stage("trials"), Progress() as progress:
+    with _stage("trials"), track.stage("trials", cpus=0.0), Progress() as progress:  # they say what they took
 
         def show(done: int, runs: str) -> None:
             progress.update("trials", done, len(missing), runs)
+            track.now(done=done, missing=len(missing))
 
         def ended(done: int, note: str) -> None:
             progress.note(note)
@@ -340,26 +380,3 @@ def delta_values(buffer: Buffer) -> Callable[[str], float | None]:
         return value if np.isfinite(value) else None
 
     return value_of
-
-
-def environment() -> dict[str, Any]:
-    """Return versions and machine, for environment.json."""
-    packages: dict[str, str] = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "not installed"
-    resources = ray.cluster_resources() if ray.is_initialized() else {}
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "machine": platform.processor() or platform.machine(),
-        "cpus": resources.get("CPU", float(os.cpu_count() or 1)),
-        "gpus": resources.get("GPU", 0.0),
-        "packages": packages,
-    }
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -23,7 +23,7 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import RunError, UserError
 from raystitch.pipeline.trials.groups import Group, group_bytes
 from raystitch.pipeline.trials.logs import trial_logs
-from raystitch.pipeline.trials.run import error_of, run_planned
+from raystitch.pipeline.trials.run import error_of, leave_error, run_planned
 from raystitch.pipeline.trials.trial import Trial
 from raystitch.pipeline.trials.trial_folder import finished
 
@@ -219,9 +219,13 @@ def failure(trial: Trial, error: BaseException | None, attempts: int) -> str:
     """Return one line: the trial's own error, or Ray's where the process died; and how often it was tried."""
     reason = error_of(trial.folder)
     if reason is None:  # a process that dies leaves no trace of its own
-        said = [line.strip() for line in str(error or "").splitlines() if line.strip()]
-        reason = "its process died: " + (said[0] if said else "out of memory, or killed")
+        reason = _died(error)
     return f"after {attempts} attempts: {reason}" if attempts > 1 else reason
+
+
+def _died(error: BaseException | str | None) -> str:
+    said = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+    return "its process died: " + (said[0] if said else "out of memory, or killed")
 
 
 class _Watch(tune.Callback):
@@ -265,6 +269,10 @@ class _Watch(tune.Callback):
         self._ended(trial, attempts=trial.num_failures + 1)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        error = trial.get_pickled_error() or trial.get_error()  # as in the result
+        for one in self.groups[number_of(trial)]:  # a process that dies leaves no reason; who looks on shall see one
+            if finished(one.folder) is None and error_of(one.folder) is None:
+                leave_error(one.folder, _died(error))
         self._ended(trial, attempts=trial.num_failures)
 
     def _ended(self, tune_trial: TuneTrial, attempts: int) -> None:

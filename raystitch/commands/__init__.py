@@ -3,7 +3,7 @@
 tests/cli and tests/contract/test_cli_bad_input.py tell when one broke.
 """
 
-from raystitch.commands import augment, bench, buffer, data, export, fit, serve, study, sweep, train, validate
+from raystitch.commands import augment, bench, buffer, data, export, fit, serve, status, study, sweep, train, validate
 
 COMMANDS = (
     data.register,
@@ -15,6 +15,7 @@ COMMANDS = (
     train.register,
     train.register_evaluate,
     sweep.register,
+    status.register,
     sweep.register_report,
     study.register,
     serve.register,

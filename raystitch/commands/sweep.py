@@ -1,11 +1,14 @@
 """``raystitch sweep`` and ``raystitch report``: the whole pipeline, and its page again."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raystitch.commands.options import ADDRESS, Subparsers, add_command, require_folder
 from raystitch.console import Progress, table
 from raystitch.errors import UserError
+
+if TYPE_CHECKING:
+    from raystitch.pipeline.trials.like import ImaginedCluster
 
 
 def register(subparsers: Subparsers) -> None:
@@ -32,6 +35,13 @@ def register(subparsers: Subparsers) -> None:
         help="run every check that could refuse the sweep, print the plan and what it will take, then stop",
     )
     parser.add_argument(
+        "--like",
+        type=_cluster,
+        metavar="NODES",
+        help='with --dry-run: plan for a cluster that is not at hand, such as "4x(16 CPU, 1 GPU)" or '
+        '"1x(8 CPU)+4x(16 CPU, 1 GPU, 64 GiB)"',
+    )
+    parser.add_argument(
         "--allow-failed",
         action="store_true",
         help="exit with 0 although trials failed, instead of with 3 (with 1 all the same when all of them did)",
@@ -41,12 +51,21 @@ def register(subparsers: Subparsers) -> None:
     )
 
 
+def _cluster(text: str) -> "ImaginedCluster":
+    from raystitch.pipeline.trials.like import parse_cluster
+
+    try:
+        return parse_cluster(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def register_report(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers,
         "report",
         _report,
-        help="write report.html of a run again, from its files alone",
+        help="write report.html of a run from its files alone, also while the run is not finished",
         example="raystitch report runs/demo",
     )
     parser.add_argument("folder", metavar="RUN_DIR", help="folder of a sweep")
@@ -56,22 +75,31 @@ def _sweep(args: argparse.Namespace) -> None:
     if args.rerun is not None:
         _rerun(args)
         return
+    if args.like is not None and (not args.dry_run or args.address):
+        raise UserError("--like plans for a cluster that is not at hand: give it with --dry-run and without --address")
     from raystitch.config import load_run_config
 
     config = load_run_config(args.config or "demo", args.set)
     from raystitch.cluster.sweep import run_sweep
 
-    run_sweep(config, args.out, address=args.address, dry_run=args.dry_run, allow_failed=args.allow_failed)
+    run_sweep(
+        config,
+        args.out,
+        address=args.address,
+        dry_run=args.dry_run,
+        allow_failed=args.allow_failed,
+        like=args.like,
+    )
 
 
 def _rerun(args: argparse.Namespace) -> None:
     if args.out is None:
         raise UserError(f"--rerun {args.rerun}: name the run with --out RUN_DIR")
     named = [override.removeprefix("env=") for override in args.set if override.startswith("env=")]
-    if args.config or len(args.set) > len(named) or args.address or args.dry_run or args.allow_failed:
+    if args.config or len(args.set) > len(named) or args.address or args.dry_run or args.allow_failed or args.like:
         raise UserError(
             "--rerun takes everything from the run in --out; leave out CONFIG, --set (all but env=), --address, "
-            "--dry-run and --allow-failed"
+            "--dry-run, --like and --allow-failed"
         )
     run = require_folder(args.out, "a run of `raystitch sweep`", "config.yaml")
     from raystitch.pipeline.trials.rerun import rerun
@@ -96,10 +124,13 @@ def _rerun(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    run = require_folder(args.folder, "a run of `raystitch sweep`", "results.parquet")
+    run = require_folder(args.folder, "a run of `raystitch sweep`", "config.yaml")
+    from raystitch.pipeline.status.partial import partial_results
+
+    partial = partial_results(run)
     from raystitch.report.page import build_report
     from raystitch.report.terminal import print_summary
 
-    page = build_report(run)
-    print_summary(run)
+    page = build_report(run, partial)
+    print_summary(run, partial=partial)
     print(f"\n{page}")

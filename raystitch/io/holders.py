@@ -13,6 +13,40 @@ from pathlib import Path
 _MARK = re.compile(r"\.[^/]*-(\d+)-([0-9a-f]{8})\.(\d+)\.(\d+)-[0-9a-f]+\.tmp$")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProcessMark:
+    """A process so described that its number cannot be taken for another one's.
+
+    Attributes:
+        namespace: in which ``pid`` means this process. started: in ticks since boot.
+    """
+
+    host: str
+    pid: int
+    kernel: str
+    namespace: int
+    started: int
+
+    @classmethod
+    def own(cls) -> "ProcessMark":
+        """Return the mark of this process."""
+        process = os.getpid()
+        return cls(
+            host=socket.gethostname(),
+            pid=process,
+            kernel=kernel(),
+            namespace=_namespace(),
+            started=_started(process) or 0,
+        )
+
+    @property
+    def alive(self) -> bool | None:
+        """True while the process lives; None if that cannot be told from here: another machine, another container."""
+        if self.kernel != kernel() or self.namespace != _namespace() or not self.namespace:
+            return None
+        return _started(self.pid) == self.started
+
+
 @lru_cache(maxsize=1)
 def kernel() -> str:
     """Eight hex digits for the running kernel: containers of one machine share them, a reboot changes them."""
@@ -47,9 +81,9 @@ def temporary_name(name: str) -> str:
 
     It is ``.NAME.HOST-PID-KERNEL.NAMESPACE.START-RANDOM.tmp``.
     """
-    process = os.getpid()
-    mark = f"{kernel()}.{_namespace()}.{_started(process) or 0}"
-    return f".{name}.{socket.gethostname()}-{process}-{mark}-{secrets.token_hex(4)}.tmp"
+    own = ProcessMark.own()
+    mark = f"{own.kernel}.{own.namespace}.{own.started}"
+    return f".{name}.{own.host}-{own.pid}-{mark}-{secrets.token_hex(4)}.tmp"
 
 
 def is_temporary(name: str, of: str = "") -> bool:
@@ -62,9 +96,10 @@ def writer_alive(name: str) -> bool | None:
 
     It cannot for another machine, or another container, whose process ids mean nothing here."""
     match = _MARK.search(name)
-    if match is None or match[2] != kernel() or int(match[3]) != _namespace() or not _namespace():
+    if match is None:
         return None
-    return _started(int(match[1])) == int(match[4])
+    pid, kernel_id, namespace, started = match.groups()
+    return ProcessMark(host="", pid=int(pid), kernel=kernel_id, namespace=int(namespace), started=int(started)).alive
 
 
 def hold(handle: int) -> bool:

@@ -18,13 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from raystitch.errors import RunError, UserError
 from raystitch.io.files import cannot_write, make_folder
-from raystitch.io.holders import Place, hold, is_held, kernel
+from raystitch.io.holders import Place, ProcessMark, hold, is_held, kernel
+from raystitch.io.storage import Storage
 
 LEASE_SECONDS = 30.0
 BEATS = 6
@@ -40,6 +41,7 @@ class Lease:
         self._note: dict[str, Any] = {
             "holder": f"{socket.gethostname()}, process {os.getpid()}",
             "token": secrets.token_hex(8),
+            "process": asdict(ProcessMark.own()),
             "seconds": seconds,
             "place": None if place is None else asdict(place),
         }
@@ -152,6 +154,48 @@ def held_here(path: str | os.PathLike[str]) -> bool:
     return note.get("state") != "held" or place is None or place.get("kernel") == kernel()
 
 
+@dataclass(frozen=True, kw_only=True)
+class LeaseHolder:
+    """The process that has a lease, or had it when it died.
+
+    Attributes:
+        name: host and process. seconds: since the lease was renewed, by this machine's clock and the storage's.
+        alive: it runs on this machine, or its lease is not over.
+    """
+
+    name: str
+    seconds: float
+    alive: bool
+
+
+def lease_holder(storage: Storage, lock: str) -> LeaseHolder | None:
+    """Return who has the lease of a lock file, None where it was given back or never taken. Takes no lock itself.
+
+    Args:
+        lock: name of the lock file in ``storage``.
+
+    Raises:
+        StorageError: when the folder cannot be listed.
+    """
+    folder, _, name = lock.rpartition("/")
+    stem, above = name.removesuffix(".lock"), f"{folder}/" if folder else ""
+    taken = [int(match[1]) for other in storage.names(folder) if (match := _numbered(stem).fullmatch(other))]
+    if not taken:
+        return None
+    latest = f"{above}{stem}.{max(taken):08d}.lock"
+    try:
+        note = json.loads(storage.read_whole(latest).to_pybytes())
+        seconds = max(0.0, storage.age(latest) or 0.0)
+        if note["state"] != "held":
+            return None
+        process = note.get("process")
+        alive = None if process is None else ProcessMark(**process).alive
+        within = seconds <= float(note["seconds"])
+        return LeaseHolder(name=str(note["holder"]), seconds=seconds, alive=within if alive is None else alive)
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None  # it is just being taken, or given back
+
+
 def _acquire(path: Path, handle: int, seconds: float, watch: "_Watch") -> Lease:
     while True:
         number = watch.next_number(handle)
@@ -239,8 +283,12 @@ def _file(path: Path, number: int) -> Path:
 
 
 def _numbers(path: Path) -> list[int]:
-    pattern = re.compile(rf"{re.escape(_stem(path))}\.(\d{{8,}})\.lock")
+    pattern = _numbered(_stem(path))
     return [int(match[1]) for name in os.listdir(path.parent) if (match := pattern.fullmatch(name))]
+
+
+def _numbered(stem: str) -> re.Pattern[str]:
+    return re.compile(rf"{re.escape(stem)}\.(\d{{8,}})\.lock")
 
 
 def _read(path: Path, number: int) -> tuple[bytes, dict[str, Any]]:

@@ -38,6 +38,12 @@ def check_delta(delta: Delta, name: str = "delta") -> Delta:
     return float(delta)
 
 
+def delta_text(delta: Delta) -> str:
+    """The delta of a stitched cell as results.parquet has it: a number, ``q99`` or ``off``."""
+    checked = check_delta(delta)
+    return "off" if checked is None else checked if isinstance(checked, str) else f"{checked:g}"
+
+
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """The criteria's numbers on real windows with inverse-dynamics actions, of episodes that no model was fitted on.

@@ -18,7 +18,7 @@ from raystitch.envs.starts import start_observations
 from raystitch.errors import UserError
 from raystitch.io.files import read_json, write_json
 from raystitch.models.calibration import Delta
-from raystitch.report.files import POTENTIAL_FILE
+from raystitch.report.names import POTENTIAL_FILE
 
 MAX_STEPS = 250_000
 """A run does not look at the potential of more transitions by itself: it would take longer than a minute."""

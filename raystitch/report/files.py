@@ -1,8 +1,8 @@
 """A run's folder as plain values; missing optional files are None."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,25 @@ import yaml
 from raystitch.buffer.reach_file import Reach, read_reach
 from raystitch.errors import UserError
 from raystitch.io.files import read_json
-from raystitch.report.summary import Headline, delta_text
-from raystitch.report.table import AGAIN, IN_GRID, read_rows, read_table
+from raystitch.models.calibration import delta_text
+from raystitch.report.cost import TrialCost
+from raystitch.report.names import (
+    BUFFER,
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    GENERALISE_FILE,
+    METRICS_FILE,
+    POTENTIAL_FILE,
+    PROGRESS_FILE,
+    RESULTS_FILE,
+    RETURNS_FILE,
+    SEARCH_FILE,
+    TRIALS,
+    VALIDATION_FILE,
+)
+from raystitch.report.summary import Headline
+from raystitch.report.table import AGAIN, IN_GRID, PartialResults, read_rows, read_table
 from raystitch.trainers.ratio import parse_ratio
-
-TRIALS, BUFFER = "trials", "buffer"
-"""Folders of a run."""
-POTENTIAL_FILE = "potential.json"
-"""What weighting, joining and stitching promise on the run's data; see ``raystitch.data.potential``."""
 
 
 def trial_path(run: str | Path, trial_id: str) -> Path:
@@ -41,6 +52,8 @@ class RunFiles:
         search: search.json of a hyper-parameter search.
         potential: potential.json.
         reach: what the buffer's reach.json says, round by round.
+        missing: what a run lacks that is not finished, a sentence each.
+        progress: progress.json. costs: what trials with a result took, by trial.
     """
 
     folder: Path
@@ -57,6 +70,9 @@ class RunFiles:
     search: dict[str, Any] | None
     reach: list[Reach]
     potential: dict[str, Any] | None = None
+    missing: Sequence[str] = ()
+    progress: dict[str, Any] | None = None
+    costs: Mapping[str, TrialCost] = field(default_factory=dict[str, TrialCost])
 
     @property
     def headline(self) -> Headline:
@@ -74,32 +90,38 @@ class RunFiles:
         return [row for row in self.rows if row["data"] != "stitched" or row["seed"] not in seeds]
 
 
-def read_run(folder: str | Path) -> RunFiles:
+def read_run(folder: str | Path, partial: PartialResults | None = None) -> RunFiles:
     """Read the files of one run.
+
+    Args:
+        partial: what is there of a run that is not finished, in place of results.parquet.
 
     Raises:
         UserError: when the folder is not a run, or its settings or results are damaged.
     """
     folder = Path(folder)
-    for name in ("config.yaml", "results.parquet"):
+    for name in (CONFIG_FILE, *[RESULTS_FILE] * (partial is None)):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not a run with results: it has no {name}; finish it with `raystitch sweep`")
-    text, config = _config(folder / "config.yaml")
-    rows = read_rows(folder / "results.parquet")
+    text, config = _config(folder / CONFIG_FILE)
+    rows = read_rows(folder / RESULTS_FILE) if partial is None else list(partial.rows)
     ours = [row for row in rows if row[IN_GRID]]
     notes: list[str] = []
     return RunFiles(
         folder=folder,
         config=config,
         config_text=text,
-        environment=_optional_json(folder / "environment.json", notes),
+        environment=_optional_json(folder / ENVIRONMENT_FILE, notes),
         rows=ours,
         other_rows=[row for row in rows if not row[IN_GRID]],
         notes=notes,
-        validation=_optional_json(folder / "validate.json", notes),
-        generalise=_optional_json(folder / "generalise.json", notes),
+        validation=_optional_json(folder / VALIDATION_FILE, notes),
+        generalise=_optional_json(folder / GENERALISE_FILE, notes),
         figures=read_figures(folder / "figures", notes),
         metrics={row["trial_id"]: _metrics(trial_path(folder, row["trial_id"]), notes) for row in ours},
+        missing=() if partial is None else partial.missing,
+        progress=_optional_json(folder / PROGRESS_FILE, []),
+        costs=_costs(folder, config, ours),
         search=_search(folder, config, notes),
         potential=_optional_json(folder / POTENTIAL_FILE, notes),
         reach=_reach(folder / BUFFER, notes),
@@ -142,11 +164,23 @@ def read_figures(folder: Path, notes: list[str]) -> dict[str, pa.Table]:
     return tables
 
 
+def _costs(folder: Path, config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, TrialCost]:
+    resources = config.get("resources")
+    cpus = resources.get("trial_cpus", 1.0) if isinstance(resources, Mapping) else 1.0
+    found: dict[str, TrialCost] = {}
+    for trial_id in {row["trial_id"] for row in rows if row["status"] == "ok"}:
+        returns = _optional_json(trial_path(folder, trial_id) / RETURNS_FILE, [])
+        cost = None if returns is None else TrialCost.of(returns, max(1.0, float(cpus)))
+        if cost is not None:
+            found[trial_id] = cost
+    return found
+
+
 def _search(folder: Path, config: Mapping[str, Any], notes: list[str]) -> dict[str, Any] | None:
     """Return ``search.json``, or None where the run's settings ask for no search: an earlier search does not concern
     them."""
     asked = (config.get("search") or {}).get("algorithm")
-    return None if asked == "none" else _optional_json(folder / "search.json", notes)
+    return None if asked == "none" else _optional_json(folder / SEARCH_FILE, notes)
 
 
 def _reach(buffer: Path, notes: list[str]) -> list[Reach]:
@@ -171,7 +205,7 @@ def read_metrics(trial_dir: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: when the file is there but cannot be read.
     """
-    path = trial_dir / "metrics.jsonl"
+    path = trial_dir / METRICS_FILE
     if not path.is_file():
         return []
     try:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from raystitch.io.files import atomic_path
 from raystitch.plot.drawing import FIRST, REPAIRED, BridgeLines
 from raystitch.report import figures
+from raystitch.report.cost import cost_section
 from raystitch.report.files import RunFiles, read_run
 from raystitch.report.generalise import generalise_section
 from raystitch.report.html import html_table, section
@@ -19,8 +20,8 @@ from raystitch.report.reach import ground, polylines, reach
 from raystitch.report.results import comparisons, heat_maps, results
 from raystitch.report.sections import before_training, best_checkpoints, curves, target_returns, verdict
 from raystitch.report.summary import Summary, summarise
-from raystitch.report.table import algorithm_name
-from raystitch.report.trials import every_seed, failures, other_trials, search, stopped, unreadable
+from raystitch.report.table import PartialResults, algorithm_name
+from raystitch.report.trials import every_seed, failures, other_trials, search, stopped, unfinished, unreadable
 from raystitch.report.truth import simulator_truth, truth_tile
 from raystitch.report.verdict import verdicts
 from raystitch.stitching.candidates import REASONS
@@ -28,16 +29,20 @@ from raystitch.stitching.candidates import REASONS
 STYLE_FILE = Path(__file__).parent / "page.css"
 
 
-def build_report(run_dir: str | Path) -> Path:
+def build_report(run_dir: str | Path, partial: PartialResults | None = None) -> Path:
     """Write ``report.html`` into the run's folder and return its path.
+
+    Args:
+        partial: what is there of a run that is not finished; the page says at its top what is missing.
 
     Raises:
         UserError: when the folder is not a run with results.
     """
-    run = read_run(run_dir)
+    run = read_run(run_dir, partial)
     summary = summarise(run.final_rows, run.headline, run.metrics)
     parts = [
         _header(run),
+        unfinished(run.missing),
         before_training(run.potential),
         verdict(verdicts(summary)),
         _tiles(run, summary),
@@ -58,6 +63,7 @@ def build_report(run_dir: str | Path) -> Path:
         _bridges(run.figures),
         simulator_truth(run.validation),
         generalise_section(run.generalise),
+        cost_section(run.rows, run.costs, run.progress, _trial_gpus(run)),
         _configuration(run),
     ]
     title = escape(f"raystitch: {run.config.get('name', run.folder.name)}")
@@ -75,7 +81,7 @@ def build_report(run_dir: str | Path) -> Path:
 
 def _header(run: RunFiles) -> str:
     trials = {row["trial_id"] for row in run.rows}
-    finished = (run.environment or {}).get("finished_at")
+    finished = None if run.missing else (run.environment or {}).get("finished_at")
     part = run.config.get("select")
     facts = [
         f"dataset {run.config.get('dataset')}{f', select {part}' if part else ''}",
@@ -85,6 +91,12 @@ def _header(run: RunFiles) -> str:
     facts += [str(finished)] if finished else []
     name = escape(str(run.config.get("name") or run.folder.name))
     return f"<header><h1>{name}</h1><p>{escape('  ·  '.join(facts))}</p></header>"
+
+
+def _trial_gpus(run: RunFiles) -> float:
+    resources = run.config.get("resources")
+    gpus = resources.get("trial_gpus", 0.0) if isinstance(resources, Mapping) else 0.0
+    return float(gpus) if isinstance(gpus, int | float) else 0.0
 
 
 def _tiles(run: RunFiles, summary: Summary) -> str:
@@ -97,7 +109,9 @@ def _tiles(run: RunFiles, summary: Summary) -> str:
         original = next((base.iqm for base in summary.find(algo, "original") if base.iqm), None)
         if original is not None:
             before = f" (original: {metric.show(original.value)})"
-        tiles.append((metric.show(line.iqm.value), f"{algorithm_name(algo)}, {metric.name} with stitching{before}"))
+        so_far = " so far" if summary.undecided(line) else ""
+        text = f"{algorithm_name(algo)}, {metric.name} with stitching{so_far}{before}"
+        tiles.append((metric.show(line.iqm.value), text))
     table = run.figures.get("acceptance")
     if table is not None:
         counts = table.to_pylist()

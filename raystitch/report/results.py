@@ -103,6 +103,8 @@ def results(summary: Summary) -> str:
     )
     if seeds > MOST_DOTS:
         note += f" Of more than {MOST_DOTS} seeds only {MOST_DOTS} are drawn, at even ranks from least to largest."
+    if any(line.num_unfinished for line in summary.lines):
+        note += " Where trials are unfinished nothing is called clear."
     if seeds < 5:
         note += f" With {seeds} seeds an interval says little more than the dots do."
     return section(
@@ -116,7 +118,11 @@ def _mean(line: Line, measure: Metric) -> str:
 
 
 def _seeds(line: Line) -> str:
-    marks = [(line.num_failed, "failed", "down"), (line.num_stopped, "stopped", "dim")]
+    marks = [
+        (line.num_failed, "failed", "down"),
+        (line.num_stopped, "stopped", "dim"),
+        (line.num_unfinished, "unfinished", "dim"),
+    ]
     return f"{len(line.values)}" + "".join(
         f' <span class="{kind}">{count} {word}</span>' for count, word, kind in marks if count
     )

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from raystitch.models.calibration import Delta, check_delta
 from raystitch.report.stats import (
     CONFIDENCE,
     Comparison,
@@ -19,19 +18,13 @@ from raystitch.report.stats import (
     interval,
     mean,
 )
-from raystitch.report.table import DATA_ORDER, UNQUALIFIED, UNSHAPED
+from raystitch.report.table import DATA_ORDER, UNFINISHED, UNQUALIFIED, UNSHAPED
 
 Cell = tuple[str, str, str, str | None, str]
 """The key of a cell: algo, data, ratio, delta as asked, shaping."""
 
 Headline = tuple[str, str | None] | tuple[str, str | None, str]
 """The cell that the verdict is about: ratio and delta, and the shaping where its data are shaped."""
-
-
-def delta_text(delta: Delta) -> str:
-    """The delta of a stitched cell as results.parquet has it: a number, ``q99`` or ``off``."""
-    checked = check_delta(delta)
-    return "off" if checked is None else checked if isinstance(checked, str) else f"{checked:g}"
 
 
 def cell_label(row: Mapping[str, Any]) -> str:
@@ -97,7 +90,7 @@ class Line:
         best: of all evaluations of a seed the largest, by seed; empty when there are none during training.
         noise: share of the variance over seeds of the return that the finite number of episodes explains; None below
             3 seeds.
-        num_failed, num_stopped: trials without a final result.
+        num_failed, num_stopped, num_unfinished: trials without a final result; the last ones may still get one.
         over: comparison with each baseline of the same algorithm, by its name.
         shaping: what was done to its data, as in results.parquet; empty for nothing.
     """
@@ -114,6 +107,7 @@ class Line:
     noise: float | None
     num_failed: int
     num_stopped: int
+    num_unfinished: int = 0
     over: Mapping[str, Comparison] = field(default_factory=dict[str, Comparison])
     shaping: str = ""
 
@@ -156,6 +150,14 @@ class Summary:
     def baseline(self, line: Line, name: str) -> Line:
         """The baseline that ``line.over`` calls by this name."""
         return next(other for other in self.lines if _baseline_name(other, line) == name)
+
+    def undecided(self, line: Line) -> list[Line]:
+        """The line and its baselines, as far as some of their trials have no result yet."""
+        return [
+            other
+            for other in self.lines
+            if other.num_unfinished and (other is line or _baseline_name(other, line) is not None)
+        ]
 
     @property
     def algorithms(self) -> list[str]:
@@ -224,6 +226,7 @@ def _line(
         noise=_noise(ok),
         num_failed=sum(row["status"] == "failed" for row in rows),
         num_stopped=sum(row["status"] == "stopped" for row in rows),
+        num_unfinished=sum(row["status"] == UNFINISHED for row in rows),
         shaping=shaping,
     )
 
@@ -268,6 +271,8 @@ def _over(line: Line, lines: Sequence[Line]) -> dict[str, Comparison]:
         name = _baseline_name(base, line)
         result = compare(line.values, base.values) if name is not None else None
         if name is not None and result is not None:
+            if line.num_unfinished or base.num_unfinished:  # more seeds may change it: nothing is clear yet
+                result = replace(result, difference=replace(result.difference, sign=0))
             found[name] = result
     return found
 

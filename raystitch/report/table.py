@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,31 @@ SET_NAMES = {
     "real_inverse": "real data, inverse-dynamics actions",
 }
 """Set of windows in validate.json -> its name in tables."""
+
+
+UNFINISHED = "unfinished"
+"""Status of the row of a trial without a result yet; no row of results.parquet has it."""
+MOST_CELLS = 12
+"""Cells that a sentence names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartialResults:
+    """The results of a run that is not finished, as far as they are there.
+
+    Attributes:
+        rows: in place of those of results.parquet; a trial without a result has one with status ``unfinished``.
+        missing: what the run lacks, a sentence each; never empty.
+    """
+
+    rows: Sequence[dict[str, Any]]
+    missing: Sequence[str]
+
+
+def listed(cells: Sequence[str]) -> str:
+    """Name cells in a sentence, not all of them where there are many."""
+    more = f"; and {len(cells) - MOST_CELLS} more" if len(cells) > MOST_CELLS else ""
+    return "; ".join(cells[:MOST_CELLS]) + more
 
 
 def write_results(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:

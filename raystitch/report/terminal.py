@@ -10,20 +10,23 @@ from rich.table import Table
 from raystitch.report.files import read_run
 from raystitch.report.stats import Interval
 from raystitch.report.summary import RETURN, Line, Metric, summarise
-from raystitch.report.table import algorithm_name, short_name
+from raystitch.report.table import PartialResults, algorithm_name, short_name
 from raystitch.report.verdict import verdicts
 
 WIDTH = 110
 """Width of the table where the output is not a terminal."""
 
 
-def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
+def print_summary(run_dir: str | Path, console: Console | None = None, partial: PartialResults | None = None) -> None:
     """Print the metric and the other known measures per cell of the grid, and the verdict.
+
+    Args:
+        partial: what is there of a run that is not finished; what is missing is printed first.
 
     Raises:
         UserError: when the folder is not a run with results.
     """
-    run = read_run(run_dir)
+    run = read_run(run_dir, partial)
     summary = summarise(run.final_rows, run.headline, run.metrics)
     metric = summary.metric
     table = Table(
@@ -48,6 +51,10 @@ def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
         console = Console()
         if not console.is_terminal:
             console = Console(width=WIDTH)
+    if run.missing:
+        console.print("This run is not finished.", style="bold yellow")
+        for text in run.missing:
+            console.print(Padding(text, (0, 0, 0, 2)), highlight=False)
     console.print(table)
     if run.other_rows:
         count = len({row["trial_id"] for row in run.other_rows})
@@ -66,7 +73,8 @@ def _cells(line: Line, metric: Metric, others: list[Metric]) -> list[str]:
     over = line.over_original
     sign = "+" if over is not None and over.difference.value > 0 else ""
     cells.append("-" if over is None else f"{sign}{metric.number(over.difference.value)}")
-    marks = [f"{count} {word}" for count, word in ((line.num_failed, "failed"), (line.num_stopped, "stopped")) if count]
+    kinds = ((line.num_failed, "failed"), (line.num_stopped, "stopped"), (line.num_unfinished, "unfinished"))
+    marks = [f"{count} {word}" for count, word in kinds if count]
     return [*cells, f"{len(line.values)}" + (f" ({', '.join(marks)})" if marks else "")]
 
 

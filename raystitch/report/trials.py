@@ -1,5 +1,6 @@
 """The page's sections about single trials: every seed with its numbers, failures, stopped ones, the search."""
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -221,6 +222,20 @@ def other_trials(run: RunFiles) -> str:
         "trials/ID/config.json has the settings of each, earlier/ the configurations of those grids."
     )
     return section("Trials of other grids", body, note + _part_of(len(run.other_rows), "The first"))
+
+
+def unfinished(missing: Sequence[str]) -> str:
+    """The sentences at the top of the page about what the run lacks; empty for one that is finished."""
+    if not missing:
+        return ""
+    items = "".join(f"<li>{_with_code(text)}</li>" for text in missing)
+    note = "What follows is what is there so far. No verdict is given that the missing trials could change."
+    return f'<div class="unfinished">{section("This run is not finished", f"<ul>{items}</ul>", note)}</div>'
+
+
+def _with_code(text: str) -> str:
+    """Return a sentence as HTML, commands in it as code."""
+    return re.sub("`(.*?)`", r"<code>\1</code>", escape(text))
 
 
 def unreadable(run: RunFiles) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from raystitch.report.stats import MAX_SEEDS, rise
 from raystitch.report.summary import SUCCESS, Line, Metric, Summary
-from raystitch.report.table import BASELINE_WORDS, DATA_ORDER, UNQUALIFIED, UNSHAPED
+from raystitch.report.table import BASELINE_WORDS, DATA_ORDER, UNQUALIFIED, UNSHAPED, listed
 
 ORIGINAL = "original data"
 NOT_CONTROLS = (ORIGINAL, UNQUALIFIED, UNSHAPED)
@@ -47,6 +47,9 @@ def baseline_words(name: str, line: Line) -> str:
 
 def _verdict(algo: str, summary: Summary) -> Verdict:
     line = summary.chosen(algo)
+    waits = _undecided(algo, line, summary)
+    if waits is not None:
+        return waits
     if line is None:
         ratio, delta, *shaping = summary.headline
         at = f"ratio {ratio} and delta {delta}" + "".join(f" with {text}" for text in shaping if text)
@@ -58,6 +61,24 @@ def _verdict(algo: str, summary: Summary) -> Verdict:
     facts = [_numbers(line, metric), *_baselines(line, summary), _qualification(line, summary)]
     facts += [*_highest(line, summary), *_sureness(line, metric), *_failures(algo, summary)]
     return Verdict(algo=algo, answer=_answer(line), facts=facts, budget=_budget(line, summary))
+
+
+def _undecided(algo: str, line: Line | None, summary: Summary) -> Verdict | None:
+    """Return what is known where trials without a result would decide; None where they would not."""
+    headline = line or next((one for one in summary.find(algo, "stitched") if summary.is_headline(one)), None)
+    open_lines = [] if headline is None else summary.undecided(headline)
+    if not open_lines:
+        return None
+    count = sum(one.num_unfinished for one in open_lines)
+    facts = [_numbers(line, summary.metric)] if line is not None else []
+    missing = [f"{one.label} ({len(one.values)} of {_planned(one)} seeds)" for one in open_lines]
+    facts += [f"Not finished, and part of the answer: {listed(missing)}.", *_failures(algo, summary)]
+    trials = "trial that decides it has" if count == 1 else "trials that decide it have"
+    return Verdict(algo=algo, answer=f"no verdict yet: {count} {trials} no result", facts=facts, budget=[])
+
+
+def _planned(line: Line) -> int:
+    return len(line.values) + line.num_failed + line.num_unfinished
 
 
 def _answer(line: Line) -> str:

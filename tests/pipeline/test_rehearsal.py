@@ -42,7 +42,7 @@ def config(tiny_fit: FitConfig) -> RunConfig:
 
 def test_every_stage_has_a_pace_and_nothing_is_changed(drift: EpisodeDataset, config: RunConfig) -> None:
     decided, threads, state = config.for_dataset(drift), torch.get_num_threads(), torch.random.get_rng_state()
-    groups, _ = plan_groups(decided.resources, plan(decided), 2)
+    groups = plan_groups(decided.resources, plan(decided), 2)
     pace = rehearse(decided, drift, groups)
     assert set(pace.group_step) == {(group[0].algo, len(group)) for group in groups} | {("bc", 3)}
     assert set(pace.episode) == {"bc", "dt"}

@@ -13,7 +13,7 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import UserError
 from raystitch.io.config_file import parse_config
 from raystitch.io.files import write_json
-from raystitch.pipeline.trials.cost import estimate
+from raystitch.pipeline.trials.cost import Machines, estimate, plan_groups
 from raystitch.pipeline.trials.groups import group_trials
 from raystitch.pipeline.trials.plan import make_trial, plan, result_rows
 from raystitch.pipeline.trials.preflight import check_run
@@ -171,9 +171,15 @@ class Steady(dict[Any, float]):
 PACE = RunPace(fit=60.0, candidate=0.005, group_step=Steady(), episode=Steady(), environment=0.01)
 
 
+def seconds(asked: RunConfig, num_cpus: int) -> dict[str, float]:
+    """Return what each stage takes on one machine."""
+    machines = Machines.here(asked, num_cpus)
+    costs = estimate(asked, plan_groups(asked.resources, plan(asked), machines.slots), machines, PACE)
+    return {stage: cost.seconds for stage, cost in costs.items()}
+
+
 def test_more_cpus_cost_less_time() -> None:
-    trials = plan(config())
-    few, many = estimate(config(), trials, 2, PACE), estimate(config(), trials, 8, PACE)
+    few, many = seconds(config(), 2), seconds(config(), 8)
     assert set(few) == {"fit", "augment", "trials", "the rest"}
     assert few["fit"] == 60
     assert 0 < many["trials"] < few["trials"]
@@ -193,14 +199,12 @@ def test_evaluations_count_too() -> None:
 
 
 def test_stacked_seeds_cost_less_than_one_after_the_other_and_a_search_costs_too() -> None:
-    trials = plan(config(seeds=[0, 1, 2, 3]))
     alone, stacked = (
-        estimate(config(seeds=[0, 1, 2, 3], resources={"stacked_seeds": most}), trials, 2, PACE)["trials"]
-        for most in (1, 4)
+        seconds(config(seeds=[0, 1, 2, 3], resources={"stacked_seeds": most}), 2)["trials"] for most in (1, 4)
     )
     assert 0.25 * alone < stacked < alone
     searching = config(search={"algorithm": "random", "num_samples": 10, "seeds": [5, 6]})
-    few, many = (estimate(searching, plan(searching), num_cpus, PACE)["search"] for num_cpus in (2, 20))
+    few, many = (seconds(searching, num_cpus)["search"] for num_cpus in (2, 20))
     assert few > many > 0
 
 

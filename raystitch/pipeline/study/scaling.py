@@ -24,6 +24,7 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.envs.simulator import Unavailable
 from raystitch.errors import RunError, UserError
 from raystitch.io.files import read_json, write_json
+from raystitch.models.calibration import delta_text
 from raystitch.models.config import HEADS, FitConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.generate.augment import augment_local
@@ -35,7 +36,6 @@ from raystitch.pipeline.trials.inputs import load_inputs
 from raystitch.pipeline.trials.targets import with_target
 from raystitch.pipeline.trials.train import training_data
 from raystitch.pipeline.trials.trial import InputHashes, JoinedSettings, Trial
-from raystitch.report.summary import delta_text
 from raystitch.seeding import derive_seed, numpy_rng
 from raystitch.shaping.config import ShapingConfig, WeightConfig
 from raystitch.shaping.weights import WEIGHTS

@@ -9,14 +9,13 @@ from typing import Any
 from raystitch.config import RunConfig
 from raystitch.data.select import ALL
 from raystitch.models.calibration import Delta
+from raystitch.pipeline.status.cells import PlannedTrial, settled_cell
 from raystitch.pipeline.trials.trial import STITCHER, InputHashes, JoinedSettings, Trial, shaping_entry
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.files import BUFFER, trial_path
-from raystitch.report.summary import delta_text
 from raystitch.report.table import IN_GRID, RESULTS_SCHEMA, SHAPING
 from raystitch.shaping.config import ShapingConfig
 from raystitch.trainers.config import DataMode, settings_json
-from raystitch.trainers.ratio import parse_ratio
 
 AS_RECORDED = ShapingConfig()
 """No hook changes the training data."""
@@ -39,6 +38,14 @@ def plan(config: RunConfig, inputs: InputHashes | None = None, run: str | Path =
     return list(trials.values())
 
 
+def planned(trials: Sequence[Trial]) -> list[PlannedTrial]:
+    """Return trials as ``plan.json`` lists them."""
+    return [
+        PlannedTrial(**{name: getattr(trial, name) for name in _COLUMNS}, shaping=trial.shaping.text)
+        for trial in trials
+    ]
+
+
 def make_trial(
     config: RunConfig,
     inputs: InputHashes | None,
@@ -52,11 +59,7 @@ def make_trial(
     shaping: ShapingConfig = AS_RECORDED,
 ) -> Trial:
     """Return one trial of a cell, with its id, its folder and everything that it is trained from."""
-    shares = parse_ratio(ratio)
-    # Nothing is augmented at 1:0: every such cell is the original data, which runs once.
-    data = data if shares.augmented else "original"
-    written = str(shares) if shares.augmented else "1:0"
-    at = delta_text(delta) if data == "stitched" else None
+    data, written, at = settled_cell(data, ratio, delta)
     resources = config.resources
     pairs = JoinedSettings.of(config.stitch, config.augment, config.seed)
     fields = {"algo": algo, "data": data, "ratio": written, "delta": at, "seed": seed}

@@ -4,15 +4,18 @@ Times are measured and not computed from sizes: machines differ in the instructi
 their steps share.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
 from raystitch.config import RunConfig
 from raystitch.data.episodes import EpisodeDataset
+from raystitch.data.normalise import Normalizer
 from raystitch.data.returns import is_goal_task
 from raystitch.device import torch_threads
 from raystitch.envs.make import make_env
@@ -23,15 +26,21 @@ from raystitch.pipeline.generate.augment import make_shard
 from raystitch.pipeline.trials.groups import Group
 from raystitch.pipeline.trials.train import training_data
 from raystitch.pipeline.trials.trial import LoadedInputs, Trial
+from raystitch.shaping.config import RewardConfig, WeightConfig
+from raystitch.shaping.returns import VALUED
 from raystitch.stitching.pairs import SourceIndex
 from raystitch.stitching.stitcher import Stitcher
 from raystitch.trainers.config import EvalConfig
-from raystitch.trainers.evaluate import evaluate
+from raystitch.trainers.evaluate import SharedEnvs, evaluate
 from raystitch.trainers.loop import train_policies
 from raystitch.trainers.policy import Policy
+from raystitch.trainers.pool import build_pool
+from raystitch.trainers.value import fit_values
 
-WARM_STEPS, TIMED_STEPS = 2, 10
-"""Gradient steps of a group before and while it is timed."""
+WARM_STEPS, TIMED_STEPS, TIMED_SECONDS = 4, 16, 1.0
+"""Gradient steps of a group before it is timed, the fewest while it is, and for about how long."""
+VALUE_STEPS = 100
+"""Steps of fitting V, of which twice as many are done, too, to know what a step takes."""
 PAIRS = 64
 """Pairs of the shards that are stitched; the second of two is timed."""
 EPISODE_STEPS = 40
@@ -51,6 +60,8 @@ class RunPace:
         episode: per episode of an evaluation for one return asked for, by algorithm.
         asked_beside: returns that policies are asked for beside the run's, by algorithm.
         environment: per environment that is made.
+        values: of fitting V for returns-to-go that are relabelled by it, once for every rule (by its text).
+        trials_on: the kind of device that gradient steps were timed on.
     """
 
     fit: float
@@ -59,6 +70,8 @@ class RunPace:
     episode: Mapping[str, float]
     environment: float
     asked_beside: Mapping[str, int] = field(default_factory=dict[str, int])
+    values: Mapping[str, float] = field(default_factory=dict[str, float])
+    trials_on: str = "cpu"
 
     def group_seconds(self, config: RunConfig, algo: str, num_seeds: int) -> float:
         """Return the seconds that a group trains and is evaluated."""
@@ -72,7 +85,8 @@ class RunPace:
 
 
 def rehearse(config: RunConfig, dataset: EpisodeDataset, groups: Sequence[Group]) -> RunPace:
-    """Do a little of every stage in this process, on the CPU; writes nothing.
+    """Do a little of every stage in this process, on the CPU (of trials that ask for a GPU on one, where there is one);
+    writes nothing.
 
     Args:
         config: with what is ``auto`` decided for the dataset. groups: of its trials.
@@ -80,6 +94,7 @@ def rehearse(config: RunConfig, dataset: EpisodeDataset, groups: Sequence[Group]
     asked = dict.fromkeys((group[0].algo, len(group)) for group in groups)
     if config.search.algorithm != "none":
         asked[config.search.algo, len(config.search.seeds)] = None
+    device = "cuda" if config.resources.trial_gpus and torch.cuda.is_available() else "cpu"
     with torch_threads(os.cpu_count() or 1):
         bundle, fit = time_fit(dataset, config.fit)
     with torch_threads(1):
@@ -87,13 +102,14 @@ def rehearse(config: RunConfig, dataset: EpisodeDataset, groups: Sequence[Group]
         steps: dict[tuple[str, int], float] = {}
         policies: dict[str, Policy] = {}
         for algo, num_seeds in asked:
-            steps[algo, num_seeds], policies[algo] = _step_seconds(config, dataset, algo, num_seeds)
+            steps[algo, num_seeds], policies[algo] = _step_seconds(config, dataset, algo, num_seeds, device)
         assert dataset.env is not None, "runs are refused without one"
         env = dataset.env.for_evaluation(config.evaluation.max_episode_steps)
+        values = _value_seconds(dataset, groups)
         made = _timed(lambda: make_env(env).close())
         length = _episode_steps(dataset, env)
         episodes = {
-            algo: length * _env_step_seconds(policy, env, config.evaluation, made) for algo, policy in policies.items()
+            algo: length * _env_step_seconds(policy, env, config.evaluation) for algo, policy in policies.items()
         }
     return RunPace(
         fit=fit,
@@ -102,6 +118,8 @@ def rehearse(config: RunConfig, dataset: EpisodeDataset, groups: Sequence[Group]
         episode=episodes,
         environment=made,
         asked_beside={algo: len(policy.asked_beside) for algo, policy in policies.items()},
+        values=values,
+        trials_on=device,
     )
 
 
@@ -120,28 +138,69 @@ def _candidate_seconds(config: RunConfig, dataset: EpisodeDataset, bundle: Bundl
     return _timed(lambda: make_shard(stitcher, index, config.seed, next(shards), count)) / count
 
 
-def _step_seconds(config: RunConfig, dataset: EpisodeDataset, algo: str, num_seeds: int) -> tuple[float, Policy]:
+def _step_seconds(
+    config: RunConfig, dataset: EpisodeDataset, algo: str, num_seeds: int, device: str
+) -> tuple[float, Policy]:
     """Return the seconds of a gradient step of so many stacked seeds, and the policy of the first."""
     settings = config.algorithms.of(algo)
-    trial = Trial(algo=algo, config=settings, device="cpu", memory_gib=config.resources.memory_gib)
+    trial = Trial(algo=algo, config=settings, device=device, memory_gib=config.resources.memory_gib)
     data = training_data(trial, LoadedInputs(dataset=dataset))
-    seconds: list[float] = []
-    for count in (WARM_STEPS, WARM_STEPS + TIMED_STEPS):
-        began = time.perf_counter()
-        policy, *_ = train_policies(data, algo, replace(settings, train_steps=count), "1:0", range(num_seeds))
-        seconds.append(time.perf_counter() - began)
-    if not isinstance(policy, Policy):
-        raise policy
-    return max(0.0, seconds[1] - seconds[0]) / TIMED_STEPS, policy
+
+    def steps(count: int) -> tuple[float, Policy]:
+        """Time so many steps after the first ones, without what is done once."""
+        warm: list[float] = []
+        found, *_ = train_policies(
+            data,
+            algo,
+            replace(settings, train_steps=WARM_STEPS + count),
+            "1:0",
+            range(num_seeds),
+            every=WARM_STEPS,
+            on_every=lambda step, _: warm.append(time.perf_counter()),
+        )
+        seconds = time.perf_counter() - warm[0]
+        if not isinstance(found, Policy):
+            raise found
+        return seconds / count, found
+
+    first, policy = steps(TIMED_STEPS)
+    more = int(TIMED_SECONDS / max(first, 1e-6))
+    if more <= TIMED_STEPS:
+        return first, policy
+    return steps(min(more, settings.train_steps))[0], policy
 
 
-def _env_step_seconds(policy: Policy, env: EnvSpec, evaluation: EvalConfig, made: float) -> float:
+def _env_step_seconds(policy: Policy, env: EnvSpec, evaluation: EvalConfig) -> float:
     """Return the seconds of a step of one environment with its action, among as many as are evaluated at once."""
     count = min(evaluation.num_envs, evaluation.num_episodes)
     limit = min(EPISODE_STEPS, env.max_episode_steps or EPISODE_STEPS)
-    began = time.perf_counter()
-    result = evaluate(policy, env.for_evaluation(limit), count, count)
-    return max(0.0, time.perf_counter() - began - count * made) / int(result.lengths.sum())
+    with SharedEnvs(env.for_evaluation(limit)) as made:
+        evaluate(policy, made, count, count)  # makes them, and all that is done once
+        began = time.perf_counter()
+        result = evaluate(policy, made, count, count)
+        return (time.perf_counter() - began) / int(result.lengths.sum())
+
+
+def _value_seconds(dataset: EpisodeDataset, groups: Sequence[Group]) -> dict[str, float]:
+    """Return the seconds of fitting V on the original data, by the text of the rule that asks for it."""
+    rules = {valued(group[0]): group[0].shaping.returns for group in groups if valued(group[0])}
+    found: dict[str, float] = {}
+    for text, rule in rules.items():
+        pool = build_pool(dataset, None, Normalizer.fit(dataset.observations), math.inf, None)
+        usable = dataset.next_observed | dataset.transition_terminal
+        seconds: list[float] = []
+        for count in (VALUE_STEPS, 3 * VALUE_STEPS):
+            began = time.perf_counter()
+            fit_values(pool, replace(rule, steps=count), usable, torch.device("cpu"))
+            seconds.append(time.perf_counter() - began)
+        found[text] = rule.steps * max(0.0, seconds[1] - seconds[0]) / (2 * VALUE_STEPS)
+    return found
+
+
+def valued(trial: Trial) -> str:
+    """Return the rule for returns-to-go that V is fitted for; empty where the trial needs none."""
+    rule = trial.shaping.returns
+    return replace(trial.shaping, weights=WeightConfig(), rewards=RewardConfig()).text if rule.name in VALUED else ""
 
 
 def _episode_steps(dataset: EpisodeDataset, env: EnvSpec) -> float:

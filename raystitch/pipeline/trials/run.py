@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,7 @@ from raystitch.pipeline.trials.inputs import LoadDataset, load_dataset_once, loa
 from raystitch.pipeline.trials.train import OnEval, run_trials
 from raystitch.pipeline.trials.trial import Trial
 from raystitch.pipeline.trials.trial_folder import finished
-
-ERROR_FILE = "error.txt"
-LOCK_FILE = ".lock"
+from raystitch.report.names import ERROR_FILE, LOCK_FILE
 
 
 def run_planned(
@@ -70,6 +68,14 @@ def run_planned(
             if isinstance(result, RunError):
                 (out / ERROR_FILE).write_text(f"{type(result).__name__}: {result}\n", encoding="utf-8")
         return results
+
+
+def leave_error(trial_dir: str | Path, reason: str) -> None:
+    """Write why a trial failed into its ``error.txt``, where its process could not."""
+    folder = Path(trial_dir)
+    with suppress(OSError):  # only who looks on misses it
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ERROR_FILE).write_text(f"{reason}\n", encoding="utf-8")
 
 
 def error_of(trial_dir: str | Path) -> str | None:

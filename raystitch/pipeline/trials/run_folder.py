@@ -13,12 +13,10 @@ from raystitch.io.files import atomic_path, read_json
 from raystitch.pipeline.trials.plan import ok_rows
 from raystitch.pipeline.trials.trial import InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
-from raystitch.report.files import TRIALS
+from raystitch.report.names import CONFIG_FILE, RESULTS_FILE, SETTINGS_FILE, TRIALS
 from raystitch.report.table import IN_GRID, RESULTS_SCHEMA, read_rows
 from raystitch.shaping.config import ShapingConfig
 
-CONFIG_FILE = "config.yaml"
-RESULTS_FILE = "results.parquet"
 EARLIER = "earlier"
 """Folder of a run: files that a later grid or search replaced, named by their content."""
 
@@ -87,7 +85,7 @@ def _recorded(trial_dir: Path, inputs: InputHashes) -> tuple[Trial, bool]:
     Raises:
         UserError: when the file is missing or damaged.
     """
-    path = trial_dir / "config.json"
+    path = trial_dir / SETTINGS_FILE
     content = read_json(path)
     try:
         record: Mapping[str, Any] = content["record"]

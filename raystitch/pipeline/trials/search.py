@@ -15,14 +15,14 @@ from raystitch.console import say
 from raystitch.errors import DamagedError, RunError, UserError
 from raystitch.io.digest import read_sealed, sealed
 from raystitch.io.files import set_aside, write_json
-from raystitch.models.calibration import check_delta
+from raystitch.models.calibration import check_delta, delta_text
 from raystitch.pipeline.trials.plan import blank_row, make_trial, result_rows
 from raystitch.pipeline.trials.run import error_of
 from raystitch.pipeline.trials.run_folder import keep_earlier
 from raystitch.pipeline.trials.trial import InputHashes, Trial, default_config
 from raystitch.pipeline.trials.trial_folder import CURVE_COLUMNS, finished
 from raystitch.report.files import read_metrics
-from raystitch.report.summary import delta_text
+from raystitch.report.names import SEARCH_FILE
 from raystitch.report.table import PROMPT
 from raystitch.search_config import RatioRange, SearchConfig
 from raystitch.seeding import derive_seed
@@ -30,7 +30,6 @@ from raystitch.trainers.config import settings_json
 from raystitch.trainers.ratio import parse_ratio
 from raystitch.trainers.shaped import check_shaping
 
-SEARCH_FILE = "search.json"
 METRICS = ("score", "success_rate", "return_mean")
 """The first that an evaluation has is what is searched for, as in the report."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from raystitch.buffer.reach_file import REACH_FILE, read_reach
 from raystitch.config import RunConfig
 from raystitch.errors import RunError
-from raystitch.report.files import BUFFER
+from raystitch.report.names import BUFFER
 
 
 def with_target(config: RunConfig, run: Path) -> RunConfig:

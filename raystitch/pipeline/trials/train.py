@@ -220,7 +220,8 @@ def _train_group(
         for at, policy in policies.items():
             # Other episodes than the reported ones, and other ones at every step.
             seed = derive_seed(folders[where[at]].seed, "curve", step)
-            results = _evaluate(shared, envs, policy, shared.evaluation.every_episodes, seed)
+            with metrics[at].evaluating():
+                results = _evaluate(shared, envs, policy, shared.evaluation.every_episodes, seed)
             for result in results:
                 metrics[at].evaluated(step, result)
             found[where[at]] = results[0]
@@ -260,7 +261,7 @@ def _finish_group(
             continue
         # Training is done even if the evaluation fails: the same call then only evaluates.
         policy.save(folder.out / "policy")
-        results[index] = folder.finish([], rows, shared.settings.train_steps, len(folders))
+        results[index] = folder.finish([], rows, shared.settings.train_steps, len(folders), shared.threads)
     if shared.evaluate:
         for (index, folder), policy, rows in zip(folders.items(), policies, metrics, strict=True):
             if isinstance(policy, Policy):
@@ -281,6 +282,7 @@ def _evaluate_later(
         return None
     metrics = TrialMetrics(folder.journal, None)
     metrics.train_seconds = found["train_seconds"]
+    metrics.eval_seconds = found.get("eval_seconds", 0.0)
     return _evaluated(shared, envs, folder, policy, metrics, found["num_stacked"])
 
 
@@ -294,10 +296,11 @@ def _evaluated(
     """
     try:
         seed = derive_seed(folder.seed, "evaluation")
-        results = _evaluate(shared, envs, policy, shared.evaluation.num_episodes, seed)
+        with rows.evaluating():
+            results = _evaluate(shared, envs, policy, shared.evaluation.num_episodes, seed)
     except RunError as error:
         raise RunError(f"{error}; the policy is saved in {folder.out / 'policy'}") from error
-    return folder.finish(results, rows, shared.settings.train_steps, stacked)
+    return folder.finish(results, rows, shared.settings.train_steps, stacked, shared.threads)
 
 
 def _evaluate(shared: Trial, envs: SharedEnvs, policy: Policy, num_episodes: int, seed: int) -> list[EvalResult]:

@@ -12,12 +12,11 @@ from raystitch.envs.spec import EnvSpec
 from raystitch.errors import check_choice
 from raystitch.models.calibration import check_delta
 from raystitch.pipeline.trials.checks import environment_of
+from raystitch.report.names import STITCHER as STITCHER
 from raystitch.shaping.config import ShapingConfig
 from raystitch.stitching.config import StitchConfig
 from raystitch.trainers.config import ALGORITHM_CONFIGS, MEMORY_GIB, AlgorithmConfig, DataMode, EvalConfig
 
-STITCHER = "stitcher"
-"""Folder of a run."""
 _USED = {"joined": ("bundle",), "stitched": ("bundle", "buffer")}
 """The inputs beside the dataset that a trial of a run records, by its data."""
 

@@ -5,7 +5,9 @@
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +19,12 @@ from raystitch.io.digest import KEY as DIGEST
 from raystitch.io.digest import json_digest, read_sealed, sealed
 from raystitch.io.files import differences, set_aside, write_json
 from raystitch.io.journal import Journal
+from raystitch.report.names import METRICS_FILE, RETURNS_FILE, SETTINGS_FILE
 from raystitch.trainers.evaluate import EvalResult
 from raystitch.trainers.loop import CHECKPOINT_SECONDS, Checkpoints, Log
 
 SCHEMA_VERSION = 1
 CURVE_COLUMNS = ("target_return", "return_mean", "return_std", "success_rate", "score", "num_eval_episodes")
-
-SETTINGS_FILE, RETURNS_FILE = "config.json", "returns.json"
 
 _INSTEAD = {
     SETTINGS_FILE: "it is written again where the rest of the folder belongs to these settings",
@@ -63,7 +64,7 @@ class TrialFolder:
 
     @cached_property
     def journal(self) -> Journal:
-        return Journal(self.out / "metrics.jsonl")
+        return Journal(self.out / METRICS_FILE)
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -120,13 +121,18 @@ class TrialFolder:
         write_json(self.out / SETTINGS_FILE, sealed(self.settings))
 
     def finish(
-        self, results: Sequence[EvalResult], metrics: "TrialMetrics", train_steps: int, num_stacked: int
+        self,
+        results: Sequence[EvalResult],
+        metrics: "TrialMetrics",
+        train_steps: int,
+        num_stacked: int,
+        threads: int | None = None,
     ) -> dict[str, Any]:
         """Write ``returns.json``, last of all; the checkpoints go when everything else is on the disk.
 
         Args:
             results: one per target return, the headline first; none where the policy is yet to be evaluated.
-            num_stacked: seeds that were trained together.
+            num_stacked: seeds that were trained together. threads: that they computed with, None where not known.
         """
         for result in results:
             metrics.evaluated(train_steps, result)
@@ -135,6 +141,8 @@ class TrialFolder:
             "status": "ok" if results else "not evaluated",
             "train_steps": train_steps,
             "train_seconds": metrics.train_seconds,
+            "eval_seconds": round(metrics.eval_seconds, 3),
+            "threads": threads,
             "num_stacked": num_stacked,
             "evaluations": [{"headline": index == 0, **result.to_json()} for index, result in enumerate(results)],
             "settings": json_digest(self.settings),
@@ -148,15 +156,23 @@ class TrialFolder:
 
 
 class TrialMetrics:
-    """Appends rows to ``metrics.jsonl`` and hands them on."""
+    """Appends rows to ``metrics.jsonl`` and hands them on; counts the seconds of training and evaluation."""
 
     def __init__(self, journal: Journal, log: Log | None) -> None:
-        self.journal, self.log, self.train_seconds = journal, log, 0.0
+        self.journal, self.log = journal, log
+        self.train_seconds, self.eval_seconds = 0.0, 0.0
 
     def __call__(self, row: dict[str, Any]) -> None:
         self.journal.append(row)
         if self.log is not None:
             self.log(row)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Count the time inside as evaluation."""
+        began = time.monotonic()
+        yield
+        self.eval_seconds += time.monotonic() - began
 
     def train_row(self, row: dict[str, Any]) -> None:
         self.train_seconds = row["seconds"]
