@@ -73,6 +73,33 @@ def _atomic(final: Path, durable: bool, *, is_folder: bool) -> Iterator[Path]:
         raise cannot_write(final, error) from error
 
 
+@contextmanager
+def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Yields an empty folder ``name`` of this process's own somewhere below ``parent``; it is removed at the end.
+
+    What processes that died left there is removed as well.
+
+    Raises:
+        StorageError: when it cannot be made.
+    """
+    temporary = parent / temporary_name(name)
+    try:
+        make_folder(parent)
+        for path in list(parent.iterdir()):
+            if is_leftover(path):
+                remove(path)
+        (temporary / name).mkdir(parents=True)
+        handle = os.open(temporary, os.O_RDONLY)
+    except OSError as error:
+        raise cannot_write(temporary / name, error) from error
+    try:
+        with _kept(temporary, handle):
+            yield temporary / name
+    finally:
+        os.close(handle)
+        remove(temporary)
+
+
 def remove(path: Path) -> None:
     """Removes a file, or a folder with all that is in it; one that is gone already is fine."""
     if path.is_dir():
