@@ -30,6 +30,8 @@ CONNECTIONS = 16
 LOOK_SECONDS, REST_SECONDS = 2.0, 30.0
 """Between looks for files of a rank that changed; between publications of other files."""
 
+NEW_SECONDS = 10
+
 Wanted = Callable[[str], bool]
 """Whether a file, by its name from the folder, is meant."""
 _State = tuple[int, int, int]
@@ -69,10 +71,12 @@ class Stage:
         self.storage, self.folder, self.check = Storage(uri), folder, check
         self._order, self._readable, self._mine = order, readable, mine
         self._there: dict[str, _State] = {}
+        self._copied: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
 
     def get(self, wanted: Wanted = everything, under: str = "") -> list[str]:
         """Copy files from the store, in place of those here, and return their names: one listing, then many at once.
+        What was copied before is copied again only if it has changed.
 
         Args:
             under: folder to list.
@@ -81,9 +85,13 @@ class Stage:
             UserError: when the store refuses for good.
             StorageError: when it does not answer, or the copies cannot be written.
         """
-        names = [name for name in self.storage.tree(under) if wanted(name) and not _skipped(name)]
+        found = self.storage.tree(under)
+        now = time.time_ns()
+        names = [name for name in found if wanted(name) and not _skipped(name)]
+        names = [name for name in names if self._copied.get(name) != found[name] or _is_new(found[name][1], now)]
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             list(pool.map(self._get, names))
+        self._copied |= {name: found[name] for name in names}
         return names
 
     def _get(self, name: str) -> None:
@@ -265,6 +273,11 @@ def _skipped(name: str) -> bool:
     """Return True for what belongs to a process and not to the folder: locks, half-written files, Tune's state, and
     checkpoints that another has replaced."""
     return name.endswith((".lock", ".tmp", ".before.pt")) or ".tune/" in name
+
+
+def _is_new(time_ns: int, now_ns: int) -> bool:
+    """Return True if a file may have been written again at the same time: stores count whole seconds."""
+    return abs(now_ns - time_ns) < NEW_SECONDS * 10**9
 
 
 def _state(info: os.stat_result) -> _State:

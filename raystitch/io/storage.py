@@ -97,8 +97,12 @@ class Storage:
             raise self._unreadable("list", folder, error) from error
         return sorted(info.base_name for info in found)
 
-    def tree(self, folder: str = "") -> dict[str, int]:
-        """Return every file below ``folder``, however deep, and its bytes, by its name from here. Raises as ``names``."""
+    def tree(self, folder: str = "") -> dict[str, tuple[int, int]]:
+        """Return size and time (ns) of every file below ``folder``, however deep, by its name from here.
+
+        Raises:
+            UserError, StorageError: as ``names``.
+        """
         selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=True)
         try:
             found = self._patiently("list", folder, lambda: self._fs.get_file_info(selector))
@@ -107,7 +111,7 @@ class Storage:
         except OSError as error:
             raise self._unreadable("list", folder, error) from error
         files = [info for info in found if info.type == fs.FileType.File]
-        return {info.path.removeprefix(f"{self._root}/"): info.size or 0 for info in files}
+        return {info.path.removeprefix(f"{self._root}/"): (info.size or 0, info.mtime_ns or 0) for info in files}
 
     def exists(self, name: str) -> bool:
         return self._info(name).type == fs.FileType.File

@@ -77,7 +77,8 @@ def test_a_holder_whose_heart_beats_elsewhere_is_busy(place: Storage) -> None:
 
 def test_the_lock_of_a_killed_process_of_this_machine_is_free_at_once(place: Storage) -> None:
     code = (
-        "import sys, time; from raystitch.io.object_lease import object_leased; from raystitch.io.storage import Storage\n"
+        "import sys, time\nfrom raystitch.io.object_lease import object_leased\n"
+        "from raystitch.io.storage import Storage\n"
         "with object_leased(Storage(sys.argv[1]), '.lock'): print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, place.uri], stdout=subprocess.PIPE)

@@ -119,7 +119,8 @@ def test_a_checkpoint_is_published_soon_and_everything_at_the_end(
 ) -> None:
     monkeypatch.setattr(stage_module, "LOOK_SECONDS", 0.05)
     stage = Stage(place, tmp_path, order=ORDER)
-    with pytest.raises(RunError, match="no more"), stage.publishing():
+
+    def work() -> None:
         write(tmp_path, **{"metrics.jsonl": "m"})
         time.sleep(0.3)
         assert contents(place) == {}  # it grows all the time
@@ -130,6 +131,9 @@ def test_a_checkpoint_is_published_soon_and_everything_at_the_end(
             time.sleep(0.05)
         write(tmp_path, **{"error.txt": "e"})
         raise RunError("no more")
+
+    with pytest.raises(RunError, match="no more"), stage.publishing():
+        work()
     assert contents(place) == {"checkpoint/state.pt": "s", "error.txt": "e", "metrics.jsonl": "m"}
 
 
