@@ -82,8 +82,12 @@ def _cell_table(config: RunConfig, trials: Sequence[Trial]) -> Table:
     return table
 
 
-def print_plan(config: RunConfig, folder: Path) -> None:
-    """Prints the cells of the grid and their groups; looks into ``folder``, which need not exist."""
+def print_plan(config: RunConfig, folder: Path, where: str = "") -> None:
+    """Prints the cells of the grid and their groups; looks into ``folder``, which need not exist.
+
+    Args:
+        where: what to call the folder, if not by its path.
+    """
     trials = plan(config)
     console = Console()
     console.print(_cell_table(config, trials))
@@ -99,9 +103,11 @@ def print_plan(config: RunConfig, folder: Path) -> None:
     console.print(f"{len(trials)} trials in {len(groups)} groups of stacked seeds", highlight=False)
     part = "" if config.select == ALL else f", select {config.select}"
     bridges = f"{config.augment.num_bridges:,} bridges{_rounds_text(config)}"
-    console.print(f"dataset {config.dataset}{part}; {bridges}; into {folder}", highlight=False)
+    console.print(f"dataset {config.dataset}{part}; {bridges}; into {where or folder}", highlight=False)
     if done:
-        console.print(f"{done} finished trials are in {folder} and are used where they still fit", highlight=False)
+        console.print(
+            f"{done} finished trials are in {where or folder} and are used where they still fit", highlight=False
+        )
 
 
 def print_estimate(config: RunConfig, dataset: EpisodeDataset) -> None:

@@ -1,0 +1,146 @@
+"""A sweep whose run is a folder of a bucket: the same files and results as in a folder, whatever is killed meanwhile."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from raystitch.bench.chaos.processes import Driver, until
+from raystitch.cluster.sweep import run_sweep
+from raystitch.config import load_run_config
+from raystitch.io.object_lease import object_leased
+from raystitch.io.storage import Storage
+from raystitch.pipeline.trials.run import LOCK_FILE
+from tests.cluster.conftest import Prepared
+from tests.conftest import Run
+
+GRID = (
+    "grid=[{algo: bc, data: original}, {algo: bc, data: stitched, delta: ['off']}, {algo: bc, data: joined}]",
+    "headline=null",
+    "seeds=[0, 1]",
+    "resources={stacked_seeds: 2}",
+)
+OWN = {"environment.json", "report.html", "results.parquet", "validate.json"}
+"""Files in which times, or the place, are told."""
+
+
+def synced(uri: str, folder: Path) -> Path:
+    """What ``aws s3 sync`` makes of a folder in a bucket."""
+    storage = Storage(uri)
+    for name in storage.tree():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(storage.read_whole(name))
+    return folder
+
+
+def upload(folder: Path, uri: str) -> None:
+    storage = Storage(uri)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.name.endswith(".lock"):
+            storage.write(path.relative_to(folder).as_posix(), path.read_bytes())
+
+
+def files(folder: Path) -> set[str]:
+    """Files of a run; locks are no part of it."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name in found if not name.endswith(".lock")}
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    rows = pq.read_table(folder / "results.parquet").to_pylist()
+    return [{name: value for name, value in row.items() if name != "train_seconds"} for row in rows]
+
+
+def test_a_run_in_a_bucket_is_the_run_in_a_folder(
+    prepared: Prepared, s3: str, ray_session: None, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"{s3}/runs/same"
+    config = load_run_config("smoke", [*prepared.settings, *GRID, "logging=[csv]"])
+    here = tmp_path / "here" / "same"
+    upload(prepared.folder, uri)  # fitted already, as the run in the folder
+    prepared.copy(here)
+    run_sweep(config, here)
+    run_sweep(config, uri)
+    assert f"{uri}/report.html  (" in capsys.readouterr().out
+    there = synced(uri, tmp_path / "there" / "same")
+    assert files(there) == files(here)
+    assert results(there) == results(here)
+    page = (there / "report.html").read_text()
+    assert f"--out {uri}<" in page and "stages" not in page
+    for name in files(there):
+        assert b"/stages/" not in (there / name).read_bytes(), name
+    # The same command again trains nothing, and a synchronised copy is a run.
+    stamps = {name: version for name, version in Storage(uri).tree("trials").items() if not name.endswith(".lock")}
+    run_sweep(config, uri)
+    assert "6 of 6 trials are finished already" in capsys.readouterr().err
+    again = {name: version for name, version in Storage(uri).tree("trials").items() if not name.endswith(".lock")}
+    assert again == stamps
+    run_sweep(config, there)
+    assert "6 of 6 trials are finished already" in capsys.readouterr().err
+
+
+def test_a_run_in_a_bucket_is_of_one_sweep(prepared: Prepared, s3: str, run: Run) -> None:
+    uri = f"{s3}/runs/busy"
+    command = ["sweep", "smoke", "--out", uri, *(f"--set={text}" for text in (*prepared.settings, *GRID))]
+    with object_leased(Storage(uri), LOCK_FILE):
+        status, _, said = run(*command)
+    assert status == 2 and f"another `raystitch sweep` is at work in {uri}; wait for it" in said
+    assert set(Storage(uri).tree()) == {LOCK_FILE}
+
+
+def test_what_cannot_be_a_run_in_a_bucket_is_refused_before_work_begins(
+    prepared: Prepared, s3: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    settings = [f"--set={text}" for text in (*prepared.settings, *GRID)]
+    for out, more, message in (
+        ("s3://me:secret@bucket/runs/x", (), r"s3://bucket/runs/x: leave the credentials out of the URI"),
+        ("s3://bucket", (), r"s3://bucket: name a folder in the bucket, such as s3://bucket/runs/demo"),
+        ("s3://raystitch-nowhere/runs/x", (), r"the bucket does not exist"),
+        (f"{s3}/runs/mlflow", ("--set=logging=[mlflow]",), r"logging: mlflow keeps its database in the run's folder"),
+        ("wrong://bucket/x", (), r"wrong://bucket/x is not a path or URI that can be opened"),
+    ):
+        status, _, said = run("sweep", "smoke", "--out", out, *settings, *more)
+        assert status == 2 and re.search(message, said), said
+        assert "secret" not in said
+    assert not Storage(f"{s3}/runs/mlflow").tree()
+    status, said, _ = run("sweep", "smoke", "--out", f"{s3}/runs/plan", *settings, "--dry-run")
+    assert status == 0 and f"into {s3}/runs/plan" in said
+    assert not Storage(f"{s3}/runs/plan").tree()
+
+
+def finished(uri: str) -> dict[str, tuple[int, int]]:
+    """Trial -> size and time of its ``returns.json``, of those that were evaluated."""
+    storage = Storage(uri)
+    found = {name: version for name, version in storage.tree("trials").items() if name.endswith("returns.json")}
+    return {name: at for name, at in found.items() if json.loads(storage.read_whole(name).to_pybytes())["evaluations"]}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_driver_that_is_killed_again_and_again_repeats_no_finished_trial(
+    prepared: Prepared, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{s3}/runs/killed"
+    upload(prepared.folder, uri)
+    settings = (*prepared.settings, *GRID, "resources={stacked_seeds: 1, max_concurrent_trials: 1}")
+    command = ["sweep", "smoke", "--out", uri, *(f"--set={text}" for text in settings)]
+    before: dict[str, tuple[int, int]] = {}
+    for enough in (1, 3):
+        with Driver(command) as driver:
+            until(lambda enough=enough: len(finished(uri)) >= enough, f"{enough} trials are done", 120)
+            driver.kill()
+        now = finished(uri)
+        assert {name: now[name] for name in before} == before
+        before = now
+    with Driver(command) as driver:
+        assert driver.wait(200) == 0, driver.lines()
+        assert any(re.match(rf"{len(before)} of 6 trials are finished already", line) for line in driver.lines())
+    after = finished(uri)
+    assert {name: after[name] for name in before} == before and len(after) == 6
+    there = synced(uri, tmp_path / "there")
+    assert [row["status"] for row in results(there)] == ["ok"] * 6
