@@ -17,7 +17,7 @@ from raystitch.console import say
 from raystitch.data.ref import DatasetRef
 from raystitch.errors import RunError, UserError
 from raystitch.io.config_file import plain
-from raystitch.io.stage import is_remote
+from raystitch.io.files import is_remote
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.models.loop import FitProgress

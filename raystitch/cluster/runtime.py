@@ -16,7 +16,7 @@ from raystitch.cluster import local_ray
 from raystitch.cluster.private_ray import version_at
 from raystitch.cluster.signals import kept_through_ray
 from raystitch.errors import RunError, UserError
-from raystitch.io.stage import is_remote
+from raystitch.io.files import is_remote
 from raystitch.io.storage import Storage
 
 OBJECT_STORE_GIB = 0.4

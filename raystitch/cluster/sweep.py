@@ -43,7 +43,7 @@ from raystitch.pipeline.trials.cost import print_estimate, print_plan
 from raystitch.pipeline.trials.figures import write_figures
 from raystitch.pipeline.trials.groups import group_trials
 from raystitch.pipeline.trials.logs import augment_log, fit_log, log_report
-from raystitch.pipeline.trials.place import RunPlace, check_shared_loggers, of_study, open_run
+from raystitch.pipeline.trials.place import RunPlace, check_shared_loggers, of_study, open_place
 from raystitch.pipeline.trials.plan import plan, result_rows
 from raystitch.pipeline.trials.preflight import Checked, check_run, check_stages, nearest
 from raystitch.pipeline.trials.run import LOCK_FILE
@@ -87,7 +87,7 @@ def run_sweep(
     _check_job(out)
     config = replace(config, dataset=config.dataset_ref.absolute().ref)
     with ExitStack() as stack:
-        place = stack.enter_context(open_run(out))
+        place = stack.enter_context(open_place(out))
         checked = _checked(config, place, address, stack)
         config, dataset = checked.config, checked.dataset
         if dry_run:

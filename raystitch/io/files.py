@@ -21,6 +21,11 @@ LEFTOVER_SECONDS = 3600.0
 TOUCH_SECONDS = 60.0
 
 
+def is_remote(where: str | os.PathLike[str]) -> bool:
+    """Return True for a URI of an object store; a ``file://`` URI is a path."""
+    return "://" in str(where) and not str(where).startswith("file://")
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; renames it into place on success, removes it on any failure.

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from raystitch.console import say
 from raystitch.errors import RunError, StorageError, UserError
@@ -35,11 +36,6 @@ NEW_SECONDS = 10
 Wanted = Callable[[str], bool]
 """Whether a file, by its name from the folder, is meant."""
 _State = tuple[int, int, int]
-
-
-def is_remote(where: str | os.PathLike[str]) -> bool:
-    """Return True for a URI of an object store; a ``file://`` URI is a path."""
-    return "://" in str(where) and not str(where).startswith("file://")
 
 
 def everything(name: str) -> bool:
@@ -232,6 +228,24 @@ class Stage:
             if str(self.folder) not in str(error):
                 raise
             raise type(error)(self.told(str(error))) from error
+
+
+def checked_uri(uri: str) -> str:
+    """Return the URI of a folder that is written to.
+
+    Raises:
+        UserError: with credentials, which files and lists of processes would show; without a folder in the bucket.
+    """
+    parts = urlsplit(uri)
+    if "@" in parts.netloc:
+        raise UserError(
+            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}: leave the credentials out of the URI, "
+            "which jobs and files show; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile or role"
+        )
+    if not parts.path.strip("/"):
+        raise UserError(f"{uri}: name a folder in the bucket, such as {uri.rstrip('/')}/runs/demo")
+    path, mark, query = uri.partition("?")
+    return f"{path.rstrip('/')}{mark}{query}"
 
 
 @contextmanager

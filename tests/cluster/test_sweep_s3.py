@@ -1,7 +1,11 @@
-"""A sweep whose run is a folder of a bucket: the same files and results as in a folder, whatever is killed meanwhile."""
+"""A sweep whose run lies in a bucket: the same files and results as in a folder, whatever is killed meanwhile."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,10 @@ from raystitch.io.object_lease import object_leased
 from raystitch.io.storage import Storage
 from raystitch.pipeline.trials.run import LOCK_FILE
 from tests.cluster.conftest import Prepared
+from tests.cluster.two_nodes import RAY
 from tests.conftest import Run
+
+REPOSITORY = Path(__file__).parents[2]
 
 GRID = (
     "grid=[{algo: bc, data: original}, {algo: bc, data: stitched, delta: ['off']}, {algo: bc, data: joined}]",
@@ -144,3 +151,48 @@ def test_a_driver_that_is_killed_again_and_again_repeats_no_finished_trial(
     assert {name: after[name] for name in before} == before and len(after) == 6
     there = synced(uri, tmp_path / "there")
     assert [row["status"] for row in results(there)] == ["ok"] * 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_nodes_with_nothing_but_a_bucket_between_them(prepared: Prepared, tmp_path: Path) -> None:
+    """Two network namespaces, and a worker whose temporary files and cache no other node sees."""
+    folder = Path("/tmp") / f"rs{os.getpid()}b"
+    own = Path("/var/tmp") / folder.name  # the dataset: every node has it
+    own.mkdir()
+    shutil.copy(prepared.folder.parent / "swings.hdf5", own)
+    settings = [text.replace(str(prepared.folder.parent), str(own)) for text in prepared.settings]
+    port = "5555"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+        "RAY": str(RAY),
+        "HIDE": "/tmp",
+        "AWS_ENDPOINT_URL": f"http://10.77.0.1:{port}",
+        "RAYSTITCH_CACHE": "/tmp/raystitch-cache-of-a-node",
+        "PYTHONPATH": str(REPOSITORY),
+        "RS_COPIES": str(tmp_path),
+    }
+    arguments = ["smoke", *(f"--set={text}" for text in (*settings, *GRID, "resources={stacked_seeds: 1}"))]
+    command = ["sh", str(REPOSITORY / "tests/cluster/netns_two_nodes.sh"), str(folder), sys.executable, "-m"]
+    try:
+        done = subprocess.run(
+            [*command, "tests.cluster.bucket_faults", port, *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=1100,
+            check=False,
+            cwd=REPOSITORY,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
+        shutil.rmtree("/tmp/raystitch-cache-of-a-node", ignore_errors=True)
+    print(done.stdout)
+    if done.returncode == 77:
+        pytest.skip(done.stdout.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stdout
+    assert "trained again: []" in done.stdout
+    assert results(tmp_path / "disturbed") == results(tmp_path / "calm")
+    assert files(tmp_path / "disturbed") == files(tmp_path / "calm")
+    assert [row["status"] for row in results(tmp_path / "calm")] == ["ok"] * 6

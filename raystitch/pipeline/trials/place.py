@@ -9,15 +9,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from typing import Any
 
 from raystitch.config import LoggerName
 from raystitch.console import say
 from raystitch.errors import UserError
-from raystitch.io.files import remove
+from raystitch.io.files import is_remote, remove
 from raystitch.io.object_lease import held_by_process_here, object_leased
-from raystitch.io.stage import Stage, Wanted, is_remote, local_copy, stage_folder
+from raystitch.io.stage import Stage, Wanted, checked_uri, local_copy, stage_folder
 from raystitch.io.storage import Storage
 from raystitch.models.bundle import STITCHER_FILE
 from raystitch.pipeline.trials.groups import Group
@@ -76,6 +77,10 @@ class RunPlace:
     folder: Path
     stage: Stage | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the folder alone: Tune keeps its callbacks in a file, which nothing reads. A stage is one process's."""
+        return partial(RunPlace, folder=self.folder), ()
+
     @property
     def where(self) -> str:
         """The run's folder or URI, for messages."""
@@ -131,7 +136,7 @@ class RunPlace:
 
 
 @contextmanager
-def open_run(out: str | os.PathLike[str], wanted: Wanted = of_report, mine: Wanted = of_driver) -> Iterator[RunPlace]:
+def open_place(out: str | os.PathLike[str], wanted: Wanted = of_report, mine: Wanted = of_driver) -> Iterator[RunPlace]:
     """Open a run to read or to drive; of one on an object store the wanted files are copied. Nothing is written there.
 
     Errors inside name the URI, not the stage.
@@ -151,24 +156,6 @@ def open_run(out: str | os.PathLike[str], wanted: Wanted = of_report, mine: Want
             yield RunPlace(folder=folder, stage=stage)
 
 
-def checked_uri(uri: str) -> str:
-    """Return the URI of a folder that is written to.
-
-    Raises:
-        UserError: with credentials, which files and lists of processes would show; without a folder in the bucket.
-    """
-    parts = urlsplit(uri)
-    if "@" in parts.netloc:
-        raise UserError(
-            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}: leave the credentials out of the URI, "
-            "which jobs and files show; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile or role"
-        )
-    if not parts.path.strip("/"):
-        raise UserError(f"{uri}: name a folder in the bucket, such as {uri.rstrip('/')}/runs/demo")
-    path, mark, query = uri.partition("?")
-    return f"{path.rstrip('/')}{mark}{query}"
-
-
 def check_shared_loggers(names: Sequence[LoggerName], place: RunPlace) -> None:
     """Refuse logs that workers without a common folder cannot write.
 
@@ -180,6 +167,24 @@ def check_shared_loggers(names: Sequence[LoggerName], place: RunPlace) -> None:
             f"logging: mlflow keeps its database in the run's folder, which {place.where} cannot hold; name a server "
             "with MLFLOW_TRACKING_URI, or leave it out"
         )
+
+
+@contextmanager
+def reading(run: str, marker: str, wanted: Wanted = of_report) -> Iterator[RunPlace]:
+    """Open a run that is there, to write a report or a study into it; what changes is published.
+
+    Args:
+        run: its URI. marker: a file that it has.
+
+    Raises:
+        UserError: when there is no run; as ``open_place``.
+    """
+    with open_place(run, wanted) as place:
+        assert place.stage is not None
+        if not (place.folder / marker).is_file():
+            raise UserError(f"{place.where} is not a run of `raystitch sweep`: it has no {marker}")
+        with place.stage.publishing():
+            yield place
 
 
 @dataclass(frozen=True, kw_only=True)

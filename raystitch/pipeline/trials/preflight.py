@@ -17,8 +17,7 @@ from raystitch.config import RunConfig
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.normalise import Normalizer
 from raystitch.errors import DamagedError, UserError
-from raystitch.io.files import require_space
-from raystitch.io.stage import is_remote
+from raystitch.io.files import is_remote, require_space
 from raystitch.io.storage import Storage
 from raystitch.models.bundle import Bundle
 from raystitch.models.fit import existing_fit, rehearse_fit

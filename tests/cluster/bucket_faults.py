@@ -1,0 +1,137 @@
+"""Two sweeps into a bucket on two nodes that share nothing else: one undisturbed, one whose driver and node are killed.
+
+Run as COMMAND of ``netns_two_nodes.sh``: ``python -m tests.cluster.bucket_faults PORT ARGUMENT..``, the arguments of
+``raystitch.sweep`` but ``--out``. Prints what happened, a line each, and ends with 0 if both jobs did.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+
+from raystitch.bench.chaos.processes import until
+from raystitch.io.storage import Storage
+
+BUCKET = "s3://raystitch-nodes"
+CALM, DISTURBED = f"{BUCKET}/runs/calm", f"{BUCKET}/runs/disturbed"
+RAY = os.environ["RAY"] if "RAY" in os.environ else "ray"
+PATIENCE = 240
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def finished(uri: str) -> dict[str, tuple[int, int]]:
+    """Trial -> size and time of its ``returns.json``, of those that were evaluated."""
+    storage = Storage(uri)
+    found = {name: version for name, version in storage.tree("trials").items() if name.endswith("returns.json")}
+    return {name: at for name, at in found.items() if json.loads(storage.read_whole(name).to_pybytes())["evaluations"]}
+
+
+def submit(uri: str, arguments: list[str]) -> subprocess.Popen[str]:
+    command = [RAY, "job", "submit", "--", sys.executable, "-m", "raystitch.sweep", *arguments, "--out", uri]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def ended(job: subprocess.Popen[str], name: str) -> int:
+    """The status of a job at its end; its last lines are said."""
+    said, _ = job.communicate(timeout=PATIENCE)
+    for line in said.splitlines():
+        if "finished already" in line or "attempts" in line or job.returncode:
+            say(f"{name}: {line}")
+    say(f"{name}: {job.returncode}")
+    return job.returncode
+
+
+def pids_of(namespace: str) -> list[int]:
+    said = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=True).stdout
+    return [int(pid) for pid in said.split()]
+
+
+def kill_driver(uri: str) -> None:
+    own = f"/proc/{os.getpid()}/ns/net"
+    for entry in os.listdir("/proc"):
+        with suppress(OSError):
+            title = open(f"/proc/{entry}/cmdline", "rb").read() if entry.isdigit() else b""
+            mine = entry.isdigit() and os.readlink(f"/proc/{entry}/ns/net") == os.readlink(own)
+            if mine and b"raystitch.sweep" in title and uri.encode() in title and b"job\0submit" not in title:
+                os.kill(int(entry), signal.SIGKILL)
+
+
+def kill_node() -> subprocess.Popen[bytes]:
+    """Kill all of the worker's node at once, with all that it has on its disk; start another."""
+    worker = os.environ["RS_WORKER"]
+    for pid in pids_of(worker):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: not pids_of(worker), "the node is gone", 20)
+    start = ["ip", "netns", "exec", worker, "sh", "-c", os.environ["RS_WORKER_SCRIPT"]]
+    return subprocess.Popen(start, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def disturbed(arguments: list[str]) -> int:
+    job = submit(DISTURBED, arguments)
+    until(lambda: len(finished(DISTURBED)) >= 1 or job.poll() is not None, "a trial is done", PATIENCE)
+    kill_driver(DISTURBED)
+    before = finished(DISTURBED)
+    say(f"driver killed with {len(before)} trials done")
+    ended(job, "killed")
+    job = submit(DISTURBED, arguments)
+    until(lambda: len(finished(DISTURBED)) > len(before) or job.poll() is not None, "another is done", PATIENCE)
+    node = kill_node()
+    at_loss = finished(DISTURBED)
+    say(f"node killed with {len(at_loss)} trials done")
+    try:
+        status = ended(job, "disturbed")
+    finally:
+        node.terminate()
+    after = finished(DISTURBED)
+    again = [
+        name for name in at_loss if after.get(name) != at_loss[name] or before.get(name, at_loss[name]) != after[name]
+    ]
+    say(f"trained again: {again}")
+    return status or len(again)
+
+
+def main(port: str, arguments: list[str]) -> int:
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    host = endpoint.removeprefix("http://").rpartition(":")[0]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", host, "-p", port],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def made() -> bool:
+        with suppress(OSError):
+            request = urllib.request.Request(f"{endpoint}/{BUCKET.removeprefix('s3://')}", method="PUT")
+            urllib.request.urlopen(request, timeout=5).close()
+            return True
+        return False
+
+    try:
+        until(made, "the S3 server answers", 60)
+        began = time.monotonic()
+        status = ended(submit(CALM, arguments), "calm")
+        say(f"undisturbed: {time.monotonic() - began:.0f} s")
+        status = status or disturbed(arguments)
+        for uri in (CALM, DISTURBED):
+            storage = Storage(uri)
+            for name in storage.tree():
+                target = os.path.join(os.environ["RS_COPIES"], uri.rpartition("/")[2], name)
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                with open(target, "wb") as file:
+                    file.write(storage.read_whole(name))
+        return status
+    finally:
+        server.terminate()
+        server.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
