@@ -12,14 +12,15 @@ import sys
 import time
 import urllib.request
 from contextlib import suppress
+from pathlib import Path
 
 from raystitch.bench.chaos.processes import until
 from raystitch.io.storage import Storage
 
 BUCKET = "s3://raystitch-nodes"
 CALM, DISTURBED = f"{BUCKET}/runs/calm", f"{BUCKET}/runs/disturbed"
-RAY = os.environ["RAY"] if "RAY" in os.environ else "ray"
-PATIENCE = 240
+RAY = os.environ.get("RAY", "ray")
+PATIENCE = 600
 
 
 def say(line: str) -> None:
@@ -54,13 +55,14 @@ def pids_of(namespace: str) -> list[int]:
 
 
 def kill_driver(uri: str) -> None:
-    own = f"/proc/{os.getpid()}/ns/net"
-    for entry in os.listdir("/proc"):
+    """Kill what runs the sweep in this network namespace, but for what has submitted it."""
+    own = os.readlink("/proc/self/ns/net")
+    for entry in Path("/proc").iterdir():
         with suppress(OSError):
-            title = open(f"/proc/{entry}/cmdline", "rb").read() if entry.isdigit() else b""
-            mine = entry.isdigit() and os.readlink(f"/proc/{entry}/ns/net") == os.readlink(own)
-            if mine and b"raystitch.sweep" in title and uri.encode() in title and b"job\0submit" not in title:
-                os.kill(int(entry), signal.SIGKILL)
+            title = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+            driver = b"raystitch.sweep" in title and uri.encode() in title and b"job\0submit" not in title
+            if driver and os.readlink(entry / "ns/net") == own:
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def kill_node() -> subprocess.Popen[bytes]:
@@ -91,9 +93,7 @@ def disturbed(arguments: list[str]) -> int:
     finally:
         node.terminate()
     after = finished(DISTURBED)
-    again = [
-        name for name in at_loss if after.get(name) != at_loss[name] or before.get(name, at_loss[name]) != after[name]
-    ]
+    again = [name for name, version in {**at_loss, **before}.items() if after.get(name) != version]
     say(f"trained again: {again}")
     return status or len(again)
 

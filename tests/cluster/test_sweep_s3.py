@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from raystitch.bench.chaos.processes import Driver, until
 from raystitch.cluster.sweep import run_sweep
-from raystitch.config import load_run_config
+from raystitch.config import RunConfig, load_run_config
 from raystitch.io.object_lease import object_leased
 from raystitch.io.storage import Storage
 from raystitch.pipeline.trials.run import LOCK_FILE
@@ -62,32 +63,83 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "train_seconds"} for row in rows]
 
 
-def test_a_run_in_a_bucket_is_the_run_in_a_folder(
-    prepared: Prepared, s3: str, ray_session: None, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    uri = f"{s3}/runs/same"
+@dataclass(frozen=True, kw_only=True)
+class Both:
+    """One run twice, in a folder and in a bucket."""
+
+    config: RunConfig
+    here: Path
+    uri: str
+
+
+@pytest.fixture(scope="module")
+def both(prepared: Prepared, s3: str, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Both:
+    here, uri = tmp_path_factory.mktemp("both") / "same", f"{s3}/runs/same"
     config = load_run_config("smoke", [*prepared.settings, *GRID, "logging=[csv]"])
-    here = tmp_path / "here" / "same"
     upload(prepared.folder, uri)  # fitted already, as the run in the folder
     prepared.copy(here)
-    run_sweep(config, here)
-    run_sweep(config, uri)
-    assert f"{uri}/report.html  (" in capsys.readouterr().out
-    there = synced(uri, tmp_path / "there" / "same")
-    assert files(there) == files(here)
-    assert results(there) == results(here)
-    page = (there / "report.html").read_text()
-    assert f"--out {uri}<" in page and "stages" not in page
+    for out in (here, uri):
+        run_sweep(config, out)
+    return Both(config=config, here=here, uri=uri)
+
+
+def test_a_run_in_a_bucket_is_the_run_in_a_folder(
+    both: Both, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = synced(both.uri, tmp_path / "same")
+    assert files(there) == files(both.here)
+    assert results(there) == results(both.here)
+    assert f"--out {both.uri}<" in (there / "report.html").read_text()
     for name in files(there):
         assert b"/stages/" not in (there / name).read_bytes(), name
     # The same command again trains nothing, and a synchronised copy is a run.
-    stamps = {name: version for name, version in Storage(uri).tree("trials").items() if not name.endswith(".lock")}
-    run_sweep(config, uri)
+    stamps = trials(both.uri)
+    run_sweep(both.config, both.uri)
+    shown = capsys.readouterr()
+    assert "6 of 6 trials are finished already" in shown.err and f"{both.uri}/report.html  (" in shown.out
+    assert trials(both.uri) == stamps
+    run_sweep(both.config, there)
     assert "6 of 6 trials are finished already" in capsys.readouterr().err
-    again = {name: version for name, version in Storage(uri).tree("trials").items() if not name.endswith(".lock")}
-    assert again == stamps
-    run_sweep(config, there)
-    assert "6 of 6 trials are finished already" in capsys.readouterr().err
+
+
+def trials(uri: str) -> dict[str, tuple[int, int]]:
+    """The files of all trials, but for locks."""
+    return {name: version for name, version in Storage(uri).tree("trials").items() if not name.endswith(".lock")}
+
+
+def test_commands_read_a_run_in_a_bucket_and_add_to_it(both: Both, run: Run) -> None:
+    storage, before = Storage(both.uri), trials(both.uri)
+    storage.delete("report.html")
+    status, said, _ = run("report", both.uri)
+    assert status == 0 and said.endswith(f"\n{both.uri}/report.html\n")
+    assert f"--out {both.uri}<" in storage.read_whole("report.html").to_pybytes().decode()
+    trial = next(name for name in before if name.endswith("returns.json")).split("/")[1]
+    status, said, _ = run("sweep", "--rerun", trial, "--out", both.uri)
+    assert status == 0 and f"repeated in {both.uri}/reruns/{trial}" in said
+    assert storage.exists(f"reruns/{trial}/returns.json")
+    status, said, _ = run("study", "generalise", both.uri, "--num-starts", 1, "--max-episode-steps", 3, "--json")
+    assert status == 0 and json.loads(said)["buffer"] == f"{both.uri}/buffer"
+    assert json.loads(storage.read_whole("generalise.json").to_pybytes())["buffer"] == f"{both.uri}/buffer"
+    status, said, _ = run("evaluate", f"{both.uri}/trials/{trial}", "--num-episodes", 1, "--json")
+    assert status == 0 and json.loads(said)["policy"] == f"{both.uri}/trials/{trial}/policy"
+    status, said, _ = run("validate", f"{both.uri}/buffer", "--max-bridges", 5, "--json")
+    assert status == 0 and json.loads(said)["real_accepted_share"] is not None  # with the bundle beside it
+    assert trials(both.uri) == before
+
+
+def test_what_is_no_run_in_a_bucket_is_said(s3: str, run: Run) -> None:
+    nowhere = f"{s3}/runs/nowhere"
+    for command, lacks in (
+        (("report", nowhere), "results.parquet"),
+        (("sweep", "--rerun", "x", "--out", nowhere), "config.yaml"),
+        (("study", "generalise", nowhere), "config.yaml"),
+        (("evaluate", nowhere), "policy.json"),
+        (("serve", "--stitcher", nowhere), "stitcher.json"),
+        (("augment", "demo:pointmaze", "--stitcher", nowhere, "--out", nowhere, "--num-bridges", 5), "stitcher.json"),
+    ):
+        status, _, said = run(*command)
+        assert status == 2 and nowhere in said and f"no {lacks}" in said.replace("has no", "no"), said
+    assert not Storage(nowhere).tree()
 
 
 def test_a_run_in_a_bucket_is_of_one_sweep(prepared: Prepared, s3: str, run: Run) -> None:
@@ -154,7 +206,7 @@ def test_a_driver_that_is_killed_again_and_again_repeats_no_finished_trial(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2700)
 def test_nodes_with_nothing_but_a_bucket_between_them(prepared: Prepared, tmp_path: Path) -> None:
     """Two network namespaces, and a worker whose temporary files and cache no other node sees."""
     folder = Path("/tmp") / f"rs{os.getpid()}b"
@@ -180,7 +232,7 @@ def test_nodes_with_nothing_but_a_bucket_between_them(prepared: Prepared, tmp_pa
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=1100,
+            timeout=2400,
             check=False,
             cwd=REPOSITORY,
         )

@@ -78,7 +78,7 @@ class RunPlace:
     stage: Stage | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the folder alone: Tune keeps its callbacks in a file, which nothing reads. A stage is one process's."""
+        """Pickle the folder alone: a stage is one process's, and of Tune's copy of its callbacks nothing is read."""
         return partial(RunPlace, folder=self.folder), ()
 
     @property
