@@ -237,7 +237,9 @@ def _look(folder: str, marker: str) -> str:
     if not is_remote(folder):
         return "" if os.path.exists(Path(folder, marker)) else "it is not there"
     try:
-        Storage(folder).names()
+        storage = Storage(folder)
+        storage.require_bucket()
+        storage.names()
     except (UserError, RunError) as error:
         return str(error)
     return ""

@@ -265,7 +265,7 @@ def check_out(path: str) -> Path | str:
     if is_remote(path):
         from raystitch.io.storage import Storage
 
-        Storage(uri := checked_uri(path)).names()
+        Storage(uri := checked_uri(path)).require_bucket()
         return uri
     out = Path(path).expanduser()
     if out.exists() and not out.is_dir():

@@ -38,10 +38,9 @@ class ObjectLease:
         self._thread = threading.Thread(target=self._keep, name=f"lease of {name}", daemon=True)
 
     def check(self) -> None:
-        """Raises: RunError when the lease was lost: this process or the store stood still for so long that another may
-        have taken over."""
+        """Raises: RunError when the lease was lost, or may be: this process or the store stood still for so long that
+        another may have taken over. If none has, it is renewed once the store answers again."""
         if self._lost or time.monotonic() - self._alive_at > self.seconds:
-            self._lost = True
             raise RunError(
                 f"the lock {self.storage.where(self.name)} was lost: this process could not renew it for "
                 f"{self.seconds:g} s, and another may be at work; run again"

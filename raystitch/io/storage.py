@@ -113,6 +113,15 @@ class Storage:
         files = [info for info in found if info.type == fs.FileType.File]
         return {info.path.removeprefix(f"{self._root}/"): (info.size or 0, info.mtime_ns or 0) for info in files}
 
+    def require_bucket(self) -> None:
+        """Raises: UserError when the bucket of an object store does not exist; listings of it are empty."""
+        bucket = "" if self.local is not None else self._root.partition("/")[0]
+        found = fs.FileType.Directory
+        if bucket:
+            found = self._patiently("look at", "", lambda: self._fs.get_file_info(bucket)).type
+        if found == fs.FileType.NotFound:
+            raise UserError(f"{self.where()} cannot be reached: {_REFUSALS['NO_SUCH_BUCKET']}")
+
     def exists(self, name: str) -> bool:
         return self._info(name).type == fs.FileType.File
 

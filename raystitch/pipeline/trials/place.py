@@ -151,6 +151,7 @@ def open_place(out: str | os.PathLike[str], wanted: Wanted = of_report, mine: Wa
     uri = checked_uri(str(out))
     with stage_folder(uri) as folder:
         stage = Stage(uri, folder, order=ORDER, readable=READABLE, mine=mine)
+        stage.storage.require_bucket()
         with stage.named():
             stage.get(wanted)
             yield RunPlace(folder=folder, stage=stage)
