@@ -282,6 +282,19 @@ def check_out(path: str) -> Path | str:
     return out
 
 
+def local_out(path: str) -> str:
+    """Return the path of what a command can write on this machine alone.
+
+    Raises:
+        UserError: for a URI.
+    """
+    from raystitch.io.files import is_remote
+
+    if is_remote(path):
+        raise UserError(f"--out {path}: this is written on this machine only; give a path, and copy it from there")
+    return path
+
+
 def require_folder(path: str, what: str, marker: str) -> Path:
     """Return an existing folder that holds the file ``marker``; of a URI a local copy.
 

@@ -66,6 +66,9 @@ def test_what_cannot_be_done_in_a_bucket_is_said_before_work_begins(
         ((*train, "--out", f"{s3}/cli/logs", "--logging", "csv"), "logs are written into a folder"),
         ((*train, "--out", "s3://raystitch-nowhere/x"), "the bucket does not exist"),
         (("fit", ref, "--out", "s3://a:b@bucket/x"), "s3://bucket/x: leave the credentials out of the URI"),
+        (("export", "x", "--format", "parquet", "--out", f"{s3}/x.parquet"), "this is written on this machine only"),
+        (("data", "select", ref, "--out", f"{s3}/x.hdf5"), "this is written on this machine only"),
+        (("data", "make", "ogbench-pointmaze-medium-stitch", "--out", f"{s3}/x.npz"), "on this machine only"),
     ):
         status, _, err = run(*command)
         assert status == 2 and message in err, err

@@ -28,11 +28,13 @@ from tests.cluster.test_sweep_s3 import upload
 GRID = ("grid=[{algo: td3bc, data: stitched, delta: ['off']}]", "headline=null", "seeds=[0]")
 LONG = "algorithms.td3bc={train_steps: 4000, batch_size: 16, hidden: 8}"
 PROGRAM = """
-import sys
+import os, sys
 import raystitch.io.stage, raystitch.pipeline.trials.trial_folder
 raystitch.io.stage.LOOK_SECONDS = 0.05
 raystitch.pipeline.trials.trial_folder.CHECKPOINT_SECONDS = 0.2
+endpoint = os.environ["AWS_ENDPOINT_URL"]
 from tests.cluster.test_bucket_trials import planned
+os.environ["AWS_ENDPOINT_URL"] = endpoint  # tests/conftest.py chooses another
 from raystitch.pipeline.trials.place import at_hand
 from raystitch.pipeline.trials.run import run_planned
 uri, *settings = sys.argv[1:]
