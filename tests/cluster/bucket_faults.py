@@ -4,7 +4,6 @@ Run as COMMAND of ``netns_two_nodes.sh``: ``python -m tests.cluster.bucket_fault
 ``raystitch.sweep`` but ``--out``. Prints what happened, a line each, and ends with 0 if both jobs did.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from raystitch.bench.chaos.processes import until
-from raystitch.io.storage import Storage
+from tests.cluster.bucket_files import finished_trials, synced
 
 BUCKET = "s3://raystitch-nodes"
 CALM, DISTURBED = f"{BUCKET}/runs/calm", f"{BUCKET}/runs/disturbed"
@@ -25,13 +24,6 @@ PATIENCE = 600
 
 def say(line: str) -> None:
     print(line, flush=True)
-
-
-def finished(uri: str) -> dict[str, tuple[int, int]]:
-    """Trial -> size and time of its ``returns.json``, of those that were evaluated."""
-    storage = Storage(uri)
-    found = {name: version for name, version in storage.tree("trials").items() if name.endswith("returns.json")}
-    return {name: at for name, at in found.items() if json.loads(storage.read_whole(name).to_pybytes())["evaluations"]}
 
 
 def submit(uri: str, arguments: list[str]) -> subprocess.Popen[str]:
@@ -78,21 +70,21 @@ def kill_node() -> subprocess.Popen[bytes]:
 
 def disturbed(arguments: list[str]) -> int:
     job = submit(DISTURBED, arguments)
-    until(lambda: len(finished(DISTURBED)) >= 1 or job.poll() is not None, "a trial is done", PATIENCE)
+    until(lambda: len(finished_trials(DISTURBED)) >= 1 or job.poll() is not None, "a trial is done", PATIENCE)
     kill_driver(DISTURBED)
-    before = finished(DISTURBED)
+    before = finished_trials(DISTURBED)
     say(f"driver killed with {len(before)} trials done")
     ended(job, "killed")
     job = submit(DISTURBED, arguments)
-    until(lambda: len(finished(DISTURBED)) > len(before) or job.poll() is not None, "another is done", PATIENCE)
+    until(lambda: len(finished_trials(DISTURBED)) > len(before) or job.poll() is not None, "another is done", PATIENCE)
     node = kill_node()
-    at_loss = finished(DISTURBED)
+    at_loss = finished_trials(DISTURBED)
     say(f"node killed with {len(at_loss)} trials done")
     try:
         status = ended(job, "disturbed")
     finally:
         node.terminate()
-    after = finished(DISTURBED)
+    after = finished_trials(DISTURBED)
     again = [name for name, version in {**at_loss, **before}.items() if after.get(name) != version]
     say(f"trained again: {again}")
     return status or len(again)
@@ -121,12 +113,7 @@ def main(port: str, arguments: list[str]) -> int:
         say(f"undisturbed: {time.monotonic() - began:.0f} s")
         status = status or disturbed(arguments)
         for uri in (CALM, DISTURBED):
-            storage = Storage(uri)
-            for name in storage.tree():
-                target = os.path.join(os.environ["RS_COPIES"], uri.rpartition("/")[2], name)
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-                with open(target, "wb") as file:
-                    file.write(storage.read_whole(name))
+            synced(uri, Path(os.environ["RS_COPIES"], uri.rpartition("/")[2]))
         return status
     finally:
         server.terminate()

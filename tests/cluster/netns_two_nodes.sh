@@ -50,6 +50,8 @@ done
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_API_SERVER_ADDRESS="http://$head_ip:8265"
 RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
 export RAY_AUTH_TOKEN
+# A busy machine takes longer to start a node than Ray waits by itself.
+export RAY_raylet_start_wait_time_s=${RAY_raylet_start_wait_time_s:-300}
 unset RAY_ADDRESS
 HIDE=${HIDE:-}
 mkdir -p "$folder"

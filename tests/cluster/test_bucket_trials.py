@@ -10,50 +10,29 @@ from typing import Any
 import pytest
 
 from raystitch.bench.chaos.processes import until
-from raystitch.buffer.opening import open_buffer
-from raystitch.config import load_run_config
-from raystitch.data.load import load_dataset
 from raystitch.errors import RunError
 from raystitch.io.cache import cache_folder
 from raystitch.io.stage import STAGES
 from raystitch.io.storage import Storage
-from raystitch.models.bundle import Bundle
 from raystitch.pipeline.trials.place import at_hand
-from raystitch.pipeline.trials.plan import plan
 from raystitch.pipeline.trials.run import LOCK_FILE, run_planned
-from raystitch.pipeline.trials.trial import InputHashes, Trial
+from tests.cluster.bucket_files import only_trial, upload
 from tests.cluster.conftest import Prepared
-from tests.cluster.test_sweep_s3 import upload
 
 GRID = ("grid=[{algo: td3bc, data: stitched, delta: ['off']}]", "headline=null", "seeds=[0]")
 LONG = "algorithms.td3bc={train_steps: 4000, batch_size: 16, hidden: 8}"
 PROGRAM = """
-import os, sys
+import sys
 import raystitch.io.stage, raystitch.pipeline.trials.trial_folder
 raystitch.io.stage.LOOK_SECONDS = 0.05
 raystitch.pipeline.trials.trial_folder.CHECKPOINT_SECONDS = 0.2
-endpoint = os.environ["AWS_ENDPOINT_URL"]
-from tests.cluster.test_bucket_trials import planned
-os.environ["AWS_ENDPOINT_URL"] = endpoint  # tests/conftest.py chooses another
+from tests.cluster.bucket_files import only_trial
 from raystitch.pipeline.trials.place import at_hand
 from raystitch.pipeline.trials.run import run_planned
 uri, *settings = sys.argv[1:]
-with at_hand(uri, (planned(settings),)) as here:
+with at_hand(uri, (only_trial(settings),)) as here:
     run_planned(here.group)
 """
-
-
-def planned(settings: list[str]) -> Trial:
-    """The only trial of the settings; the last of them is the folder that made the stitcher and the buffer."""
-    *settings, folder = settings
-    config = load_run_config("smoke", settings)
-    inputs = InputHashes(
-        dataset=load_dataset(config.dataset).fingerprint,
-        bundle=Bundle.load(Path(folder, "stitcher"), "cpu").hash,
-        buffer=open_buffer(Path(folder, "buffer")).hash,
-    )
-    (trial,) = plan(config, inputs, folder)
-    return trial
 
 
 @pytest.fixture
@@ -64,11 +43,11 @@ def settings(prepared: Prepared) -> list[str]:
 def test_a_trial_goes_on_from_the_checkpoint_that_a_killed_process_published(
     prepared: Prepared, settings: list[str], s3: str
 ) -> None:
-    uri, trial = f"{s3}/trials/killed", planned(settings)
+    uri, trial = f"{s3}/trials/killed", only_trial(settings)
     upload(prepared.folder, uri)
     storage, at = Storage(uri), f"trials/{trial.trial_id}"
     with subprocess.Popen([sys.executable, "-c", PROGRAM, uri, *settings], cwd=Path(__file__).parents[2]) as process:
-        until(lambda: storage.exists(f"{at}/checkpoint/state.pt"), "a checkpoint is published", 120)
+        until(lambda: storage.exists(f"{at}/checkpoint/state.pt"), "a checkpoint is published", 300)
         process.send_signal(signal.SIGKILL)
     names = {name.removeprefix(f"{at}/") for name in storage.tree(at)}
     assert names == {"config.json", "metrics.jsonl", "checkpoint/state.pt", LOCK_FILE}
@@ -94,7 +73,7 @@ def test_a_trial_goes_on_from_the_checkpoint_that_a_killed_process_published(
 def test_a_process_that_lost_its_lease_publishes_no_result(
     prepared: Prepared, settings: list[str], s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri, trial = f"{s3}/trials/lost", planned(settings)
+    uri, trial = f"{s3}/trials/lost", only_trial(settings)
     upload(prepared.folder, uri)
     monkeypatch.setattr("raystitch.io.lease.LEASE_SECONDS", 1.2)
     storage, at = Storage(uri), f"trials/{trial.trial_id}"
@@ -114,7 +93,7 @@ def test_a_process_that_lost_its_lease_publishes_no_result(
 def test_an_error_is_published_with_the_place_that_everybody_knows(
     prepared: Prepared, settings: list[str], s3: str
 ) -> None:
-    uri, trial = f"{s3}/trials/failed", planned(settings)
+    uri, trial = f"{s3}/trials/failed", only_trial(settings)
     upload(prepared.folder, uri)
 
     def fail(_: int, row: dict[str, Any]) -> None:

@@ -345,7 +345,7 @@ def sweep_config(entrypoint: str) -> RunConfig:
     words = shlex.split(entrypoint)
     args = build_parser().parse_args(words[words.index("raystitch") + 1 :])
     assert args.command == "sweep"
-    assert args.out == "/mnt/raystitch/runs/demo"
+    assert args.out in ("/mnt/raystitch/runs/demo", "s3://my-bucket/raystitch/runs/demo")
     return load_run_config(args.config, args.set)
 
 
