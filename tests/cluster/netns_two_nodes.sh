@@ -64,8 +64,11 @@ RS_WORKER=$worker RS_WORKER_SCRIPT=$(cat <<END
 [ -z "$HIDE" ] || mount -t tmpfs tmpfs "$HIDE" || exit 77
 mkdir -p "$folder"
 for _ in \$(seq 60); do '$ray' health-check --address=$head_ip:6379 2>/dev/null && break; sleep 1; done
-exec '$ray' start --block --address=$head_ip:6379 --node-ip-address=$worker_ip --num-cpus=2 \
-    --object-store-memory=150000000 --temp-dir='$folder/worker' --disable-usage-stats
+for _ in 1 2 3; do # the head may answer before it is ready
+    '$ray' start --block --address=$head_ip:6379 --node-ip-address=$worker_ip --num-cpus=2 \
+        --object-store-memory=150000000 --temp-dir='$folder/worker' --disable-usage-stats && break
+    sleep 5
+done
 END
 )
 export RS_WORKER RS_WORKER_SCRIPT
