@@ -32,11 +32,12 @@ def submit(uri: str, arguments: list[str]) -> subprocess.Popen[str]:
 
 
 def ended(job: subprocess.Popen[str], name: str) -> int:
-    """The status of a job at its end; its last lines are said."""
+    """The status of a job at its end; of one that was not killed its last lines are said if it failed."""
     said, _ = job.communicate(timeout=PATIENCE)
-    for line in said.splitlines():
-        if "finished already" in line or "attempts" in line or job.returncode:
-            say(f"{name}: {line}")
+    lines = said.splitlines()
+    failed = job.returncode and name != "killed"
+    for line in lines[-40:] if failed else [line for line in lines if "finished already" in line]:
+        say(f"{name}: {line}")
     say(f"{name}: {job.returncode}")
     return job.returncode
 
