@@ -83,6 +83,8 @@ def disturbed(arguments: list[str]) -> int:
     say(f"node killed with {len(at_loss)} trials done")
     try:
         status = ended(job, "disturbed")
+        if status:  # where the loss is noticed late, all attempts may be made before the next node is there
+            status = ended(submit(DISTURBED, arguments), "again")
     finally:
         node.terminate()
     after = finished_trials(DISTURBED)

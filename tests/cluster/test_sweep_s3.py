@@ -190,7 +190,10 @@ def test_nodes_with_nothing_but_a_bucket_between_them(prepared: Prepared, tmp_pa
         "PYTHONPATH": str(REPOSITORY),
         "RS_COPIES": str(tmp_path),
     }
-    arguments = ["smoke", *(f"--set={text}" for text in (*settings, few, *GRID[1:-1], "resources={stacked_seeds: 1}"))]
+    arguments = [
+        "smoke",
+        *(f"--set={text}" for text in (*settings, few, *GRID[1:-1], "resources={stacked_seeds: 1, num_retries: 5}")),
+    ]
     command = ["sh", str(REPOSITORY / "tests/cluster/netns_two_nodes.sh"), str(folder), sys.executable, "-m"]
     try:
         done = subprocess.run(
@@ -213,5 +216,10 @@ def test_nodes_with_nothing_but_a_bucket_between_them(prepared: Prepared, tmp_pa
     assert done.returncode == 0, done.stdout
     assert "trained again: []" in done.stdout
     assert results(tmp_path / "disturbed") == results(tmp_path / "calm")
-    assert files(tmp_path / "disturbed") == files(tmp_path / "calm")
+    calm, disturbed = (
+        # Shards past the last one that counts stay for the grace period.
+        {name for name in files(tmp_path / run) if not name.startswith("buffer/shards/")}
+        for run in ("calm", "disturbed")
+    )
+    assert disturbed == calm
     assert [row["status"] for row in results(tmp_path / "calm")] == ["ok"] * 4
