@@ -12,6 +12,7 @@ from raystitch.buffer.config import AugmentConfig
 from raystitch.data.select import ALL, selection_text
 from raystitch.errors import UserError
 from raystitch.io.config_file import load_config, plain
+from raystitch.io.files import is_remote
 from raystitch.models.calibration import check_delta
 from raystitch.models.config import FitConfig
 from raystitch.search_config import SearchConfig
@@ -308,9 +309,10 @@ def _named(headline: HeadlineConfig, cells: Sequence[HeadlineConfig]) -> str:
     return f"{text}, shaping={headline.shaping!r}{known}"
 
 
-def default_out(config: RunConfig) -> Path:
-    """Return ``runs/NAME``, or ``$RAYSTITCH_RUNS/NAME``."""
-    return Path(os.environ.get("RAYSTITCH_RUNS") or "runs") / config.name
+def default_out(config: RunConfig) -> Path | str:
+    """Return ``runs/NAME``, or ``$RAYSTITCH_RUNS/NAME``, which may be a URI."""
+    runs = os.environ.get("RAYSTITCH_RUNS") or "runs"
+    return f"{runs.rstrip('/')}/{config.name}" if is_remote(runs) else Path(runs) / config.name
 
 
 def find_config(name: str | os.PathLike[str]) -> Path:

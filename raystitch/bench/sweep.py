@@ -22,14 +22,14 @@ from raystitch.bench.synthetic import BenchOptions
 from raystitch.buffer.episodes import on_dataset
 from raystitch.buffer.opening import open_buffer
 from raystitch.cluster.runtime import ensure_ray
-from raystitch.cluster.sweep import delta_values
 from raystitch.cluster.trials import run_groups
 from raystitch.data.load import load_dataset
 from raystitch.errors import RunError
 from raystitch.models.bundle import Bundle
 from raystitch.pipeline.study.generalise import study_run
 from raystitch.pipeline.trials.groups import group_trials
-from raystitch.pipeline.trials.plan import plan, result_rows
+from raystitch.pipeline.trials.place import RunPlace
+from raystitch.pipeline.trials.plan import delta_values, plan, result_rows
 from raystitch.pipeline.trials.run_folder import RESULTS_FILE, other_rows, write_config
 from raystitch.pipeline.trials.trial import STITCHER
 from raystitch.pipeline.trials.trial_folder import finished
@@ -85,7 +85,13 @@ def group_rows(prepared: Prepared, seeds: Sequence[int], folder: Path) -> list[R
             def ended(done: int, note: str, marks: list[tuple[float, float, float]] = marks) -> None:
                 marks.append((time.process_time(), time.monotonic(), _pss_mib(os.getpid())))
 
-            run_groups(groups, run, replace(config.resources, trial_memory_gib=0.5), ended, lambda done, text: None)
+            run_groups(
+                groups,
+                RunPlace(folder=run),
+                replace(config.resources, trial_memory_gib=0.5),
+                ended,
+                lambda done, text: None,
+            )
             (cpu, wall, pss), (cpu_after, wall_after, pss_after) = marks[FIRST_GROUPS], marks[-1]
             count = len(marks) - 1 - FIRST_GROUPS
             about = f"{len(groups)} groups that have nothing to train"

@@ -1,5 +1,6 @@
 """Fitting as a Ray task: on a cluster the driver's machine may have neither CPUs nor a GPU to give."""
 
+import os
 import queue
 import threading
 import time
@@ -16,9 +17,11 @@ from raystitch.console import say
 from raystitch.data.ref import DatasetRef
 from raystitch.errors import RunError, UserError
 from raystitch.io.config_file import plain
+from raystitch.io.files import is_remote
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.models.loop import FitProgress
+from raystitch.pipeline.trials.place import work_folder
 
 RETRY_SECONDS = 1.0
 """Before the first retry; every further one waits twice as long."""
@@ -36,6 +39,7 @@ def fit(
     """Fit a bundle in one Ray task that holds a whole machine's CPUs, and a GPU when the cluster has one; resumes.
 
     Args:
+        out: a folder that all machines see, or a URI of an object store.
         num_retries: times that a fit whose process dies, or that fails in a way that is neither the input's nor the
             loss's, goes on from its last checkpoint.
 
@@ -46,7 +50,7 @@ def fit(
     attempts = 1 + num_retries
     for attempt in range(1, attempts + 1):
         try:
-            _fit_once(dataset, config, Path(out), device, progress)
+            _fit_once(dataset, config, str(out) if is_remote(out) else os.path.abspath(out), device, progress)
             return
         except RayError as error:
             why = _reason(error)
@@ -60,7 +64,7 @@ def fit(
 def _fit_once(
     dataset: DatasetRef,
     config: FitConfig,
-    out: Path,
+    out: str,
     device: str,
     progress: Callable[[FitProgress], None] | None,
 ) -> None:
@@ -78,7 +82,7 @@ def _fit_once(
     waiting = Waiting([reserved], say)
     try:
         with waiting.said():
-            for reference in remote.remote(dataset, config, str(out.absolute()), device):
+            for reference in remote.remote(dataset, config, out, device):
                 report: Any = ray.get(reference)
                 waiting.moved()
                 if isinstance(report, str):
@@ -105,7 +109,8 @@ def _fit(dataset: DatasetRef, config: FitConfig, out: str, device: str) -> Gener
 
     def work() -> None:
         try:
-            fit_bundle(dataset.load(), config, Path(out), device, progress=reports.put, note=reports.put)
+            with work_folder(out, reports.put) as folder:
+                fit_bundle(dataset.load(), config, folder, device, progress=reports.put, note=reports.put)
         except BaseException as error:
             failures.append(error)
         finally:

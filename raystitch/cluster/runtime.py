@@ -15,7 +15,9 @@ from typing import Any
 from raystitch.cluster import local_ray
 from raystitch.cluster.private_ray import version_at
 from raystitch.cluster.signals import kept_through_ray
-from raystitch.errors import UserError
+from raystitch.errors import RunError, UserError
+from raystitch.io.files import is_remote
+from raystitch.io.storage import Storage
 
 OBJECT_STORE_GIB = 0.4
 PROBE_SECONDS = 4.0
@@ -202,7 +204,7 @@ def check_shared(folder: str | os.PathLike[str], marker: str) -> None:
     """Refuse a folder that some node of the cluster does not see.
 
     Args:
-        marker: a file or folder in it.
+        folder: or a URI, whose store every node has to reach. marker: a file or folder in it.
 
     Raises:
         UserError: naming the node.
@@ -213,16 +215,31 @@ def check_shared(folder: str | os.PathLike[str], marker: str) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     here = ray.get_runtime_context().get_node_id()
     others = [node["NodeID"] for node in nodes if node["NodeID"] != here]
-    sees: Callable[[str], bool] = os.path.exists
+    looks: Callable[[str, str], str] = _look
     asked = [
-        ray.remote(num_cpus=0.01)(sees)
+        ray.remote(num_cpus=0.01)(looks)
         .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-        .remote(str(Path(folder) / marker))
+        .remote(str(folder), marker)
         for node in others
     ]
-    for node, seen in zip(others, ray.get(asked), strict=True):
-        if not seen:
+    for node, why in zip(others, ray.get(asked), strict=True):
+        if why and is_remote(folder):
+            raise UserError(f"--out {Storage(folder).where()} cannot be reached from node {node[:8]}: {why}")
+        if why:
             raise UserError(
                 f"--out {folder} is not on shared storage: node {node[:8]} does not see it; "
-                "use a folder that all nodes mount, or for a buffer a URI such as s3://bucket/buffer"
+                "use a folder that all nodes mount, or a URI such as s3://bucket/runs/name"
             )
+
+
+def _look(folder: str, marker: str) -> str:
+    """Return why a folder cannot be seen from here; empty where it can."""
+    if not is_remote(folder):
+        return "" if os.path.exists(Path(folder, marker)) else "it is not there"
+    try:
+        storage = Storage(folder)
+        storage.require_bucket()
+        storage.names()
+    except (UserError, RunError) as error:
+        return str(error)
+    return ""

@@ -8,7 +8,6 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -21,6 +20,7 @@ from raystitch.cluster.trials import OnTrialDone, failure, num_slots, quiet_tune
 from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import say
 from raystitch.errors import RunError
+from raystitch.pipeline.trials.place import RunPlace, at_hand
 from raystitch.pipeline.trials.run import run_planned
 from raystitch.pipeline.trials.search import Cell, SearchLog, cell_trials, draw_cells, make_cell, value_of
 from raystitch.pipeline.trials.trial import InputHashes, Trial
@@ -38,7 +38,11 @@ TrialsOf = Callable[[Cell], list[Trial]]
 
 
 def run_search(
-    config: RunConfig, folder: Path, inputs: InputHashes, resources: ResourceConfig, progress: OnTrialDone | None = None
+    config: RunConfig,
+    place: RunPlace,
+    inputs: InputHashes,
+    resources: ResourceConfig,
+    progress: OnTrialDone | None = None,
 ) -> Cell:
     """Try the cells that are missing and return the best; its trials use none of the seeds that are reported.
 
@@ -48,19 +52,18 @@ def run_search(
     Raises:
         RunError: when no cell could be trained to its end.
     """
-    log = SearchLog(folder, config, inputs)
+    log = SearchLog(place.folder, config, inputs)
     if not log.complete:
         steps = config.algorithms.of(config.search.algo).train_steps
         scheduler = _scheduler(config.search.scheduler, steps, config.evaluation.every)
-        watch = _Watch(partial(cell_trials, config, inputs, run=folder), log, progress)
-        _try_missing(config.search, config.seed, folder, resources, scheduler, watch)
+        watch = _Watch(partial(cell_trials, config, inputs, run=place.folder), log, progress, place)
+        _try_missing(config.search, config.seed, resources, scheduler, watch)
     return log.choose()
 
 
 def _try_missing(
     search: SearchConfig,
     seed: int,
-    folder: Path,
     resources: ResourceConfig,
     scheduler: TrialScheduler,
     watch: "_Watch",
@@ -80,10 +83,10 @@ def _try_missing(
         space = {"cell": tune.grid_search([cell._asdict() for cell in missing])}
     num_slots(resources)
     quiet_tune()
-    storage = tune_folder(folder)
+    storage = tune_folder(watch.place.folder)
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(_try, trials_of=watch.trials_of),
+            tune.with_parameters(_try, trials_of=watch.trials_of, run=watch.place.uri),
             tune_resources(resources),
         ),
         param_space=space,
@@ -110,20 +113,25 @@ def _try_missing(
     shutil.rmtree(storage, ignore_errors=True)
 
 
-def _try(suggested: Mapping[str, Any], trials_of: TrialsOf) -> None:
+def _try(suggested: Mapping[str, Any], trials_of: TrialsOf, run: str) -> None:
     """Train all seeds of one cell, stacked, in a worker."""
-    trials = trials_of(_cell(suggested))
-
-    def report(step: int, results: Mapping[int, EvalResult]) -> None:
-        if len(results) == len(trials):  # not where some of the seeds came further before an interruption
-            tune.report({"value": value_of(result.to_json() for result in results.values()), "step": step})
-
+    trials = tuple(trials_of(_cell(suggested)))
     returns: list[dict[str, Any]] = []
     notes: list[str] = []
-    for result in run_planned(trials, on_eval=report, note=notes.append):
-        if isinstance(result, RunError):
-            raise result
-        returns.append(result)
+    with at_hand(run, trials, note=notes.append) as here:
+
+        def report(step: int, results: Mapping[int, EvalResult]) -> None:
+            here.publish()  # the cell may be stopped for what is reported
+            if len(results) == len(trials):  # not where some of the seeds came further before an interruption
+                tune.report({"value": value_of(result.to_json() for result in results.values()), "step": step})
+
+        def note(line: str) -> None:
+            notes.append(here.told(line))
+
+        for result in run_planned(here.group, log=lambda *_: here.check(), on_eval=report, note=note):
+            if isinstance(result, RunError):
+                raise result
+            returns.append(result)
     value = value_of(result["evaluations"][0] for result in returns)
     tune.report({"value": value, "step": trials[0].settings.train_steps, "notes": notes})
 
@@ -181,8 +189,8 @@ def _optuna(search: SearchConfig, seed: int, log: SearchLog, again: list[Cell]) 
 class _Watch(tune.Callback):
     """Keeps ``search.json`` and the driver's progress display up to date."""
 
-    def __init__(self, trials_of: TrialsOf, log: SearchLog, progress: OnTrialDone | None) -> None:
-        self.trials_of, self.log, self.progress = trials_of, log, progress
+    def __init__(self, trials_of: TrialsOf, log: SearchLog, progress: OnTrialDone | None, place: RunPlace) -> None:
+        self.trials_of, self.log, self.progress, self.place = trials_of, log, progress, place
         self.places: dict[str, int] = {}
         self.losses = NodeLosses()
 
@@ -203,6 +211,7 @@ class _Watch(tune.Callback):
         for line in last.get("notes", ()):
             say(line)
         value, step = last.get("value"), int(last.get("step", 0))
+        self.place.refresh_trials([mine.trial_id for mine in self._trials(trial)])
         done = all(finished(mine.folder) is not None for mine in self._trials(trial))
         self.log.end(self.places[trial.trial_id], "ok" if done else "stopped", value, step)
         shown = "" if value is None or math.isnan(value) else f"{value:.4g}"
@@ -210,6 +219,7 @@ class _Watch(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self.log.end(self.places[trial.trial_id], "failed", None, int((trial.last_result or {}).get("step", 0)))
+        self.place.refresh_trials([mine.trial_id for mine in self._trials(trial)])
         first = next(mine for mine in self._trials(trial) if finished(mine.folder) is None)
         self._tell(trial, f"failed ({failure(first, None, trial.num_failures)})")
 

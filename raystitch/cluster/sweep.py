@@ -2,14 +2,11 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from raystitch.buffer.episodes import on_dataset
 from raystitch.buffer.opening import open_buffer
@@ -41,8 +38,9 @@ from raystitch.pipeline.trials.figures import write_figures
 from raystitch.pipeline.trials.groups import group_trials
 from raystitch.pipeline.trials.like import ImaginedCluster
 from raystitch.pipeline.trials.logs import augment_log, fit_log, log_report
-from raystitch.pipeline.trials.plan import plan, planned, result_rows
-from raystitch.pipeline.trials.preflight import Checked, check_out, check_run, check_stages, nearest
+from raystitch.pipeline.trials.place import RunPlace, check_shared_loggers, of_study, open_place
+from raystitch.pipeline.trials.plan import delta_values, plan, planned, result_rows
+from raystitch.pipeline.trials.preflight import Checked, check_run, check_stages, nearest
 from raystitch.pipeline.trials.run_folder import other_rows, write_config
 from raystitch.pipeline.trials.search import search_rows, with_chosen
 from raystitch.pipeline.trials.targets import with_target
@@ -56,6 +54,7 @@ from raystitch.report.names import (
     LOCK_FILE,
     RESULTS_FILE,
     STITCHER,
+    TRIALS,
     VALIDATION_FILE,
 )
 from raystitch.report.table import write_results
@@ -73,6 +72,8 @@ def run_sweep(
 ) -> Path:
     """Run what is missing of a run and return its folder; print the results, or with ``dry_run`` only the plan.
 
+    Of a run on an object store the folder is the one that it was staged in, which is gone by then.
+
     Whatever can refuse the run is asked before any file of the folder changes; a dry run asks the same, and writes
     nothing there.
 
@@ -85,26 +86,28 @@ def run_sweep(
         TrialsFailed: when the run went to its end but some trials failed.
         RunError: when a stage fails, or all trials do.
     """
-    folder = _folder(default_out(config) if out is None else out)
+    out = default_out(config) if out is None else out
+    _check_job(out)
     config = replace(config, dataset=config.dataset_ref.absolute().ref)
     with ExitStack() as stack:
-        checked = _checked(config, folder, address, stack, elsewhere=like is not None)
+        place = stack.enter_context(open_place(out))
+        checked = _checked(config, place, address, stack, elsewhere=like is not None)
         config, dataset = checked.config, checked.dataset
         if dry_run:
             machines = None if like is None else machines_of(config, dataset, like)
-            print_plan(config, folder, None if machines is None else machines.slots)
+            print_plan(config, place.folder, None if machines is None else machines.slots, where=place.where)
             if like is None or machines is None:
                 print_estimate(config, dataset)
             else:
                 print_cluster_estimate(config, dataset, machines, like)
             say("nothing stands in the way of this run")
-            return folder
-        stack.enter_context(_alone(folder))
-        check_stages(config, folder, dataset)  # another run may have been at work until now
-        return _run(config, folder, dataset, address, allow_failed, stack)
+            return place.folder
+        stack.enter_context(_alone(place))
+        check_stages(config, place.folder, dataset, place.at(BUFFER))  # another run may have been at work until now
+        return _run(config, place, dataset, address, allow_failed, stack)
 
 
-def _checked(config: RunConfig, folder: Path, address: str | None, stack: ExitStack, elsewhere: bool) -> Checked:
+def _checked(config: RunConfig, place: RunPlace, address: str | None, stack: ExitStack, elsewhere: bool) -> Checked:
     """Return a run that nothing refuses with its dataset, and connect to the cluster that it names.
 
     Args:
@@ -113,35 +116,43 @@ def _checked(config: RunConfig, folder: Path, address: str | None, stack: ExitSt
     Raises:
         UserError, RunError: for the first thing that refuses it.
     """
-    if not _patience() and held_here(folder / LOCK_FILE):
-        raise UserError(_busy(folder))
+    folder = place.folder
+    check_shared_loggers(config.logging, place)
+    if not _patience() and (place.held_here() or held_here(folder / LOCK_FILE)):
+        raise UserError(_busy(place))
     if elsewhere:
         pass  # who plans it asks what those machines have
     elif cluster_address(address) is not None:  # report what the cluster lacks before reading the data
         stack.enter_context(_attached(config, address))
-        there = nearest(folder)
-        check_shared(there, LOCK_FILE if (there / LOCK_FILE).is_file() else ".")
+        there = nearest(folder) if place.stage is None else place.uri
+        check_shared(there, LOCK_FILE if Path(there, LOCK_FILE).is_file() else ".")
     else:
         require_resources(run_needs(config), config.augment)
     with _stage("data"):
-        checked = check_run(config, folder)
+        checked = check_run(config, folder, place.at(BUFFER))
     for note in checked.notes:
         say(f"note: {note}")
     return checked
 
 
 def _run(
-    asked: RunConfig, folder: Path, dataset: EpisodeDataset, address: str | None, allow_failed: bool, stack: ExitStack
+    asked: RunConfig,
+    place: RunPlace,
+    dataset: EpisodeDataset,
+    address: str | None,
+    allow_failed: bool,
+    stack: ExitStack,
 ) -> Path:
-    began = time.monotonic()
+    began, folder = time.monotonic(), place.folder
     if cluster_address(address) is None:
         stack.enter_context(_attached(asked, address))
-    check_shared(folder, LOCK_FILE)
+    check_shared(place.uri, LOCK_FILE)
     write_config(asked, folder)
     if not (folder / ENVIRONMENT_FILE).is_file():  # keep a finished run's file until this run is finished
         write_json(folder / ENVIRONMENT_FILE, environment())
-    track = RunProgress(folder)
-    bundle, buffer = _generate(asked, folder, dataset, track)
+    place.publish()
+    track = RunProgress(place.uri)
+    bundle, buffer = _generate(asked, place, dataset, track)
     with track.stage("figures"):
         with _stage("figures"):
             write_figures(dataset, buffer, folder / FIGURES)
@@ -154,10 +165,10 @@ def _run(
     inputs = InputHashes(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)
     resources = reserve_memory(asked, dataset)
     _say_reach(buffer)
-    config = with_target(_search(asked, folder, inputs, resources, track), folder)
+    config = with_target(_search(asked, place, inputs, resources, track), folder)
     trials = plan(config, inputs, folder)
     track.plan(planned(trials), num_slots(resources))
-    errors = _train(trials, folder, resources, asked.logging, track)
+    errors = _train(trials, place, resources, asked.logging, track)
     delta_value = delta_values(buffer)
     rows = result_rows(trials, errors, delta_value)
     rows += search_rows(config, inputs, folder, delta_value)
@@ -166,6 +177,7 @@ def _run(
         say(f"note: {note}")
     write_results([*rows, *others], folder / RESULTS_FILE)
     with _stage("generalise"), track.stage("generalise"):
+        place.refresh(TRIALS, of_study)  # with the policies
         study_run(folder, dataset, bundle, buffer)
     now = environment() | {"finished_at": now_text(), "seconds": time.monotonic() - began}
     write_json(folder / ENVIRONMENT_FILE, now)
@@ -175,8 +187,9 @@ def _run(
     with track.stage("report"):
         page = build_report(folder)
         log_report(config, folder, page, say)
+        place.publish()
     print_summary(folder)
-    print(f"\n{page}  ({duration(time.monotonic() - began)})")
+    print(f"\n{place.told(str(page))}  ({duration(time.monotonic() - began)})")
     _judge(trials, errors, rows, allow_failed)
     return folder
 
@@ -219,18 +232,17 @@ class _stage:
             say(f"{self.name}: {duration(seconds)}")
 
 
-def _folder(out: str | os.PathLike[str]) -> Path:
-    """Return the run's folder, checked to be one that can be written before hours of work and not after them."""
+def _check_job(out: str | os.PathLike[str]) -> None:
+    """Refuse a folder that would be a job's own."""
     if job_id() is not None and "://" not in str(out) and not Path(out).expanduser().is_absolute():
         raise UserError(
             f"--out {out}: inside a job this would lie in the job's own folder on one node; give an absolute path, on "
-            "storage that all nodes mount"
+            "storage that all nodes mount, or a URI such as s3://bucket/runs/name"
         )
-    return check_out(out)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(place: RunPlace) -> Iterator[None]:
     """Make the folder and keep other sweeps out of it.
 
     One whose machine was lost is waited for until its lease is over: a job's next attempt has to outlast the last.
@@ -238,15 +250,20 @@ def _alone(folder: Path) -> Iterator[None]:
     Raises:
         UserError: when another is at work, or the folder cannot be made after all.
     """
+    folder = place.folder
+
+    def waiting(who: str) -> None:
+        say(f"{place.where} is held by {who}: waiting until it is certain that it is gone, or at work")
+
+    if place.stage is not None:
+        with place.held(_busy(place), _patience(), waiting):
+            yield
+        return
     try:
         make_folder(folder)
     except OSError as error:
         raise UserError(f"--out {folder} cannot be made: {error.strerror}; choose another folder") from error
-
-    def waiting(who: str) -> None:
-        say(f"{folder} is held by {who}: waiting until it is certain that it is gone, or at work")
-
-    with leased(folder / LOCK_FILE, busy=_busy(folder), patience=_patience(), on_wait=waiting):
+    with leased(folder / LOCK_FILE, busy=_busy(place), patience=_patience(), on_wait=waiting):
         yield
 
 
@@ -255,12 +272,12 @@ def _patience() -> float:
     return JOB_PATIENCE if job_id() is not None else 0.0
 
 
-def _busy(folder: Path) -> str:
-    return f"another `raystitch sweep` is at work in {folder}; wait for it, or choose another --out"
+def _busy(place: RunPlace) -> str:
+    return f"another `raystitch sweep` is at work in {place.where}; wait for it, or choose another --out"
 
 
-def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset, track: RunProgress) -> tuple[Bundle, Buffer]:
-    resources = config.resources
+def _generate(config: RunConfig, place: RunPlace, dataset: EpisodeDataset, track: RunProgress) -> tuple[Bundle, Buffer]:
+    resources, folder, at = config.resources, place.folder, place.at(BUFFER)
     if existing_fit(folder / STITCHER, dataset, config.fit, "cpu") is None:
         cpus, gpus = fit_held(resources.device)
         with (
@@ -279,17 +296,18 @@ def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset, track: R
             fit(
                 config.dataset_ref,
                 config.fit,
-                folder / STITCHER,
+                place.at(STITCHER),
                 device=resources.device,
                 num_retries=resources.num_retries,
                 progress=show_fit,
             )
+        place.refresh(STITCHER)
     cpus, gpus = augment_held(config.augment)
     with (
         _stage("augment"),
         track.stage("augment", cpus=cpus, gpus=gpus),
         Progress() as progress,
-        augment_log(config, folder, progress.note) as log_augment,
+        augment_log(config, folder, progress.note, at) as log_augment,
     ):
 
         def show(at: AugmentProgress) -> None:
@@ -301,7 +319,7 @@ def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset, track: R
         augment(
             dataset,
             folder / STITCHER,
-            out=folder / BUFFER,
+            out=at,
             stitch_config=config.stitch,
             config=config.augment,
             seed=config.seed,
@@ -309,7 +327,8 @@ def _generate(config: RunConfig, folder: Path, dataset: EpisodeDataset, track: R
             progress=show,
         )
     give_memory_back()  # trials need it now
-    return load_once(folder / STITCHER, "cpu"), on_dataset(open_buffer(folder / BUFFER), dataset)
+    place.refresh(BUFFER)
+    return load_once(folder / STITCHER, "cpu"), on_dataset(open_buffer(at), dataset)
 
 
 def _say_reach(buffer: Buffer) -> None:
@@ -321,28 +340,28 @@ def _say_reach(buffer: Buffer) -> None:
 
 
 def _search(
-    config: RunConfig, folder: Path, inputs: InputHashes, resources: ResourceConfig, track: RunProgress
+    config: RunConfig, place: RunPlace, inputs: InputHashes, resources: ResourceConfig, track: RunProgress
 ) -> RunConfig:
     """Return the run with the cell that the search chose, if it asks for a search."""
     if config.search.algorithm == "none":
         return config
     with _stage("search"), track.stage("search", cpus=0.0), Progress() as progress:  # its trials say what they took
         chosen = run_search(
-            with_target(config, folder),
-            folder,
+            with_target(config, place.folder),
+            place,
             inputs,
             resources,
             lambda done, note: progress.update("search", done, config.search.num_cells, note),
         )
     say(f"search: chose ratio {chosen.ratio}, delta {chosen.delta}")
     config = with_chosen(config, chosen)
-    write_config(config, folder)
+    write_config(config, place.folder)
     return config
 
 
 def _train(
     trials: Sequence[Trial],
-    folder: Path,
+    place: RunPlace,
     resources: ResourceConfig,
     loggers: Sequence[LoggerName],
     track: RunProgress,
@@ -364,19 +383,4 @@ def _train(
             progress.note(note)
             show(done, "")
 
-        return run_groups(groups, folder, resources, ended, show, loggers)
-
-
-def delta_values(buffer: Buffer) -> Callable[[str], float | None]:
-    """Return a function that gives a delta as a number: for a quantile the median of its thresholds over the accepted
-    bridges' gaps. Every delta is worked out once, however many trials have it."""
-
-    @cache
-    def value_of(delta: str) -> float | None:
-        rows = buffer.accepted_rows(delta)
-        if not len(rows):
-            return None
-        value = float(np.median(buffer.calibration.threshold(delta, buffer.column("gap")[rows])))
-        return value if np.isfinite(value) else None
-
-    return value_of
+        return run_groups(groups, place, resources, ended, show, loggers)

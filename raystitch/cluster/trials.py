@@ -23,6 +23,7 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import RunError, UserError
 from raystitch.pipeline.trials.groups import Group, group_bytes
 from raystitch.pipeline.trials.logs import trial_logs
+from raystitch.pipeline.trials.place import RunPlace, at_hand
 from raystitch.pipeline.trials.run import error_of, leave_error, run_planned
 from raystitch.pipeline.trials.trial import Trial
 from raystitch.pipeline.trials.trial_folder import finished
@@ -90,7 +91,7 @@ def tune_resources(resources: ResourceConfig) -> dict[str, float]:
 
 def run_groups(
     groups: Sequence[Group],
-    run: Path,
+    place: RunPlace,
     resources: ResourceConfig,
     progress: OnTrialDone | None = None,
     running: OnTrialsRun | None = None,
@@ -104,8 +105,8 @@ def run_groups(
     finished lies in the trials' own folders; Tune's state is thrown away, so an interrupted run just submits what is
     missing.
     """
-    watch = _Watch(progress, running)
-    errors, killed = _run_with_lost(groups, run, resources, watch, loggers)
+    watch = _Watch(progress, running, place)
+    errors, killed = _run_with_lost(groups, place, resources, watch, loggers)
     if not killed:
         return errors
     more = _twice_the_memory(resources)
@@ -113,19 +114,19 @@ def run_groups(
         f"{_groups(killed)} of trials killed for lack of memory: tried again with "
         f"{more.trial_memory_gib:.3g} GiB reserved for each"
     )
-    again, _ = _run_with_lost(killed, run, more, watch, loggers)
+    again, _ = _run_with_lost(killed, place, more, watch, loggers)
     return _of_others(errors, killed) | again
 
 
 def _run_with_lost(
-    groups: Sequence[Group], run: Path, resources: ResourceConfig, watch: "_Watch", loggers: Sequence[LoggerName]
+    groups: Sequence[Group], place: RunPlace, resources: ResourceConfig, watch: "_Watch", loggers: Sequence[LoggerName]
 ) -> tuple[dict[str, str], list[Group]]:
     """Run a round, and again those that were lost with their nodes when they had no retries left; return the errors of
     trials that failed, by trial id, and the groups that were killed for lack of memory."""
-    errors, killed, lost = _run_round(groups, run, resources, watch, loggers)
+    errors, killed, lost = _run_round(groups, place, resources, watch, loggers)
     while lost:
         say(f"{_groups(lost)} of trials lost with {'its node' if len(lost) == 1 else 'their nodes'}: tried again")
-        again, more_killed, still_lost = _run_round(lost, run, resources, watch, loggers)
+        again, more_killed, still_lost = _run_round(lost, place, resources, watch, loggers)
         errors, lost = _of_others(errors, lost) | again, still_lost
         killed += more_killed
     return errors, killed
@@ -150,15 +151,15 @@ def _twice_the_memory(resources: ResourceConfig) -> ResourceConfig:
 
 
 def _run_round(
-    groups: Sequence[Group], run: Path, resources: ResourceConfig, watch: "_Watch", loggers: Sequence[LoggerName]
+    groups: Sequence[Group], place: RunPlace, resources: ResourceConfig, watch: "_Watch", loggers: Sequence[LoggerName]
 ) -> tuple[dict[str, str], list[Group], list[Group]]:
     """Return the errors of trials that failed, by trial id, the groups that were killed for lack of memory, and those
     whose last failure was the loss of a node."""
     quiet_tune()
-    storage = tune_folder(run)
+    storage = tune_folder(place.folder)
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(_train, groups=groups, run=run.absolute(), loggers=loggers),
+            tune.with_parameters(_train, groups=groups, run=place.uri, loggers=loggers),
             tune_resources(resources),
         ),
         param_space=param_space(groups),
@@ -194,19 +195,23 @@ def _run_round(
     return errors, killed, lost
 
 
-def _train(config: Mapping[str, Any], groups: Sequence[Group], run: Path, loggers: Sequence[LoggerName]) -> None:
-    """Train one group in a worker, which reads everything from the trials' paths. The driver prints the notes."""
+def _train(config: Mapping[str, Any], groups: Sequence[Group], run: str, loggers: Sequence[LoggerName]) -> None:
+    """Train one group in a worker, which reads everything from the run's place. The driver prints the notes."""
     notes: list[str] = []
     group = groups[config["group"]]
     reports = Reports(group)
     try:
-        with trial_logs(loggers, run, group, notes.append) as logs:
+        with (
+            at_hand(run, group, loggers, notes.append) as here,
+            trial_logs(loggers, here.run, here.group, notes.append) as logs,
+        ):
 
             def log(index: int, row: dict[str, Any]) -> None:
+                here.check()
                 reports.row(index, row)
                 logs.row(index, row)
 
-            results = run_planned(group, log=log, note=notes.append)
+            results = run_planned(here.group, log=log, note=lambda line: notes.append(here.told(line)))
             for index, result in enumerate(results):
                 logs.result(index, result)
     except UserError:  # the reason is in their folders; a retry would fail the same way
@@ -235,8 +240,8 @@ class _Watch(tune.Callback):
     ``resources.num_retries``, as long as it gets further in between.
     """
 
-    def __init__(self, progress: OnTrialDone | None, running: OnTrialsRun | None) -> None:
-        self.progress, self.say_running, self.done = progress, running, 0
+    def __init__(self, progress: OnTrialDone | None, running: OnTrialsRun | None, place: RunPlace) -> None:
+        self.progress, self.say_running, self.place, self.done = progress, running, place, 0
         self.attempts: dict[Group, int] = {}
         self.before: dict[Group, int] = {}
         self.losses = NodeLosses()
@@ -277,6 +282,7 @@ class _Watch(tune.Callback):
 
     def _ended(self, tune_trial: TuneTrial, attempts: int) -> None:
         group = self.groups[number_of(tune_trial)]
+        self.place.refresh_trials([trial.trial_id for trial in group])
         attempts += self.before.get(group, 0)
         self.attempts[group] = attempts
         self.running.ended(group)

@@ -17,6 +17,7 @@ from raystitch.commands.options import (
     add_json,
     add_select,
     count,
+    local_out,
     print_json,
     require_folder,
     whole,
@@ -137,7 +138,7 @@ def _make_stitch(args: argparse.Namespace, maze: str) -> None:
 
     if args.out is None:
         raise UserError(f"{args.name} becomes a file: say which, such as --out pointmaze-{maze}-stitch-v0.npz")
-    if not args.out.endswith(".npz"):
+    if not local_out(args.out).endswith(".npz"):
         raise UserError(f"--out {args.out}: OGBench's files end in .npz, by which they are known; name it so")
     if Path(args.out).exists() and not args.overwrite:
         raise UserError(f"{args.out} exists; --overwrite replaces it")

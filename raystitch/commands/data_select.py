@@ -11,6 +11,7 @@ from raystitch.commands.options import (
     add_env,
     add_json,
     add_select,
+    local_out,
     print_json,
     require_folder,
 )
@@ -120,6 +121,7 @@ def _check_out(args: argparse.Namespace) -> None:
     """Raises: UserError when ``--out`` is what is read, or exists and may not be replaced."""
     from raystitch.data.load import HDF5_SUFFIXES, parse_ref
 
+    local_out(args.out)
     kind, name = parse_ref(args.out) if args.out.startswith(("minari:", "d4rl:")) else _kind(args.out)
     other = kind == "minari" and ":" in name
     if other or (kind == "d4rl" and not name.endswith(HDF5_SUFFIXES)):

@@ -2,7 +2,15 @@
 
 import argparse
 
-from raystitch.commands.options import Subparsers, add_command, add_delta, add_env, add_moved_dataset, buffer_dataset
+from raystitch.commands.options import (
+    Subparsers,
+    add_command,
+    add_delta,
+    add_env,
+    add_moved_dataset,
+    buffer_dataset,
+    local_out,
+)
 from raystitch.console import number, say
 from raystitch.errors import UserError
 
@@ -36,6 +44,7 @@ def _export(args: argparse.Namespace) -> None:
     from raystitch.data.spaces import layout_note
     from raystitch.trainers.ratio import parse_ratio
 
+    local_out(args.out)
     if args.ratio is not None and args.what != "mixed":
         raise UserError(f"--ratio {args.ratio} is for --what mixed; add that or leave the ratio out")
     ratio = parse_ratio(args.ratio or "1:1")

@@ -28,7 +28,7 @@ def register(subparsers: Subparsers) -> None:
         resumes=True,
     )
     parser.add_argument("ref", metavar="REF", help=REFERENCE)
-    parser.add_argument("--out", required=True, metavar="DIR", help="bundle folder; an unfinished one is continued")
+    parser.add_argument("--out", required=True, metavar="DIR", help="bundle's folder or URI; an unfinished one goes on")
     add_env(parser)
     add_select(parser)
     add_config(parser, "fit")
@@ -40,14 +40,15 @@ def _fit(args: argparse.Namespace) -> None:
     out = check_out(args.out)
     from raystitch.models.config import FitConfig
     from raystitch.models.fit import FitProgress, fit_bundle
+    from raystitch.pipeline.trials.place import work_folder
 
     config = stage_config(FitConfig, "fit", args.config, args.set, args.preset)
     dataset = open_dataset(args.ref, args.env, args.select)
-    with Progress() as progress:
+    with work_folder(out) as folder, Progress() as progress:
 
         def show(at: FitProgress) -> None:
             note = f"loss {at.loss:.4g}, {duration(at.seconds_left)} left"
             progress.update(at.part, at.step, at.total_steps, note)
 
-        bundle = fit_bundle(dataset, config, out, device=args.device, progress=show)
+        bundle = fit_bundle(dataset, config, folder, device=args.device, progress=show)
     print(f"{out}: {bundle.hash}")

@@ -4,7 +4,8 @@ import argparse
 import json
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from raystitch.buffer.reader import Buffer
     from raystitch.data.episodes import EpisodeDataset
     from raystitch.envs.spec import EnvSpec
+    from raystitch.pipeline.trials.place import RunPlace
 
 T = TypeVar("T")
 
@@ -250,12 +252,21 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def check_out(path: str) -> Path:
-    """Return a folder to write into, checked before hours of work and not after them.
+def check_out(path: str) -> Path | str:
+    """Return a folder to write into, or a URI as it is, checked before hours of work and not after them.
 
     Raises:
-        UserError: when it is a file, or it (or the nearest folder above it that exists) cannot be written.
+        UserError: when it is a file, or it (or the nearest folder above it that exists) cannot be written; when the
+            store of a URI refuses.
     """
+    from raystitch.io.files import is_remote
+    from raystitch.io.stage import checked_uri
+
+    if is_remote(path):
+        from raystitch.io.storage import Storage
+
+        Storage(uri := checked_uri(path)).require_bucket()
+        return uri
     out = Path(path).expanduser()
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {path} is a file; name a folder")
@@ -271,15 +282,75 @@ def check_out(path: str) -> Path:
     return out
 
 
+def local_out(path: str) -> str:
+    """Return the path of what a command can write on this machine alone.
+
+    Raises:
+        UserError: for a URI.
+    """
+    from raystitch.io.files import is_remote
+
+    if is_remote(path):
+        raise UserError(f"--out {path}: this is written on this machine only; give a path, and copy it from there")
+    return path
+
+
 def require_folder(path: str, what: str, marker: str) -> Path:
-    """Return an existing folder that holds the file ``marker``.
+    """Return an existing folder that holds the file ``marker``; of a URI a local copy.
+
+    Args:
+        marker: where ``path`` may be a URI, a file that is written last and tells the hashes of all others.
 
     Raises:
         UserError: otherwise, saying which of the two is missing.
     """
+    from raystitch.io.files import is_remote
+    from raystitch.io.stage import local_copy
+
+    if is_remote(path):
+        return local_copy(path, marker, what)
     folder = Path(path).expanduser()
     if not folder.exists():
         raise UserError(f"{path} does not exist; expected {what}")
     if not (folder / marker).is_file():
         raise UserError(f"{path} is not {what}: it has no {marker}")
     return folder
+
+
+def bundle_beside(buffer: "Buffer") -> Path | None:
+    """Return the bundle beside a buffer in its run, None where there is none or another; of a URI a local copy."""
+    from raystitch.io.files import is_remote, read_json
+    from raystitch.io.stage import local_copy
+    from raystitch.io.storage import Storage
+
+    path, mark, query = buffer.uri.partition("?")
+    if is_remote(path):
+        run = Storage(f"{path.rstrip('/').rpartition('/')[0]}{mark}{query}")
+        if not run.exists("stitcher/stitcher.json"):
+            return None
+        beside = local_copy(run.below("stitcher"), "stitcher.json", "a stitcher bundle")
+    else:
+        beside = Path(buffer.uri).absolute().parent / "stitcher"
+        if not (beside / "stitcher.json").is_file():
+            return None
+    return beside if read_json(beside / "stitcher.json").get("hash") == buffer.meta.bundle_hash else None
+
+
+@contextmanager
+def opened_run(path: str, marker: str, study: bool = False) -> Iterator["RunPlace"]:
+    """Open the run that a user names by its folder or URI, to read it and to add to it.
+
+    Args:
+        marker: a file that it has. study: bring a run's policies and buffer along, which a report does without.
+
+    Raises:
+        UserError: when it is no run.
+    """
+    from raystitch.io.files import is_remote
+    from raystitch.pipeline.trials.place import RunPlace, of_report, of_study, reading
+
+    if not is_remote(path):
+        yield RunPlace(folder=require_folder(path, "a run of `raystitch sweep`", marker))
+        return
+    with reading(path, marker, of_study if study else of_report) as place:
+        yield place

@@ -32,7 +32,8 @@ def register(subparsers: Subparsers) -> None:
         action="append",
         default=[],
         metavar="[NAME=]DIR",
-        help="bundle of `raystitch fit`; repeatable with names (default: the demo's, fitted first if there is none)",
+        help="bundle of `raystitch fit`, a folder or URI; repeatable with names (default: the demo's, fitted first if "
+        "there is none)",
     )
     parser.add_argument(
         "--dataset",
@@ -209,6 +210,7 @@ def _hosts(args: argparse.Namespace, config: "EndpointConfig") -> tuple[str, ...
 def _models(args: argparse.Namespace, config: "EndpointConfig") -> "dict[str, ModelConfig]":
     """The models of the configuration and of the arguments; folders are absolute, because replicas run elsewhere."""
     from raystitch.endpoint.config import DEFAULT_MODEL, ModelConfig
+    from raystitch.io.files import is_remote
 
     given = _by_name("--stitcher", args.stitcher, DEFAULT_MODEL)
     datasets = _by_name("--dataset", args.dataset, DEFAULT_MODEL)
@@ -222,7 +224,9 @@ def _models(args: argparse.Namespace, config: "EndpointConfig") -> "dict[str, Mo
         models[name] = replace(models[name], dataset=ref)
     for name, model in models.items():
         folder = require_folder(model.stitcher, "a stitcher bundle (made by `raystitch fit`)", "stitcher.json")
-        models[name] = replace(model, stitcher=str(folder.absolute()), env=args.env or model.env)
+        # Replicas copy a URI's bundle themselves.
+        stitcher = model.stitcher if is_remote(model.stitcher) else str(folder.absolute())
+        models[name] = replace(model, stitcher=stitcher, env=args.env or model.env)
     return models
 
 

@@ -14,8 +14,10 @@ from raystitch.commands.options import (
     add_max_episode_steps,
     add_moved_dataset,
     buffer_dataset,
+    bundle_beside,
     count,
     finite,
+    opened_run,
     print_json,
     require_folder,
 )
@@ -108,8 +110,19 @@ def _is_run(where: str) -> bool:
     Raises:
         UserError: when it is neither.
     """
+    from raystitch.io.files import is_remote
+    from raystitch.io.storage import Storage
+
+    if is_remote(where):
+        storage = Storage(where)
+        if storage.exists(BUFFER_MARKER) or storage.exists(RUN_MARKER):
+            return not storage.exists(BUFFER_MARKER)
+        raise UserError(
+            f"{storage.where()} is neither a run of `raystitch sweep` (it has no {RUN_MARKER}) nor a buffer (no "
+            f"{BUFFER_MARKER})"
+        )
     folder = Path(where).expanduser()
-    if "://" in where or (folder / BUFFER_MARKER).is_file():
+    if (folder / BUFFER_MARKER).is_file():
         return False
     if not folder.exists():
         raise UserError(f"{where} does not exist; expected a run of `raystitch sweep` or a buffer")
@@ -147,21 +160,25 @@ def _bundle_folder(args: argparse.Namespace, buffer: "Buffer") -> Path | None:
         if read_json(named / "stitcher.json").get("hash") != buffer.meta.bundle_hash:
             raise UserError(f"--stitcher {args.stitcher} is not the bundle that {args.where} was made with")
         return named
-    beside = Path(args.where).absolute().parent / "stitcher"
-    if not (beside / "stitcher.json").is_file():
-        return None
-    return beside if read_json(beside / "stitcher.json").get("hash") == buffer.meta.bundle_hash else None
+    return bundle_beside(buffer)
 
 
 def _study_run(args: argparse.Namespace) -> dict[str, Any]:
+    """Study a run and write that into its report."""
+    of_buffers = [name for name in ("stitcher", "select") if getattr(args, name) is not None]
+    if of_buffers:
+        raise UserError(f"--{of_buffers[0]} goes with a buffer; a run has its own")
+    with opened_run(args.where, RUN_MARKER, study=True) as place:
+        found = _study_folder(args, place.folder)
+        return {**found, "buffer": place.told(found["buffer"])}
+
+
+def _study_folder(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from raystitch.pipeline.study.generalise import open_run, study_run
     from raystitch.pipeline.study.recovery import RecoveryConfig
     from raystitch.report.page import build_report
 
-    of_buffers = [name for name in ("stitcher", "select") if getattr(args, name) is not None]
-    if of_buffers:
-        raise UserError(f"--{of_buffers[0]} goes with a buffer; a run has its own")
-    opened = open_run(args.where, args.dataset, args.env)
+    opened = open_run(folder, args.dataset, args.env)
     limit = args.max_episode_steps or opened.config.evaluation.max_episode_steps
     recovery = RecoveryConfig(num_starts=args.num_starts, max_episode_steps=limit)
     asked = _asked_scaling(args, opened.config, recovery)

@@ -3,12 +3,13 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from raystitch.commands.options import ADDRESS, Subparsers, add_command, require_folder
+from raystitch.commands.options import ADDRESS, Subparsers, add_command, opened_run
 from raystitch.console import Progress, table
 from raystitch.errors import UserError
 
 if TYPE_CHECKING:
     from raystitch.pipeline.trials.like import ImaginedCluster
+    from raystitch.pipeline.trials.place import RunPlace
 
 
 def register(subparsers: Subparsers) -> None:
@@ -26,7 +27,11 @@ def register(subparsers: Subparsers) -> None:
         metavar="CONFIG",
         help="YAML file, or the name of one in tune_configs/ (default: demo)",
     )
-    parser.add_argument("--out", metavar="URI", help="run folder (default: runs/NAME, or $RAYSTITCH_RUNS/NAME)")
+    parser.add_argument(
+        "--out",
+        metavar="URI",
+        help="run folder, or a URI such as s3://bucket/runs/name (default: runs/NAME, or $RAYSTITCH_RUNS/NAME)",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key; repeatable")
     parser.add_argument("--address", metavar="A", help=ADDRESS)
     parser.add_argument(
@@ -68,7 +73,7 @@ def register_report(subparsers: Subparsers) -> None:
         help="write report.html of a run from its files alone, also while the run is not finished",
         example="raystitch report runs/demo",
     )
-    parser.add_argument("folder", metavar="RUN_DIR", help="folder of a sweep")
+    parser.add_argument("folder", metavar="RUN_DIR", help="folder or URI of a sweep")
 
 
 def _sweep(args: argparse.Namespace) -> None:
@@ -101,7 +106,12 @@ def _rerun(args: argparse.Namespace) -> None:
             "--rerun takes everything from the run in --out; leave out CONFIG, --set (all but env=), --address, "
             "--dry-run, --like and --allow-failed"
         )
-    run = require_folder(args.out, "a run of `raystitch sweep`", "config.yaml")
+    with opened_run(args.out, "config.yaml", study=True) as place:
+        _repeat(args.rerun, named[-1] if named else None, place)
+
+
+def _repeat(trial_id: str, env_id: str | None, place: "RunPlace") -> None:
+    """Repeat a trial, and print both results."""
     from raystitch.pipeline.trials.rerun import rerun
 
     with Progress() as progress:
@@ -110,7 +120,7 @@ def _rerun(args: argparse.Namespace) -> None:
             if "loss" in row:
                 progress.update("train", row["step"], row["total_steps"], f"loss {row['loss']:.4g}")
 
-        found = rerun(run, args.rerun, show, named[-1] if named else None)
+        found = rerun(place.folder, trial_id, show, env_id)
     columns = ("target_return", "stored", "repeated", "apart")
     print(f"{found.trial.trial_id}: {found.trial.label}")
     print(table(columns, [[row[column] for column in columns] for row in found.rows()]))
@@ -120,17 +130,17 @@ def _rerun(args: argparse.Namespace) -> None:
         print("equal: every episode returned the same")
     else:
         print("not equal: seeds trained together sum in another order than one alone, and simulators amplify rounding")
-    print(f"repeated in {found.folder}")
+    print(f"repeated in {place.told(str(found.folder))}")
 
 
 def _report(args: argparse.Namespace) -> None:
-    run = require_folder(args.folder, "a run of `raystitch sweep`", "config.yaml")
     from raystitch.pipeline.status.partial import partial_results
 
-    partial = partial_results(run)
-    from raystitch.report.page import build_report
-    from raystitch.report.terminal import print_summary
+    with opened_run(args.folder, "config.yaml") as place:
+        partial = partial_results(place.folder)
+        from raystitch.report.page import build_report
+        from raystitch.report.terminal import print_summary
 
-    page = build_report(run, partial)
-    print_summary(run, partial=partial)
-    print(f"\n{page}")
+        page = build_report(place.folder, partial)
+        print_summary(place.folder, partial=partial)
+    print(f"\n{place.told(str(page))}")

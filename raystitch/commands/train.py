@@ -59,7 +59,9 @@ def register(subparsers: Subparsers) -> None:
     )
     parser.add_argument("ref", metavar="REF", help=REFERENCE)
     parser.add_argument("--algo", required=True, choices=tuple(ALGORITHM_CONFIGS))
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the trial: metrics, policy, returns")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="the trial's folder or URI: metrics, policy, returns"
+    )
     parser.add_argument("--buffer", metavar="BUFFER", help="folder of `raystitch augment`")
     parser.add_argument(
         "--ratio",
@@ -151,7 +153,7 @@ def _gib(text: str) -> float:
     return value
 
 
-def _loggers(text: str, out: Path) -> "tuple[LoggerName, ...]":
+def _loggers(text: str, out: Path | str) -> "tuple[LoggerName, ...]":
     """Return the loggers that ``--logging`` names, checked to work in the trial's folder."""
     from raystitch.pipeline.trials.loggers import LOGGERS, check_loggers
 
@@ -159,7 +161,10 @@ def _loggers(text: str, out: Path) -> "tuple[LoggerName, ...]":
     for name in asked:
         check_choice("--logging", name, LOGGERS)
     names: tuple[LoggerName, ...] = tuple(name for name in LOGGERS if name in asked)
-    check_loggers(names, out)
+    if isinstance(out, Path):
+        check_loggers(names, out)
+    elif names:
+        raise UserError(f"--logging {text}: logs are written into a folder, {out} is none; leave it out")
     return names
 
 
@@ -168,9 +173,11 @@ def _train(args: argparse.Namespace) -> None:
     loggers = _loggers(args.logging, out)
     from raystitch.buffer.opening import open_buffer
     from raystitch.data.ref import DatasetRef
+    from raystitch.io.storage import Storage
     from raystitch.pipeline.trials.checks import over_limit_notes
     from raystitch.pipeline.trials.inputs import open_bridges
     from raystitch.pipeline.trials.logs import trial_logs
+    from raystitch.pipeline.trials.place import work_folder
     from raystitch.pipeline.trials.train import run_trial
     from raystitch.pipeline.trials.trial import LoadedInputs, Trial
     from raystitch.trainers.ratio import parse_ratio
@@ -194,9 +201,9 @@ def _train(args: argparse.Namespace) -> None:
     missing = _missing_env(dataset.env, evaluation)
     if missing:
         say(f"{missing}; the policy is trained and saved, and the same command evaluates it once that is mended")
-    with Progress() as progress:
+    with work_folder(out) as folder, Progress() as progress:
         trial = Trial(
-            folder=str(out),
+            folder=str(folder),
             dataset=DatasetRef(args.ref, env=args.env, select=args.select or "all"),
             algo=args.algo,
             config=config,
@@ -212,7 +219,7 @@ def _train(args: argparse.Namespace) -> None:
             device=args.device,
             memory_gib=MEMORY_GIB if args.memory_gib is None else args.memory_gib,
         )
-        with trial_logs(loggers, out, [trial], progress.note) as logs:
+        with trial_logs(loggers, folder, [trial], progress.note) as logs:
 
             def show(row: dict[str, Any]) -> None:
                 if "loss" in row:
@@ -228,7 +235,7 @@ def _train(args: argparse.Namespace) -> None:
         print(f"not evaluated: {missing}")
     else:
         _print_evaluations(result["evaluations"])
-    print(f"policy: {out / 'policy'}")
+    print(f"policy: {out / 'policy' if isinstance(out, Path) else Storage(out).below('policy')}")
 
 
 def _hashes(dataset: "EpisodeDataset", buffer: "Buffer") -> "InputHashes":
@@ -263,14 +270,12 @@ def _missing_env(env: "EnvSpec | None", evaluation: EvalConfig) -> str | None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    nested = Path(args.policy) / "policy"  # in a trial's folder
-    if (nested / "policy.json").is_file():
-        args.policy = str(nested)
-    require_folder(args.policy, "a saved policy (the policy/ folder of a trial)", "policy.json")
+    args.policy = _policy_of(args.policy)
+    folder = require_folder(args.policy, "a saved policy (the policy/ folder of a trial)", "policy.json")
     from raystitch.trainers.evaluate import evaluate
     from raystitch.trainers.registry import load_policy
 
-    policy = load_policy(args.policy, args.device)
+    policy = load_policy(folder, args.device)
     env = environment(args.env) or policy.meta.env
     if env is None:
         raise UserError(f"{args.policy} does not say which environment it was trained for; name one with --env ENV_ID")
@@ -282,6 +287,18 @@ def _evaluate(args: argparse.Namespace) -> None:
         print_json({"policy": args.policy, "env": env.env_id, "seed": args.seed, **result.to_json()})
         return
     _print_evaluations([result.to_json()])
+
+
+def _policy_of(where: str) -> str:
+    """Return the policy of a trial's folder, or the folder itself."""
+    from raystitch.io.files import is_remote
+    from raystitch.io.storage import Storage
+
+    if is_remote(where):
+        storage = Storage(where)
+        return storage.below("policy") if storage.exists("policy/policy.json") else where
+    nested = Path(where) / "policy"
+    return str(nested) if (nested / "policy.json").is_file() else where
 
 
 def _print_evaluations(evaluations: list[dict[str, Any]]) -> None:

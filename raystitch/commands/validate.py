@@ -11,12 +11,12 @@ from raystitch.commands.options import (
     add_json,
     add_moved_dataset,
     buffer_dataset,
+    bundle_beside,
     count,
     print_json,
     require_folder,
 )
 from raystitch.console import number, table
-from raystitch.io.files import read_json
 
 if TYPE_CHECKING:
     from raystitch.buffer.reader import Buffer
@@ -61,10 +61,7 @@ def _bundle_folder(args: argparse.Namespace, buffer: "Buffer") -> Path | None:
     """``--stitcher``, else the folder beside the buffer in a run when its bundle is the buffer's."""
     if args.stitcher is not None:
         return require_folder(args.stitcher, "a stitcher bundle (made by `raystitch fit`)", "stitcher.json")
-    beside = Path(args.buffer).absolute().parent / "stitcher"
-    if not (beside / "stitcher.json").is_file():
-        return None
-    return beside if read_json(beside / "stitcher.json").get("hash") == buffer.meta.bundle_hash else None
+    return bundle_beside(buffer)
 
 
 PARTS_OF_ACCEPTED = ("first_attempts", "repaired")

@@ -91,7 +91,7 @@ class ModelConfig:
     """One bundle by a name.
 
     Attributes:
-        stitcher: its folder. dataset: reference of the trajectories that the studio offers; None for none.
+        stitcher: its folder, or a URI. dataset: reference of the trajectories that the studio offers; None for none.
         env: environment, in place of the one that the dataset records.
     """
 

@@ -16,7 +16,9 @@ from raystitch.endpoint.problems import Problem, invalid
 from raystitch.endpoint.request import ModelSizes
 from raystitch.endpoint.versions import Versions
 from raystitch.errors import UserError
-from raystitch.models.bundle import Bundle
+from raystitch.io.files import is_remote
+from raystitch.io.stage import local_copy
+from raystitch.models.bundle import STITCHER_FILE, Bundle
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.stitcher import Stitcher
 
@@ -106,12 +108,15 @@ class ServedModel:
 
 
 def load_model(name: str, config: ModelConfig, stitch: StitchConfig, device: str) -> ServedModel:
-    """Read a bundle, and its dataset where one is named.
+    """Read a bundle, of a URI a copy on this machine, and its dataset where one is named.
 
     Raises:
         UserError: a bundle or dataset that cannot be read, or that do not belong together.
     """
-    bundle = Bundle.load(config.stitcher, device)
+    folder = config.stitcher
+    if is_remote(folder):
+        folder = local_copy(folder, STITCHER_FILE, "a stitcher bundle (made by `raystitch fit`)")
+    bundle = Bundle.load(folder, device)
     dataset = None
     if config.dataset is not None:
         dataset = DatasetRef(config.dataset, env=config.env).load(bundle.env)

@@ -21,6 +21,11 @@ LEFTOVER_SECONDS = 3600.0
 TOUCH_SECONDS = 60.0
 
 
+def is_remote(where: str | os.PathLike[str]) -> bool:
+    """Return True for a URI of an object store; a ``file://`` URI is a path."""
+    return "://" in str(where) and not str(where).startswith("file://")
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; renames it into place on success, removes it on any failure.
@@ -71,6 +76,33 @@ def _atomic(final: Path, durable: bool, *, is_folder: bool) -> Iterator[Path]:
             remove(temporary)
     except OSError as error:
         raise cannot_write(final, error) from error
+
+
+@contextmanager
+def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Yields an empty folder ``name`` of this process's own somewhere below ``parent``; it is removed at the end.
+
+    What processes that died left there is removed as well.
+
+    Raises:
+        StorageError: when it cannot be made.
+    """
+    temporary = parent / temporary_name(name)
+    try:
+        make_folder(parent)
+        for path in list(parent.iterdir()):
+            if is_leftover(path):
+                remove(path)
+        (temporary / name).mkdir(parents=True)
+        handle = os.open(temporary, os.O_RDONLY)
+    except OSError as error:
+        raise cannot_write(temporary / name, error) from error
+    try:
+        with _kept(temporary, handle):
+            yield temporary / name
+    finally:
+        os.close(handle)
+        remove(temporary)
 
 
 def remove(path: Path) -> None:

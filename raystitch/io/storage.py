@@ -73,6 +73,11 @@ class Storage:
         """The full name of a file for messages; without the query and the credentials that a URI may have."""
         return f"{self._shown}/{name}" if name else self._shown
 
+    def below(self, name: str) -> str:
+        """The URI, or the path, of a file or folder in this one."""
+        path, mark, query = self.uri.partition("?") if self.local is None else (str(self.local), "", "")
+        return f"{path.rstrip('/')}/{name}{mark}{query}"
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
@@ -91,6 +96,31 @@ class Storage:
         except OSError as error:
             raise self._unreadable("list", folder, error) from error
         return sorted(info.base_name for info in found)
+
+    def tree(self, folder: str = "") -> dict[str, tuple[int, int]]:
+        """Return size and time (ns) of every file below ``folder``, however deep, by its name from here.
+
+        Raises:
+            UserError, StorageError: as ``names``.
+        """
+        selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=True)
+        try:
+            found = self._patiently("list", folder, lambda: self._fs.get_file_info(selector))
+        except StorageError as error:
+            raise UserError(f"{self.where()} cannot be listed: {error}") from error
+        except OSError as error:
+            raise self._unreadable("list", folder, error) from error
+        files = [info for info in found if info.type == fs.FileType.File]
+        return {info.path.removeprefix(f"{self._root}/"): (info.size or 0, info.mtime_ns or 0) for info in files}
+
+    def require_bucket(self) -> None:
+        """Raises: UserError when the bucket of an object store does not exist; listings of it are empty."""
+        bucket = "" if self.local is not None else self._root.partition("/")[0]
+        found = fs.FileType.Directory
+        if bucket:
+            found = self._patiently("look at", "", lambda: self._fs.get_file_info(bucket)).type
+        if found == fs.FileType.NotFound:
+            raise UserError(f"{self.where()} cannot be reached: {_REFUSALS['NO_SUCH_BUCKET']}")
 
     def exists(self, name: str) -> bool:
         return self._info(name).type == fs.FileType.File

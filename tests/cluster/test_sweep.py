@@ -211,8 +211,8 @@ def test_mistakes_are_found_before_anything_is_fitted(config: RunConfig, maze: E
     file.write_text("")
     with pytest.raises(UserError, match="cannot be made"):
         run_sweep(config, file / "run")
-    with pytest.raises(UserError, match="a run needs a folder"):
-        run_sweep(config, "s3://bucket/run")
+    with pytest.raises(UserError, match=r"file:///tmp/run: name a folder by its path, or an object store"):
+        run_sweep(config, "file:///tmp/run")
     with pytest.raises(UserError, match="does not exist"):
         run_sweep(replace(config, dataset="d4rl:missing.hdf5"), tmp_path / "run")
     nowhere = tmp_path / "nowhere.hdf5"

@@ -57,12 +57,6 @@ def check() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def bucket() -> ModuleType:
-    """deploy/kuberay/components/s3/bucket.py."""
-    return load("kuberay/components/s3/bucket.py")
-
-
-@pytest.fixture(scope="session")
 def lock() -> ModuleType:
     """deploy/lock.py."""
     return load("lock.py")

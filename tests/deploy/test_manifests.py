@@ -84,15 +84,29 @@ def test_the_clusters_are_one(overlay: Overlay, storage: str) -> None:
         assert container["volumeMounts"].pop() == {"name": "token", "mountPath": "/etc/raystitch", "readOnly": True}
         assert pod["volumes"].pop()["secret"]["secretName"] == "raystitch-token"
     assert cluster == endpoint
-    if storage == "s3":  # one node, as nodes see no files of each other
-        assert [group["maxReplicas"] for group in sweep["workerGroupSpecs"]] == [1, 0]
-        for theirs, ours in zip(sweep["workerGroupSpecs"], cluster["workerGroupSpecs"], strict=True):
-            theirs["maxReplicas"] = ours["maxReplicas"]
     assert cluster == sweep
 
 
-def test_the_service_runs_the_serve_config(overlay: Overlay, deploy: Path) -> None:
-    assert overlay["RayService/raystitch-endpoint"]["spec"]["serveConfigV2"] == (deploy / "serve.yaml").read_text()
+def test_the_service_runs_the_serve_config(overlay: Overlay, deploy: Path, storage: str) -> None:
+    file = deploy / ("kuberay/components/s3/serve.yaml" if storage == "s3" else "serve.yaml")
+    assert overlay["RayService/raystitch-endpoint"]["spec"]["serveConfigV2"] == file.read_text()
+
+
+def test_in_a_bucket_the_endpoint_serves_what_the_sweep_has_fitted(
+    deploy: Path, rendered: Callable[[Path], Overlay]
+) -> None:
+    overlay = rendered(deploy / "kuberay/overlays/s3")
+    words = overlay["RayJob/raystitch-sweep"]["spec"]["entrypoint"].split()
+    run = words[words.index("--out") + 1]
+    assert run.startswith("s3://")
+    served = yaml.safe_load(overlay["RayService/raystitch-endpoint"]["spec"]["serveConfigV2"])
+    elsewhere = yaml.safe_load((deploy / "serve.yaml").read_text())
+    for config in (served, elsewhere):
+        (application,) = config["applications"]
+        (deployment,) = application["deployments"]
+        places = {application["args"].pop("stitcher"), deployment["user_config"]["models"]["default"].pop("stitcher")}
+        assert places == {f"{run if config is served else '/mnt/raystitch/runs/demo'}/stitcher"}
+    assert served == elsewhere
 
 
 def test_the_head_computes_nothing_and_gpus_start_from_zero(overlay: Overlay) -> None:
@@ -127,7 +141,7 @@ def test_every_container_is_confined_and_says_what_it_needs(overlay: Overlay) ->
             for kind in ("requests", "limits"):
                 assert {"cpu", "memory"} <= container["resources"][kind].keys(), name
             assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"] or (
-                container["name"] in ("ray-job-submitter", "fetch")
+                container["name"] == "ray-job-submitter"
             ), name
             assert re.match(r"registry\.example\.com/(raystitch|nginx|redis)[:@]", container["image"]), name
 
@@ -305,9 +319,8 @@ def asked_and_given(job: dict[str, Any]) -> tuple[set[str], set[str]]:
     return set(yaml.safe_load(job.get("entrypointResources", "{}"))), given
 
 
-def test_custom_resources_that_jobs_ask_for_exist(overlay: Overlay, storage: str) -> None:
+def test_custom_resources_that_jobs_ask_for_exist(overlay: Overlay) -> None:
     asked, given = asked_and_given(overlay["RayJob/raystitch-sweep"]["spec"])
-    assert asked == ({"cpu_node"} if storage == "s3" else set())
     assert asked <= given
 
 
@@ -332,7 +345,7 @@ def sweep_config(entrypoint: str) -> RunConfig:
     words = shlex.split(entrypoint)
     args = build_parser().parse_args(words[words.index("raystitch") + 1 :])
     assert args.command == "sweep"
-    assert args.out == "/mnt/raystitch/runs/demo"
+    assert args.out in ("/mnt/raystitch/runs/demo", "s3://my-bucket/raystitch/runs/demo")
     return load_run_config(args.config, args.set)
 
 

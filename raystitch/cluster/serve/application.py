@@ -255,7 +255,10 @@ def demo_bundle(device: str = "auto") -> tuple[Path, str]:
         UserError, RunError: as ``fit_bundle``.
     """
     config = load_run_config("demo", [])
-    folder = (default_out(config) / "stitcher").absolute()
+    run = default_out(config)
+    if isinstance(run, str):
+        raise UserError(f"RAYSTITCH_RUNS: the demo's bundle is not fitted into {run}; name a bundle with --stitcher")
+    folder = (run / "stitcher").absolute()
     if not (folder / STITCHER_FILE).is_file():
         say(f"fitting the demo's models into {folder}; this is done once and takes some minutes")
         with Progress() as progress:

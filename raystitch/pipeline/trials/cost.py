@@ -173,11 +173,12 @@ def _cell_table(config: RunConfig, trials: Sequence[Trial]) -> Table:
     return table
 
 
-def print_plan(config: RunConfig, folder: Path, slots: int | None = None) -> None:
+def print_plan(config: RunConfig, folder: Path, slots: int | None = None, where: str = "") -> None:
     """Prints the cells of the grid and their groups; looks into ``folder``, which need not exist.
 
     Args:
         slots: groups that run at once; None for as many as this machine has room for.
+        where: what to call the folder, if not by its path.
     """
     trials = plan(config)
     console = Console()
@@ -194,9 +195,11 @@ def print_plan(config: RunConfig, folder: Path, slots: int | None = None) -> Non
     console.print(f"{len(trials)} trials in {len(groups)} groups of stacked seeds", highlight=False)
     part = "" if config.select == ALL else f", select {config.select}"
     bridges = f"{config.augment.num_bridges:,} bridges{_rounds_text(config)}"
-    console.print(f"dataset {config.dataset}{part}; {bridges}; into {folder}", highlight=False)
+    console.print(f"dataset {config.dataset}{part}; {bridges}; into {where or folder}", highlight=False)
     if done:
-        console.print(f"{done} finished trials are in {folder} and are used where they still fit", highlight=False)
+        console.print(
+            f"{done} finished trials are in {where or folder} and are used where they still fit", highlight=False
+        )
 
 
 def print_estimate(config: RunConfig, dataset: EpisodeDataset) -> None:

@@ -208,21 +208,23 @@ class FitRows:
 
 
 @contextmanager
-def augment_log(config: RunConfig, run: Path, note: Note) -> Iterator[OnAugmentProgress]:
+def augment_log(
+    config: RunConfig, run: Path, note: Note, buffer: str | Path | None = None
+) -> Iterator[OnAugmentProgress]:
     """Open the log of a run's augment; gives a callback for its progress.
 
     Args:
-        note: as of ``Log``.
+        note: as of ``Log``. buffer: where it is, if not in the run's folder.
     """
     with _stage_log(config, run, "augment", note) as log:
-        rows = AugmentRows(log, partial(_reach, run / BUFFER))
+        rows = AugmentRows(log, partial(_reach, run / BUFFER if buffer is None else buffer))
         try:
             yield rows
         finally:
             rows.end()
 
 
-def _reach(buffer: Path) -> list[Reach]:
+def _reach(buffer: Path | str) -> list[Reach]:
     try:
         return read_reach(buffer)
     except (DamagedError, OSError):

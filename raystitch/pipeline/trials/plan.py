@@ -3,9 +3,13 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from raystitch.buffer.reader import Buffer
 from raystitch.config import RunConfig
 from raystitch.data.select import ALL
 from raystitch.models.calibration import Delta
@@ -131,6 +135,21 @@ def result_rows(
             failed = {"headline": True, "status": "failed", "error": errors[trial.trial_id]}
             rows.append(blank_row(trial, at) | failed)
     return rows
+
+
+def delta_values(buffer: Buffer) -> Callable[[str], float | None]:
+    """Return a function that gives a delta as a number: for a quantile the median of its thresholds over the accepted
+    bridges' gaps. Every delta is worked out once, however many trials have it."""
+
+    @cache
+    def value_of(delta: str) -> float | None:
+        rows = buffer.accepted_rows(delta)
+        if not len(rows):
+            return None
+        value = float(np.median(buffer.calibration.threshold(delta, buffer.column("gap")[rows])))
+        return value if np.isfinite(value) else None
+
+    return value_of
 
 
 def ok_rows(trial: Trial, value: Mapping[str, Any], delta_value: float | None) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from raystitch.config import RunConfig
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.normalise import Normalizer
 from raystitch.errors import DamagedError, UserError
-from raystitch.io.files import require_space
+from raystitch.io.files import is_remote, require_space
 from raystitch.io.storage import Storage
 from raystitch.models.bundle import Bundle
 from raystitch.models.fit import existing_fit, rehearse_fit
@@ -54,8 +54,11 @@ class Checked:
     notes: list[str]
 
 
-def check_run(config: RunConfig, folder: Path) -> Checked:
+def check_run(config: RunConfig, folder: Path, buffer: str | None = None) -> Checked:
     """Load the dataset and ask everything that may refuse the run; changes nothing.
+
+    Args:
+        buffer: where it is, if not in the folder.
 
     Raises:
         UserError: for the first thing that cannot work, as the stage that needs it would say it.
@@ -73,13 +76,17 @@ def check_run(config: RunConfig, folder: Path) -> Checked:
     for shaping in _shapings(config):
         check_rewards(shaping.rewards, dataset)
     _check_algorithms(config, dataset)
-    check_stages(config, folder, dataset)
-    require_space(folder, buffer_bytes(config.augment.num_bridges, config.fit.diffusion.gap_min, dataset))
+    check_stages(config, folder, dataset, buffer)
+    if buffer is None or not is_remote(buffer):
+        require_space(folder, buffer_bytes(config.augment.num_bridges, config.fit.diffusion.gap_min, dataset))
     return Checked(config=config, dataset=dataset, notes=notes)
 
 
-def check_stages(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> None:
+def check_stages(config: RunConfig, folder: Path, dataset: EpisodeDataset, buffer: str | None = None) -> None:
     """Check that the folder's contents belong to these settings and that every stage up to the trials can start.
+
+    Args:
+        buffer: where it is, if not in the folder.
 
     Raises:
         UserError: naming what does not fit.
@@ -89,14 +96,15 @@ def check_stages(config: RunConfig, folder: Path, dataset: EpisodeDataset) -> No
     for trial_dir in (folder / TRIALS).glob("*/"):
         finished(trial_dir)  # raises if a result cannot be read: it must not be trained again
     bundle = existing_fit(folder / STITCHER, dataset, config.fit, "cpu")
-    _check_buffer(config, folder / BUFFER, dataset, bundle)
-    check_judged(config, folder / BUFFER)
+    at = folder / BUFFER if buffer is None else buffer
+    _check_buffer(config, at, dataset, bundle)
+    check_judged(config, at)
     stand_in = bundle or rehearse_fit(dataset, config.fit)
     planned_meta(dataset, stand_in, config.stitch, config.augment, config.seed)
     SourceIndex(dataset, stand_in, config.stitch)
 
 
-def _check_buffer(config: RunConfig, path: Path, dataset: EpisodeDataset, bundle: Bundle | None) -> None:
+def _check_buffer(config: RunConfig, path: Path | str, dataset: EpisodeDataset, bundle: Bundle | None) -> None:
     if bundle is not None:
         check_buffer(path, planned_meta(dataset, bundle, config.stitch, config.augment, config.seed))
         return
@@ -123,7 +131,7 @@ def _shapings(config: RunConfig) -> list[ShapingConfig]:
     return [config.search.shaping, *(shaping for line in config.grid for shaping in line.shapings)]
 
 
-def check_judged(config: RunConfig, path: Path) -> None:
+def check_judged(config: RunConfig, path: Path | str) -> None:
     """Check that a buffer that is there keeps what the run's rules for rewards go by.
 
     Raises:
@@ -192,7 +200,7 @@ def check_out(out: str | os.PathLike[str]) -> Path:
         UserError: when it is no folder, or cannot be one.
     """
     if "://" in str(out):
-        raise UserError(f"--out {out}: a run needs a folder; on a cluster, one on storage that all nodes mount")
+        raise UserError(f"--out {out}: name a folder by its path, or an object store such as s3://bucket/runs/name")
     folder = Path(out).expanduser().absolute()
     there = nearest(folder)
     if not there.is_dir():
