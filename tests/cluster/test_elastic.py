@@ -20,7 +20,6 @@ from raystitch.bench.sweep_runs import inputs_of
 from raystitch.config import load_run_config
 from raystitch.data.load import load_dataset
 from raystitch.io.files import read_json
-from raystitch.pipeline.trials.place import RunPlace
 from raystitch.pipeline.trials.plan import plan
 from raystitch.pipeline.trials.run import run_planned
 from tests.cluster.conftest import Prepared
@@ -180,7 +179,8 @@ with ensure_ray(address):
         config = load_run_config("smoke", settings)
         trials = plan(config, inputs_of(config, Path(run)), run)
         groups = [(replace(trial, device="cpu"),) for trial in trials]  # the place is tested: torch sees no GPU here
-        print(num_slots(config.resources), "slots, errors", run_groups(groups, RunPlace(folder=Path(run)), config.resources), flush=True)
+        errors = run_groups(groups, RunPlace(folder=Path(run)), config.resources)
+        print(num_slots(config.resources), "slots, errors", errors, flush=True)
 """
 
 
