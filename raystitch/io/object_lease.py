@@ -126,6 +126,23 @@ def held_by_process_here(storage: Storage, name: str) -> bool:
     return note.get("state") == "held" and writer_alive(str(note.get("process"))) is True
 
 
+def lock_holder(storage: Storage, lock: str) -> lease.LeaseHolder | None:
+    """Return who has a lock, in a folder or on an object store; arguments and errors are those of
+    ``lease.lease_holder``."""
+    if storage.local is not None:
+        return lease.lease_holder(storage, lock)
+    try:
+        note = _note(storage.read_whole(lock).to_pybytes())
+        if note.get("state") != "held":
+            return None
+        seconds = max(0.0, storage.age(lock) or 0.0)
+        alive = writer_alive(str(note.get("process")))
+        within = seconds <= float(note["seconds"])
+        return lease.LeaseHolder(name=str(note["holder"]), seconds=seconds, alive=within if alive is None else alive)
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+
+
 class _Watcher:
     """One who waits for a lock, and what it has seen of the holder."""
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from raystitch.errors import RunError, UserError
-from raystitch.io.object_lease import held_by_process_here, object_leased
+from raystitch.io.object_lease import held_by_process_here, lock_holder, object_leased
 from raystitch.io.storage import Storage
 
 ELSEWHERE = {"holder": "lost, process 7", "token": "x", "seconds": 0.5, "state": "held"}
@@ -122,3 +122,17 @@ def test_of_many_that_begin_at_once_one_at_a_time_holds_it(place: Storage) -> No
     for thread in threads:
         thread.join(60)
     assert (most, inside) == (1, 0)
+
+
+def test_who_only_looks_is_told_the_holder(place: Storage) -> None:
+    assert lock_holder(place, ".lock") is None
+    with object_leased(place, ".lock", seconds=5.0):
+        holder = lock_holder(place, ".lock")
+        assert holder is not None and holder.alive and "process" in holder.name
+    assert lock_holder(place, ".lock") is None
+    place.write(".lock", json.dumps(ELSEWHERE).encode())
+    time.sleep(1.6)  # a store's times are whole seconds
+    holder = lock_holder(place, ".lock")
+    assert holder is not None and not holder.alive and holder.name == "lost, process 7"
+    place.write(".lock", b"[]")
+    assert lock_holder(place, ".lock") is None

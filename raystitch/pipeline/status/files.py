@@ -7,7 +7,7 @@ from typing import Any
 
 from raystitch.errors import UserError
 from raystitch.io.digest import KEY, sealed
-from raystitch.io.lease import lease_holder
+from raystitch.io.object_lease import lock_holder
 from raystitch.io.storage import Storage, StrPath
 from raystitch.report.names import CONFIG_FILE, LOCK_FILE
 
@@ -34,7 +34,7 @@ class RunFolder:
         if local is not None and not local.is_dir():
             raise UserError(f"{self.uri} is a file; expected the folder of {what}")
         if CONFIG_FILE not in self.names():
-            driver = lease_holder(self.storage, LOCK_FILE)
+            driver = lock_holder(self.storage, LOCK_FILE)
             if driver is not None and driver.alive:
                 raise UserError(f"{self.uri} has no {CONFIG_FILE} yet: {driver.name} is starting a run there")
             raise UserError(f"{self.uri} is not {what}: it has no {CONFIG_FILE}")

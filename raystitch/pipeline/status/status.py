@@ -17,7 +17,8 @@ from raystitch.config import RunConfig
 from raystitch.console import duration
 from raystitch.errors import RunError, UserError
 from raystitch.io.config_file import current_names, parse_config, read_value
-from raystitch.io.lease import LeaseHolder, lease_holder
+from raystitch.io.lease import LeaseHolder
+from raystitch.io.object_lease import lock_holder
 from raystitch.io.storage import Storage, StrPath
 from raystitch.pipeline.status.files import RunFolder
 from raystitch.pipeline.status.progress import DriverNote, StageTimes, read_progress
@@ -207,7 +208,7 @@ def read_config(folder: RunFolder) -> tuple[RunConfig, str]:
 
 
 def _driver(folder: RunFolder) -> LeaseHolder | None:
-    return lease_holder(folder.storage, LOCK_FILE)
+    return lock_holder(folder.storage, LOCK_FILE)
 
 
 class _Look:

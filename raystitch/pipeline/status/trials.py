@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from raystitch.config import RunConfig
 from raystitch.io.config_file import parse_config
-from raystitch.io.lease import lease_holder
+from raystitch.io.object_lease import lock_holder
 from raystitch.pipeline.status.cells import Key, PlannedTrial, planned_trials
 from raystitch.pipeline.status.files import RunFolder
 from raystitch.report.names import ERROR_FILE, LOCK_FILE, METRICS_FILE, RETURNS_FILE, SETTINGS_FILE, TRIALS
@@ -120,7 +120,7 @@ def _state(run: RunFolder, config: RunConfig, trial: PlannedTrial, begun: bool, 
         return TrialState(trial=trial, state="finished", step=steps, steps=steps, returns=returns)
     if not trained and run.content(f"{folder}/{RETURNS_FILE}") is not None:
         notes.append(f"{run.storage.where(folder)}/{RETURNS_FILE} is damaged: the trial counts as not finished")
-    holder = lease_holder(run.storage, f"{folder}/{LOCK_FILE}")
+    holder = lock_holder(run.storage, f"{folder}/{LOCK_FILE}")
     last = (_rows(run, folder) or [{}])[-1]
     step = steps if trained else int(last.get("step", 0))
     if holder is not None and holder.alive:
