@@ -58,8 +58,9 @@ def gap_runs() -> dict[float, list[dict[str, Any]]]:
 def gap(figure: Figure) -> None:
     """Draw success against the width of the gap, a panel per trainer: means over seeds with 95 % intervals."""
     runs = gap_runs()
-    panels: Sequence[Axes] = figure.subplots(1, len(TRAINERS), sharey=True)
-    for axis, algo in zip(panels, TRAINERS, strict=True):
+    trainers = [algo for algo in TRAINERS if any(row["algo"] == algo for rows in runs.values() for row in rows)]
+    panels: Sequence[Axes] = figure.subplots(1, len(trainers), sharey=True, squeeze=False)[0]
+    for axis, algo in zip(panels, trainers, strict=True):
         for number, (arm, (data, _, name, line)) in enumerate(ARMS.items()):
             found = {
                 w: interval(np.array(list(v.values())), mean) for w, r in runs.items() if (v := values(r, algo, arm))
@@ -73,7 +74,8 @@ def gap(figure: Figure) -> None:
             axis.vlines(x, low, high, color=INK[data], lw=1, alpha=0.6)
         axis.set_title(short_name(algo))
         axis.set_xlabel("width of the gap (cells)")
-        axis.set_xticks(list(WIDTHS.values()), [f"{width:g}" for width in WIDTHS.values()])
+        axis.set_xticks(list(runs), [f"{width:g}" for width in runs])
+        axis.set_xlim(min(runs) - 0.1, max(runs) + 0.1)
         axis.grid(axis="y")
     panels[0].set_ylabel("episodes that reach the goal (%)")
     panels[0].set_ylim(-4, 104)

@@ -103,7 +103,7 @@ def test_commands_read_a_run_in_a_bucket_and_add_to_it(both: Both, run: Run) -> 
 def test_what_is_no_run_in_a_bucket_is_said(s3: str, run: Run) -> None:
     nowhere = f"{s3}/runs/nowhere"
     for command, lacks in (
-        (("report", nowhere), "results.parquet"),
+        (("report", nowhere), "config.yaml"),
         (("sweep", "--rerun", "x", "--out", nowhere), "config.yaml"),
         (("study", "generalise", nowhere), "config.yaml"),
         (("evaluate", nowhere), "policy.json"),

@@ -190,7 +190,7 @@ def test_folders_that_are_not_what_is_asked_for(refused: Refused, ref: str, tmp_
     for command in (["buffer", "info"], ["buffer", "show"], ["buffer", "verify"], ["validate"]):
         refused(*command, tmp_path, says=(str(tmp_path),))
     refused("evaluate", tmp_path, says=("policy.json",))
-    refused("report", tmp_path, says=("results.parquet",))
+    refused("report", tmp_path, says=("config.yaml",))
     refused("evaluate", tmp_path / "nothing", says=("does not exist",))
 
 
