@@ -88,14 +88,7 @@ class Storage:
             UserError: when the store refuses to list it.
             StorageError: when it cannot be listed: no permission, not a folder, storage that does not answer.
         """
-        selector = fs.FileSelector(self._path(folder), allow_not_found=True)
-        try:
-            found = self._patiently("list", folder, lambda: self._fs.get_file_info(selector))
-        except StorageError as error:
-            raise UserError(f"{self.where()} cannot be listed: {error}") from error
-        except OSError as error:
-            raise self._unreadable("list", folder, error) from error
-        return sorted(info.base_name for info in found)
+        return sorted(info.base_name for info in self._listed(folder, recursive=False))
 
     def tree(self, folder: str = "") -> dict[str, tuple[int, int]]:
         """Return size and time (ns) of every file below ``folder``, however deep, by its name from here.
@@ -103,15 +96,17 @@ class Storage:
         Raises:
             UserError, StorageError: as ``names``.
         """
-        selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=True)
+        files = [info for info in self._listed(folder, recursive=True) if info.type == fs.FileType.File]
+        return {info.path.removeprefix(f"{self._root}/"): (info.size or 0, info.mtime_ns or 0) for info in files}
+
+    def _listed(self, folder: str, recursive: bool) -> list[fs.FileInfo]:
+        selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=recursive)
         try:
-            found = self._patiently("list", folder, lambda: self._fs.get_file_info(selector))
+            return self._patiently("list", folder, lambda: self._fs.get_file_info(selector))
         except StorageError as error:
             raise UserError(f"{self.where()} cannot be listed: {error}") from error
         except OSError as error:
             raise self._unreadable("list", folder, error) from error
-        files = [info for info in found if info.type == fs.FileType.File]
-        return {info.path.removeprefix(f"{self._root}/"): (info.size or 0, info.mtime_ns or 0) for info in files}
 
     def require_bucket(self) -> None:
         """Raises: UserError when the bucket of an object store does not exist; listings of it are empty."""
