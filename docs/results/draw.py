@@ -33,6 +33,7 @@ ARMS = {
     "stitched qdt": ("stitched", "returns qdt", "stitched and QDT", ":"),
 }
 """Arm -> what it is trained on, beginning of its shaping, name, line."""
+GAP_SIZE, GAP_TITLE = (10, 3.9), "Success against the width of the gap"
 RATIOS = ("4:1", "2:1", "1:1", "1:2", "1:4", "0:1")
 DELTAS = ("q50", "q90", "q99", "off")
 Row = Mapping[str, Any]
@@ -194,7 +195,7 @@ def _over_best(rows: Sequence[Row], algo: str) -> str:
 def main() -> None:
     """Write the pictures whose rows are there; print the tables."""
     if gap_runs():
-        (HERE / "gap.svg").write_text(picture(gap, (10, 3.9), "Success against the width of the gap"), encoding="utf-8")
+        (HERE / "gap.svg").write_text(picture(gap, GAP_SIZE, GAP_TITLE), encoding="utf-8")
         print(gap_tables())
     if (HERE / "ratio-delta-maze.parquet").exists():
         (HERE / "ratio-delta-maze.svg").write_text(

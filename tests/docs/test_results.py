@@ -1,0 +1,37 @@
+"""The pictures of docs/results.md are those that the kept rows give, and its tables say what they say."""
+
+from types import ModuleType
+
+import pytest
+
+from raystitch.report.table import read_rows
+from tests.docs.pages import ROOT, load_module
+
+FOLDER = ROOT / "docs/results"
+
+
+@pytest.fixture(scope="module")
+def draw() -> ModuleType:
+    return load_module(FOLDER / "draw.py")
+
+
+def test_the_picture_is_the_one_of_the_rows(draw: ModuleType) -> None:
+    drawn = draw.picture(draw.gap, draw.GAP_SIZE, draw.GAP_TITLE)
+    assert (FOLDER / "gap.svg").read_text(encoding="utf-8") == drawn, "run docs/results/draw.py"
+
+
+def test_the_tables_of_the_page_are_those_of_the_rows(draw: ModuleType) -> None:
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    for line in draw.gap_tables().splitlines():
+        if line.startswith(("| original data", "| QDT", "| weighted", "| joined", "| stitched")) and "–" not in line:
+            assert line in page
+
+
+def test_every_kept_file_holds_finished_trials_of_the_study_s_seeds() -> None:
+    files = sorted(FOLDER.glob("gap-*.parquet"))
+    assert len(files) >= 4
+    for file in files:
+        rows = read_rows(file)
+        assert {row["status"] for row in rows} == {"ok"}
+        assert {row["seed"] for row in rows} == {10, 11, 12, 13, 14}
+        assert file.stat().st_size < 50_000
