@@ -1,6 +1,9 @@
 """Nodes that vanish under a trial of Ray Tune, as spot machines do, and when that is not a failure of the trial."""
 
+import os
+import threading
 from collections.abc import Hashable
+from functools import cache
 from pathlib import Path
 
 from ray.tune.experiment import Trial as TuneTrial
@@ -9,6 +12,27 @@ NODE_LOST = "its node has died"
 """What Ray says about a process whose node is gone, for whatever reason."""
 MAX_LOSSES = 10
 """Nodes that a group may lose before it gets any further; it may be what kills them."""
+
+
+LOOK_SECONDS = 2.0
+"""Time between two looks of a worker for the process that started it."""
+
+
+@cache
+def end_with_node() -> None:
+    """End this worker once the process that started it, its node's raylet, is gone; asked again, it does nothing.
+
+    Ray leaves some workers behind when a raylet is killed. Such a one would train on, and hold the leases of its trials
+    against the worker that is to go on with them.
+    """
+    raylet, done = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while os.getppid() == raylet:
+            done.wait(LOOK_SECONDS)
+        os._exit(1)  # nobody is left to tell
+
+    threading.Thread(target=watch, name="end with node", daemon=True).start()
 
 
 class NodeLosses:

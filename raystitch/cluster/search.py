@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raystitch.cluster.node_losses import NodeLosses
+from raystitch.cluster.node_losses import NodeLosses, end_with_node
 from raystitch.cluster.trials import OnTrialDone, failure, num_slots, quiet_tune, tune_folder, tune_resources
 from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import say
@@ -115,6 +115,7 @@ def _try_missing(
 
 def _try(suggested: Mapping[str, Any], trials_of: TrialsOf, run: str) -> None:
     """Train all seeds of one cell, stacked, in a worker."""
+    end_with_node()
     trials = tuple(trials_of(_cell(suggested)))
     returns: list[dict[str, Any]] = []
     notes: list[str] = []

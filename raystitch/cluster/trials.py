@@ -14,7 +14,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
-from raystitch.cluster.node_losses import NodeLosses
+from raystitch.cluster.node_losses import NodeLosses, end_with_node
 from raystitch.cluster.resources import MEMORY, await_node, live_nodes, trial_need
 from raystitch.cluster.trial_reports import Reports, Running, number_of, param_space
 from raystitch.config import LoggerName, ResourceConfig, RunConfig
@@ -197,6 +197,7 @@ def _run_round(
 
 def _train(config: Mapping[str, Any], groups: Sequence[Group], run: str, loggers: Sequence[LoggerName]) -> None:
     """Train one group in a worker, which reads everything from the run's place. The driver prints the notes."""
+    end_with_node()
     notes: list[str] = []
     group = groups[config["group"]]
     reports = Reports(group)

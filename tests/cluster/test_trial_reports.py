@@ -1,13 +1,17 @@
 """What Tune and the progress display are told about trials while they run."""
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
 from ray.tune.search.variant_generator import generate_variants
 
 from raystitch.cluster import trial_reports
-from raystitch.cluster.node_losses import MAX_LOSSES, NODE_LOST, NodeLosses
+from raystitch.cluster.node_losses import LOOK_SECONDS, MAX_LOSSES, NODE_LOST, NodeLosses
 from raystitch.cluster.trial_reports import Reports, Running, param_space
 from raystitch.pipeline.trials.groups import Group
 from raystitch.pipeline.trials.trial import Trial
@@ -148,3 +152,27 @@ def test_a_group_that_gets_further_may_lose_any_number_of_nodes() -> None:
     losses.reached(group, 30)
     assert losses.forgive(group, said)
     assert not losses.forgive(group, "RunError: the loss is not finite")
+
+
+def test_a_worker_ends_with_the_process_that_started_it() -> None:
+    """A raylet that is killed may leave its workers behind."""
+    worker = (
+        "import time; from raystitch.cluster.node_losses import end_with_node; end_with_node(); end_with_node(); "
+        "print('at work', flush=True); time.sleep(60)"
+    )
+    raylet = (
+        "import subprocess, sys, time\n"
+        "process = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdout=subprocess.PIPE)\n"
+        "process.stdout.readline(); print(process.pid, flush=True); time.sleep(60)"
+    )
+    started = subprocess.Popen([sys.executable, "-c", raylet, worker], stdout=subprocess.PIPE, text=True)
+    assert started.stdout is not None
+    pid = int(started.stdout.readline())
+    time.sleep(2 * LOOK_SECONDS)
+    assert psutil.pid_exists(pid), "it works as long as the other does"
+    started.kill()
+    started.wait()
+    end = time.monotonic() + 30
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
