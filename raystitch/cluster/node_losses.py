@@ -16,6 +16,9 @@ MAX_LOSSES = 10
 
 LOOK_SECONDS = 2.0
 """Time between two looks of a worker for the process that started it."""
+GRACE_SECONDS = 20.0
+"""Time that a worker without a raylet still lives: Ray takes 12 s to see that a node is lost, and until then it would
+count the end of a worker as the worker's own."""
 
 
 @cache
@@ -30,6 +33,7 @@ def end_with_node() -> None:
     def watch() -> None:
         while os.getppid() == raylet:
             done.wait(LOOK_SECONDS)
+        done.wait(GRACE_SECONDS)
         os._exit(1)  # nobody is left to tell
 
     threading.Thread(target=watch, name="end with node", daemon=True).start()

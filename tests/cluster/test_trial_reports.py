@@ -157,8 +157,8 @@ def test_a_group_that_gets_further_may_lose_any_number_of_nodes() -> None:
 def test_a_worker_ends_with_the_process_that_started_it() -> None:
     """A raylet that is killed may leave its workers behind."""
     worker = (
-        "import time; from raystitch.cluster.node_losses import end_with_node; end_with_node(); end_with_node(); "
-        "print('at work', flush=True); time.sleep(60)"
+        "import time; from raystitch.cluster import node_losses; node_losses.GRACE_SECONDS = 1; "
+        "node_losses.end_with_node(); node_losses.end_with_node(); print('at work', flush=True); time.sleep(60)"
     )
     raylet = (
         "import subprocess, sys, time\n"
