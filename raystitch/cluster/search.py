@@ -7,6 +7,7 @@ away; ``search.json`` is what the next driver goes on from.
 import math
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from raystitch.pipeline.trials.run import run_planned
 from raystitch.pipeline.trials.search import Cell, SearchLog, cell_trials, draw_cells, make_cell, value_of
 from raystitch.pipeline.trials.trial import InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
+from raystitch.report.names import TRIALS
 from raystitch.search_config import RatioRange, SearchConfig
 from raystitch.seeding import derive_seed
 from raystitch.trainers.evaluate import EvalResult
@@ -110,6 +112,7 @@ def _try_missing(
         ),
     )
     tuner.fit()
+    watch.place.refresh(TRIALS)
     shutil.rmtree(storage, ignore_errors=True)
 
 
@@ -122,7 +125,8 @@ def _try(suggested: Mapping[str, Any], trials_of: TrialsOf, run: str) -> None:
     with at_hand(run, trials, note=notes.append) as here:
 
         def report(step: int, results: Mapping[int, EvalResult]) -> None:
-            here.publish()  # the cell may be stopped for what is reported
+            with suppress(RunError):  # or the publishing thread does it
+                here.publish()  # the cell may be stopped for what is reported
             if len(results) == len(trials):  # not where some of the seeds came further before an interruption
                 tune.report({"value": value_of(result.to_json() for result in results.values()), "step": step})
 
@@ -219,10 +223,17 @@ class _Watch(tune.Callback):
         self._tell(trial, shown if done else f"stopped at step {step:,} with {shown}")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        mine = self._trials(trial)
+        self.place.refresh_trials([one.trial_id for one in mine])
+        failed = [one for one in mine if finished(one.folder) is None]
+        if not failed:  # it only could not say so
+            done = [value for one in mine if (value := finished(one.folder)) is not None]
+            value = value_of(content["evaluations"][0] for content in done)
+            self.log.end(self.places[trial.trial_id], "ok", value, mine[0].settings.train_steps)
+            self._tell(trial, f"{value:.4g}")
+            return
         self.log.end(self.places[trial.trial_id], "failed", None, int((trial.last_result or {}).get("step", 0)))
-        self.place.refresh_trials([mine.trial_id for mine in self._trials(trial)])
-        first = next(mine for mine in self._trials(trial) if finished(mine.folder) is None)
-        self._tell(trial, f"failed ({failure(first, None, trial.num_failures)})")
+        self._tell(trial, f"failed ({failure(failed[0], None, trial.num_failures)})")
 
     def _trials(self, trial: TuneTrial) -> list[Trial]:
         return self.trials_of(_cell(trial.config or {}))

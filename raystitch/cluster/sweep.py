@@ -124,8 +124,9 @@ def _checked(config: RunConfig, place: RunPlace, address: str | None, stack: Exi
         pass  # who plans it asks what those machines have
     elif cluster_address(address) is not None:  # report what the cluster lacks before reading the data
         stack.enter_context(_attached(config, address))
-        there = nearest(folder) if place.stage is None else place.uri
-        check_shared(there, LOCK_FILE if Path(there, LOCK_FILE).is_file() else ".")
+        there = nearest(folder)
+        marker = LOCK_FILE if (there / LOCK_FILE).is_file() else "."
+        check_shared(there if place.stage is None else place.uri, marker)
     else:
         require_resources(run_needs(config), config.augment)
     with _stage("data"):
@@ -151,7 +152,7 @@ def _run(
     if not (folder / ENVIRONMENT_FILE).is_file():  # keep a finished run's file until this run is finished
         write_json(folder / ENVIRONMENT_FILE, environment())
     place.publish()
-    track = RunProgress(place.uri)
+    track = RunProgress(folder)
     bundle, buffer = _generate(asked, place, dataset, track)
     with track.stage("figures"):
         with _stage("figures"):

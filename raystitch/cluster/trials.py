@@ -24,9 +24,10 @@ from raystitch.errors import RunError, UserError
 from raystitch.pipeline.trials.groups import Group, group_bytes
 from raystitch.pipeline.trials.logs import trial_logs
 from raystitch.pipeline.trials.place import RunPlace, at_hand
-from raystitch.pipeline.trials.run import error_of, leave_error, run_planned
+from raystitch.pipeline.trials.run import error_of, run_planned
 from raystitch.pipeline.trials.trial import Trial
 from raystitch.pipeline.trials.trial_folder import finished
+from raystitch.report.names import TRIALS
 
 OnTrialDone = Callable[[int, str], None]
 """Called with the trials done so far and a note on the last ones."""
@@ -178,6 +179,7 @@ def _run_round(
     )
     watch.begin(groups)
     results = tuner.fit()
+    place.refresh(TRIALS)
     errors: dict[str, str] = {}
     killed: list[Group] = []
     lost: list[Group] = []
@@ -215,8 +217,8 @@ def _train(config: Mapping[str, Any], groups: Sequence[Group], run: str, loggers
             results = run_planned(here.group, log=log, note=lambda line: notes.append(here.told(line)))
             for index, result in enumerate(results):
                 logs.result(index, result)
-    except UserError:  # the reason is in their folders; a retry would fail the same way
-        tune.report({"failed": len(group), "notes": notes})
+    except UserError as error:  # a retry would fail the same way
+        tune.report({"failed": len(group), "notes": notes, "error": str(error)})
         return
     tune.report({"failed": sum(isinstance(result, RunError) for result in results), "notes": notes})
 
@@ -270,20 +272,23 @@ class _Watch(tune.Callback):
         self.losses.recovered(group, trial)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        for line in (trial.last_result or {}).get("notes", ()):
+        last = trial.last_result or {}
+        for line in last.get("notes", ()):
             say(line)
-        self._ended(trial, attempts=trial.num_failures + 1)
+        self._ended(trial, trial.num_failures + 1, str(last.get("error") or ""))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        error = trial.get_pickled_error() or trial.get_error()  # as in the result
-        for one in self.groups[number_of(trial)]:  # a process that dies leaves no reason; who looks on shall see one
-            if finished(one.folder) is None and error_of(one.folder) is None:
-                leave_error(one.folder, _died(error))
-        self._ended(trial, attempts=trial.num_failures)
+        # As in Tune's results. It is what Tune has written in this run, into a folder that was empty.
+        error = trial.get_pickled_error() or trial.get_error()
+        self._ended(trial, trial.num_failures, _died(error))
 
-    def _ended(self, tune_trial: TuneTrial, attempts: int) -> None:
+    def _ended(self, tune_trial: TuneTrial, attempts: int, reason: str) -> None:
+        """Take the end of a group. ``reason``: why trials failed that could not say so themselves; empty for none."""
         group = self.groups[number_of(tune_trial)]
         self.place.refresh_trials([trial.trial_id for trial in group])
+        for trial in group:
+            if reason and finished(trial.folder) is None and error_of(trial.folder) is None:
+                self.place.leave_error(trial, reason)
         attempts += self.before.get(group, 0)
         self.attempts[group] = attempts
         self.running.ended(group)

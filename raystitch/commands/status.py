@@ -19,7 +19,7 @@ def register(subparsers: Subparsers) -> None:
         help="say how far a run is: stages, bridges, trials, time left, its driver; only reads files",
         example="raystitch status runs/demo --watch 5",
     )
-    parser.add_argument("folder", metavar="RUN_DIR", help="folder of a sweep, at work or not")
+    parser.add_argument("folder", metavar="RUN_DIR", help="folder or URI of a sweep, at work or not")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON; with --watch a line each time")
     form.add_argument("--prometheus", action="store_true", help="print Prometheus text, for node_exporter's textfiles")

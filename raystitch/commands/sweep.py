@@ -137,7 +137,7 @@ def _report(args: argparse.Namespace) -> None:
     from raystitch.pipeline.status.partial import partial_results
 
     with opened_run(args.folder, "config.yaml") as place:
-        partial = partial_results(place.folder)
+        partial = partial_results(place.uri, place.folder)
         from raystitch.report.page import build_report
         from raystitch.report.terminal import print_summary
 

@@ -12,7 +12,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,6 +46,10 @@ class ObjectLease:
                 f"{self.seconds:g} s, and another may be at work; run again"
             )
 
+    def is_mine(self, note: Mapping[str, Any]) -> bool:
+        """Say whether the object speaks of this lease."""
+        return note.get("token") == self._note["token"]
+
     def content(self, state: str = "held") -> bytes:
         """Return what the object says while this holds it."""
         return json.dumps({**self._note, "beat": self._beat, "state": state}).encode()
@@ -69,7 +73,7 @@ class ObjectLease:
 
         def change(content: bytes | None) -> bytes | None:
             nonlocal mine
-            mine = _note(content).get("token") == self._note["token"]
+            mine = self.is_mine(_note(content))
             return self.content(state) if mine else None
 
         self.storage.update(self.name, change)
@@ -167,6 +171,8 @@ class _Watcher:
 
     def _is_free(self, content: bytes | None) -> bool:
         note, now = _note(content), time.monotonic()
+        if self.wanted.is_mine(note):
+            return True  # it was taken, and only the answer was lost
         # If this process or the store stalled, count the late look as if it were on time.
         passed = min(now - self._looked, 2.0)
         self._looked, self._waited = now, self._waited + passed

@@ -19,7 +19,7 @@ from raystitch.console import say
 from raystitch.errors import RunError, StorageError, UserError
 from raystitch.io.cache import Scratch, cache_folder
 from raystitch.io.digest import digest
-from raystitch.io.files import cannot_write, scratch_folder
+from raystitch.io.files import cannot_write, remove, scratch_folder
 from raystitch.io.storage import Storage
 
 STAGES = "stages"
@@ -72,7 +72,8 @@ class Stage:
 
     def get(self, wanted: Wanted = everything, under: str = "") -> list[str]:
         """Copy files from the store, in place of those here, and return their names: one listing, then many at once.
-        What was copied before is copied again only if it has changed.
+        What was copied before is copied again only if it has changed, and goes if others have removed it. A copy has
+        the time of what it was copied from.
 
         Args:
             under: folder to list.
@@ -85,12 +86,16 @@ class Stage:
         now = time.time_ns()
         names = [name for name in found if wanted(name) and not _skipped(name)]
         names = [name for name in names if self._copied.get(name) != found[name] or _is_new(found[name][1], now)]
+        for name in [name for name in self._copied if name not in found and _is_below(name, under)]:
+            if wanted(name) and not self._mine(name):
+                del self._copied[name]
+                remove(self.folder / name)
         with ThreadPoolExecutor(CONNECTIONS) as pool:
-            list(pool.map(self._get, names))
+            list(pool.map(lambda name: self._get(name, found[name][1]), names))
         self._copied |= {name: found[name] for name in names}
         return names
 
-    def _get(self, name: str) -> None:
+    def _get(self, name: str, time_ns: int) -> None:
         target = self.folder / name
         half = target.with_name(f".{target.name}.tmp")
         try:
@@ -100,6 +105,7 @@ class Stage:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             half.write_bytes(content)
+            os.utime(half, ns=(time_ns, time_ns))
             half.replace(target)
             self._there[name] = _state(os.stat(target))
         except OSError as error:
@@ -120,14 +126,18 @@ class Stage:
             contents = self._read(before, ranked)
             now = self._look()
             contents |= self._read(now, (name for name in now if not self._rank(name)))
-            if contents:
-                self.check()
             for rank in range(len(self._order) + 1):
                 names = [name for name in contents if self._rank(name) == rank]
+                if names:
+                    self.check()  # each time: a slow upload may outlive a lease
                 with ThreadPoolExecutor(CONNECTIONS) as pool:
                     list(pool.map(lambda name: self.storage.write(name, contents[name][1]), names))
                 self._there |= {name: contents[name][0] for name in names}
-            gone = [name for name in self._there if name not in before and name not in now and self._is_gone(name)]
+            known = list(self._there)  # copies may come meanwhile
+            gone = [name for name in known if name not in before and name not in now and self._is_gone(name)]
+            # What made a file superfluous may not be sent yet: a checkpoint goes after the result.
+            if any(self._rank(name) and self._there.get(name) != state for name, state in now.items()):
+                gone = []
             if gone:
                 self.check()
             for name in gone:
@@ -192,15 +202,15 @@ class Stage:
         def keep() -> None:
             last, said = time.monotonic(), False
             while not done.wait(LOOK_SECONDS):
-                due = time.monotonic() - last >= REST_SECONDS
-                if not due and not any(
-                    self._rank(name) and self._there.get(name) != state for name, state in self._look().items()
-                ):
-                    continue
                 try:
+                    due = time.monotonic() - last >= REST_SECONDS
+                    if not due and not any(
+                        self._rank(name) and self._there.get(name) != state for name, state in self._look().items()
+                    ):
+                        continue
                     self.put()
                     last, said = time.monotonic(), False
-                except (RunError, UserError, OSError) as error:
+                except Exception as error:  # whatever it is, the next time may succeed; the last one is not in here
                     if not said:
                         note(f"{self.told(str(error))}; tried again")
                     said = True
@@ -287,6 +297,10 @@ def _skipped(name: str) -> bool:
     """Return True for what belongs to a process and not to the folder: locks, half-written files, Tune's state, and
     checkpoints that another has replaced."""
     return name.endswith((".lock", ".tmp", ".before.pt")) or ".tune/" in name
+
+
+def _is_below(name: str, folder: str) -> bool:
+    return not folder or name.startswith(f"{folder.rstrip('/')}/")
 
 
 def _is_new(time_ns: int, now_ns: int) -> bool:

@@ -12,6 +12,7 @@ from raystitch.report.table import short_name
 STAGE_NAMES = {
     "fit": "fit",
     "augment": "augment",
+    "search": "search, whose trials are below",
     "figures": "figures and potential",
     "validate": "validate",
     "generalise": "study of generalisation",
@@ -24,7 +25,7 @@ STAGE_NAMES = {
 class TrialCost:
     """Seconds of one trial: its share of the time of its group, as returns.json has it.
 
-    ``evaluation`` is None in those of older versions. ``threads``: CPUs that the group held.
+    ``evaluation`` is None in those of older versions. ``threads``: that its group computed with.
     """
 
     training: float
@@ -82,7 +83,8 @@ def cost_section(
     note = (
         "Over all commands that worked in this folder. Fit and augment count the CPUs that they held, trials the "
         "threads of their group by their share of its time, the rest the driver's own processor time. Starting "
-        "processes and waiting for them is not counted, nor what an interruption lost. Seconds are means over the "
+        "processes and waiting for them is not counted, nor what an interruption lost, nor trials that failed, were "
+        "stopped by a search, or belong to another grid, nor this page. Seconds are means over the "
         "trials of a cell; evaluation counts from the last interruption on."
     )
     return section("Cost", body, note)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,6 @@ class RunFiles:
     potential: dict[str, Any] | None = None
     missing: Sequence[str] = ()
     progress: dict[str, Any] | None = None
-    costs: Mapping[str, TrialCost] = field(default_factory=dict[str, TrialCost])
 
     @property
     def headline(self) -> Headline:
@@ -121,7 +120,6 @@ def read_run(folder: str | Path, partial: PartialResults | None = None) -> RunFi
         metrics={row["trial_id"]: _metrics(trial_path(folder, row["trial_id"]), notes) for row in ours},
         missing=() if partial is None else partial.missing,
         progress=_optional_json(folder / PROGRESS_FILE, []),
-        costs=_costs(folder, config, ours),
         search=_search(folder, config, notes),
         potential=_optional_json(folder / POTENTIAL_FILE, notes),
         reach=_reach(folder / BUFFER, notes),
@@ -164,12 +162,13 @@ def read_figures(folder: Path, notes: list[str]) -> dict[str, pa.Table]:
     return tables
 
 
-def _costs(folder: Path, config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, TrialCost]:
-    resources = config.get("resources")
+def read_costs(run: RunFiles) -> dict[str, TrialCost]:
+    """Read what the finished trials of a run cost, by trial, from their ``returns.json``."""
+    resources = run.config.get("resources")
     cpus = resources.get("trial_cpus", 1.0) if isinstance(resources, Mapping) else 1.0
     found: dict[str, TrialCost] = {}
-    for trial_id in {row["trial_id"] for row in rows if row["status"] == "ok"}:
-        returns = _optional_json(trial_path(folder, trial_id) / RETURNS_FILE, [])
+    for trial_id in {row["trial_id"] for row in run.rows if row["status"] == "ok"}:
+        returns = _optional_json(trial_path(run.folder, trial_id) / RETURNS_FILE, [])
         cost = None if returns is None else TrialCost.of(returns, max(1.0, float(cpus)))
         if cost is not None:
             found[trial_id] = cost

@@ -13,7 +13,7 @@ from raystitch.io.files import atomic_path
 from raystitch.plot.drawing import FIRST, REPAIRED, BridgeLines
 from raystitch.report import figures
 from raystitch.report.cost import cost_section
-from raystitch.report.files import RunFiles, read_run
+from raystitch.report.files import RunFiles, read_costs, read_run
 from raystitch.report.generalise import generalise_section
 from raystitch.report.html import html_table, section
 from raystitch.report.reach import ground, polylines, reach
@@ -63,7 +63,7 @@ def build_report(run_dir: str | Path, partial: PartialResults | None = None) -> 
         _bridges(run.figures),
         simulator_truth(run.validation),
         generalise_section(run.generalise),
-        cost_section(run.rows, run.costs, run.progress, _trial_gpus(run)),
+        cost_section(run.rows, read_costs(run), run.progress, _trial_gpus(run)),
         _configuration(run),
     ]
     title = escape(f"raystitch: {run.config.get('name', run.folder.name)}")

@@ -126,6 +126,19 @@ def write_results(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         pq.write_table(table, temporary)
 
 
+def evaluated_rows(blank: Mapping[str, Any], returns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a finished trial, one per return asked for.
+
+    Args:
+        blank: a row of it without results. returns: content of its ``returns.json``.
+    """
+    steps = {name: returns[name] for name in ("train_steps", "train_seconds")}
+    return [
+        {**blank, **steps, **{name: item for name, item in evaluation.items() if name in blank}, "status": "ok"}
+        for evaluation in returns["evaluations"]
+    ]
+
+
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """Read the rows of the table.
 

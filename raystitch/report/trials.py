@@ -11,7 +11,7 @@ from typing import Any
 from raystitch.report.files import RunFiles
 from raystitch.report.html import html_table, section
 from raystitch.report.summary import RETURN, SCORE, SUCCESS, Metric, cell_label
-from raystitch.report.table import algorithm_name, asked_for, asked_text, short_name
+from raystitch.report.table import UNFINISHED, algorithm_name, asked_for, asked_text, short_name
 
 Row = Mapping[str, Any]
 
@@ -60,12 +60,13 @@ def _cell_table(rows: Sequence[Row]) -> str:
     for row in rows:
         cells.setdefault((cell_label(row), asked_text(row)), []).append(row)
     known = [measure for measure in (RETURN, SCORE, SUCCESS) if any(row[measure.column] is not None for row in rows)]
-    heads = ["training data", "asked for", "seeds", "failed", "stopped"]
+    words = ["failed", "stopped", *[UNFINISHED] * any(row["status"] == UNFINISHED for row in rows)]
+    heads = ["training data", "asked for", "seeds", *words]
     heads += [f"{'raw return' if m is RETURN else m.name}: least, median, largest" for m in known]
     body: list[list[str]] = []
     for (label, asked), of_cell in cells.items():
         statuses = Counter(row["status"] for row in of_cell)
-        line = [label, asked, *(f"{statuses[name]:,}" for name in ("ok", "failed", "stopped"))]
+        line = [label, asked, *(f"{statuses[name]:,}" for name in ("ok", *words))]
         for measure in known:
             values = [row[measure.column] for row in of_cell if row["status"] == "ok"]
             values = [value for value in values if value is not None]
@@ -114,7 +115,8 @@ def _seed_table(rows: Sequence[Row], run: RunFiles) -> str:
         seconds = row["train_seconds"]
         cells += [_text(row["train_steps"]), "–" if seconds is None else f"{seconds:,.0f}"]
         command = f"raystitch sweep --rerun {shlex.quote(row['trial_id'])} --out {shlex.quote(str(run.folder))}"
-        cells.append(f'<code class="copy" title="{escape(command)}">{escape(command)}</code>' if first else "")
+        has_command = first and row["status"] != UNFINISHED  # the sweep itself goes on with those
+        cells.append(f'<code class="copy" title="{escape(command)}">{escape(command)}</code>' if has_command else "")
         body += f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     top = "".join(f"<th>{escape(head)}</th>" for head in heads)
     return f'<div class="scroll"><table class="wide seeds"><tr>{top}</tr>{body}</table></div>'

@@ -14,11 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from raystitch.bench.chaos.processes import Driver, until
+from raystitch.cli import main
 from raystitch.cluster.sweep import run_sweep
 from raystitch.config import RunConfig, load_run_config
 from raystitch.io.object_lease import object_leased
 from raystitch.io.storage import Storage
-from raystitch.pipeline.trials.run import LOCK_FILE
+from raystitch.pipeline.trials.place import open_place
+from raystitch.pipeline.trials.run import LOCK_FILE, error_of
+from raystitch.pipeline.trials.trial import Trial
 from tests.cluster.bucket_files import files, finished_trials, synced, trial_files, upload
 from tests.cluster.conftest import Prepared
 from tests.cluster.two_nodes import RAY
@@ -223,3 +226,36 @@ def test_nodes_with_nothing_but_a_bucket_between_them(prepared: Prepared, tmp_pa
     )
     assert disturbed == calm
     assert [row["status"] for row in results(tmp_path / "calm")] == ["ok"] * 4
+
+
+def test_the_report_of_a_run_at_work_says_who_works(
+    both: Both, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = Storage(both.uri)
+    assert main(["report", both.uri]) == 0
+    assert "not finished" not in storage.read_whole("report.html").to_pybytes().decode()
+    assert main(["status", both.uri]) == 0
+    assert "finished; 6 of 6 trials" in " ".join(capsys.readouterr().out.split())
+    uri = f"{both.uri}-at-work"
+    upload(synced(both.uri, tmp_path / "copy"), uri)
+    there = Storage(uri)
+    trial = next(name for name in there.tree("trials") if name.endswith("/returns.json"))
+    there.delete(trial)
+    with object_leased(there, ".lock"):
+        assert main(["report", uri]) == 0
+        page = there.read_whole("report.html").to_pybytes().decode()
+        assert "5 of 6 trials are finished" in page and "No driver is at work" not in page
+
+
+def test_why_a_process_died_is_left_in_the_bucket(s3: str) -> None:
+    uri = f"{s3}/runs/died"
+    with open_place(uri) as place:
+        place.leave_error(
+            Trial(algo="bc", trial_id="x", folder=str(place.folder / "trials/x")), "its process died: killed"
+        )
+        place.refresh_trials(["x"])
+        assert error_of(place.folder / "trials/x") == "its process died: killed"
+        assert Storage(uri).read_whole("trials/x/error.txt").to_pybytes() == b"its process died: killed\n"
+        Storage(uri).delete("trials/x/error.txt")  # the next attempt
+        place.refresh_trials(["x"])
+        assert error_of(place.folder / "trials/x") is None

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -136,3 +137,18 @@ def test_who_only_looks_is_told_the_holder(place: Storage) -> None:
     assert holder is not None and not holder.alive and holder.name == "lost, process 7"
     place.write(".lock", b"[]")
     assert lock_holder(place, ".lock") is None
+
+
+def test_a_lease_whose_answer_was_lost_is_held(place: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store has taken the object, the answer does not come, and the same is asked again."""
+    update = Storage.update
+
+    def twice(self: Storage, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        update(self, name, change)
+        update(self, name, change)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "update", twice)
+        with object_leased(place, ".lock", seconds=5.0, busy="busy") as lease:
+            patched.undo()
+            lease.check()

@@ -182,3 +182,59 @@ def test_a_copy_of_a_bundle_is_made_once_per_content(place: str) -> None:
     storage.write("stitcher.json", b"2")
     second = local_copy(place, "stitcher.json", "a bundle")
     assert second != first and (second / "unet.safetensors").read_text() == "b"
+
+
+def test_a_copy_has_the_time_of_what_it_was_copied_from(place: str, tmp_path: Path) -> None:
+    """Who compares times of files, such as of a table and of the trials in it, has to see those of the store."""
+    storage = Storage(place)
+    storage.write("results.parquet", b"1")
+    time.sleep(1.1)  # stores count whole seconds
+    storage.write("trials/x/returns.json", b"2")
+    stage = Stage(place, tmp_path)
+    stage.get()
+    for name, (_, at) in storage.tree().items():
+        assert (tmp_path / name).stat().st_mtime_ns == at
+    assert stage.put() == 0
+
+
+def test_what_others_have_removed_goes_here_too(place: str, tmp_path: Path) -> None:
+    storage = Storage(place)
+    storage.write("trials/x/error.txt", b"1")
+    storage.write("trials/y/error.txt", b"1")
+    stage = Stage(place, tmp_path, mine=lambda name: not name.startswith("trials/"))
+    stage.get()
+    storage.delete("trials/x/error.txt")
+    storage.delete("trials/y/error.txt")
+    stage.get(under="trials/x")
+    assert not (tmp_path / "trials/x/error.txt").exists() and (tmp_path / "trials/y/error.txt").exists()
+    stage.get(under="trials/x")
+    storage.write("trials/x/error.txt", b"2")
+    stage.get(under="trials/x")
+    assert (tmp_path / "trials/x/error.txt").read_text() == "2"
+
+
+def test_a_checkpoint_stays_until_the_result_is_there(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result is written and the checkpoint removed between the two looks of a publication."""
+    stage = Stage(place, tmp_path, order=ORDER)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/state.pt").write_text("1")
+    stage.put()
+    look, looks = stage._look, [0]
+
+    def between() -> Any:
+        looks[0] += 1
+        if looks[0] == 2:
+            (tmp_path / "x/returns.json").write_text("2")
+        found = look()
+        if looks[0] == 1:
+            (tmp_path / "x/state.pt").unlink()
+            found.pop("x/state.pt", None)
+        return found
+
+    monkeypatch.setattr(stage, "_look", between)
+    stage.put()
+    assert "x/state.pt" in contents(place) and "x/returns.json" not in contents(place)
+    stage.put()
+    assert "x/state.pt" not in contents(place) and "x/returns.json" in contents(place)

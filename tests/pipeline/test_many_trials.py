@@ -126,9 +126,9 @@ def test_the_work_is_in_proportion_to_the_number_of_trials(
         assert many[name].opened["returns.json"] == 0
     for name in ("resume", "rows"):
         assert many[name].opened == {"returns.json": num_trials}
-    for name in ("report", "summary"):
+    for name, files in (("report", 2), ("summary", 1)):  # the page says what trials cost
         assert many[name].opened["metrics.jsonl"] == num_trials
-        assert many[name].opened.total() < 2 * num_trials + 30, "more than metrics and returns of each"
+        assert many[name].opened.total() < files * num_trials + 30
     assert many["study"].opened["policy.json"] == num_trials
     assert many["study again"].opened["policy.json"] == 0
     assert len(measured) < 60, "a delta is worked out for every trial"

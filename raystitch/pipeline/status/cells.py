@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from raystitch.config import RunConfig
 from raystitch.errors import RunError, UserError
+from raystitch.io.digest import digest
 from raystitch.io.storage import Storage
 from raystitch.models.calibration import Delta, delta_text
-from raystitch.report.names import PLAN_FILE
+from raystitch.report.names import CONFIG_FILE, PLAN_FILE
 from raystitch.trainers.config import DataMode
 from raystitch.trainers.ratio import parse_ratio
 
@@ -59,9 +60,11 @@ def planned_trials(config: RunConfig, storage: Storage) -> list[PlannedTrial]:
 
 
 def _written(storage: Storage) -> list[PlannedTrial]:
-    """Return the trials in ``plan.json``; none where it is missing or damaged."""
+    """Return the trials in ``plan.json``; none where it is missing, damaged, or of other settings."""
     try:
-        rows = json.loads(storage.read_whole(PLAN_FILE).to_pybytes())["trials"]
-        return [PlannedTrial(**row) for row in rows]
+        plan = json.loads(storage.read_whole(PLAN_FILE).to_pybytes())
+        if plan["settings"] != digest(storage.read_whole(CONFIG_FILE).to_pybytes()):
+            return []
+        return [PlannedTrial(**row) for row in plan["trials"]]
     except (OSError, RunError, UserError, ValueError, KeyError, TypeError):
         return []

@@ -65,17 +65,11 @@ class RunFolder:
 
     def object(self, name: str) -> Mapping[str, Any] | None:
         """Return a JSON object; None where the file is missing, half written or damaged."""
-        try:
-            value = json.loads(self.content(name) or b"")
-            sound = isinstance(value, dict) and (KEY not in value or sealed(value)[KEY] == value[KEY])
-        except ValueError as error:
-            if isinstance(error, UserError):
-                raise
-            return None
-        return value if sound else None
+        return parsed(self.content(name))
 
     def tail(self, name: str) -> list[str]:
-        """Return the last whole lines of a file, at most ``TAIL_BYTES`` of them; none where it is missing."""
+        """Return the last whole lines of a file, at most ``TAIL_BYTES`` of them, or the end of a line that is longer;
+        none where it is missing."""
         try:
             if not self.storage.size(name):
                 return []
@@ -88,12 +82,23 @@ class RunFolder:
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(f"{self.storage.where(name)} cannot be read: {_why(error)}") from error
         lines = text.split("\n")
-        return [line for line in lines[1 if size > TAIL_BYTES else 0 :] if line.strip()]
+        whole = [line for line in lines[1 if size > TAIL_BYTES else 0 :] if line.strip()]
+        return whole or [line for line in lines if line.strip()][-1:]  # one line that is longer than all that is read
 
     def written(self, name: str) -> float | None:
         """Return the Unix time at which a file was written, None where it is missing."""
         age = self.storage.age(name)
         return None if age is None else time.time() - age
+
+
+def parsed(content: bytes | None) -> Mapping[str, Any] | None:
+    """Return the JSON object of a file's content; None where there is none, or it is half written or damaged."""
+    try:
+        value = json.loads(content or b"")
+        sound = isinstance(value, dict) and (KEY not in value or sealed(value)[KEY] == value[KEY])
+    except ValueError:
+        return None
+    return value if sound else None
 
 
 def _why(error: Exception) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from raystitch.console import duration
 from raystitch.errors import UserError
-from raystitch.io.storage import Storage, StrPath
+from raystitch.io.storage import StrPath
 from raystitch.pipeline.status.status import AUGMENT, FIT, SEARCH, VALIDATE, RunStatus, read_status
 from raystitch.pipeline.status.trials import TrialState
 from raystitch.report.names import RESULTS_FILE
@@ -17,40 +17,60 @@ from raystitch.report.table import (
     SHAPING,
     UNFINISHED,
     PartialResults,
+    evaluated_rows,
     listed,
     read_rows,
     short_name,
 )
 
 
-def partial_results(run: StrPath) -> PartialResults | None:
+def partial_results(run: StrPath, folder: Path) -> PartialResults | None:
     """Return what is there of a run; None where its results.parquet says all, as in every finished run.
 
+    Args:
+        run: its folder or URI. folder: with its files here.
+
     Raises:
-        UserError: when the folder is no run, or a file of it cannot be read.
+        UserError: when it is no run, or a file of it cannot be read.
     """
     try:
         status = read_status(run)
     except UserError:
-        if Storage(run).exists(RESULTS_FILE):  # settings of another version: its table can be read all the same
+        if (folder / RESULTS_FILE).is_file():  # settings of another version: its table can be read all the same
             return None
         raise
-    if status.is_tabled:
+    stored = _stored(folder / RESULTS_FILE)
+    search = status.config.search
+    seeds = () if search.algorithm == "none" else search.seeds
+    searched = [row for row in stored if row[IN_GRID] and row["data"] == "stitched" and row["seed"] in seeds]
+    tabled = [row for row in stored if row[IN_GRID] and row not in searched]
+    if stored and _contents(tabled) == {state.trial.trial_id: _content(state) for state in status.trials.trials}:
         return None
-    stored = _stored(run)
     deltas = {row["delta"]: row["delta_value"] for row in stored if row["delta_value"] is not None}
     rows = [row for state in status.trials.trials for row in _rows(state, deltas)]
-    mine = {row["trial_id"] for row in rows}
-    rows += [row | {IN_GRID: False} for row in stored if row["trial_id"] not in mine]
+    mine = {row["trial_id"] for row in rows} | {row["trial_id"] for row in searched}
+    rows += [*searched, *(row | {IN_GRID: False} for row in stored if row["trial_id"] not in mine)]
     return PartialResults(rows=rows, missing=_missing(status))
 
 
-def _stored(run: StrPath) -> list[dict[str, Any]]:
+def _contents(rows: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+    """Return what a table says of each trial, to be compared with ``_content``."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["trial_id"], []).extend([row["return_mean"]] if row["status"] == "ok" else [])
+    return {trial_id: tuple(returns) for trial_id, returns in found.items()}
+
+
+def _content(state: TrialState) -> object:
+    if state.state == "finished":
+        return tuple(result["return_mean"] for result in state.returns["evaluations"])
+    return () if state.state == "failed" else None
+
+
+def _stored(path: Path) -> list[dict[str, Any]]:
     """Return the rows of an earlier table; none where there is none or it is damaged."""
-    local = Storage(run).local
-    path = None if local is None else Path(local, RESULTS_FILE)
     try:
-        return [] if path is None or not path.is_file() else read_rows(path)
+        return read_rows(path) if path.is_file() else []
     except UserError:
         return []
 
@@ -70,11 +90,7 @@ def _rows(state: TrialState, deltas: Mapping[str | None, float]) -> list[dict[st
         IN_GRID: True,
     }
     if state.state == "finished":
-        known = {name: state.returns[name] for name in ("train_steps", "train_seconds")}
-        return [
-            blank | known | {name: value for name, value in result.items() if name in blank} | {"status": "ok"}
-            for result in state.returns["evaluations"]
-        ]
+        return evaluated_rows(blank, state.returns)
     if state.state == "failed":
         return [blank | {"headline": True, "status": "failed", "error": state.reason}]
     return [blank | {"headline": True, "status": UNFINISHED, "train_steps": state.step or None}]

@@ -13,9 +13,10 @@ from typing import Any
 
 from raystitch.console import say
 from raystitch.errors import RunError, UserError
+from raystitch.io.digest import digest
 from raystitch.io.storage import Storage, StrPath
 from raystitch.pipeline.status.cells import PlannedTrial
-from raystitch.report.names import PLAN_FILE, PROGRESS_FILE
+from raystitch.report.names import CONFIG_FILE, PLAN_FILE, PROGRESS_FILE
 
 SCHEMA_VERSION = 1
 WRITE_SECONDS = 10.0
@@ -115,10 +116,15 @@ class RunProgress:
             self._write()
 
     def plan(self, trials: Sequence[PlannedTrial], slots: int) -> None:
-        """Write ``plan.json``: the trials of the grid with their ids. ``slots``: groups that run at once."""
+        """Write ``plan.json``: the trials of the grid with their ids, for the run's ``config.yaml`` as it is.
+
+        Args:
+            slots: groups that run at once.
+        """
         self._slots = slots
         rows = [asdict(trial) for trial in trials]
-        self._put(PLAN_FILE, {"schema_version": SCHEMA_VERSION, "trials": rows})
+        settings = digest(self._storage.read_whole(CONFIG_FILE).to_pybytes())
+        self._put(PLAN_FILE, {"schema_version": SCHEMA_VERSION, "settings": settings, "trials": rows})
         self._write()
 
     def _count(self) -> None:

@@ -1,19 +1,19 @@
 """A run's status as Prometheus text, for node_exporter's textfile collector or a scrape by any other way."""
 
 from collections.abc import Iterator
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from raystitch.pipeline.status.status import RunStatus
-
-STAGE_STATES = ("done", "running", "waiting", "stale")
-TRIAL_STATES = ("finished", "running", "interrupted", "waiting", "failed")
+from raystitch.pipeline.status.status import RunStatus, StageWord
+from raystitch.pipeline.status.trials import TrialWord
 
 
 def status_metrics(status: RunStatus) -> str:
-    """Return the exposition text of gauges whose names begin with ``raystitch_run_``, labelled with the run."""
+    """Return the exposition text of gauges whose names begin with ``raystitch_run_``; the label ``run`` is the run's
+    folder or URI."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Metrics(status))
     return generate_latest(registry).decode()
@@ -31,19 +31,19 @@ class _Metrics(Collector):
         if status.driver is not None:
             yield self._one("driver_lease_age_seconds", "since the driver renewed its lease", status.driver.seconds)
         stages = self._many("stage", "1 for the state that each stage is in", "stage", "state")
-        seconds = self._many("stage_seconds", "spent on each stage by all drivers", "stage")
+        seconds = self._many("stage_seconds", "spent on each stage; of a running one by the driver at work", "stage")
         for stage in status.stages:
-            for state in STAGE_STATES:
-                stages.add_metric([status.name, stage.name, state], float(stage.state == state))
+            for state in get_args(StageWord):
+                stages.add_metric([status.uri, stage.name, state], float(stage.state == state))
             if stage.seconds is not None:
-                seconds.add_metric([status.name, stage.name], stage.seconds)
+                seconds.add_metric([status.uri, stage.name], stage.seconds)
         yield stages
         yield seconds
         yield self._one("bridges", "accepted bridges made", status.bridges.made)
         yield self._one("bridges_wanted", "accepted bridges asked for", status.bridges.wanted)
         trials = self._many("trials", "trials of the grid by state", "state")
-        for word in TRIAL_STATES:
-            trials.add_metric([status.name, word], len(status.trials.of(word)))
+        for word in get_args(TrialWord):
+            trials.add_metric([status.uri, word], len(status.trials.of(word)))
         yield trials
         yield self._one("trials_planned", "trials of the grid", len(status.trials.trials))
         labels = ("trial", "cell", "seed")
@@ -51,7 +51,7 @@ class _Metrics(Collector):
         steps = self._many("trial_steps", "steps of training of a running trial", *labels)
         pace = self._many("trial_steps_per_second", "of a running trial, by the clock on the wall", *labels)
         for one in status.trials.of("running"):
-            values = [status.name, one.trial.trial_id or "", one.cell, str(one.trial.seed)]
+            values = [status.uri, one.trial.trial_id or "", one.cell, str(one.trial.seed)]
             step.add_metric(values, one.step)
             steps.add_metric(values, one.steps)
             if one.steps_per_second is not None:
@@ -65,5 +65,5 @@ class _Metrics(Collector):
 
     def _one(self, name: str, about: str, value: float) -> GaugeMetricFamily:
         family = self._many(name, about)
-        family.add_metric([self.status.name], value)
+        family.add_metric([self.status.uri], value)
         return family

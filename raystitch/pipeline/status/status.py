@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from raystitch import __version__
 from raystitch.buffer.meta import META_FILE, read_meta
@@ -22,7 +22,7 @@ from raystitch.io.object_lease import lock_holder
 from raystitch.io.storage import Storage, StrPath
 from raystitch.pipeline.status.files import RunFolder
 from raystitch.pipeline.status.progress import DriverNote, StageTimes, read_progress
-from raystitch.pipeline.status.trials import TimeLeft, TrialStates, read_trials, time_left
+from raystitch.pipeline.status.trials import TimeLeft, TrialStates, TrialWord, read_trials, time_left
 from raystitch.report.names import (
     BUFFER,
     CONFIG_FILE,
@@ -90,12 +90,11 @@ class RunStatus:
         state: ``finished``: the report is there and shows every trial.
         driver: at work, or the last one if it died; None where there is none, or it ended properly.
         left: of the trials, once they are at hand.
-        is_tabled: results.parquet has every trial of the grid, as it is in the trials' folders.
         notes: files that could not be made sense of.
     """
 
     uri: str
-    name: str
+    config: RunConfig
     version: str
     state: Literal["finished", "running", "stopped"]
     driver: LeaseHolder | None
@@ -103,8 +102,11 @@ class RunStatus:
     bridges: BridgeCount
     trials: TrialStates
     left: TimeLeft
-    is_tabled: bool
     notes: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        return self.config.name
 
     @property
     def at_work(self) -> bool:
@@ -131,7 +133,7 @@ class RunStatus:
             "bridges": asdict(self.bridges),
             "trials": {
                 "planned": len(trials.trials),
-                **{word: len(trials.of(word)) for word in ("finished", "running", "interrupted", "waiting", "failed")},
+                **{word: len(trials.of(word)) for word in get_args(TrialWord)},
                 "others": trials.num_others,
                 "unfinished": [
                     {
@@ -161,7 +163,7 @@ def read_status(run: StrPath) -> RunStatus:
     """
     folder = RunFolder(run)
     config, version = read_config(folder)
-    progress, driver = read_progress(folder.storage), _driver(folder)
+    progress, driver = read_progress(folder.storage), lock_holder(folder.storage, LOCK_FILE)
     trials = read_trials(folder, config)
     alive = driver is not None and driver.alive
     hand = PART_OF.get(progress.stage or "", progress.stage) if alive else None
@@ -172,7 +174,7 @@ def read_status(run: StrPath) -> RunStatus:
     slots = progress.slots or len({one.holder for one in trials.of("running")})
     return RunStatus(
         uri=folder.uri,
-        name=config.name,
+        config=config,
         version=version,
         state="running" if alive else "finished" if finished else "stopped",
         driver=driver,
@@ -180,7 +182,6 @@ def read_status(run: StrPath) -> RunStatus:
         bridges=bridges,
         trials=trials,
         left=time_left(trials.trials, slots),
-        is_tabled=look.is_tabled,
         notes=trials.notes,
     )
 
@@ -207,10 +208,6 @@ def read_config(folder: RunFolder) -> tuple[RunConfig, str]:
         raise UserError(f"{where} is damaged: it is no text") from error
 
 
-def _driver(folder: RunFolder) -> LeaseHolder | None:
-    return lock_holder(folder.storage, LOCK_FILE)
-
-
 class _Look:
     """One look at a run; ``hand`` is the stage that a living driver says it is at."""
 
@@ -229,16 +226,11 @@ class _Look:
     def bridges(self) -> tuple[BridgeCount, bool]:
         """Count the bridges, and say whether there are enough."""
         wanted = self.config.augment.num_bridges
-        storage = Storage(self._path(BUFFER))
+        storage = Storage(self.run.storage.below(BUFFER))
         with contextlib.suppress(UserError, RunError, OSError):
             if storage.exists(META_FILE):
                 return self._counted(storage, read_meta(storage), wanted)
         return BridgeCount(made=0, wanted=wanted), False
-
-    def _path(self, name: str) -> str:
-        """Return the path or URI of a folder of the run."""
-        base, mark, query = self.run.uri.partition("?")
-        return f"{base.rstrip('/')}/{name}{mark}{query}"
 
     def _counted(self, storage: Storage, meta: BufferMeta, wanted: int) -> tuple[BridgeCount, bool]:
         complete = meta.complete
@@ -275,7 +267,7 @@ class _Look:
         ]
         if self.config.validation.enabled:
             validated = made(VALIDATION_FILE)
-            older = bool(buffered and filled and validated and validated < filled)
+            older = bool(buffered and filled and validated and validated < filled - CLOCK_SECONDS)
             found.append(self._stage(VALIDATE, validated, older="the buffer is newer" if older else ""))
         if self.config.search.algorithm != "none":
             searched = self.run.object(SEARCH_FILE) or {}
@@ -306,11 +298,6 @@ class _Look:
         finished = [one.trial.trial_id for one in self.trials.of("finished")]
         return {name: self.run.written(f"{TRIALS}/{name}/{RETURNS_FILE}") or 0.0 for name in finished}
 
-    @property
-    def is_tabled(self) -> bool:
-        table = self.run.written(RESULTS_FILE)
-        return table is not None and not self._lacks(table)
-
     def _lacks(self, table: float) -> str:
         """Say what a table of that time lacks; empty for nothing."""
         newer = sum(at > table + CLOCK_SECONDS for at in self._returned.values())
@@ -322,7 +309,10 @@ class _Look:
         reported, table = self.run.written(REPORT_FILE), self.run.written(RESULTS_FILE)
         if table is None:  # a page of a run that was not finished
             return self._stage(REPORT, None)
-        return self._stage(REPORT, reported, older=self._lacks(table))
+        older = self._lacks(table)
+        if not older and reported is not None and reported < table - CLOCK_SECONDS:
+            older = f"{RESULTS_FILE} is newer"
+        return self._stage(REPORT, reported, older=older)
 
     def _stage(
         self,

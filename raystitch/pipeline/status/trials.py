@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -10,9 +10,10 @@ from raystitch.config import RunConfig
 from raystitch.io.config_file import parse_config
 from raystitch.io.object_lease import lock_holder
 from raystitch.pipeline.status.cells import Key, PlannedTrial, planned_trials
-from raystitch.pipeline.status.files import RunFolder
+from raystitch.pipeline.status.files import RunFolder, parsed
 from raystitch.report.names import ERROR_FILE, LOCK_FILE, METRICS_FILE, RETURNS_FILE, SETTINGS_FILE, TRIALS
 from raystitch.shaping.config import ShapingConfig
+from raystitch.trainers.config import settings_json
 
 TrialWord = Literal["finished", "failed", "running", "interrupted", "waiting"]
 STARTING, TRAINING, EVALUATING = "starting", "training", "evaluating"
@@ -79,52 +80,69 @@ def read_trials(run: RunFolder, config: RunConfig) -> TrialStates:
         UserError: when a file is there but cannot be read.
     """
     planned = planned_trials(config, run.storage)
-    there = [name for name in run.names(TRIALS) if not name.startswith(".")]
+    there = {name for name in run.names(TRIALS) if not name.startswith(".")}
     notes: list[str] = []
     if any(trial.trial_id is None for trial in planned) and there:
-        planned = _found(run, planned, there)
-    states = [_state(run, config, trial, trial.trial_id in there, notes) for trial in planned]
+        planned = _found(run, config, planned, there)
+    rows: dict[str | None, list[Mapping[str, Any]]] = {}
+    states = [_state(run, config, trial, trial.trial_id in there, rows, notes) for trial in planned]
     mine = {trial.trial_id for trial in planned}
-    return TrialStates(trials=_with_pace(run, states), num_others=sum(name not in mine for name in there), notes=notes)
+    return TrialStates(trials=_with_pace(states, rows), num_others=len(there - mine), notes=notes)
 
 
-def _found(run: RunFolder, planned: Sequence[PlannedTrial], there: Sequence[str]) -> list[PlannedTrial]:
+def _found(
+    run: RunFolder, config: RunConfig, planned: Sequence[PlannedTrial], there: Iterable[str]
+) -> list[PlannedTrial]:
     """Give trials the ids of the folders that are about them; of several the one that was written last."""
     ids: dict[Key, tuple[float, str]] = {}
-    for name in there:
-        key, at = _key(run, name), run.written(f"{TRIALS}/{name}/{SETTINGS_FILE}") or 0.0
+    for name in sorted(there):
+        key, at = _key(run, config, name), run.written(f"{TRIALS}/{name}/{SETTINGS_FILE}") or 0.0
         if key is not None:
             ids[key] = max(ids.get(key, (0.0, "")), (at, name))
     return [replace(one, trial_id=ids[one.key][1]) if one.key in ids else one for one in planned]
 
 
-def _key(run: RunFolder, trial_id: str) -> Key | None:
+def _key(run: RunFolder, config: RunConfig, trial_id: str) -> Key | None:
+    """Return what tells a trial's folder apart; None where its algorithm has other settings now."""
     content = run.object(f"{TRIALS}/{trial_id}/{SETTINGS_FILE}")
     try:
         assert content is not None
         shaping = parse_config(content.get("shaping", {}), ShapingConfig).text
         delta = content["record"].get("delta")
+        if content["config"] != settings_json(config.algorithms.of(content["algo"])):
+            return None
         return content["algo"], content["data"], content["ratio"], delta, shaping, int(content["seed"])
     except (AssertionError, KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
-def _state(run: RunFolder, config: RunConfig, trial: PlannedTrial, begun: bool, notes: list[str]) -> TrialState:
+def _state(
+    run: RunFolder,
+    config: RunConfig,
+    trial: PlannedTrial,
+    begun: bool,
+    rows: dict[str | None, list[Mapping[str, Any]]],
+    notes: list[str],
+) -> TrialState:
+    """Look at one trial; the last rows of one that is being trained are put into ``rows``."""
     steps = config.algorithms.of(trial.algo).train_steps
     if not begun:
         return TrialState(trial=trial, state="waiting", steps=steps)
     folder = f"{TRIALS}/{trial.trial_id}"
-    returns = run.object(f"{folder}/{RETURNS_FILE}") or {}
+    content = run.content(f"{folder}/{RETURNS_FILE}")
+    returns = parsed(content) or {}
     trained = returns.keys() >= {"train_steps", "train_seconds", "evaluations"}
     if trained and returns["evaluations"]:
         return TrialState(trial=trial, state="finished", step=steps, steps=steps, returns=returns)
-    if not trained and run.content(f"{folder}/{RETURNS_FILE}") is not None:
+    if not trained and content is not None:
         notes.append(f"{run.storage.where(folder)}/{RETURNS_FILE} is damaged: the trial counts as not finished")
     holder = lock_holder(run.storage, f"{folder}/{LOCK_FILE}")
-    last = (_rows(run, folder) or [{}])[-1]
-    step = steps if trained else int(last.get("step", 0))
+    last_rows = _rows(run, folder)
+    step = steps if trained else int(last_rows[-1]["step"]) if last_rows else 0
     if holder is not None and holder.alive:
         doing = EVALUATING if trained or step >= steps else TRAINING if step else STARTING
+        if doing == TRAINING:
+            rows[trial.trial_id] = last_rows
         return TrialState(trial=trial, state="running", doing=doing, holder=holder.name, step=step, steps=steps)
     reason = (run.tail(f"{folder}/{ERROR_FILE}") or [""])[-1].strip()
     word = "failed" if reason else "interrupted" if step else "waiting"
@@ -144,14 +162,20 @@ def _rows(run: RunFolder, folder: str) -> list[Mapping[str, Any]]:
     return found
 
 
-def _with_pace(run: RunFolder, states: Sequence[TrialState]) -> list[TrialState]:
-    """Add the steps per second of running trials: seeds of a cell in one process share its time."""
-    together = Counter((state.holder, state.cell) for state in states if state.state == "running")
+def _together(states: Iterable[TrialState]) -> Counter[tuple[str, str]]:
+    """Count the running seeds of a cell in one process, which share its time."""
+    return Counter((state.holder, state.cell) for state in states if state.state == "running")
+
+
+def _with_pace(
+    states: Sequence[TrialState], rows: Mapping[str | None, Sequence[Mapping[str, Any]]]
+) -> list[TrialState]:
+    """Add the steps per second of trials that are being trained, from their last ``rows``."""
+    together = _together(states)
     found: list[TrialState] = []
     for state in states:
-        pace = None
-        if state.doing == TRAINING:
-            pace = _pace(_rows(run, f"{TRIALS}/{state.trial.trial_id}"), together[state.holder, state.cell])
+        last = rows.get(state.trial.trial_id)
+        pace = None if last is None else _pace(last, together[state.holder, state.cell])
         found.append(state if pace is None else replace(state, steps_per_second=pace))
     return found
 
@@ -178,32 +202,43 @@ def time_left(states: Sequence[TrialState], slots: int) -> TimeLeft:
     """Estimate the time left from the trials of the same cell, else algorithm, that are finished or well under way.
 
     Args:
-        slots: groups of trials that run at once.
+        slots: groups of trials that may run at once.
     """
-    left = [state for state in states if state.state not in ("finished", "failed")]
-    total = 0.0
-    for state in left:
-        whole = _whole_seconds(state, states)
+    known = _KnownSeconds(states)
+    groups: dict[object, float] = {}
+    """Seconds left of each running group, and of each other trial, whose group is not known yet."""
+    for number, state in enumerate(states):
+        if state.state in ("finished", "failed"):
+            continue
+        whole = known.of(state)
         if whole is None:
             return TimeLeft(seconds=None, unknown=f"no trial of {state.trial.algo} has come far enough")
         share = state.step / state.steps if state.steps and state.doing != EVALUATING else 1.0 * (state.step > 0)
-        total += whole * max(0.0, 1.0 - share)
-    return TimeLeft(seconds=total / max(1, slots))
+        group = (state.holder, state.cell) if state.state == "running" else number
+        groups[group] = groups.get(group, 0.0) + whole * max(0.0, 1.0 - share)
+    at_once = max(1, min(slots, len(groups)))
+    return TimeLeft(seconds=max(sum(groups.values()) / at_once, max(groups.values(), default=0.0)))
 
 
-def _whole_seconds(of: TrialState, states: Sequence[TrialState]) -> float | None:
-    """Return the seconds that a trial takes, as others like it did; a running one counts as it is trained."""
-    for alike in (
-        lambda other: other.cell == of.cell,
-        lambda other: other.trial.algo == of.trial.algo,
-    ):
-        known = [other.seconds for other in states if alike(other) and other.seconds is not None]
-        if known:
-            return sum(known) / len(known)
-    together = Counter((state.holder, state.cell) for state in states if state.state == "running")
-    paces = [
-        (other.steps / other.steps_per_second) / together[other.holder, other.cell]
-        for other in states
-        if other.trial.algo == of.trial.algo and other.steps_per_second
-    ]
-    return sum(paces) / len(paces) if paces else None
+class _KnownSeconds:
+    """What trials take, as others did: a running one counts as it is trained."""
+
+    def __init__(self, states: Sequence[TrialState]) -> None:
+        by: dict[str, dict[str, list[float]]] = {"cell": {}, "algo": {}, "pace": {}}
+        together = _together(states)
+        for state in states:
+            algo = state.trial.algo
+            if state.seconds is not None:
+                by["cell"].setdefault(state.cell, []).append(state.seconds)
+                by["algo"].setdefault(algo, []).append(state.seconds)
+            if state.steps_per_second:
+                seconds = state.steps / state.steps_per_second / together[state.holder, state.cell]
+                by["pace"].setdefault(algo, []).append(seconds)
+        self._means = {
+            kind: {name: sum(values) / len(values) for name, values in found.items()} for kind, found in by.items()
+        }
+
+    def of(self, state: TrialState) -> float | None:
+        """Return the seconds that a trial takes, its share of the time of its group; None while nobody knows."""
+        means, algo = self._means, state.trial.algo
+        return means["cell"].get(state.cell, means["algo"].get(algo, means["pace"].get(algo)))

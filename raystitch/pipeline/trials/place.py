@@ -7,7 +7,7 @@ shard; the process that trains a trial publishes that trial's files.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -15,8 +15,8 @@ from typing import Any
 
 from raystitch.config import LoggerName
 from raystitch.console import say
-from raystitch.errors import UserError
-from raystitch.io.files import is_remote, remove
+from raystitch.errors import RunError, UserError
+from raystitch.io.files import is_remote
 from raystitch.io.object_lease import held_by_process_here, object_leased
 from raystitch.io.stage import Stage, Wanted, checked_uri, local_copy, stage_folder
 from raystitch.io.storage import Storage
@@ -25,13 +25,13 @@ from raystitch.pipeline.trials.groups import Group
 from raystitch.pipeline.trials.loggers import LOGS
 from raystitch.pipeline.trials.logs import logged_trial
 from raystitch.pipeline.trials.preflight import check_out
-from raystitch.pipeline.trials.run import ERROR_FILE, LOCK_FILE
-from raystitch.pipeline.trials.trial import STITCHER
-from raystitch.pipeline.trials.trial_folder import RETURNS_FILE, SETTINGS_FILE
-from raystitch.report.files import BUFFER, TRIALS
+from raystitch.pipeline.trials.run import leave_error
+from raystitch.pipeline.trials.trial import Trial
+from raystitch.report.names import BUFFER, ERROR_FILE, LOCK_FILE, RETURNS_FILE, SETTINGS_FILE, STITCHER, TRIALS
 
-ORDER = ("*.pt", "*policy.json", f"*{STITCHER_FILE}", f"*{RETURNS_FILE}")
-"""Files that are published after those that they speak of: checkpoints after ``metrics.jsonl``, markers last."""
+ORDER = ("progress.json", "*.pt", "*policy.json", f"*{STITCHER_FILE}", f"*{RETURNS_FILE}")
+"""Files that are published soon, and after those that they speak of: checkpoints after ``metrics.jsonl``, markers
+last."""
 READABLE = ("*.html", f"*{ERROR_FILE}", "generalise.json", "validate.json")
 """Files that name the run's folder, for people."""
 TRIAL_FILES = (SETTINGS_FILE, "metrics.jsonl", RETURNS_FILE, ERROR_FILE)
@@ -101,11 +101,21 @@ class RunPlace:
             self.stage.get(wanted, under)
 
     def refresh_trials(self, trial_ids: Sequence[str]) -> None:
-        """Copy what the workers have published of trials."""
-        if self.stage is not None:
+        """Copy what the workers have published of trials; a store that does not answer is only told of."""
+        try:
             for trial_id in trial_ids:
-                remove(self.folder / TRIALS / trial_id / ERROR_FILE)  # of an attempt before, and gone there
-                self.stage.get(of_report, f"{TRIALS}/{trial_id}")
+                self.refresh(f"{TRIALS}/{trial_id}")
+        except RunError as error:
+            say(f"note: {self.told(str(error))}; looked at again when the others have ended")
+
+    def leave_error(self, trial: Trial, reason: str) -> None:
+        """Leave why a trial failed in its ``error.txt``, where its process could not."""
+        if self.stage is None:
+            leave_error(trial.folder, reason)
+            return
+        with suppress(RunError, UserError):  # only who looks on misses it
+            self.stage.storage.write(f"{TRIALS}/{trial.trial_id}/{ERROR_FILE}", f"{reason}\n".encode())
+            self.refresh(f"{TRIALS}/{trial.trial_id}")
 
     def publish(self) -> None:
         """Send what this process has changed of the run."""

@@ -17,7 +17,7 @@ from raystitch.pipeline.status.cells import PlannedTrial, settled_cell
 from raystitch.pipeline.trials.trial import STITCHER, InputHashes, JoinedSettings, Trial, shaping_entry
 from raystitch.pipeline.trials.trial_folder import finished
 from raystitch.report.files import BUFFER, trial_path
-from raystitch.report.table import IN_GRID, RESULTS_SCHEMA, SHAPING
+from raystitch.report.table import IN_GRID, RESULTS_SCHEMA, SHAPING, evaluated_rows
 from raystitch.shaping.config import ShapingConfig
 from raystitch.trainers.config import DataMode, settings_json
 
@@ -154,12 +154,7 @@ def delta_values(buffer: Buffer) -> Callable[[str], float | None]:
 
 def ok_rows(trial: Trial, value: Mapping[str, Any], delta_value: float | None) -> list[dict[str, Any]]:
     """Return the rows of a finished trial with ``returns.json`` ``value``."""
-    blank = blank_row(trial, delta_value)
-    steps = {name: value[name] for name in ("train_steps", "train_seconds")}
-    return [
-        blank | steps | {name: item for name, item in evaluation.items() if name in blank} | {"status": "ok"}
-        for evaluation in value["evaluations"]
-    ]
+    return evaluated_rows(blank_row(trial, delta_value), value)
 
 
 def blank_row(trial: Trial, delta_value: float | None) -> dict[str, Any]:
