@@ -29,10 +29,11 @@ from raystitch.pipeline.status.partial import partial_results
 from raystitch.pipeline.status.progress import DriverNote, RunProgress, read_progress
 from raystitch.pipeline.status.status import RunStatus, read_status
 from raystitch.pipeline.status.trials import TrialState, time_left
-from raystitch.pipeline.trials.plan import plan, planned
+from raystitch.pipeline.trials.plan import plan, planned, result_rows
 from raystitch.pipeline.trials.run import run_planned
 from raystitch.pipeline.trials.run_folder import write_config
 from raystitch.pipeline.trials.trial import InputHashes, Trial
+from raystitch.report.table import write_results
 from tests.cluster.conftest import Prepared
 
 SETTINGS = (
@@ -225,6 +226,41 @@ def test_trials_are_found_without_a_plan(run: Path, trials: list[Trial]) -> None
     other = planned(trials)[:1]
     RunProgress(run).plan(other, 1)  # of another grid
     assert counts(read_status(run)) == [1, 0, 0, 3, 0]
+
+
+def test_trials_of_other_settings_do_not_count(run: Path, trials: list[Trial], prepared: Prepared) -> None:
+    """The same command with longer training, before its driver has come to its trials."""
+    run_planned([trials[0]])
+    RunProgress(run).plan(planned(trials), 1)
+    assert counts(read_status(run)) == [1, 0, 0, 3, 0]
+    longer = "algorithms.bc={train_steps: 40, batch_size: 16, hidden: 8}"
+    write_config(load_run_config("smoke", [*prepared.settings, *SETTINGS, longer]), run)
+    assert counts(read_status(run)) == [0, 0, 0, 4, 0]
+
+
+def test_an_error_longer_than_what_is_read_is_one(run: Path, trials: list[Trial]) -> None:
+    RunProgress(run).plan(planned(trials), 1)
+    folder = Path(trials[0].folder)
+    folder.mkdir(parents=True)
+    (folder / "error.txt").write_text("x" * 20_000 + " the end\n")
+    (failed,) = read_status(run).trials.of("failed")
+    assert failed.reason.endswith("the end")
+
+
+def test_a_table_is_known_by_its_content(run: Path, trials: list[Trial]) -> None:
+    """Times say little of a run that was copied, and a table may be of a grid with other cells."""
+    run_planned([trials[0], trials[2]])
+    run_planned([trials[1], trials[3]])
+    found = result_rows(trials, {}, lambda delta: None)
+    write_results(found, run / "results.parquet")
+    now = time.time()
+    os.utime(run / "results.parquet", (now - 100, now - 100))
+    assert partial_results(run, run) is None
+    write_results(found[:-1], run / "results.parquet")
+    assert partial_results(run, run) is not None
+    write_results([*found, found[0] | {"trial_id": "dropped"}], run / "results.parquet")
+    partial = partial_results(run, run)
+    assert partial is not None and [row["in_grid"] for row in partial.rows] == [True] * 4 + [False]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema_version": 99}', '{"schema_version": 1, "now": 3}'])

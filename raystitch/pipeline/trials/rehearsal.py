@@ -147,21 +147,21 @@ def _step_seconds(
     data = training_data(trial, LoadedInputs(dataset=dataset))
 
     def steps(count: int) -> tuple[float, Policy]:
-        """Time so many steps after the first ones, without what is done once."""
-        warm: list[float] = []
+        """Time the second half of so many steps, without what is done once."""
+        half, warm = max(WARM_STEPS, count // 2), list[float]()
         found, *_ = train_policies(
             data,
             algo,
-            replace(settings, train_steps=WARM_STEPS + count),
+            replace(settings, train_steps=2 * half),
             "1:0",
             range(num_seeds),
-            every=WARM_STEPS,
+            every=half,  # once: every time policies are copied
             on_every=lambda step, _: warm.append(time.perf_counter()),
         )
         seconds = time.perf_counter() - warm[0]
         if not isinstance(found, Policy):
             raise found
-        return seconds / count, found
+        return seconds / half, found
 
     first, policy = steps(TIMED_STEPS)
     more = int(TIMED_SECONDS / max(first, 1e-6))
