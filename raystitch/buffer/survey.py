@@ -1,7 +1,6 @@
 """Taking stock of a buffer: which shards are there and whole, which files are damaged."""
 
-from collections.abc import Callable, Container, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from raystitch.buffer.shard_file import (
@@ -18,9 +17,6 @@ from raystitch.buffer.shard_file import (
 )
 from raystitch.errors import StorageError, UserError
 from raystitch.io.storage import Storage, StrPath
-
-REQUESTS = 16
-"""Files of an object store that are looked at at the same time."""
 
 
 def list_shards(path: StrPath, without: Container[str] = ()) -> dict[int, str]:
@@ -86,18 +82,11 @@ def _survey(storage: Storage, look: Look) -> Survey:
     # A part that a damaged merged file hid is looked at in the next turn.
     while new := sorted(set(by_shard([n for n in names if n not in damaged]).values()) - seen):
         seen.update(new)
-        for name, (whole, why) in zip(new, _each(storage, look, new), strict=True):
+        for name, (whole, why) in zip(new, storage.each(lambda name: look(storage, name), new), strict=True):
             stats = {s.shard: s for s in whole} | stats
             if why:
                 damaged[name] = why
     return Survey(stats=dict(sorted(stats.items())), damaged=damaged)
-
-
-def _each(storage: Storage, look: Look, names: list[str]) -> Iterable[tuple[tuple[ShardStats, ...], str]]:
-    if storage.local is not None:
-        return (look(storage, name) for name in names)
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        return list(pool.map(lambda name: look(storage, name), names))
 
 
 def read_stats_of(storage: Storage, name: str) -> tuple[tuple[ShardStats, ...], str]:

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from raystitch.cluster.resources import Need, await_node, fit_need, live_nodes
+from raystitch.cluster.resources import Need, await_node, fit_held, fit_need, live_nodes
 from raystitch.cluster.waiting import Waiting
 from raystitch.console import say
 from raystitch.data.ref import DatasetRef
@@ -70,15 +70,12 @@ def _fit_once(
 ) -> None:
     """Raises: RayError when the process died, or failed in a way that may not happen again."""
     await_node(fit_need(device))
-    nodes = live_nodes()
-    wants_gpu = device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes)
-    able = [node for node in nodes if node.get("GPU", 0) >= 1] if wants_gpu else nodes
-    cpus = max(1.0, *(node.get("CPU", 0.0) for node in able))
+    cpus, gpus = fit_held(device, live_nodes())
     # Typed for tasks with one result; a streaming one is an iterator of references. Its process ends with it, else half
     # a GiB of what it knew would stay during all that follows.
-    options = {"num_cpus": cpus, "num_gpus": int(wants_gpu), "num_returns": "streaming"}
+    options = {"num_cpus": cpus, "num_gpus": int(gpus), "num_returns": "streaming"}
     remote: Any = ray.remote(**options, max_calls=1, max_retries=0)(_fit)
-    reserved = Need(who="fit", resources={"CPU": cpus, "GPU": float(wants_gpu)}, advice="")
+    reserved = Need(who="fit", resources={"CPU": cpus, "GPU": gpus}, advice="")
     waiting = Waiting([reserved], say)
     try:
         with waiting.said():

@@ -73,11 +73,10 @@ def fit_need(device: str) -> Need:
     return Need(who="fit", resources={"CPU": 1.0, **gpu}, advice="set resources.device: cpu" if gpu else "add CPUs")
 
 
-def fit_held(device: str) -> tuple[float, float]:
-    """Return the CPUs and GPUs that a fit holds on the connected cluster: those of its largest node."""
-    nodes = live_nodes()
-    gpus = 0.0 if device == "cpu" else min(1.0, max((node.get("GPU", 0.0) for node in nodes), default=0.0))
-    return max((node.get("CPU", 0.0) for node in nodes), default=1.0), gpus
+def fit_held(device: str, nodes: Sequence[Node]) -> tuple[float, float]:
+    """Return the CPUs and GPUs that a fit holds: all CPUs of the largest node, of those with a GPU if it wants one."""
+    with_gpu = [node for node in nodes if device != "cpu" and node.get("GPU", 0.0) >= 1]
+    return max([1.0, *(node.get("CPU", 0.0) for node in with_gpu or nodes)]), float(bool(with_gpu))
 
 
 def augment_held(config: AugmentConfig) -> tuple[float, float]:
@@ -240,8 +239,7 @@ def machines_of(config: RunConfig, dataset: EpisodeDataset, cluster: ImaginedClu
             f"{amounts({'CPU': held})} together, but all nodes of {cluster.text} have {cluster.cpus:g}; lower "
             "augment.num_actors or what augment.proposer and augment.qualifier ask for"
         )
-    largest = max(cluster.nodes, key=lambda node: (bool(node["GPU"]), node["CPU"]))
-    on_gpu = config.resources.device != "cpu" and largest["GPU"] > 0
+    fit_cpus, fit_gpus = fit_held(config.resources.device, cluster.nodes)
     need = dict(trial_need(config.resources).resources)
     if config.resources.trial_memory_gib == "auto":
         most = len(config.seeds) if config.resources.stacked_seeds == "auto" else config.resources.stacked_seeds
@@ -249,8 +247,8 @@ def machines_of(config: RunConfig, dataset: EpisodeDataset, cluster: ImaginedClu
         need[MEMORY] = min(float(group_bytes(config, dataset, most)), roomiest)  # an estimate never refuses a run
     return Machines(
         cpus=cluster.cpus,
-        fit_cpus=largest["CPU"] if on_gpu else max(node["CPU"] for node in cluster.nodes),
-        fit_gpus=1.0 if on_gpu else 0.0,
+        fit_cpus=fit_cpus,
+        fit_gpus=fit_gpus,
         cores=min(cluster.cpus, pools[0].max_size * pools[0].threads),
         actors_cpus=held,
         actors_gpus=sum(pool.max_size * pool.num_gpus for pool in pools),

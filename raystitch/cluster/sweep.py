@@ -15,7 +15,14 @@ from raystitch.buffer.reader import Buffer
 from raystitch.cluster.augment import augment
 from raystitch.cluster.environment import environment, now_text
 from raystitch.cluster.fit import fit
-from raystitch.cluster.resources import augment_held, fit_held, machines_of, require_resources, run_needs
+from raystitch.cluster.resources import (
+    augment_held,
+    fit_held,
+    live_nodes,
+    machines_of,
+    require_resources,
+    run_needs,
+)
 from raystitch.cluster.runtime import check_shared, cluster_address, ensure_ray, job_id
 from raystitch.cluster.search import run_search
 from raystitch.cluster.trials import num_slots, reserve_memory, run_groups
@@ -280,7 +287,7 @@ def _busy(place: RunPlace) -> str:
 def _generate(config: RunConfig, place: RunPlace, dataset: EpisodeDataset, track: RunProgress) -> tuple[Bundle, Buffer]:
     resources, folder, at = config.resources, place.folder, place.at(BUFFER)
     if existing_fit(folder / STITCHER, dataset, config.fit, "cpu") is None:
-        cpus, gpus = fit_held(resources.device)
+        cpus, gpus = fit_held(resources.device, live_nodes())
         with (
             _stage("fit"),
             track.stage("fit", cpus=cpus, gpus=gpus),

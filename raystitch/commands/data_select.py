@@ -56,12 +56,12 @@ def register(actions: Subparsers) -> None:
 
 def _level(text: str) -> float | str:
     """``jumps``, a quantile such as q99.9, or a number."""
-    from raystitch.models.calibration import check_delta
+    from raystitch.models.calibration import check_threshold
 
     if text == "jumps":
         return text
     try:
-        level = check_delta(text)
+        level = check_threshold(text, "level")
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     if level is None:

@@ -97,7 +97,9 @@ def add_delta(parser: argparse.ArgumentParser, default: Literal["generation", "c
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    text = "largest residual of an accepted bridge: a number, a quantile such as q99, or off (default: %(default)s)"
+    text = (
+        "largest residual of an accepted bridge: a number, a quantile such as q99, auto, or off (default: %(default)s)"
+    )
     parser.add_argument("--delta", type=delta, default=default, metavar="D", help=text)
 
 

@@ -67,7 +67,7 @@ def _bundle_folder(args: argparse.Namespace, buffer: "Buffer") -> Path | None:
 PARTS_OF_ACCEPTED = ("first_attempts", "repaired")
 """Sets of windows that are indented below ``accepted``."""
 COUNTS = ("alone", "first", "only")
-LEVELS_SHOWN = ("q50", "q90", "q99", "q99.9")
+LEVELS_SHOWN = ("q50", "q90", "q99", "q99.9", "auto")
 
 
 def _print(found: dict[str, Any]) -> None:
@@ -85,7 +85,9 @@ def _print(found: dict[str, Any]) -> None:
     if found["real_accepted_share"] is not None:
         share = _percent(found["real_accepted_share"])
         print(f"real windows with inverse-dynamics actions that delta = {found['delta']} accepts: {share}")
-    _print_calibration(found["calibration"])
+    auto = found["auto"]
+    _print_calibration([*found["calibration"], *([auto] if auto["unavailable"] is None else [])])
+    _print_promise(auto)
     _print_criteria(found["criteria"])
     _print_novelty(found["novelty"])
 
@@ -131,6 +133,15 @@ def _print_calibration(curve: list[dict[str, Any]]) -> None:
             rows.append([*row, found["num_bridges"], *steps, _percent(below)])
     headers = ("delta", "median", "real windows", "first attempts", "bridges", "step: median", "p90", "largest < 0.5")
     print(table(headers, rows))
+
+
+def _print_promise(auto: dict[str, Any]) -> None:
+    if auto["unavailable"] is not None:
+        print(auto["unavailable"])
+        return
+    promise = f"delta = auto, {number(auto['delta'])}, is to keep {_percent(auto['nominal'])} of the bridges"
+    found = "" if auto["below_reference"] is None else f"; it keeps {_percent(auto['below_reference'])}"
+    print(f"{promise} below real data with noise{found}")
 
 
 def _print_criteria(criteria: list[dict[str, Any]]) -> None:

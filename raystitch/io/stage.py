@@ -9,7 +9,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -26,8 +25,6 @@ STAGES = "stages"
 """Folder of the cache for what is staged."""
 COPIES = "copies"
 """Folder of the cache for copies of folders that never change."""
-CONNECTIONS = 16
-"""Requests to a store at a time."""
 LOOK_SECONDS, REST_SECONDS = 2.0, 30.0
 """Between looks for files of a rank that changed; between publications of other files."""
 
@@ -90,8 +87,7 @@ class Stage:
             if wanted(name) and not self._mine(name):
                 del self._copied[name]
                 remove(self.folder / name)
-        with ThreadPoolExecutor(CONNECTIONS) as pool:
-            list(pool.map(lambda name: self._get(name, found[name][1]), names))
+        self.storage.each(lambda name: self._get(name, found[name][1]), names)
         self._copied |= {name: found[name] for name in names}
         return names
 
@@ -130,8 +126,7 @@ class Stage:
                 names = [name for name in contents if self._rank(name) == rank]
                 if names:
                     self.check()  # each time: a slow upload may outlive a lease
-                with ThreadPoolExecutor(CONNECTIONS) as pool:
-                    list(pool.map(lambda name: self.storage.write(name, contents[name][1]), names))
+                self.storage.each(lambda name: self.storage.write(name, contents[name][1]), names)
                 self._there |= {name: contents[name][0] for name in names}
             known = list(self._there)  # copies may come meanwhile
             gone = [name for name in known if name not in before and name not in now and self._is_gone(name)]

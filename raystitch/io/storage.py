@@ -10,6 +10,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,8 @@ from raystitch.io.guarded import Found, LastWins, LocalGuard, ObjectGuard, Repla
 LOCK_FILE = ".buffer.lock"
 ATTEMPTS = 4
 BACK_OFF_SECONDS = 0.5
+REQUESTS = 16
+"""To an object store at once: what takes time there is the way to it."""
 OVERTAKEN = 50
 """Times that a change is tried while others change the same file."""
 _REFUSALS = {
@@ -38,6 +41,7 @@ _REFUSALS = {
 """By Arrow's names for the codes of S3; the server's own are written without the underscores."""
 _UNGUARDED: dict[str, str] = {}
 """Folder on an object store -> why the store does not compare; it is asked once per process."""
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 StrPath = str | os.PathLike[str]
 
@@ -227,6 +231,14 @@ class Storage:
             raise StorageError(f"cannot write {self.where(name)}: there is no such bucket or folder") from error
         # Times on S3 are whole seconds: what was written within one would be taken for the same file.
         self.forget_copy(name)
+
+    def each(self, action: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """Return what ``action``, which reads or writes some files here, returns for each item; many at once on an
+        object store."""
+        if self.local is not None:
+            return [action(item) for item in items]
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            return list(pool.map(action, items))
 
     def settle(self, names: Iterable[str]) -> None:
         """Waits until files that were written without ``durable``, and their names, are on the disk.

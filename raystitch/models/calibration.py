@@ -12,14 +12,32 @@ from raystitch.data.episodes import Floats, Ints
 from raystitch.errors import UserError
 
 Delta = float | str | None
-"""A threshold of the residual: a number, a quantile of real windows such as ``q99``, or ``off`` (None) for no limit."""
+"""A threshold of the residual: a number, a quantile of real windows such as ``q99``, ``auto`` (see
+``Calibration.truthful``), or ``off`` (None) for no limit."""
 
+AUTO = "auto"
+NOISE = 0.05
+"""Standard deviation of the noise, in standardised units, with which real states are the reference for true bridges."""
+TRUE_SHARE = 0.95
+"""The share of windows for which ``auto`` holds."""
 QUANTILES = np.concatenate([np.linspace(0, 0.9, 19), np.linspace(0.91, 0.99, 9), [0.995, 0.999, 1.0]])
 _QUANTILE = re.compile(r"q(\d{1,2}(\.\d+)?|100)")
 
 
-def check_delta(delta: Delta, name: str = "delta") -> Delta:
+def check_delta(delta: Delta) -> Delta:
+    """Return a threshold of the residual: ``auto``, or what ``check_threshold`` takes.
+
+    Raises:
+        ValueError: for anything else, with the value.
+    """
+    return AUTO if delta == AUTO else check_threshold(delta, "delta", also=f"{AUTO}, ")
+
+
+def check_threshold(delta: Delta, name: str, also: str = "") -> Delta:
     """Return a threshold: a number >= 0, a quantile such as ``q99``, ``q99.5``, or ``off`` / None, which gives None.
+
+    Args:
+        name: of the setting, for messages. also: what else it may be.
 
     Raises:
         ValueError: for anything else, with the value.
@@ -32,14 +50,14 @@ def check_delta(delta: Delta, name: str = "delta") -> Delta:
         try:
             delta = float(delta)
         except ValueError:
-            raise ValueError(f"{name}={delta!r}: use a number >= 0, a quantile such as q99, or off") from None
+            raise ValueError(f"{name}={delta!r}: use a number >= 0, a quantile such as q99, {also}or off") from None
     if not delta >= 0:
         raise ValueError(f"{name} must be >= 0, got {name}={delta}")
     return float(delta)
 
 
 def delta_text(delta: Delta) -> str:
-    """The delta of a stitched cell as results.parquet has it: a number, ``q99`` or ``off``."""
+    """The delta of a stitched cell as results.parquet has it: a number, ``q99``, ``auto`` or ``off``."""
     checked = check_delta(delta)
     return "off" if checked is None else checked if isinstance(checked, str) else f"{checked:g}"
 
@@ -54,7 +72,8 @@ class Calibration:
         tables: criterion -> float64 [G, Q], its value at each quantile. ``residual``, ``spread`` (of the judges) and
             ``proposers`` (the proposers' residual) are the largest of the window's steps, ``residual_sum`` and
             ``spread_sum`` the sums over them, ``rollout`` the distance at its end; all squared L2 in standardised
-            units. Earlier versions kept no sums.
+            units. ``recorded`` is the residual with the actions as they were recorded, ``noise`` the same with every
+            state moved by ``NOISE``. Earlier versions kept neither sums nor the last two.
     """
 
     gaps: Ints
@@ -88,20 +107,52 @@ class Calibration:
         return cls(gaps, QUANTILES, tables)
 
     def threshold(self, delta: Delta, gaps: Ints, criterion: str = "residual") -> Floats:
-        """Return a threshold for each row's gap, float32 [N]: a number as it is, ``q99`` from the table, inf for off.
+        """Return a threshold for each row's gap, float32 [N]: a number as it is, ``q99`` from the table, inf for off,
+        ``auto`` as ``truthful`` has it.
 
         Gaps outside the table take its nearest end.
 
         Raises:
             ValueError: for a delta that is none of these.
+            UserError: for ``auto``, where ``truthful`` has none.
         """
-        delta = check_delta(delta)
+        delta = check_delta(delta) if criterion == "residual" else check_threshold(delta, criterion)
         if isinstance(delta, str):
-            at = float(delta[1:]) / 100
-            per_gap = np.array([np.interp(at, self.quantiles, row) for row in self.tables[criterion]])
+            per_gap = self.truthful() if delta == AUTO else self._at(float(delta[1:]) / 100, criterion)
             nearest = np.clip(np.asarray(gaps) - self.gaps[0], 0, len(self.gaps) - 1)
             return per_gap[nearest].astype(np.float32)
         return np.full(len(gaps), np.inf if delta is None else delta, np.float32)
+
+    def truthful(self) -> NDArray[np.float64]:
+        """Return the delta per gap below which bridges are true, by held-out windows alone, float64 [G]; the largest
+        residual of a window that counts.
+
+        A bridge counts as true if the largest error of its steps is below the median of real windows with ``NOISE``.
+        The judges' prediction lies between what a bridge says and what is true: the root of the error is at most the
+        root of the residual plus that of the judges' own error. The latter is on ``TRUE_SHARE`` of the real windows at
+        most their ``recorded`` residual at that quantile, so the root of the answer is the difference of the two roots.
+        It holds for that share of bridges if the judges err on them as they do on real data.
+
+        Raises:
+            UserError: when the judges err more than that everywhere, or an earlier version made the calibration.
+        """
+        if "recorded" not in self.tables or "noise" not in self.tables:
+            raise UserError(
+                "delta=auto: an earlier version fitted this stitcher, and its calibration lacks real windows with "
+                "noise; fit again in another folder, or give a quantile such as delta=q99"
+            )
+        noise, error = self._at(0.5, "noise"), self._at(TRUE_SHARE, "recorded")
+        if (error >= noise).all():
+            raise UserError(
+                f"delta=auto: the judges err too much on real data to tell true bridges from others ({error[0]:.3g} at "
+                f"{100 * TRUE_SHARE:g} %, while noise of {NOISE} makes {noise[0]:.3g}); fit dynamics longer "
+                "(dynamics.train_steps), or give a quantile such as delta=q99"
+            )
+        return np.maximum(np.sqrt(noise) - np.sqrt(error), 0.0) ** 2
+
+    def _at(self, quantile: float, criterion: str) -> NDArray[np.float64]:
+        """Return a criterion's number at a quantile for every gap, [G]."""
+        return np.array([np.interp(quantile, self.quantiles, row) for row in self.tables[criterion]])
 
     def to_json(self) -> dict[str, Any]:
         return {

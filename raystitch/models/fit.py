@@ -24,7 +24,7 @@ from raystitch.io.digest import json_digest, read_sealed, sealed
 from raystitch.io.files import differences, write_json
 from raystitch.models.batches import StateWindows, recorded_stops
 from raystitch.models.bundle import PARTS, STITCHER_FILE, Bundle, bundle_plan
-from raystitch.models.calibration import Calibration
+from raystitch.models.calibration import NOISE, Calibration
 from raystitch.models.config import FitConfig
 from raystitch.models.heads import Heads
 from raystitch.models.loop import FitPart, FitProgress, train_part
@@ -122,7 +122,8 @@ def _bundle(job: FitJob, calibration: Calibration) -> Bundle:
 def calibrate(
     dataset: EpisodeDataset, config: FitConfig, heads: Heads, episodes: Ints, device: torch.device
 ) -> Calibration:
-    """Measures the criteria's numbers on real windows of ``episodes`` with inverse-dynamics actions.
+    """Measures the criteria's numbers on real windows of ``episodes``, with inverse-dynamics actions if nothing else is
+    said (``Calibration.tables``).
 
     Raises:
         UserError: when none of the episodes has a window of gap_min + 2 states.
@@ -133,7 +134,10 @@ def calibrate(
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "calibration"))
     count = min(config.calibration_windows, len(windows))
     chosen = torch.randperm(len(windows), generator=generator)[:count].to(device)
-    largest: dict[str, list[Tensor]] = {"residual": [], "spread": [], "proposers": []}
+    names = ("residual", "spread", "proposers", "recorded", "noise")
+    largest: dict[str, list[Tensor]] = {name: [] for name in names}
+    recorded = torch.from_numpy(dataset.actions)
+    before = torch.from_numpy(dataset.obs_offsets[1:])
     deviations: list[Tensor] = []
     for rows in chosen.split(512):
         states, valid = windows.gather(rows, length)
@@ -143,7 +147,13 @@ def calibrate(
         exists = step < valid[:, None] - 1
         residual, spread = heads.dynamics.residual_and_spread(obs, act, next_obs, "judges")
         proposers = heads.dynamics.residual(obs, act, next_obs, "proposers")
-        for name, value in (("residual", residual), ("spread", spread), ("proposers", proposers)):
+        starts = windows.starts[rows].cpu()
+        steps = starts - torch.searchsorted(before, starts, right=True)  # a row more than transitions in each episode
+        real = recorded[(steps[:, None] + torch.arange(length - 1)).clamp(max=len(recorded) - 1)].to(device)
+        noisy = states + NOISE * heads.dynamics.state.spread(torch.randn(states.shape, generator=generator).to(device))
+        judged = heads.dynamics.residual(obs, real, next_obs, "judges")
+        moved = heads.dynamics.residual(noisy[:, :-1], real, noisy[:, 1:], "judges")
+        for name, value in zip(names, (residual, spread, proposers, judged, moved), strict=True):
             largest[name].append(torch.where(exists, value, torch.nan))
         rolled = heads.dynamics.rollout(obs[:, 0], act, "judges")
         deviations.append(torch.where(exists, heads.dynamics.state.distance(rolled, next_obs), torch.nan))

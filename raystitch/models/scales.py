@@ -131,7 +131,11 @@ class Standardizer(nn.Module):
 
     def decode(self, standardised: Tensor) -> Tensor:
         """Standardised [..., O] -> raw [..., O]; the mean in dimensions that are not active."""
-        return standardised * (self.std * self.active) + self.mean
+        return self.spread(standardised) + self.mean
+
+    def spread(self, standardised: Tensor) -> Tensor:
+        """Difference of states in standardised units [..., O] -> in raw units; 0 in dimensions that are not active."""
+        return standardised * (self.std * self.active)
 
     def distance(self, first: Tensor, second: Tensor) -> Tensor:
         """Squared L2 distance of raw [..., O] states in standardised units over the active dimensions -> [...]."""

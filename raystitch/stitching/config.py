@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from raystitch.models.calibration import check_delta
+from raystitch.models.calibration import check_delta, check_threshold
 
 if TYPE_CHECKING:
     from raystitch.data.episodes import EpisodeDataset
@@ -206,7 +206,7 @@ class GuidanceConfig:
         for name in ("damping", "strength", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {name}={getattr(self, name)}")
-        object.__setattr__(self, "until", check_delta(self.until, "until"))
+        object.__setattr__(self, "until", check_threshold(self.until, "until"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,7 @@ class RepairConfig:
             )
         if not 0 < self.noise_level <= 1:
             raise ValueError(f"noise_level must be in (0, 1], got noise_level={self.noise_level}")
-        check_delta(self.repair_delta)
+        check_threshold(self.repair_delta, "repair_delta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +247,8 @@ class QualifyConfig:
 
     Attributes:
         delta: largest squared L2 residual in standardised units; a number, a quantile of real held-out windows of
-            the same gap (``q99``), or ``off``.
+            the same gap (``q99``), ``auto`` (what keeps 95 % of the bridges below noise of 0.05 on real states, by
+            held-out windows; ``Calibration.truthful``), or ``off``.
         spread: largest disagreement of the judges (squared L2, standardised), a number or a quantile as for delta.
         rollout: largest squared L2 distance between the state entered and the judges' own roll-out of the bridge's
             actions, a number or a quantile.
@@ -264,8 +265,9 @@ class QualifyConfig:
     kappa: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("delta", "spread", "rollout"):
-            check_delta(getattr(self, name), name)
+        check_delta(self.delta)
+        for name in ("spread", "rollout"):
+            check_threshold(getattr(self, name), name)
         if self.termination_max is not None and not 0 <= self.termination_max <= 1:
             raise ValueError(f"termination_max must be in [0, 1], got termination_max={self.termination_max}")
         if not self.kappa >= 0:

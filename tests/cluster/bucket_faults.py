@@ -1,7 +1,9 @@
-"""Two sweeps into a bucket on two nodes that share nothing else: one undisturbed, one whose driver and node are killed.
+"""Sweeps into a bucket on two nodes that share nothing else, and are killed.
 
-Run as COMMAND of ``netns_two_nodes.sh``: ``python -m tests.cluster.bucket_faults PORT ARGUMENT..``, the arguments of
-``raystitch.sweep`` but ``--out``. Prints what happened, a line each, and ends with 0 if both jobs did.
+Run as COMMAND of ``netns_two_nodes.sh``: ``python -m tests.cluster.bucket_faults WHAT PORT ARGUMENT..``, the arguments
+of ``raystitch.sweep`` but ``--out``. WHAT is ``faults``: one run undisturbed, one whose driver and node are killed; or
+``hundreds``: one run of many trials whose driver is killed half-way. Prints what happened, a line each, and ends with 0
+if all jobs that were not killed did, and no finished trial was trained again.
 """
 
 import os
@@ -17,7 +19,7 @@ from raystitch.bench.chaos.processes import until
 from tests.cluster.bucket_files import finished_trials, synced
 
 BUCKET = "s3://raystitch-nodes"
-CALM, DISTURBED = f"{BUCKET}/runs/calm", f"{BUCKET}/runs/disturbed"
+CALM, DISTURBED, HUNDREDS = (f"{BUCKET}/runs/{name}" for name in ("calm", "disturbed", "hundreds"))
 RAY = os.environ.get("RAY", "ray")
 PATIENCE = 600
 
@@ -34,9 +36,9 @@ def submit(uri: str, arguments: list[str]) -> subprocess.Popen[str]:
 def ended(job: subprocess.Popen[str], name: str) -> int:
     """The status of a job at its end; of one that was not killed its last lines are said if it failed."""
     said, _ = job.communicate(timeout=PATIENCE)
-    lines = said.splitlines()
+    lines = [line for line in said.splitlines() if "(raylet)" not in line]
     failed = job.returncode and name != "killed"
-    for line in lines[-40:] if failed else [line for line in lines if "finished already" in line]:
+    for line in lines if failed else [line for line in lines if "finished already" in line]:
         say(f"{name}: {line}")
     say(f"{name}: {job.returncode}")
     return job.returncode
@@ -84,16 +86,54 @@ def disturbed(arguments: list[str]) -> int:
     try:
         status = ended(job, "disturbed")
         if status:  # where the loss is noticed late, all attempts may be made before the next node is there
+            synced(DISTURBED, Path(os.environ["RS_COPIES"], "failed"))
             status = ended(submit(DISTURBED, arguments), "again")
     finally:
         node.terminate()
-    after = finished_trials(DISTURBED)
-    again = [name for name, version in {**at_loss, **before}.items() if after.get(name) != version]
+    return status or trained_again(DISTURBED, {**at_loss, **before})
+
+
+def status_shown(uri: str) -> None:
+    began = time.monotonic()
+    subprocess.run([str(Path(sys.executable).with_name("raystitch")), "status", uri], check=True)
+    say(f"looked at in {time.monotonic() - began:.1f} s")
+
+
+def trained_again(uri: str, before: dict[str, tuple[int, int]]) -> int:
+    """The number of trials that had a result before and have another one now."""
+    after = finished_trials(uri)
+    again = [name for name, version in before.items() if after.get(name) != version]
     say(f"trained again: {again}")
-    return status or len(again)
+    return len(again)
 
 
-def main(port: str, arguments: list[str]) -> int:
+def faults(arguments: list[str]) -> int:
+    began = time.monotonic()
+    status = ended(submit(CALM, arguments), "calm")
+    say(f"undisturbed: {time.monotonic() - began:.0f} s")
+    return status or disturbed(arguments)
+
+
+def hundreds(arguments: list[str]) -> int:
+    """Kill the driver with half of 200 trials done; submit the same again, and once more."""
+    began = time.monotonic()
+    job = submit(HUNDREDS, arguments)
+    until(lambda: len(finished_trials(HUNDREDS)) >= 100 or job.poll() is not None, "half is done", PATIENCE)
+    kill_driver(HUNDREDS)
+    before = finished_trials(HUNDREDS)
+    say(f"driver killed with {len(before)} trials done after {time.monotonic() - began:.0f} s")
+    status_shown(HUNDREDS)
+    ended(job, "killed")
+    for name in ("resumed", "again"):
+        began = time.monotonic()
+        if status := ended(submit(HUNDREDS, arguments), name):
+            return status
+        say(f"{name}: {time.monotonic() - began:.0f} s")
+    status_shown(HUNDREDS)
+    return trained_again(HUNDREDS, before)
+
+
+def main(what: str, port: str, arguments: list[str]) -> int:
     endpoint = os.environ["AWS_ENDPOINT_URL"]
     host = endpoint.removeprefix("http://").rpartition(":")[0]
     server = subprocess.Popen(
@@ -111,11 +151,9 @@ def main(port: str, arguments: list[str]) -> int:
 
     try:
         until(made, "the S3 server answers", 60)
-        began = time.monotonic()
-        status = ended(submit(CALM, arguments), "calm")
-        say(f"undisturbed: {time.monotonic() - began:.0f} s")
-        status = status or disturbed(arguments)
-        for uri in (CALM, DISTURBED):
+        work, uris = {"faults": (faults, (CALM, DISTURBED)), "hundreds": (hundreds, (HUNDREDS,))}[what]
+        status = work(arguments)
+        for uri in uris:
             synced(uri, Path(os.environ["RS_COPIES"], uri.rpartition("/")[2]))
         return status
     finally:
@@ -124,4 +162,4 @@ def main(port: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2:]))
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))

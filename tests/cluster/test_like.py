@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from raystitch.cluster.resources import machines_of
+from raystitch.cluster.resources import fit_held, machines_of
 from raystitch.config import RunConfig, load_run_config
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import UserError
@@ -109,3 +109,11 @@ def test_gpus_are_held_where_they_are_asked_for(drift: EpisodeDataset) -> None:
     assert costs["trials"].gpu_seconds == pytest.approx(0.5 * costs["trials"].core_seconds)
     assert (machines.fit_cpus, machines.fit_gpus) == (4, 1)
     assert costs["fit"].gpu_seconds == 60
+
+
+def test_a_fit_holds_the_node_that_it_goes_to() -> None:
+    nodes = [{"CPU": 16.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 2.0}]
+    assert fit_held("auto", nodes) == fit_held("cuda", nodes) == (8, 1)
+    assert fit_held("cpu", nodes) == (16, 0)
+    assert fit_held("auto", nodes[:1]) == (16, 0)
+    assert fit_held("auto", [{"CPU": 0.5}]) == (1, 0)

@@ -174,15 +174,12 @@ def test_a_driver_that_is_killed_again_and_again_repeats_no_finished_trial(
     assert [row["status"] for row in results(there)] == ["ok"] * 6
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(2700)
-def test_nodes_with_nothing_but_a_bucket_between_them(prepared: Prepared, tmp_path: Path) -> None:
-    """Two network namespaces, and a worker whose temporary files and cache no other node sees."""
+def on_two_nodes(what: str, prepared: Prepared, copies: Path, *more: str) -> str:
+    """What `bucket_faults` says in two network namespaces, with a worker whose `/tmp` and cache no other node sees."""
     folder = Path("/tmp") / f"rs{os.getpid()}b"
     own = Path("/var/tmp") / folder.name  # the dataset: every node has it
     own.mkdir()
     shutil.copy(prepared.folder.parent / "swings.hdf5", own)
-    few = "grid=[{algo: bc, data: original}, {algo: bc, data: stitched, delta: ['off']}]"
     settings = [text.replace(str(prepared.folder.parent), str(own)) for text in prepared.settings]
     port = "5555"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
@@ -191,16 +188,13 @@ def test_nodes_with_nothing_but_a_bucket_between_them(prepared: Prepared, tmp_pa
         "AWS_ENDPOINT_URL": f"http://10.77.0.1:{port}",
         "RAYSTITCH_CACHE": "/tmp/raystitch-cache-of-a-node",
         "PYTHONPATH": str(REPOSITORY),
-        "RS_COPIES": str(tmp_path),
+        "RS_COPIES": str(copies),
     }
-    arguments = [
-        "smoke",
-        *(f"--set={text}" for text in (*settings, few, *GRID[1:-1], "resources={stacked_seeds: 1, num_retries: 5}")),
-    ]
     command = ["sh", str(REPOSITORY / "tests/cluster/netns_two_nodes.sh"), str(folder), sys.executable, "-m"]
+    arguments = ["smoke", *(f"--set={text}" for text in (*settings, *more))]
     try:
         done = subprocess.run(
-            [*command, "tests.cluster.bucket_faults", port, *arguments],
+            [*command, "tests.cluster.bucket_faults", what, port, *arguments],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -218,6 +212,15 @@ def test_nodes_with_nothing_but_a_bucket_between_them(prepared: Prepared, tmp_pa
         pytest.skip(done.stdout.strip().splitlines()[-1])
     assert done.returncode == 0, done.stdout
     assert "trained again: []" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2700)
+def test_nodes_with_nothing_but_a_bucket_between_them(prepared: Prepared, tmp_path: Path) -> None:
+    few = "grid=[{algo: bc, data: original}, {algo: bc, data: stitched, delta: ['off']}]"
+    alone = "resources={stacked_seeds: 1, num_retries: 5}"
+    on_two_nodes("faults", prepared, tmp_path, few, *GRID[1:-1], alone)
     assert results(tmp_path / "disturbed") == results(tmp_path / "calm")
     calm, disturbed = (
         # Shards past the last one that counts stay for the grace period.
@@ -226,6 +229,21 @@ def test_nodes_with_nothing_but_a_bucket_between_them(prepared: Prepared, tmp_pa
     )
     assert disturbed == calm
     assert [row["status"] for row in results(tmp_path / "calm")] == ["ok"] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2700)
+def test_hundreds_of_trials_with_nothing_but_a_bucket_between_nodes(prepared: Prepared, tmp_path: Path) -> None:
+    cells = (
+        "grid=[{algo: bc, data: original}, {algo: bc, data: stitched, delta: ['off'], ratio: ['1:1', '1:2', '0:1']}]"
+    )
+    said = on_two_nodes(
+        "hundreds", prepared, tmp_path, cells, "headline=null", f"seeds={[*range(50)]}", "resources={stacked_seeds: 10}"
+    )
+    assert "again: 200 of 200 trials are finished already" in said
+    rows = results(tmp_path / "hundreds")
+    assert [row["status"] for row in rows] == ["ok"] * 200
+    assert len({(row["ratio"], row["delta"], row["seed"]) for row in rows}) == 200
 
 
 def test_the_report_of_a_run_at_work_says_who_works(

@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from raystitch.models.calibration import Calibration
+from raystitch.errors import UserError
+from raystitch.models.calibration import QUANTILES, TRUE_SHARE, Calibration, check_delta
 
 
 def make() -> Calibration:
@@ -49,3 +51,53 @@ def test_json_round_trip() -> None:
     again = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
     gaps = np.arange(2, 9)
     np.testing.assert_array_equal(again.threshold("q97", gaps), calibration.threshold("q97", gaps))
+
+
+def errors(rng: np.random.Generator, count: int, size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """What a judge adds to the true next state: of any direction, seldom large."""
+    return 0.02 * rng.exponential(1.0, (count, 1)) * rng.standard_normal((count, size)) / np.sqrt(size)
+
+
+@pytest.mark.parametrize("size", [2, 17])
+def test_auto_keeps_what_it_promises_if_judges_err_as_on_real_data(size: int) -> None:
+    rng = np.random.default_rng(size)
+
+    def squares(differences: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> np.ndarray:
+        return (differences**2).sum(-1)
+
+    count, noise = 20_000, 0.05
+    reference = squares(rng.normal(0, noise, (count, size)) - rng.normal(0, noise, (count, size)))
+    tables = {"recorded": squares(errors(rng, count, size)), "noise": reference}
+    made = Calibration(
+        np.array([2]), QUANTILES, {name: np.quantile(found, QUANTILES)[None] for name, found in tables.items()}
+    )
+    delta = float(made.threshold("auto", np.array([2]))[0])
+    # The worst case: bridges as far from the judge's prediction as delta allows, away from the truth.
+    mistakes = errors(rng, count, size)
+    away = mistakes / np.sqrt(squares(mistakes))[:, None]
+    true = squares(mistakes + np.sqrt(delta) * away) <= np.median(reference)
+    assert true.mean() == pytest.approx(TRUE_SHARE, abs=0.01)
+    anywhere = rng.standard_normal((count, size))
+    anywhere *= np.sqrt(delta * rng.random(count) / squares(anywhere))[:, None]
+    assert (squares(mistakes + anywhere) < np.median(reference)).mean() > 0.97
+
+
+def test_auto_has_no_answer_where_judges_err_more_than_noise_or_nobody_measured_it() -> None:
+    gaps, flat = np.array([2, 8]), np.ones((7, len(QUANTILES)))
+    made = make()
+    with pytest.raises(UserError, match=r"delta=auto: an earlier version fitted this stitcher.*delta=q99"):
+        made.threshold("auto", gaps)
+    worse = np.linspace(1, 3, 7)[:, None] * flat
+    some = replace(made, tables={**made.tables, "noise": 4 * flat, "recorded": 2 * worse})
+    assert some.threshold("auto", gaps).tolist() == [pytest.approx((2 - 2**0.5) ** 2), 0.0]
+    none = replace(made, tables={**made.tables, "noise": flat, "recorded": 2 * flat})
+    with pytest.raises(UserError, match=r"the judges err too much on real data.*2 at 95 %.*noise of 0.05 makes 1"):
+        none.threshold("auto", gaps)
+
+
+def test_auto_is_for_delta_alone() -> None:
+    assert check_delta("auto") == "auto"
+    with pytest.raises(ValueError, match="spread='auto': use a number >= 0, a quantile such as q99, or off"):
+        make().threshold("auto", np.array([2]), "spread")
+    with pytest.raises(ValueError, match="delta='many': use a number >= 0, a quantile such as q99, auto, or off"):
+        check_delta("many")

@@ -7,12 +7,16 @@ import pytest
 import torch
 
 from raystitch.data.episodes import EpisodeDataset
+from raystitch.data.select import holdout_split
 from raystitch.errors import DamagedError, RunError, UserError
 from raystitch.models.bundle import PARTS, Bundle
+from raystitch.models.calibration import NOISE
 from raystitch.models.config import DiffusionConfig, FitConfig
 from raystitch.models.fit import existing_fit, fit_bundle, load_once
 from raystitch.models.loop import FitProgress
 from raystitch.models.samplers import ddim, seeded_noise
+from raystitch.pipeline.validate.windows import inverse_actions, judged_residuals, perturbed, real_windows
+from raystitch.seeding import derive_seed
 
 MakeConfig = Callable[..., FitConfig]
 
@@ -156,3 +160,22 @@ def test_a_bundle_is_read_once_per_process_until_its_files_change(
         load_once(tmp_path, "cpu")
     weights.write_bytes(whole)
     assert load_once(tmp_path, "cpu").hash == saved.hash
+
+
+def test_the_calibration_measures_real_windows_as_recorded_and_with_noise(
+    dataset: EpisodeDataset, bundle: Bundle
+) -> None:
+    seed = derive_seed(bundle.config.seed, "holdout")
+    _, held_out = holdout_split(dataset.num_episodes, bundle.config.holdout_fraction, seed)
+    rng = np.random.default_rng(0)
+    for gap in (2, 6):
+        windows = real_windows(dataset, held_out, np.full(2000, gap), rng)
+        for name, treated in (
+            ("recorded", windows),
+            ("noise", perturbed(windows, bundle.normalizer, NOISE, rng)),
+            ("residual", inverse_actions(windows, bundle)),
+        ):
+            found = np.median(windows.largest(judged_residuals(treated, bundle)))
+            assert bundle.calibration._at(0.5, name)[gap - 2] == pytest.approx(found, rel=0.25), (name, gap)
+    # Nothing else has changed with these: older tables are what they were.
+    assert set(bundle.calibration.tables) >= {"residual", "spread", "rollout", "proposers", "residual_sum"}

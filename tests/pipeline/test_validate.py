@@ -1,6 +1,7 @@
 """Simulator truth of a buffer whose bridges are known to be true or false."""
 
 import json
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -86,6 +87,27 @@ def test_a_larger_delta_lets_false_bridges_in(truth_buffer: Buffer, maze: Episod
     assert last["simulator"]["step_error"]["p90"] > 100 * curve["q50"]["simulator"]["step_error"]["p90"]
     assert last["simulator"]["largest_below"]["share"] < 1.0
     assert last["real_accepted"] is None  # no bundle, no judges
+
+
+def test_what_auto_promises_is_compared_with_the_simulator(truth_buffer: Buffer, maze: EpisodeDataset) -> None:
+    assert "an earlier version" in validate(truth_buffer, maze)["auto"]["unavailable"]
+    calibration = truth_buffer.meta.calibration
+    table = np.ones_like(calibration["tables"]["residual"])
+    for noise, share in ((2.25, 1.0), (9.0, None)):
+        # Larger by a root of 1 than the judges' own error: delta is (1.5 - 1)^2, which keeps true ones; or (3 - 1)^2.
+        tables = {**calibration["tables"], "recorded": table.tolist(), "noise": (noise * table).tolist()}
+        other = copy(truth_buffer)
+        other.meta = replace(truth_buffer.meta, calibration={**calibration, "tables": tables})
+        vars(other).pop("_calibration", None)
+        auto = validate(other, maze)["auto"]
+        assert auto["unavailable"] is None and auto["nominal"] == 0.95
+        assert auto["delta"] == pytest.approx((noise**0.5 - 1) ** 2)
+        kept = auto["simulator"]["num_windows"]
+        assert auto["num_bridges"] == kept > 0 and auto["reference"] > 0
+        if share is not None:
+            assert auto["below_reference"] == share and kept < NUM_TRUE
+        else:
+            assert auto["below_reference"] == pytest.approx((NUM_TRUE - NUM_RESCUED) / kept, abs=0.1)
 
 
 def test_criteria_remove_what_is_false(truth_buffer: Buffer, maze: EpisodeDataset) -> None:

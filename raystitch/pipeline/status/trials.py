@@ -81,13 +81,12 @@ def read_trials(run: RunFolder, config: RunConfig) -> TrialStates:
     """
     planned = planned_trials(config, run.storage)
     there = {name for name in run.names(TRIALS) if not name.startswith(".")}
-    notes: list[str] = []
     if any(trial.trial_id is None for trial in planned) and there:
         planned = _found(run, config, planned, there)
-    rows: dict[str | None, list[Mapping[str, Any]]] = {}
-    states = [_state(run, config, trial, trial.trial_id in there, rows, notes) for trial in planned]
+    found = run.storage.each(lambda trial: _look(run, config, trial, trial.trial_id in there), planned)
     mine = {trial.trial_id for trial in planned}
-    return TrialStates(trials=_with_pace(states, rows), num_others=len(there - mine), notes=notes)
+    notes = [one.note for one in found if one.note]
+    return TrialStates(trials=_with_pace(found), num_others=len(there - mine), notes=notes)
 
 
 def _found(
@@ -95,8 +94,11 @@ def _found(
 ) -> list[PlannedTrial]:
     """Give trials the ids of the folders that are about them; of several the one that was written last."""
     ids: dict[Key, tuple[float, str]] = {}
-    for name in sorted(there):
-        key, at = _key(run, config, name), run.written(f"{TRIALS}/{name}/{SETTINGS_FILE}") or 0.0
+
+    def about(name: str) -> tuple[str, Key | None, float]:
+        return name, _key(run, config, name), run.written(f"{TRIALS}/{name}/{SETTINGS_FILE}") or 0.0
+
+    for name, key, at in run.storage.each(about, sorted(there)):
         if key is not None:
             ids[key] = max(ids.get(key, (0.0, "")), (at, name))
     return [replace(one, trial_id=ids[one.key][1]) if one.key in ids else one for one in planned]
@@ -116,37 +118,37 @@ def _key(run: RunFolder, config: RunConfig, trial_id: str) -> Key | None:
         return None
 
 
-def _state(
-    run: RunFolder,
-    config: RunConfig,
-    trial: PlannedTrial,
-    begun: bool,
-    rows: dict[str | None, list[Mapping[str, Any]]],
-    notes: list[str],
-) -> TrialState:
-    """Look at one trial; the last rows of one that is being trained are put into ``rows``."""
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """What is seen of one trial: ``rows`` are the last ones of one that is being trained, ``note`` a damaged file."""
+
+    state: TrialState
+    rows: Sequence[Mapping[str, Any]] = ()
+    note: str = ""
+
+
+def _look(run: RunFolder, config: RunConfig, trial: PlannedTrial, begun: bool) -> _Look:
     steps = config.algorithms.of(trial.algo).train_steps
     if not begun:
-        return TrialState(trial=trial, state="waiting", steps=steps)
+        return _Look(state=TrialState(trial=trial, state="waiting", steps=steps))
     folder = f"{TRIALS}/{trial.trial_id}"
     content = run.content(f"{folder}/{RETURNS_FILE}")
     returns = parsed(content) or {}
     trained = returns.keys() >= {"train_steps", "train_seconds", "evaluations"}
     if trained and returns["evaluations"]:
-        return TrialState(trial=trial, state="finished", step=steps, steps=steps, returns=returns)
-    if not trained and content is not None:
-        notes.append(f"{run.storage.where(folder)}/{RETURNS_FILE} is damaged: the trial counts as not finished")
+        return _Look(state=TrialState(trial=trial, state="finished", step=steps, steps=steps, returns=returns))
+    damaged = f"{run.storage.where(folder)}/{RETURNS_FILE} is damaged: the trial counts as not finished"
+    note = damaged if not trained and content is not None else ""
     holder = lock_holder(run.storage, f"{folder}/{LOCK_FILE}")
     last_rows = _rows(run, folder)
     step = steps if trained else int(last_rows[-1]["step"]) if last_rows else 0
     if holder is not None and holder.alive:
         doing = EVALUATING if trained or step >= steps else TRAINING if step else STARTING
-        if doing == TRAINING:
-            rows[trial.trial_id] = last_rows
-        return TrialState(trial=trial, state="running", doing=doing, holder=holder.name, step=step, steps=steps)
+        state = TrialState(trial=trial, state="running", doing=doing, holder=holder.name, step=step, steps=steps)
+        return _Look(state=state, rows=last_rows if doing == TRAINING else (), note=note)
     reason = (run.tail(f"{folder}/{ERROR_FILE}") or [""])[-1].strip()
     word = "failed" if reason else "interrupted" if step else "waiting"
-    return TrialState(trial=trial, state=word, step=step, steps=steps, reason=reason)
+    return _Look(state=TrialState(trial=trial, state=word, step=step, steps=steps, reason=reason), note=note)
 
 
 def _rows(run: RunFolder, folder: str) -> list[Mapping[str, Any]]:
@@ -167,17 +169,14 @@ def _together(states: Iterable[TrialState]) -> Counter[tuple[str, str]]:
     return Counter((state.holder, state.cell) for state in states if state.state == "running")
 
 
-def _with_pace(
-    states: Sequence[TrialState], rows: Mapping[str | None, Sequence[Mapping[str, Any]]]
-) -> list[TrialState]:
-    """Add the steps per second of trials that are being trained, from their last ``rows``."""
-    together = _together(states)
-    found: list[TrialState] = []
-    for state in states:
-        last = rows.get(state.trial.trial_id)
-        pace = None if last is None else _pace(last, together[state.holder, state.cell])
-        found.append(state if pace is None else replace(state, steps_per_second=pace))
-    return found
+def _with_pace(found: Sequence[_Look]) -> list[TrialState]:
+    """Return the states, with steps per second of the trials that are being trained."""
+    together = _together(one.state for one in found)
+    states: list[TrialState] = []
+    for one in found:
+        pace = _pace(one.rows, together[one.state.holder, one.state.cell]) if one.rows else None
+        states.append(one.state if pace is None else replace(one.state, steps_per_second=pace))
+    return states
 
 
 def _pace(rows: Sequence[Mapping[str, Any]], num_seeds: int) -> float | None:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from raystitch.buffer.reader import Buffer
 from raystitch.data.episodes import Bools, Ints
+from raystitch.errors import UserError
+from raystitch.models.calibration import AUTO, TRUE_SHARE
 from raystitch.pipeline.validate.simulated import Simulated, error_summary, share
 from raystitch.stitching.acceptance import failed_criteria
 from raystitch.stitching.config import QualifyConfig
@@ -108,26 +110,57 @@ def calibration_curve(
         rows: int64 [S], ascending: all attempts of a random sample of pairs.
         simulated: the simulator's answers for ``rows``; None where it cannot be asked.
     """
+    return [{"nominal": float(level[1:]) / 100, **_at_level(level, buffer, real, rows, simulated)} for level in LEVELS]
+
+
+def truthful(
+    buffer: Buffer,
+    real: tuple[Ints, NDArray[np.float64]] | None,
+    rows: Ints,
+    simulated: Simulated | None,
+    noise: Simulated | None,
+) -> dict[str, Any]:
+    """Return the same for ``delta: auto``, and whether it holds what it promises; or why it has no answer.
+
+    Args:
+        real, rows, simulated: as for ``calibration_curve``. noise: real windows with noise.
+    """
+    try:
+        entry = _at_level(AUTO, buffer, real, rows, simulated)
+    except UserError as error:
+        return {"level": AUTO, "unavailable": str(error)}
+    reference = below = None
+    if simulated is not None and noise is not None:
+        largest = noise.largest[np.isfinite(noise.largest)]
+        reference = float(np.median(largest)) if len(largest) else None
+        ours = simulated.take(np.flatnonzero(np.isin(rows, buffer.accepted_rows(AUTO)))).largest
+        below = None if reference is None else share(ours[np.isfinite(ours)] < reference)
+    return {"nominal": TRUE_SHARE, **entry, "unavailable": None, "reference": reference, "below_reference": below}
+
+
+def _at_level(
+    level: str,
+    buffer: Buffer,
+    real: tuple[Ints, NDArray[np.float64]] | None,
+    rows: Ints,
+    simulated: Simulated | None,
+) -> dict[str, Any]:
     first = buffer.column("attempt") == 0
     gap, residual = buffer.column("gap")[first], buffer.column("residual_max")[first]
-    curve: list[dict[str, Any]] = []
-    for level in LEVELS:
-        threshold = buffer.calibration.threshold(level, gap)
-        counted = buffer.accepted_rows(level)
-        entry: dict[str, Any] = {
-            "level": level,
-            "nominal": float(level[1:]) / 100,
-            "delta": float(np.median(threshold)) if len(threshold) else None,
-            "real_accepted": None,
-            "residual_accepted": share(residual < threshold),
-            "first_accepted": share(buffer.passing(level)[0][first]),
-            "num_bridges": len(counted),
-            "simulator": None,
-        }
-        if real is not None:
-            entry["real_accepted"] = share(real[1] < buffer.calibration.threshold(level, real[0]))
-        if simulated is not None:
-            inside = np.flatnonzero(np.isin(rows, counted))
-            entry["simulator"] = {"num_windows": len(inside), **error_summary(simulated.take(inside))}
-        curve.append(entry)
-    return curve
+    threshold = buffer.calibration.threshold(level, gap)
+    counted = buffer.accepted_rows(level)
+    entry: dict[str, Any] = {
+        "level": level,
+        "delta": float(np.median(threshold)) if len(threshold) else None,
+        "real_accepted": None,
+        "residual_accepted": share(residual < threshold),
+        "first_accepted": share(buffer.passing(level)[0][first]),
+        "num_bridges": len(counted),
+        "simulator": None,
+    }
+    if real is not None:
+        entry["real_accepted"] = share(real[1] < buffer.calibration.threshold(level, real[0]))
+    if simulated is not None:
+        inside = np.flatnonzero(np.isin(rows, counted))
+        entry["simulator"] = {"num_windows": len(inside), **error_summary(simulated.take(inside))}
+    return entry

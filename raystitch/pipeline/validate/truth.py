@@ -40,6 +40,10 @@ attempts whose residual is below it), ``first_accepted`` (share of first attempt
 ``num_bridges`` (bridges when the buffer is read at it), ``simulator``: ``num_windows, step_error, largest_error,
 largest_below`` of a random sample of these bridges.
 
+``auto``: the same for ``delta: auto``, or ``level`` and ``unavailable``, why it has no answer. ``nominal``: the share
+of bridges that it promises to be true; ``reference``: the median of the simulator's largest error of ``real_noise``;
+``below_reference``: the share of a random sample of these bridges whose largest error is below it.
+
 ``novelty``: mean over the states inside a window of the squared L2 distance to the nearest real window of the same
 length: ``bridges`` (accepted, to any window), ``bridges_other_episodes`` (to one of another episode than the bridge
 leaves), ``real`` (held-out windows of the same gaps to the episodes fitted on), each ``count, p10, median, p90``;
@@ -62,7 +66,8 @@ from raystitch.data.select import holdout_split
 from raystitch.envs.simulator import Simulator, Unavailable
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.validate.criteria import calibration_curve, criteria_table
+from raystitch.models.calibration import NOISE
+from raystitch.pipeline.validate.criteria import calibration_curve, criteria_table, truthful
 from raystitch.pipeline.validate.novelty import novelty
 from raystitch.pipeline.validate.rank import rank_correlation
 from raystitch.pipeline.validate.simulated import Simulated, describe, open_for, share, simulate
@@ -78,7 +83,6 @@ from raystitch.seeding import derive_seed, numpy_rng
 from raystitch.stitching.candidates import REASONS
 
 SCHEMA_VERSION = 2
-NOISE = 0.05
 NUM_JUDGED = 4000
 """Number of real windows to check the calibration with; only the judges see them, so they are cheap."""
 MAX_POINTS = 400
@@ -218,6 +222,7 @@ def validate(
         "real_accepted_share": _real_accepted_share(buffer, judged),
         "criteria": criteria_table(buffer, natural_rows, natural),
         "calibration": calibration_curve(buffer, judged, natural_rows, natural),
+        "auto": truthful(buffer, judged, natural_rows, natural, simulated.get("real_noise")),
         "novelty": novelty(accepted, real, dataset, train, normalizer, numpy_rng(seed, "validate", "novelty")),
     }
 
