@@ -12,8 +12,6 @@ NODE_LOST = "its node has died"
 """What Ray says about a process whose node is gone, for whatever reason."""
 MAX_LOSSES = 10
 """Nodes that a group may lose before it gets any further; it may be what kills them."""
-
-
 LOOK_SECONDS = 2.0
 """Time between two looks of a worker for the process that started it."""
 GRACE_SECONDS = 20.0
@@ -52,20 +50,28 @@ class NodeLosses:
             self._furthest[group] = step
             self._losses.pop(group, None)
 
-    def forgive(self, group: Hashable, error: str) -> bool:
-        """Return True if this error is the loss of a node that is no failure of the group; a loss is counted."""
-        if NODE_LOST not in error:
-            return False
+    def recovered(self, group: Hashable, trial: TuneTrial) -> None:
+        """Let Tune try a group once more than it would if its latest failure is the loss of a node."""
+        if NODE_LOST in failure_text(trial) and self._forgiven(group):
+            trial.max_failures += 1
+
+    def given_up(self, group: Hashable, trial: TuneTrial) -> bool:
+        """Say whether a group that Tune has given up is to be tried again, as no failure of its own.
+
+        That is so for the loss of a node, and for a group that may still fail by Tune's own count: Tune never tries
+        again what fails while it starts, such as in a process of an earlier group whose node is gone.
+        """
+        return (NODE_LOST in failure_text(trial) or trial.should_recover()) and self._forgiven(group)
+
+    def _forgiven(self, group: Hashable) -> bool:
+        """Count a loss; return True unless it is one too many."""
         self._losses[group] = self._losses.get(group, 0) + 1
         return self._losses[group] <= MAX_LOSSES
 
-    def recovered(self, group: Hashable, trial: TuneTrial) -> None:
-        """Let Tune try a group once more than it would if its latest failure is forgiven."""
-        if self.forgive(group, _last_error(trial)):
-            trial.max_failures += 1
 
-
-def _last_error(trial: TuneTrial) -> str:
-    """Return what Tune wrote about the latest failure of a trial of its own."""
+def failure_text(trial: TuneTrial) -> str:
+    """Return what this process's Tune wrote about the latest failure of a trial of its own; empty for nothing."""
     path = trial.error_file
-    return "" if path is None else Path(path).read_text(encoding="utf-8").rpartition("Failure # ")[2]
+    if path is None or not Path(path).is_file():
+        return ""
+    return Path(path).read_text(encoding="utf-8").rpartition("Failure # ")[2].partition("\n")[2].strip()

@@ -16,7 +16,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raystitch.cluster.node_losses import NodeLosses, end_with_node
+from raystitch.cluster.node_losses import NodeLosses, end_with_node, failure_text
 from raystitch.cluster.trials import OnTrialDone, failure, num_slots, quiet_tune, tune_folder, tune_resources
 from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import say
@@ -57,9 +57,13 @@ def run_search(
     log = SearchLog(place.folder, config, inputs)
     if not log.complete:
         steps = config.algorithms.of(config.search.algo).train_steps
-        scheduler = _scheduler(config.search.scheduler, steps, config.evaluation.every)
         watch = _Watch(partial(cell_trials, config, inputs, run=place.folder), log, progress, place)
-        _try_missing(config.search, config.seed, resources, scheduler, watch)
+        while True:
+            scheduler = _scheduler(config.search.scheduler, steps, config.evaluation.every)
+            watch.some_lost = False
+            _try_missing(config.search, config.seed, resources, scheduler, watch)
+            if not watch.some_lost:
+                break
     return log.choose()
 
 
@@ -198,18 +202,19 @@ class _Watch(tune.Callback):
         self.trials_of, self.log, self.progress, self.place = trials_of, log, progress, place
         self.places: dict[str, int] = {}
         self.losses = NodeLosses()
+        self.some_lost = False
+        """Whether cells were given up with their nodes (``NodeLosses.given_up``)."""
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        if trial.trial_id not in self.places:
-            self.places[trial.trial_id] = self.log.start(_cell(trial.config or {}))
+        self._place(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        self.losses.reached(trial.trial_id, result.get("step", 0))
+        self.losses.reached(_cell(trial.config or {}), result.get("step", 0))
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self.losses.recovered(trial.trial_id, trial)
+        self.losses.recovered(_cell(trial.config or {}), trial)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         last = trial.last_result or {}
@@ -218,7 +223,7 @@ class _Watch(tune.Callback):
         value, step = last.get("value"), int(last.get("step", 0))
         self.place.refresh_trials([mine.trial_id for mine in self._trials(trial)])
         done = all(finished(mine.folder) is not None for mine in self._trials(trial))
-        self.log.end(self.places[trial.trial_id], "ok" if done else "stopped", value, step)
+        self.log.end(self._place(trial), "ok" if done else "stopped", value, step)
         shown = "" if value is None or math.isnan(value) else f"{value:.4g}"
         self._tell(trial, shown if done else f"stopped at step {step:,} with {shown}")
 
@@ -229,11 +234,21 @@ class _Watch(tune.Callback):
         if not failed:  # it only could not say so
             done = [value for one in mine if (value := finished(one.folder)) is not None]
             value = value_of(content["evaluations"][0] for content in done)
-            self.log.end(self.places[trial.trial_id], "ok", value, mine[0].settings.train_steps)
+            self.log.end(self._place(trial), "ok", value, mine[0].settings.train_steps)
             self._tell(trial, f"{value:.4g}")
             return
-        self.log.end(self.places[trial.trial_id], "failed", None, int((trial.last_result or {}).get("step", 0)))
-        self._tell(trial, f"failed ({failure(failed[0], None, trial.num_failures)})")
+        if self.losses.given_up(_cell(trial.config or {}), trial):
+            self.some_lost = True  # its row stays as one that runs, which the next round goes on with
+            self._tell(trial, "lost with its node: tried again")
+            return
+        self.log.end(self._place(trial), "failed", None, int((trial.last_result or {}).get("step", 0)))
+        self._tell(trial, f"failed ({failure(failed[0], failure_text(trial), trial.num_failures)})")
+
+    def _place(self, trial: TuneTrial) -> int:
+        """Return the place of its row in the log; what fails at once was never told to have started."""
+        if trial.trial_id not in self.places:
+            self.places[trial.trial_id] = self.log.start(_cell(trial.config or {}))
+        return self.places[trial.trial_id]
 
     def _trials(self, trial: TuneTrial) -> list[Trial]:
         return self.trials_of(_cell(trial.config or {}))

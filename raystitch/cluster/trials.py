@@ -14,7 +14,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
-from raystitch.cluster.node_losses import NodeLosses, end_with_node
+from raystitch.cluster.node_losses import NodeLosses, end_with_node, failure_text
 from raystitch.cluster.resources import MEMORY, await_node, live_nodes, trial_need
 from raystitch.cluster.trial_reports import Reports, Running, number_of, param_space
 from raystitch.config import LoggerName, ResourceConfig, RunConfig
@@ -122,7 +122,7 @@ def run_groups(
 def _run_with_lost(
     groups: Sequence[Group], place: RunPlace, resources: ResourceConfig, watch: "_Watch", loggers: Sequence[LoggerName]
 ) -> tuple[dict[str, str], list[Group]]:
-    """Run a round, and again those that were lost with their nodes when they had no retries left; return the errors of
+    """Run a round, and again those that Tune gave up with their nodes (``NodeLosses.given_up``); return the errors of
     trials that failed, by trial id, and the groups that were killed for lack of memory."""
     errors, killed, lost = _run_round(groups, place, resources, watch, loggers)
     while lost:
@@ -155,7 +155,7 @@ def _run_round(
     groups: Sequence[Group], place: RunPlace, resources: ResourceConfig, watch: "_Watch", loggers: Sequence[LoggerName]
 ) -> tuple[dict[str, str], list[Group], list[Group]]:
     """Return the errors of trials that failed, by trial id, the groups that were killed for lack of memory, and those
-    whose last failure was the loss of a node."""
+    that were given up with their nodes."""
     quiet_tune()
     storage = tune_folder(place.folder)
     tuner = tune.Tuner(
@@ -182,19 +182,16 @@ def _run_round(
     place.refresh(TRIALS)
     errors: dict[str, str] = {}
     killed: list[Group] = []
-    lost: list[Group] = []
     for result in results:
         group = groups[int(Path(result.path).name.removeprefix(GROUP))]  # Tune loses its config if it died at once
-        attempts = watch.attempts.get(group, 1)
-        if result.error is not None and LOW_MEMORY in str(result.error):
+        error = watch.failures.get(group) or str(result.error or "")
+        if LOW_MEMORY in error:
             killed.append(group)
-        elif result.error is not None and watch.losses.forgive(group, str(result.error)):
-            lost.append(group)
         for trial in group:
             if finished(trial.folder) is None:
-                errors[trial.trial_id] = failure(trial, result.error, attempts)
+                errors[trial.trial_id] = failure(trial, error, watch.attempts.get(group, 1))
     shutil.rmtree(storage, ignore_errors=True)
-    return errors, killed, lost
+    return errors, killed, watch.lost
 
 
 def _train(config: Mapping[str, Any], groups: Sequence[Group], run: str, loggers: Sequence[LoggerName]) -> None:
@@ -223,7 +220,7 @@ def _train(config: Mapping[str, Any], groups: Sequence[Group], run: str, loggers
     tune.report({"failed": sum(isinstance(result, RunError) for result in results), "notes": notes})
 
 
-def failure(trial: Trial, error: BaseException | None, attempts: int) -> str:
+def failure(trial: Trial, error: str, attempts: int) -> str:
     """Return one line: the trial's own error, or Ray's where the process died; and how often it was tried."""
     reason = error_of(trial.folder)
     if reason is None:  # a process that dies leaves no trace of its own
@@ -231,8 +228,8 @@ def failure(trial: Trial, error: BaseException | None, attempts: int) -> str:
     return f"after {attempts} attempts: {reason}" if attempts > 1 else reason
 
 
-def _died(error: BaseException | str | None) -> str:
-    said = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+def _died(error: str) -> str:
+    said = [line.strip() for line in error.splitlines() if line.strip()]
     return "its process died: " + (said[0] if said else "out of memory, or killed")
 
 
@@ -256,6 +253,8 @@ class _Watch(tune.Callback):
         self.before = {group: self.attempts[group] for group in again}
         self.done -= sum(len(group) for group in again)
         self.groups, self.running = groups, Running(groups)
+        self.failures: dict[Group, str] = {}
+        self.lost: list[Group] = []
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
@@ -278,8 +277,10 @@ class _Watch(tune.Callback):
         self._ended(trial, trial.num_failures + 1, str(last.get("error") or ""))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        # As in Tune's results. It is what Tune has written in this run, into a folder that was empty.
-        error = trial.get_pickled_error() or trial.get_error()
+        group, error = self.groups[number_of(trial)], failure_text(trial)
+        self.failures[group] = error
+        if LOW_MEMORY not in error and self.losses.given_up(group, trial):
+            self.lost.append(group)
         self._ended(trial, trial.num_failures, _died(error))
 
     def _ended(self, tune_trial: TuneTrial, attempts: int, reason: str) -> None:
@@ -302,7 +303,7 @@ def _note(group: Group, attempts: int) -> str:
     found = [finished(trial.folder) for trial in group]
     for trial, value in zip(group, found, strict=True):
         if value is None:
-            return f"{trial.label}: failed ({failure(trial, None, attempts)})"
+            return f"{trial.label}: failed ({failure(trial, '', attempts)})"
     first = [value["evaluations"][0] for value in found if value is not None]
     if first[0]["success_rate"] is None:
         returns = ", ".join(f"{row['return_mean']:.4g}" for row in first)

@@ -132,7 +132,7 @@ class ModelBody(BaseModel):
     gamma: float
     env_id: str | None
     dataset: dict[str, Any] | None
-    delta: dict[str, Any] = Field(description="The default, and what quantiles of real data are, by gap.")
+    delta: dict[str, Any] = Field(description="The default, and what quantiles of real data and `auto` are, by gap.")
     view: dict[str, Any] = Field(description="How the studio draws states.")
     limits: dict[str, float]
     error: str | None = Field(description="Why the latest reload failed; the model before is served on.")

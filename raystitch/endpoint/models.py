@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from raystitch.data.episodes import EpisodeDataset
+from raystitch.data.episodes import EpisodeDataset, Floats
 from raystitch.data.plane import maze_floor, principal_axes
 from raystitch.data.ref import DatasetRef
 from raystitch.endpoint.config import EndpointConfig, LimitsConfig, ModelConfig
@@ -19,6 +19,7 @@ from raystitch.errors import UserError
 from raystitch.io.files import is_remote
 from raystitch.io.stage import local_copy
 from raystitch.models.bundle import STITCHER_FILE, Bundle
+from raystitch.models.calibration import AUTO
 from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.stitcher import Stitcher
 
@@ -45,7 +46,16 @@ class ServedModel:
     @cached_property
     def sizes(self) -> ModelSizes:
         diffusion = self.bundle.config.diffusion
-        return ModelSizes(self.bundle.obs_dim, self.bundle.act_dim, diffusion.gap_min, diffusion.gap_max)
+        bundle, has_auto = self.bundle, self._auto is not None
+        return ModelSizes(bundle.obs_dim, bundle.act_dim, diffusion.gap_min, diffusion.gap_max, has_auto)
+
+    @cached_property
+    def _auto(self) -> Floats | None:
+        """The delta ``auto`` per gap; None where the calibration has none."""
+        try:
+            return self.bundle.calibration.threshold(AUTO, self.bundle.calibration.gaps)
+        except UserError:
+            return None
 
     @cached_property
     def _view(self) -> dict[str, Any]:
@@ -86,6 +96,7 @@ class ServedModel:
             "delta": {
                 "default": "off" if default is None else default,
                 "gaps": calibration.gaps,
+                "auto": self._auto,
                 "quantiles": SHOWN_QUANTILES,
                 "values": np.ascontiguousarray(np.stack(thresholds, axis=1)),
             },

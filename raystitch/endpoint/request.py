@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 from raystitch.data.episodes import Floats
 from raystitch.endpoint.config import DEFAULT_MODEL, LimitsConfig
 from raystitch.endpoint.problems import FieldError, Problem, invalid
+from raystitch.models.calibration import AUTO
 
 MAX_SEED = 2**53 - 1
 """The largest whole number that every JSON reader keeps exact."""
@@ -49,12 +50,13 @@ class Options(BaseModel):
 
     delta: (
         Annotated[float, Field(ge=0, allow_inf_nan=False)]
-        | Annotated[str, Field(pattern=r"^(off|q([0-9]{1,2}(\.[0-9]{1,6})?|100))$")]
+        | Annotated[str, Field(pattern=r"^(off|auto|q([0-9]{1,2}(\.[0-9]{1,6})?|100))$")]
         | None
     ) = Field(
         None,
         description="Largest residual of an accepted bridge (squared L2, standardised units): a number, a quantile of "
-        "real data such as `q99`, or `off`. null takes what the model is configured with.",
+        "real data such as `q99`, `auto` (keeps 95 % of the bridges below real data with noise; for models whose "
+        "`delta.auto` is not null), or `off`. null takes what the model is configured with.",
     )
     gap: Annotated[int, Field(ge=1, le=100_000), _Whole] | None = Field(
         None,
@@ -79,7 +81,7 @@ class Options(BaseModel):
         try:
             return check(value)
         except ValidationError:
-            raise PydanticCustomError("delta", "use a number >= 0, a quantile such as q99, or off") from None
+            raise PydanticCustomError("delta", "use a number >= 0, a quantile such as q99, auto, or off") from None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,12 +105,13 @@ class StitchRequest:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Sizes of a model's trajectories."""
+    """Sizes of a model's trajectories; ``has_auto``: whether its calibration has a delta ``auto``."""
 
     obs_dim: int
     act_dim: int
     gap_min: int
     gap_max: int
+    has_auto: bool = True
 
 
 def checked_options(options: Options, sizes: ModelSizes, limits: LimitsConfig, prefix: str = "options") -> Options:
@@ -129,6 +132,8 @@ def checked_options(options: Options, sizes: ModelSizes, limits: LimitsConfig, p
             f"{options.gap} is outside {sizes.gap_min}..{sizes.gap_max}, which the model {options.model!r} was "
             "fitted on",
         )
+    if options.delta == AUTO and not sizes.has_auto:
+        raise invalid(f"{prefix}.delta", f"the model {options.model!r} has no auto; use a quantile such as q99")
     return options
 
 

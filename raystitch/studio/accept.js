@@ -13,17 +13,19 @@ export const REASON_WORDS = {
   non_finite: "not a finite number",
 };
 
-// A delta is "q99" (per gap), a number, or "off".
+// A delta is "q99" or "auto" (per gap), a number, or "off".
 export function parseDelta(text) {
-  if (text === "off" || /^q(\d{1,2}(\.\d+)?|100)$/.test(text)) return text;
+  if (text === "off" || text === "auto" || /^q(\d{1,2}(\.\d+)?|100)$/.test(text)) return text;
   const value = Number(text);
   return text !== "" && text !== null && Number.isFinite(value) && value >= 0 ? value : null;
 }
 
+const atGap = (values, gaps, gap) => values[Math.min(Math.max(gap - gaps[0], 0), gaps.length - 1)];
+
 // The quantiles' values for one gap: [[50, 0.01], ..]; a gap outside the table takes its nearest end.
 export function quantilesAt(model, gap) {
   const { gaps, quantiles, values } = model.delta;
-  const row = values[Math.min(Math.max(gap - gaps[0], 0), gaps.length - 1)];
+  const row = atGap(values, gaps, gap);
   return quantiles.map((quantile, index) => [quantile, row[index]]);
 }
 
@@ -31,6 +33,7 @@ export function quantilesAt(model, gap) {
 export function thresholdFor(delta, gap, model) {
   if (delta === "off") return Infinity;
   if (typeof delta === "number") return delta;
+  if (delta === "auto") return atGap(model.delta.auto, model.delta.gaps, gap);
   const asked = Number(delta.slice(1));
   const known = quantilesAt(model, gap);
   const exact = known.find(([quantile]) => quantile === asked);

@@ -137,7 +137,7 @@ async function useModel(model, wanted = {}) {
     target: null,
     result: null,
     judged: null,
-    delta: wanted.delta ?? model.delta.default ?? "q99",
+    delta: (wanted.delta === "auto" && !model.delta.auto ? null : wanted.delta) ?? model.delta.default ?? "q99",
   });
   for (const side of SIDES) delete lastRun[side];
   $("model").value = model.name;

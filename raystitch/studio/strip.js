@@ -11,6 +11,20 @@ const THUMB = 20;
 const ROWS = 5;
 const HEIGHT = 74;
 
+// The thresholds with a name at this gap, ascending: [name, value, what it means].
+function marksAt(model, gap) {
+  const marks = quantilesAt(model, gap).map(([quantile, value]) => [
+    `q${quantile}`,
+    value,
+    `${quantile} % of real stretches of this length have a largest residual below ${format(value)}`,
+  ]);
+  if (model.delta.auto) {
+    const value = thresholdFor("auto", gap, model);
+    marks.push(["auto", value, `95 % of the bridges below ${format(value)} are truer than real data with noise`]);
+  }
+  return marks.filter(([, value]) => value > 0).sort(([, one], [, other]) => one - other);
+}
+
 export class Strip {
   // `on.delta(value)` while sliding, `on.select(index)` for a candidate.
   constructor(root, on) {
@@ -36,7 +50,7 @@ export class Strip {
     if (slid > (STEPS + OFF) / 2) return this.on.delta("off");
     const at = Math.min(STEPS, slid);
     const mark = this.known.find(([, value]) => this.#position(value) === at);
-    return this.on.delta(mark ? `q${mark[0]}` : Number(this.#value(at).toPrecision(3)));
+    return this.on.delta(mark ? mark[0] : Number(this.#value(at).toPrecision(3)));
   }
 
   // One key press crosses the room between the largest threshold and "off".
@@ -72,7 +86,7 @@ export class Strip {
   draw(state) {
     this.state = state;
     const { model, delta, gap, candidates } = state;
-    this.known = quantilesAt(model, gap).filter(([, value]) => value > 0);
+    this.known = marksAt(model, gap);
     const values = this.known.map(([, value]) => value);
     if (typeof delta === "number" && delta > 0) values.push(delta);
     const largest = (candidates ?? []).map(({ residual_max: residual }) => residual).filter((residual) => residual > 0);
@@ -84,7 +98,8 @@ export class Strip {
     const threshold = thresholdFor(delta, gap, model);
     this.slider.value = delta === "off" ? OFF : this.#position(Math.max(threshold, this.low));
     const isQuantile = typeof delta === "string";
-    const meaning = isQuantile ? `${format(threshold)}, ${delta} of real steps at gap ${gap}` : format(threshold);
+    const origin = delta === "auto" ? "auto" : `${delta} of real steps`;
+    const meaning = isQuantile ? `${format(threshold)}, ${origin} at gap ${gap}` : format(threshold);
     const words = delta === "off" ? "off: every residual is accepted" : meaning;
     const effect = candidates ? `; ${state.numAccepted} of ${candidates.length} accepted` : "";
     this.slider.setAttribute("aria-valuetext", words + effect);
@@ -149,14 +164,7 @@ export class Strip {
       button.style.left = `${at}px`;
       return button;
     };
-    const buttons = this.known.map(([quantile, value]) =>
-      place(
-        `q${quantile}`,
-        `q${quantile}`,
-        x(value),
-        `${quantile} % of real stretches of this length have a largest residual below ${format(value)}`,
-      ),
-    );
+    const buttons = this.known.map(([name, value, title]) => place(name, name, x(value), title));
     buttons.push(place("off", "off", width - THUMB / 2 - 4, "No threshold: residuals reject nothing"));
     return buttons.filter(Boolean);
   }

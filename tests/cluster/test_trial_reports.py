@@ -4,14 +4,17 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from ray.tune import TuneError
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search.variant_generator import generate_variants
 
 from raystitch.cluster import trial_reports
-from raystitch.cluster.node_losses import LOOK_SECONDS, MAX_LOSSES, NODE_LOST, NodeLosses
+from raystitch.cluster.node_losses import LOOK_SECONDS, MAX_LOSSES, NODE_LOST, NodeLosses, failure_text
 from raystitch.cluster.trial_reports import Reports, Running, param_space
 from raystitch.pipeline.trials.groups import Group
 from raystitch.pipeline.trials.trial import Trial
@@ -141,17 +144,50 @@ def test_only_some_of_many_groups_are_named() -> None:
     assert running.text.endswith("bc original 1:1 1/100, and 2 more")
 
 
-def test_a_group_that_gets_further_may_lose_any_number_of_nodes() -> None:
+class TuneTrialHere(TuneTrial):
+    """A trial of Tune's that writes about its failures into a folder of the test: by itself it asks Ray for one."""
+
+    folder = ""
+    local_path = property(lambda self: self.folder)
+
+
+def failed_trial(folder: Path, *failures: str, max_failures: int = 0, status: str = TuneTrial.RUNNING) -> TuneTrial:
+    trial = TuneTrialHere("none", stub=True, max_failures=max_failures)
+    trial.folder = str(folder)
+    trial.set_status(status)
+    for failure in failures:
+        trial.handle_error(TuneError(failure))
+    return trial
+
+
+LOST = f"The actor died because {NODE_LOST}. Node Id: 7"
+
+
+def test_a_group_that_gets_further_may_lose_any_number_of_nodes(tmp_path: Path) -> None:
     losses, group = NodeLosses(), group_of("original")
-    said = f"The actor died because {NODE_LOST}. Node Id: 7"
+    trial = failed_trial(tmp_path, "RunError: the loss is not finite", LOST)
+    assert failure_text(trial) == LOST and not trial.should_recover()
     for step in (10, 20):
         losses.reached(group, step)
-        assert all(losses.forgive(group, said) for _ in range(MAX_LOSSES))
+        assert all(losses.given_up(group, trial) for _ in range(MAX_LOSSES))
     losses.reached(group, 20)  # it came as far as before
-    assert not losses.forgive(group, said)
+    assert not losses.given_up(group, trial)
     losses.reached(group, 30)
-    assert losses.forgive(group, said)
-    assert not losses.forgive(group, "RunError: the loss is not finite")
+    losses.recovered(group, trial)
+    assert trial.max_failures == 1 and losses.given_up(group, trial)
+    trial.handle_error(TuneError("RunError: the loss is not finite"))
+    assert not losses.given_up(group, trial)
+    losses.recovered(group, trial)
+    assert trial.max_failures == 1
+
+
+def test_a_group_that_tune_gives_up_while_it_starts_is_tried_again(tmp_path: Path) -> None:
+    """Tune never does, however often a trial may fail."""
+    losses, group = NodeLosses(), group_of("original")
+    trial = failed_trial(tmp_path, "The actor is unavailable", max_failures=1, status=TuneTrial.PENDING)
+    assert all(losses.given_up(group, trial) for _ in range(MAX_LOSSES))
+    assert not losses.given_up(group, trial), "a group that never starts has an end"
+    assert failure_text(failed_trial(tmp_path / "other")) == ""
 
 
 def test_a_worker_ends_with_the_process_that_started_it() -> None:

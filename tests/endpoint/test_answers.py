@@ -2,16 +2,19 @@
 
 import itertools
 import random
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+from raystitch.endpoint.config import EndpointConfig, ModelConfig
 from raystitch.endpoint.models import Models
 from raystitch.seeding import child_seeds
 from raystitch.stitching.pairs import cut_trajectories, given_trajectory
-from tests.endpoint.conftest import ARROW, JSON, Served, assert_same, body, read_stream, stream, table, walk
+from tests.endpoint.conftest import ARROW, JSON, Served, assert_same, body, read_stream, serving, stream, table, walk
 
 pytestmark = pytest.mark.usefixtures("idle")
 
@@ -110,6 +113,30 @@ def _total(source: dict[str, Any], candidate: dict[str, Any]) -> float:
 def _assert_ascending(values: list[float]) -> None:
     """Up to the four digits that the order looks at."""
     assert all(after >= before - 1e-3 * abs(before) for before, after in itertools.pairwise(values)), values
+
+
+def test_auto_is_the_delta_that_the_model_says_or_refused(models: Models, files: ModelConfig, tmp_path: Path) -> None:
+    bundle = models.get("default").bundle
+    # Judges that were fitted for a moment err more than any noise: one calibration with more of it.
+    tables = bundle.calibration.tables
+    larger = {**tables, "noise": 9 * tables["recorded"]}
+    replace(bundle, calibration=replace(bundle.calibration, tables=larger)).save(tmp_path / "auto")
+    both = Models()
+    served_models = {"default": files, "auto": replace(files, stitcher=str(tmp_path / "auto"))}
+    both.load(EndpointConfig(models=served_models, device="cpu"))
+    asked = body(25, 25, seed=2, return_all=True)
+    with serving(both) as served:
+        described = {one["name"]: one["delta"] for one in served.get("/v1/models").json()["models"]}
+        said = answer(served, asked | {"options": asked["options"] | {"delta": "auto", "model": "auto"}})
+        auto = dict(zip(described["auto"]["gaps"], described["auto"]["auto"], strict=True))
+        assert said["candidates"]
+        for c in said["candidates"]:
+            assert c["delta"] == pytest.approx(auto[c["gap"]], rel=1e-3)
+            assert ("residual" in c["failed"]) == (not c["residual_max"] < c["delta"])
+        assert described["default"]["auto"] is None
+        refused = served.post(asked | {"options": asked["options"] | {"delta": "auto"}})
+        assert refused.status_code == 422
+        assert "options.delta: the model 'default' has no auto; use a quantile such as q99" in refused.text
 
 
 def test_candidates_are_decided_and_ordered_at_the_delta_that_was_asked_for(served: Served) -> None:
