@@ -148,7 +148,10 @@ class TuneTrialHere(TuneTrial):
     """A trial of Tune's that writes about its failures into a folder of the test: by itself it asks Ray for one."""
 
     folder = ""
-    local_path = property(lambda self: self.folder)
+
+    @property
+    def local_path(self) -> str:
+        return self.folder
 
 
 def failed_trial(folder: Path, *failures: str, max_failures: int = 0, status: str = TuneTrial.RUNNING) -> TuneTrial:

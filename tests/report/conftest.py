@@ -190,6 +190,15 @@ def _validation(rng: np.random.Generator) -> dict[str, Any]:
             }
             for level in ("q50", "q75", "q90", "q95", "q99", "q99.5", "q99.9")
         ],
+        "auto": {
+            "level": "auto",
+            "unavailable": None,
+            "nominal": 0.95,
+            "delta": 0.0423,
+            "num_bridges": 6350,
+            "reference": 0.05,
+            "below_reference": 0.968,
+        },
         "criteria": [
             {
                 "name": name,

@@ -178,6 +178,11 @@ def test_simulator_truth_says_what_was_measured(run_folder: Path) -> None:
 
 def test_simulator_truth_may_be_unavailable(run_folder: Path) -> None:
     validation = read_json(run_folder / "validate.json")
+    promise = (
+        "delta: auto is 0.0423 here, 6,350 bridges of this buffer; it is to keep 95 % of them truer than real data"
+    )
+    assert promise in build_report(run_folder).read_text()
+    validation["auto"] = {"level": "auto", "unavailable": "delta=auto: the judges err too much"}
     for row in validation["calibration"]:
         row["simulator"] = None
     for row in validation["criteria"]:
@@ -187,6 +192,7 @@ def test_simulator_truth_may_be_unavailable(run_folder: Path) -> None:
     write_json(run_folder / "validate.json", validation)
     page = build_report(run_folder).read_text()
     assert "Unavailable: the state cannot be rebuilt &lt;here&gt;." in page
+    assert "delta=auto: the judges err too much" in page
     assert "What each criterion does" in page
     assert "Novelty:" in page
     assert page.count("<svg") - page.count('class="forest"') == 6  # delta's shares are still drawn
