@@ -60,7 +60,7 @@ class Driven:
 
 
 def rows(limits: Limits, options: BenchOptions) -> list[Row]:
-    """Measure; takes about ten minutes on two idle cores."""
+    """Measure; takes about twenty minutes on two idle cores, half of it for the 10,800 trials that are written."""
     found: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare(Path(folder))
