@@ -22,7 +22,7 @@ def ended(run: Path) -> dict[tuple[str, str], tuple[str, int]]:
     return {(row["ratio"], row["delta"]): (row["status"], row["step"]) for row in rows if row["status"] != "running"}
 
 
-@pytest.mark.parametrize(("scheduler", "num_cells", "seconds"), [("fifo", 200, 1500), ("asha", 200, 1500)])
+@pytest.mark.parametrize(("scheduler", "num_cells", "seconds"), [("fifo", 200, 1500), ("asha", 16, 900)])
 def test_a_search_killed_half_way_goes_on(
     prepared: Prepared, tmp_path: Path, scheduler: str, num_cells: int, seconds: int
 ) -> None:
