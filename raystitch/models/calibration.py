@@ -128,10 +128,10 @@ class Calibration:
         residual of a window that counts.
 
         A bridge counts as true if the largest error of its steps is below the median of real windows with ``NOISE``.
-        The judges' prediction lies between what a bridge says and what is true: the root of the error is at most the
-        root of the residual plus that of the judges' own error. The latter is on ``TRUE_SHARE`` of the real windows at
-        most their ``recorded`` residual at that quantile, so the root of the answer is the difference of the two roots.
-        It holds for that share of bridges if the judges err on them as they do on real data.
+        Its error is its residual and the judges' own error together; both have many dimensions and no common
+        direction, so the squares add up. The judges' error is on ``TRUE_SHARE`` of the real windows at most their
+        ``recorded`` residual at that quantile, so the answer is the difference of the two. It holds for that share of
+        bridges if the judges err on them as they do on real data.
 
         Raises:
             UserError: when the judges err more than that everywhere, or an earlier version made the calibration.
@@ -148,7 +148,7 @@ class Calibration:
                 f"{100 * TRUE_SHARE:g} %, while noise of {NOISE} makes {noise[0]:.3g}); fit dynamics longer "
                 "(dynamics.train_steps), or give a quantile such as delta=q99"
             )
-        return np.maximum(np.sqrt(noise) - np.sqrt(error), 0.0) ** 2
+        return np.maximum(noise - error, 0.0)
 
     def _at(self, quantile: float, criterion: str) -> NDArray[np.float64]:
         """Return a criterion's number at a quantile for every gap, [G]."""

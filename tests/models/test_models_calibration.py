@@ -72,14 +72,14 @@ def test_auto_keeps_what_it_promises_if_judges_err_as_on_real_data(size: int) ->
         np.array([2]), QUANTILES, {name: np.quantile(found, QUANTILES)[None] for name, found in tables.items()}
     )
     delta = float(made.threshold("auto", np.array([2]))[0])
-    # The worst case: bridges as far from the judge's prediction as delta allows, away from the truth.
     mistakes = errors(rng, count, size)
-    away = mistakes / np.sqrt(squares(mistakes))[:, None]
-    true = squares(mistakes + np.sqrt(delta) * away) <= np.median(reference)
-    assert true.mean() == pytest.approx(TRUE_SHARE, abs=0.01)
     anywhere = rng.standard_normal((count, size))
     anywhere *= np.sqrt(delta * rng.random(count) / squares(anywhere))[:, None]
-    assert (squares(mistakes + anywhere) < np.median(reference)).mean() > 0.97
+    share = (squares(mistakes + anywhere) < np.median(reference)).mean()
+    assert TRUE_SHARE < share < 0.995
+    # It is no more than that: just at the limit, fewer are true.
+    anywhere *= np.sqrt(delta / squares(anywhere))[:, None]
+    assert (squares(mistakes + anywhere) < np.median(reference)).mean() < TRUE_SHARE
 
 
 def test_auto_has_no_answer_where_judges_err_more_than_noise_or_nobody_measured_it() -> None:
@@ -89,7 +89,7 @@ def test_auto_has_no_answer_where_judges_err_more_than_noise_or_nobody_measured_
         made.threshold("auto", gaps)
     worse = np.linspace(1, 3, 7)[:, None] * flat
     some = replace(made, tables={**made.tables, "noise": 4 * flat, "recorded": 2 * worse})
-    assert some.threshold("auto", gaps).tolist() == [pytest.approx((2 - 2**0.5) ** 2), 0.0]
+    assert some.threshold("auto", gaps).tolist() == [2.0, 0.0]
     none = replace(made, tables={**made.tables, "noise": flat, "recorded": 2 * flat})
     with pytest.raises(UserError, match=r"the judges err too much on real data.*2 at 95 %.*noise of 0.05 makes 1"):
         none.threshold("auto", gaps)

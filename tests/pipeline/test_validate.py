@@ -93,15 +93,15 @@ def test_what_auto_promises_is_compared_with_the_simulator(truth_buffer: Buffer,
     assert "an earlier version" in validate(truth_buffer, maze)["auto"]["unavailable"]
     calibration = truth_buffer.meta.calibration
     table = np.ones_like(calibration["tables"]["residual"])
-    for noise, share in ((2.25, 1.0), (9.0, None)):
-        # Larger by a root of 1 than the judges' own error: delta is (1.5 - 1)^2, which keeps true ones; or (3 - 1)^2.
+    for noise, share in ((1.25, 1.0), (5.0, None)):
+        # The judges' own error is 1: delta is 0.25, which keeps true ones only; or 4.
         tables = {**calibration["tables"], "recorded": table.tolist(), "noise": (noise * table).tolist()}
         other = copy(truth_buffer)
         other.meta = replace(truth_buffer.meta, calibration={**calibration, "tables": tables})
         vars(other).pop("_calibration", None)
         auto = validate(other, maze)["auto"]
         assert auto["unavailable"] is None and auto["nominal"] == 0.95
-        assert auto["delta"] == pytest.approx((noise**0.5 - 1) ** 2)
+        assert auto["delta"] == pytest.approx(noise - 1)
         kept = auto["simulator"]["num_windows"]
         assert auto["num_bridges"] == kept > 0 and auto["reference"] > 0
         if share is not None:
