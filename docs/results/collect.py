@@ -1,8 +1,8 @@
-"""Keeps what a study found: python docs/results/collect.py RUN NAME [--seams]
+"""Keeps what a study found: python docs/results/collect.py RUN NAME [--seams DELTA]
 
 Copies the run's rows to docs/results/NAME.parquet, without its failed trials' texts. --seams, for mazes, adds
-NAME.json: how far apart the states are where fragments are joined, how far bridges reach, and how many cross each line
-of the gap maze.
+NAME.json: how far bridges reach at a delta, and, where the run has joined fragments, how far apart the states are where
+they are joined; and how many cross each line of the gap maze.
 """
 
 import argparse
@@ -32,11 +32,11 @@ def crossings(before: Any, after: Any) -> list[int]:
     return [int(((before[:, 0] < line) != (after[:, 0] < line)).sum()) for line in LINES]
 
 
-def seams(run: Path, config: RunConfig) -> dict[str, Any]:
-    """Measure the seams of joined fragments and the bridges at q99, in metres of the plane."""
+def seams(run: Path, config: RunConfig, delta: str) -> dict[str, Any]:
+    """Measure the bridges at a delta and the seams of joined fragments, in metres of the plane."""
     dataset = load_dataset(config.dataset)
     buffer = open_buffer(str(run / BUFFER))
-    bridges = buffer.bridges("q99")
+    bridges = buffer.bridges(delta)
     start = bridges.observations[bridges.obs_offsets[:-1], :2]
     end = bridges.observations[bridges.obs_offsets[1:] - 1, :2]
     found = {
@@ -45,8 +45,10 @@ def seams(run: Path, config: RunConfig) -> dict[str, Any]:
         "bridge_crossings": crossings(start, end),
     }
     hashes = InputHashes(dataset=dataset.fingerprint, bundle=Bundle.load(run / STITCHER).hash, buffer=buffer.hash)
-    trial = next(trial for trial in plan(config.for_dataset(dataset), hashes, run) if trial.data == "joined")
-    joined = load_inputs(trial).joined
+    trials = [trial for trial in plan(config.for_dataset(dataset), hashes, run) if trial.data == "joined"]
+    if not trials:
+        return found
+    joined = load_inputs(trials[0]).joined
     assert joined is not None
     index = joined_index(dataset, joined)
     first = index.offsets[:-1] + np.arange(len(index.seam))
@@ -68,12 +70,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
-    parser.add_argument("--seams", action="store_true")
+    parser.add_argument("--seams", metavar="DELTA")
     args = parser.parse_args()
     rows = [row for row in read_rows(args.run / RESULTS_FILE) if row[IN_GRID]]
     write_results(rows, HERE / f"{args.name}.parquet")
     if args.seams:
-        found = seams(args.run, load_run_config(args.run / "config.yaml"))
+        found = seams(args.run, load_run_config(args.run / "config.yaml"), args.seams)
         (HERE / f"{args.name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

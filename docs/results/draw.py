@@ -25,14 +25,15 @@ WIDTHS = {"0": 0.0, "025": 0.25, "05": 0.5, "1": 1.0, "15": 1.5}
 """End of a file's name -> width of the gap, cells of a metre."""
 TRAINERS = ("dt", "iql", "td3bc")
 ARMS = {
-    "original": ("original", "", "original data", "-"),
-    "original qdt": ("original", "returns qdt", "QDT", ":"),
-    "weighted": ("weighted", "weights aw", "weighted by advantage (AW 0:1)", "-"),
-    "joined": ("joined", "", "joined without a bridge", "-"),
-    "stitched": ("stitched", "", "stitched", "-"),
-    "stitched qdt": ("stitched", "returns qdt", "stitched and QDT", ":"),
+    "original": ("original", None, "", "original data", "-"),
+    "original qdt": ("original", None, "returns qdt", "QDT", ":"),
+    "weighted": ("weighted", None, "weights aw", "weighted by advantage (AW 0:1)", "-"),
+    "joined": ("joined", None, "", "joined without a bridge", "-"),
+    "stitched": ("stitched", "q99", "", "stitched, q99", "-"),
+    "stitched auto": ("stitched", "auto", "", "stitched, auto", "--"),
+    "stitched qdt": ("stitched", "q99", "returns qdt", "stitched, q99, and QDT", ":"),
 }
-"""Arm -> what it is trained on, beginning of its shaping, name, line."""
+"""Arm -> what it is trained on, its delta, beginning of its shaping, name, line."""
 GAP_SIZE, GAP_TITLE = (10, 3.9), "Success against the width of the gap"
 RATIOS = ("4:1", "2:1", "1:1", "1:2", "1:4", "0:1")
 DELTAS = ("q50", "q90", "q99", "off")
@@ -41,19 +42,33 @@ Row = Mapping[str, Any]
 
 def values(rows: Sequence[Row], algo: str, arm: str, column: str = "success_rate") -> dict[int, float]:
     """Return a column by seed for an arm, empty where it was not run."""
-    data, shaping, _, _ = ARMS[arm]
+    data, delta, shaping, _, _ = ARMS[arm]
     return {
         row["seed"]: 100 * row[column]
         for row in rows
-        if row["headline"] and row["status"] == "ok" and (row["algo"], row["data"]) == (algo, data)
+        if row["headline"] and row["status"] == "ok"
+        if (row["algo"], row["data"], row["delta"]) == (algo, data, delta)
         if (row["shaping"] == "" if shaping == "" else row["shaping"].startswith(shaping))
     }
 
 
 def gap_runs() -> dict[float, list[dict[str, Any]]]:
-    """Return the rows of the study of the gap by its width."""
-    files = {width: HERE / f"gap-{end}.parquet" for end, width in WIDTHS.items()}
-    return {width: read_rows(file) for width, file in files.items() if file.exists()}
+    """Return the rows of the study of the gap by its width, those of bridges made at auto with them."""
+    return _by_width("gap-{}.parquet", "auto-gap-{}.parquet")
+
+
+def confirmed_runs() -> dict[float, list[dict[str, Any]]]:
+    """Return the rows of the same cells on seeds that nothing was chosen on."""
+    return _by_width("confirm-gap-{}.parquet")
+
+
+def _by_width(*names: str) -> dict[float, list[dict[str, Any]]]:
+    found: dict[float, list[dict[str, Any]]] = {}
+    for end, width in WIDTHS.items():
+        files = [file for name in names if (file := HERE / name.format(end)).exists()]
+        if files:
+            found[width] = [row for file in files for row in read_rows(file)]
+    return found
 
 
 def gap(figure: Figure) -> None:
@@ -62,13 +77,13 @@ def gap(figure: Figure) -> None:
     trainers = [algo for algo in TRAINERS if any(row["algo"] == algo for rows in runs.values() for row in rows)]
     panels: Sequence[Axes] = figure.subplots(1, len(trainers), sharey=True, squeeze=False)[0]
     for axis, algo in zip(panels, trainers, strict=True):
-        for number, (arm, (data, _, name, line)) in enumerate(ARMS.items()):
+        for number, (arm, (data, _, _, name, line)) in enumerate(ARMS.items()):
             found = {
                 w: interval(np.array(list(v.values())), mean) for w, r in runs.items() if (v := values(r, algo, arm))
             }
             if not found:
                 continue
-            shift = 0.012 * (number - 2.5)  # so that intervals of equal arms lie side by side
+            shift = 0.012 * (number - 3)  # so that intervals of equal arms lie side by side
             x = np.array(list(found)) + shift
             low, middle, high = np.array([(at.low, at.value, at.high) for at in found.values()]).T
             axis.plot(x, middle, line, color=INK[data], marker="o", ms=4, label=name, zorder=3 + number)
@@ -148,20 +163,10 @@ def picture(draw: Callable[[Figure], None], size: tuple[float, float], title: st
 
 
 def gap_tables() -> str:
-    """Return a table per trainer: arms by widths, and stitched data over the strongest other arm."""
-    runs, lines = gap_runs(), list[str]()
-    for algo in TRAINERS:
-        lines += [
-            "",
-            f"| {short_name(algo)} | " + " | ".join(f"{width:g}" for width in runs) + " |",
-            "|---" * (len(runs) + 1) + "|",
-        ]
-        for arm, (_, _, name, _) in ARMS.items():
-            cells = [values(rows, algo, arm) for rows in runs.values()]
-            if any(cells):
-                lines.append(f"| {name} | " + " | ".join(_shown(cell) for cell in cells) + " |")
-        differences = [_over_best(rows, algo) for rows in runs.values()]
-        lines.append("| stitched over the best arm without bridges | " + " | ".join(differences) + " |")
+    """Return a table per trainer: arms by widths, and stitched data over the strongest other arm; then what bridges
+    and joins do at the gaps, and the table of the confirmation."""
+    runs = gap_runs()
+    lines = _arms_tables(runs)
     seams = {
         w: json.loads((HERE / f"gap-{e}.json").read_text())
         for e, w in WIDTHS.items()
@@ -170,7 +175,27 @@ def gap_tables() -> str:
     lines += ["", "| | " + " | ".join(f"{width:g}" for width in seams) + " |", "|---" * (len(seams) + 1) + "|"]
     for key in next(iter(seams.values()), {}):
         lines.append(f"| {key} | " + " | ".join(str(found[key]) for found in seams.values()) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_arms_tables(confirmed_runs())])
+
+
+def _arms_tables(runs: Mapping[float, Sequence[Row]]) -> list[str]:
+    lines: list[str] = []
+    for algo in TRAINERS:
+        if not any(row["algo"] == algo for rows in runs.values() for row in rows):
+            continue
+        lines += [
+            "",
+            f"| {short_name(algo)} | " + " | ".join(f"{width:g}" for width in runs) + " |",
+            "|---" * (len(runs) + 1) + "|",
+        ]
+        for arm, (_, _, _, name, _) in ARMS.items():
+            cells = [values(rows, algo, arm) for rows in runs.values()]
+            if any(cells):
+                lines.append(f"| {name} | " + " | ".join(_shown(cell) for cell in cells) + " |")
+        for arm in ("stitched", "stitched auto"):
+            differences = [_over_best(rows, algo, arm) for rows in runs.values()]
+            lines.append(f"| {ARMS[arm][3]}, over the best arm without bridges | " + " | ".join(differences) + " |")
+    return lines
 
 
 def _shown(cell: Mapping[int, float]) -> str:
@@ -181,15 +206,15 @@ def _text(at: Interval) -> str:
     return f"{at.value:.0f} [{at.low:.0f}, {at.high:.0f}]"
 
 
-def _over_best(rows: Sequence[Row], algo: str) -> str:
-    ours = values(rows, algo, "stitched")
+def _over_best(rows: Sequence[Row], algo: str, arm: str) -> str:
+    ours = values(rows, algo, arm)
     others = {
         arm: found for arm in ("original", "original qdt", "weighted", "joined") if (found := values(rows, algo, arm))
     }
     if not ours or not others:
         return "–"
     best = max(others, key=lambda arm: float(np.mean(list(others[arm].values()))))
-    return f"{_text(compare(ours, others[best], mean).difference)} ({ARMS[best][2]})"
+    return f"{_text(compare(ours, others[best], mean).difference)} ({ARMS[best][3]})"
 
 
 def main() -> None:
