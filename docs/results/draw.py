@@ -35,6 +35,7 @@ ARMS = {
 }
 """Arm -> what it is trained on, its delta, beginning of its shaping, name, line."""
 GAP_SIZE, GAP_TITLE = (10, 3.9), "Success against the width of the gap"
+RATIO_DELTA_SIZE, RATIO_DELTA_TITLE = (10, 3.6), "Success at every r and delta"
 RATIOS = ("4:1", "2:1", "1:1", "1:2", "1:4", "0:1")
 DELTAS = ("q50", "q90", "q99", "off")
 Row = Mapping[str, Any]
@@ -59,7 +60,7 @@ def gap_runs() -> dict[float, list[dict[str, Any]]]:
 
 def confirmed_runs() -> dict[float, list[dict[str, Any]]]:
     """Return the rows of the same cells on seeds that nothing was chosen on."""
-    return _by_width("confirm-gap-{}.parquet")
+    return _by_width("confirm-gap-{}.parquet", "confirm-q99-gap-{}.parquet")
 
 
 def _by_width(*names: str) -> dict[float, list[dict[str, Any]]]:
@@ -105,7 +106,7 @@ def ratio_delta(figure: Figure) -> None:
     trainers = [algo for algo in TRAINERS if any(row["algo"] == algo for row in rows)]
     grid = figure.subplots(len(trainers), 3, squeeze=False, width_ratios=(1.25, 1, 1))
     for (cells, by_ratio, by_delta), algo in zip(grid, trainers, strict=True):
-        at = {(r, d): _cell(rows, algo, r, d) for r in RATIOS for d in DELTAS}
+        at, by_r, by_d = _by_ratio_and_delta(rows, algo)
         means = np.array([[mean(at[r, d]) for r in RATIOS] for d in DELTAS])
         cells.imshow(means, vmin=0, vmax=100, cmap=_shades(), aspect="auto")
         for (line, column), value in np.ndenumerate(means):
@@ -116,10 +117,29 @@ def ratio_delta(figure: Figure) -> None:
         cells.set_xlabel("r, original : stitched")
         cells.set_ylabel("delta")
         original = mean(np.array(list(values(rows, algo, "original").values())))
-        _band(by_ratio, RATIOS, [np.mean([at[r, d] for d in DELTAS], axis=0) for r in RATIOS], original)
+        _band(by_ratio, RATIOS, by_r, original)
         by_ratio.set_title("by r, over all delta")
-        _band(by_delta, DELTAS, [np.mean([at[r, d] for r in RATIOS], axis=0) for d in DELTAS], original)
+        _band(by_delta, DELTAS, by_d, original)
         by_delta.set_title("by delta, over all r")
+
+
+def _by_ratio_and_delta(rows: Sequence[Row], algo: str) -> tuple[dict[tuple[str, str], Any], list[Any], list[Any]]:
+    """Return success by seed of every cell, and its mean over all deltas for each r and over all r for each delta."""
+    at = {(r, d): _cell(rows, algo, r, d) for r in RATIOS for d in DELTAS}
+    by_ratio = [np.mean([at[r, d] for d in DELTAS], axis=0) for r in RATIOS]
+    return at, by_ratio, [np.mean([at[r, d] for r in RATIOS], axis=0) for d in DELTAS]
+
+
+def ratio_delta_tables() -> str:
+    """Return a table per trainer: the means over all deltas for each r, and over all r for each delta."""
+    rows, lines = read_rows(HERE / "ratio-delta-maze.parquet"), list[str]()
+    for algo in (algo for algo in TRAINERS if any(row["algo"] == algo for row in rows)):
+        _, by_ratio, by_delta = _by_ratio_and_delta(rows, algo)
+        for names, columns in ((RATIOS, by_ratio), (DELTAS, by_delta)):
+            shown = [_text(interval(column, mean)) for column in columns]
+            lines += ["", f"| {short_name(algo)} | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+            lines.append("| success, % | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
 
 
 def _cell(rows: Sequence[Row], algo: str, ratio: str, delta: str) -> Any:
@@ -224,8 +244,9 @@ def main() -> None:
         print(gap_tables())
     if (HERE / "ratio-delta-maze.parquet").exists():
         (HERE / "ratio-delta-maze.svg").write_text(
-            picture(ratio_delta, (10, 5.6), "Success at every r and delta"), encoding="utf-8"
+            picture(ratio_delta, RATIO_DELTA_SIZE, RATIO_DELTA_TITLE), encoding="utf-8"
         )
+        print(ratio_delta_tables())
 
 
 if __name__ == "__main__":

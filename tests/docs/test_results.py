@@ -15,19 +15,23 @@ def draw() -> ModuleType:
     return load_module(FOLDER / "draw.py")
 
 
-def test_the_picture_is_the_one_of_the_rows(draw: ModuleType) -> None:
-    drawn = draw.picture(draw.gap, draw.GAP_SIZE, draw.GAP_TITLE)
-    assert (FOLDER / "gap.svg").read_text(encoding="utf-8") == drawn, "run docs/results/draw.py"
+def test_the_pictures_are_those_of_the_rows(draw: ModuleType) -> None:
+    for name, drawn in (
+        ("gap", draw.picture(draw.gap, draw.GAP_SIZE, draw.GAP_TITLE)),
+        ("ratio-delta-maze", draw.picture(draw.ratio_delta, draw.RATIO_DELTA_SIZE, draw.RATIO_DELTA_TITLE)),
+    ):
+        assert (FOLDER / f"{name}.svg").read_text(encoding="utf-8") == drawn, "run docs/results/draw.py"
 
 
 def test_the_tables_of_the_page_are_those_of_the_rows(draw: ModuleType) -> None:
     page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    for line in draw.gap_tables().splitlines():
-        if line.startswith(("| original data", "| QDT", "| weighted", "| joined", "| stitched")) and "–" not in line:
+    for line in [*draw.gap_tables().splitlines(), *draw.ratio_delta_tables().splitlines()]:
+        starts = ("| original data", "| QDT", "| weighted", "| joined", "| stitched", "| success, %")
+        if line.startswith(starts) and "– |" not in line:
             assert line in page
 
 
-SEEDS = {"gap-*": range(10, 15), "auto-gap-*": range(10, 15), "confirm-gap-*": range(30, 35), "ratio-*": range(20, 23)}
+SEEDS = {"gap-*": range(10, 15), "auto-gap-*": range(10, 15), "confirm-*": range(30, 35), "ratio-*": range(20, 23)}
 
 
 @pytest.mark.parametrize("names", SEEDS)
