@@ -36,6 +36,8 @@ ARMS = {
 """Arm -> what it is trained on, its delta, beginning of its shaping, name, line."""
 GAP_SIZE, GAP_TITLE = (10, 3.9), "Success against the width of the gap"
 RATIO_DELTA_SIZE, RATIO_DELTA_TITLE = (10, 3.6), "Success at every r and delta"
+CAPPED_BEST = 795.9
+"""Return of the best episode of hopper-mixed without its best quarter."""
 RATIOS = ("4:1", "2:1", "1:1", "1:2", "1:4", "0:1")
 DELTAS = ("q50", "q90", "q99", "off")
 Row = Mapping[str, Any]
@@ -139,6 +141,25 @@ def ratio_delta_tables() -> str:
             shown = [_text(interval(column, mean)) for column in columns]
             lines += ["", f"| {short_name(algo)} | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
             lines.append("| success, % | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def capped_table() -> str:
+    """Return a table of hopper-mixed without its best quarter: returns, as shares of the best episode that is left, and
+    differences to AW at 0:1."""
+    rows = read_rows(HERE / "capped-75.parquet")
+    cells: dict[str, dict[int, float]] = {}
+    for row in rows:
+        what = [row["data"], row["ratio"], row["delta"] and f"delta {row['delta']}", row["shaping"]]
+        cells.setdefault(f"{short_name(row['algo'])}, {' '.join(filter(None, what))}", {})[row["seed"]] = row[
+            "return_mean"
+        ]
+    weighted = next(found for name, found in cells.items() if "weighted" in name)
+    lines = ["| trained on | return [95 %] | of the best episode | over AW 0:1 |", "|---" * 4 + "|"]
+    for name, found in cells.items():
+        at, over = interval(np.array(list(found.values())), mean), _text(compare(found, weighted, mean).difference)
+        share = f"{at.value / CAPPED_BEST:.2f} [{at.low / CAPPED_BEST:.2f}, {at.high / CAPPED_BEST:.2f}]"
+        lines.append(f"| {name} | {_text(at)} | {share} | {'' if found is weighted else over} |")
     return "\n".join(lines)
 
 
@@ -247,6 +268,8 @@ def main() -> None:
             picture(ratio_delta, RATIO_DELTA_SIZE, RATIO_DELTA_TITLE), encoding="utf-8"
         )
         print(ratio_delta_tables())
+    if (HERE / "capped-75.parquet").exists():
+        print(capped_table())
 
 
 if __name__ == "__main__":

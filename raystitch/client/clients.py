@@ -81,7 +81,8 @@ class Client(_Endpoint):
         """Join the start of ``source`` to the end of ``target``; the same arguments give the same answer.
 
         Args:
-            delta: largest residual: a number, a quantile of real data such as ``q99``, ``off``; None: the model's own.
+            delta: largest residual: a number, a quantile of real data such as ``q99``, ``auto``, or ``off``; None: the
+                model's own.
             gap: number of states to generate; None: the model chooses.
             num_candidates: bridges to try; the best is returned.
             return_all: return all candidates too, to choose another threshold later (``Result.accepted_at``).

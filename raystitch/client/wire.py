@@ -49,7 +49,9 @@ def plain_options(
     if delta is not None and not isinstance(delta, str):
         delta = float(delta)
         if not 0 <= delta < float("inf"):
-            raise ValueError(f"delta must be a number >= 0, a quantile such as 'q99', or 'off', got delta={delta}")
+            raise ValueError(
+                f"delta must be a number >= 0, a quantile such as 'q99', 'auto' or 'off', got delta={delta}"
+            )
     if cut not in ("best", "ends"):
         raise ValueError(f"cut must be 'best' or 'ends', got cut={cut!r}")
     return {"delta": delta, **whole, "return_all": bool(return_all), "cut": cut, "model": model}

@@ -38,10 +38,16 @@ def end_with_node() -> None:
 
 
 class NodeLosses:
-    """Counts the nodes that every group has lost since it last got further."""
+    """Counts the nodes that every group has lost since it last got further, and how often it failed to start.
 
-    def __init__(self) -> None:
+    Args:
+        num_retries: times that a group which failed to start is tried again.
+    """
+
+    def __init__(self, num_retries: int) -> None:
+        self.num_retries = num_retries
         self._losses: dict[Hashable, int] = {}
+        self._failed_starts: dict[Hashable, int] = {}
         self._furthest: dict[Hashable, int] = {}
 
     def reached(self, group: Hashable, step: int) -> None:
@@ -55,13 +61,18 @@ class NodeLosses:
         if NODE_LOST in failure_text(trial) and self._forgiven(group):
             trial.max_failures += 1
 
-    def given_up(self, group: Hashable, trial: TuneTrial) -> bool:
-        """Say whether a group that Tune has given up is to be tried again, as no failure of its own.
+    def tries_again(self, group: Hashable, trial: TuneTrial) -> bool:
+        """Count a failure for which Tune has given a group up; say whether it is to be tried again.
 
-        That is so for the loss of a node, and for a group that may still fail by Tune's own count: Tune never tries
-        again what fails while it starts, such as in a process of an earlier group whose node is gone.
+        That is so after the loss of a node. It is, ``num_retries`` times, after a failure to start, such as in the
+        process of an earlier group whose node is gone: Tune never tries that again, whatever failures it still allows.
         """
-        return (NODE_LOST in failure_text(trial) or trial.should_recover()) and self._forgiven(group)
+        if NODE_LOST in failure_text(trial):
+            return self._forgiven(group)
+        if not trial.should_recover():
+            return False
+        self._failed_starts[group] = self._failed_starts.get(group, 0) + 1
+        return self._failed_starts[group] <= self.num_retries
 
     def _forgiven(self, group: Hashable) -> bool:
         """Count a loss; return True unless it is one too many."""

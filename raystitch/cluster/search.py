@@ -57,13 +57,16 @@ def run_search(
     log = SearchLog(place.folder, config, inputs)
     if not log.complete:
         steps = config.algorithms.of(config.search.algo).train_steps
-        watch = _Watch(partial(cell_trials, config, inputs, run=place.folder), log, progress, place)
+        trials_of = partial(cell_trials, config, inputs, run=place.folder)
+        watch = _Watch(trials_of, log, progress, place, resources.num_retries)
+        again = log.resume()
         while True:
-            scheduler = _scheduler(config.search.scheduler, steps, config.evaluation.every)
             watch.some_lost = False
-            _try_missing(config.search, config.seed, resources, scheduler, watch)
+            scheduler = _scheduler(config.search.scheduler, steps, config.evaluation.every)
+            _try_missing(config.search, config.seed, resources, scheduler, watch, again)
             if not watch.some_lost:
                 break
+            again = log.resume(failed=False)
     return log.choose()
 
 
@@ -73,11 +76,11 @@ def _try_missing(
     resources: ResourceConfig,
     scheduler: TrialScheduler,
     watch: "_Watch",
+    again: list[Cell],
 ) -> None:
-    """Try cells until there are as many as the search asks for."""
+    """Try cells, first those that were begun before (``again``), until there are as many as the search asks for."""
     log = watch.log
-    again = log.resume()
-    tried = {cell for cell, _ in log.cells("ok", "stopped")}
+    tried = {cell for cell, _ in log.cells("ok", "stopped", "failed")}
     num_missing = search.num_cells - len(log.rows)
     space: dict[str, Any] = {}
     algorithm: Searcher | None = None
@@ -198,12 +201,14 @@ def _optuna(search: SearchConfig, seed: int, log: SearchLog, again: list[Cell]) 
 class _Watch(tune.Callback):
     """Keeps ``search.json`` and the driver's progress display up to date."""
 
-    def __init__(self, trials_of: TrialsOf, log: SearchLog, progress: OnTrialDone | None, place: RunPlace) -> None:
+    def __init__(
+        self, trials_of: TrialsOf, log: SearchLog, progress: OnTrialDone | None, place: RunPlace, num_retries: int
+    ) -> None:
         self.trials_of, self.log, self.progress, self.place = trials_of, log, progress, place
         self.places: dict[str, int] = {}
-        self.losses = NodeLosses()
+        self.losses = NodeLosses(num_retries)
         self.some_lost = False
-        """Whether cells were given up with their nodes (``NodeLosses.given_up``)."""
+        """Whether cells are to be tried again (``NodeLosses.tries_again``)."""
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._place(trial)
@@ -237,9 +242,10 @@ class _Watch(tune.Callback):
             self.log.end(self._place(trial), "ok", value, mine[0].settings.train_steps)
             self._tell(trial, f"{value:.4g}")
             return
-        if self.losses.given_up(_cell(trial.config or {}), trial):
-            self.some_lost = True  # its row stays as one that runs, which the next round goes on with
-            self._tell(trial, "lost with its node: tried again")
+        if self.losses.tries_again(_cell(trial.config or {}), trial):
+            self.some_lost = True
+            self._place(trial)  # its row stays as one that runs: the next round goes on with it
+            self._tell(trial, "lost with its node, or while it started: tried again")
             return
         self.log.end(self._place(trial), "failed", None, int((trial.last_result or {}).get("step", 0)))
         self._tell(trial, f"failed ({failure(failed[0], failure_text(trial), trial.num_failures)})")

@@ -47,7 +47,7 @@ from raystitch.pipeline.trials.like import ImaginedCluster
 from raystitch.pipeline.trials.logs import augment_log, fit_log, log_report
 from raystitch.pipeline.trials.place import RunPlace, check_shared_loggers, of_study, open_place
 from raystitch.pipeline.trials.plan import delta_values, plan, planned, result_rows
-from raystitch.pipeline.trials.preflight import Checked, check_run, check_stages, nearest
+from raystitch.pipeline.trials.preflight import Checked, asked_deltas, check_run, check_stages, nearest
 from raystitch.pipeline.trials.run_folder import other_rows, write_config
 from raystitch.pipeline.trials.search import search_rows, with_chosen
 from raystitch.pipeline.trials.targets import with_target
@@ -161,6 +161,7 @@ def _run(
     place.publish()
     track = RunProgress(folder)
     bundle, buffer = _generate(asked, place, dataset, track)
+    buffer.calibration.check(asked_deltas(asked))
     with track.stage("figures"):
         with _stage("figures"):
             write_figures(dataset, buffer, folder / FIGURES)

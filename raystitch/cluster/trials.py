@@ -106,7 +106,7 @@ def run_groups(
     finished lies in the trials' own folders; Tune's state is thrown away, so an interrupted run just submits what is
     missing.
     """
-    watch = _Watch(progress, running, place)
+    watch = _Watch(progress, running, place, resources.num_retries)
     errors, killed = _run_with_lost(groups, place, resources, watch, loggers)
     if not killed:
         return errors
@@ -122,11 +122,11 @@ def run_groups(
 def _run_with_lost(
     groups: Sequence[Group], place: RunPlace, resources: ResourceConfig, watch: "_Watch", loggers: Sequence[LoggerName]
 ) -> tuple[dict[str, str], list[Group]]:
-    """Run a round, and again those that Tune gave up with their nodes (``NodeLosses.given_up``); return the errors of
+    """Run a round, and again those that Tune gave up too early (``NodeLosses.tries_again``); return the errors of
     trials that failed, by trial id, and the groups that were killed for lack of memory."""
     errors, killed, lost = _run_round(groups, place, resources, watch, loggers)
     while lost:
-        say(f"{_groups(lost)} of trials lost with {'its node' if len(lost) == 1 else 'their nodes'}: tried again")
+        say(f"{_groups(lost)} of trials lost with the node, or while starting: tried again")
         again, more_killed, still_lost = _run_round(lost, place, resources, watch, loggers)
         errors, lost = _of_others(errors, lost) | again, still_lost
         killed += more_killed
@@ -155,7 +155,7 @@ def _run_round(
     groups: Sequence[Group], place: RunPlace, resources: ResourceConfig, watch: "_Watch", loggers: Sequence[LoggerName]
 ) -> tuple[dict[str, str], list[Group], list[Group]]:
     """Return the errors of trials that failed, by trial id, the groups that were killed for lack of memory, and those
-    that were given up with their nodes."""
+    that are to be tried again."""
     quiet_tune()
     storage = tune_folder(place.folder)
     tuner = tune.Tuner(
@@ -240,11 +240,13 @@ class _Watch(tune.Callback):
     ``resources.num_retries``, as long as it gets further in between.
     """
 
-    def __init__(self, progress: OnTrialDone | None, running: OnTrialsRun | None, place: RunPlace) -> None:
+    def __init__(
+        self, progress: OnTrialDone | None, running: OnTrialsRun | None, place: RunPlace, num_retries: int
+    ) -> None:
         self.progress, self.say_running, self.place, self.done = progress, running, place, 0
         self.attempts: dict[Group, int] = {}
         self.before: dict[Group, int] = {}
-        self.losses = NodeLosses()
+        self.losses = NodeLosses(num_retries)
 
     def begin(self, groups: Sequence[Group]) -> None:
         """Take the groups of a round. Those that an earlier round has tried count as not done again, and attempts from
@@ -279,7 +281,7 @@ class _Watch(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         group, error = self.groups[number_of(trial)], failure_text(trial)
         self.failures[group] = error
-        if LOW_MEMORY not in error and self.losses.given_up(group, trial):
+        if LOW_MEMORY not in error and self.losses.tries_again(group, trial):
             self.lost.append(group)
         self._ended(trial, trial.num_failures, _died(error))
 

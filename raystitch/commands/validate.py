@@ -87,7 +87,9 @@ def _print(found: dict[str, Any]) -> None:
         print(f"real windows with inverse-dynamics actions that delta = {found['delta']} accepts: {share}")
     auto = found["auto"]
     _print_calibration([*found["calibration"], *([auto] if auto["unavailable"] is None else [])])
-    _print_promise(auto)
+    from raystitch.report.table import promise
+
+    print(promise(auto))
     _print_criteria(found["criteria"])
     _print_novelty(found["novelty"])
 
@@ -133,15 +135,6 @@ def _print_calibration(curve: list[dict[str, Any]]) -> None:
             rows.append([*row, found["num_bridges"], *steps, _percent(below)])
     headers = ("delta", "median", "real windows", "first attempts", "bridges", "step: median", "p90", "largest < 0.5")
     print(table(headers, rows))
-
-
-def _print_promise(auto: dict[str, Any]) -> None:
-    if auto["unavailable"] is not None:
-        print(auto["unavailable"])
-        return
-    promise = f"delta = auto, {number(auto['delta'])}, is to keep {_percent(auto['nominal'])} of the bridges"
-    found = "" if auto["below_reference"] is None else f"; it keeps {_percent(auto['below_reference'])}"
-    print(f"{promise} below real data with noise{found}")
 
 
 def _print_criteria(criteria: list[dict[str, Any]]) -> None:

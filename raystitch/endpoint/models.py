@@ -128,6 +128,7 @@ def load_model(name: str, config: ModelConfig, stitch: StitchConfig, device: str
     if is_remote(folder):
         folder = local_copy(folder, STITCHER_FILE, "a stitcher bundle (made by `raystitch fit`)")
     bundle = Bundle.load(folder, device)
+    bundle.calibration.check([stitch.qualify.delta])
     dataset = None
     if config.dataset is not None:
         dataset = DatasetRef(config.dataset, env=config.env).load(bundle.env)

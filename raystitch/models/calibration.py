@@ -1,7 +1,7 @@
 """Thresholds (delta), and what the criteria's numbers are on real data: quantiles per gap. numpy only."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ AUTO = "auto"
 NOISE = 0.05
 """Standard deviation of the noise, in standardised units, with which real states are the reference for true bridges."""
 TRUE_SHARE = 0.95
-"""The share of windows for which ``auto`` holds."""
+"""The share of bridges that ``auto`` is to keep true."""
 QUANTILES = np.concatenate([np.linspace(0, 0.9, 19), np.linspace(0.91, 0.99, 9), [0.995, 0.999, 1.0]])
 _QUANTILE = re.compile(r"q(\d{1,2}(\.\d+)?|100)")
 
@@ -64,7 +64,8 @@ def delta_text(delta: Delta) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """The criteria's numbers on real windows with inverse-dynamics actions, of episodes that no model was fitted on.
+    """The criteria's numbers on real windows of episodes that no model was fitted on, with inverse-dynamics actions
+    unless a table says otherwise.
 
     Attributes:
         gaps: int64 [G], ascending.
@@ -73,7 +74,7 @@ class Calibration:
             ``proposers`` (the proposers' residual) are the largest of the window's steps, ``residual_sum`` and
             ``spread_sum`` the sums over them, ``rollout`` the distance at its end; all squared L2 in standardised
             units. ``recorded`` is the residual with the actions as they were recorded, ``noise`` the same with every
-            state moved by ``NOISE``. Earlier versions kept neither sums nor the last two.
+            state moved by ``NOISE``. Earlier versions kept neither of these two, and before them no sums.
     """
 
     gaps: Ints
@@ -123,9 +124,18 @@ class Calibration:
             return per_gap[nearest].astype(np.float32)
         return np.full(len(gaps), np.inf if delta is None else delta, np.float32)
 
+    def check(self, deltas: Iterable[Delta]) -> None:
+        """Refuse deltas that have no threshold here.
+
+        Raises:
+            UserError: for ``auto``, where ``truthful`` has none.
+        """
+        for delta in deltas:
+            self.threshold(delta, self.gaps)
+
     def truthful(self) -> NDArray[np.float64]:
-        """Return the delta per gap below which bridges are true, by held-out windows alone, float64 [G]; the largest
-        residual of a window that counts.
+        """Return the delta per gap below which bridges are true, by held-out windows alone, float64 [G]; 0, which
+        refuses every bridge, at a gap where the judges err more than the noise.
 
         A bridge counts as true if the largest error of its steps is below the median of real windows with ``NOISE``.
         Its error is its residual and the judges' own error together; both have many dimensions and no common

@@ -150,7 +150,7 @@ def calibrate(
         starts = windows.starts[rows].cpu()
         steps = starts - torch.searchsorted(before, starts, right=True)  # a row more than transitions in each episode
         real = recorded[(steps[:, None] + torch.arange(length - 1)).clamp(max=len(recorded) - 1)].to(device)
-        noisy = states + NOISE * heads.dynamics.state.spread(torch.randn(states.shape, generator=generator).to(device))
+        noisy = states + NOISE * heads.dynamics.state.to_raw(torch.randn(states.shape, generator=generator).to(device))
         judged = heads.dynamics.residual(obs, real, next_obs, "judges")
         moved = heads.dynamics.residual(noisy[:, :-1], real, noisy[:, 1:], "judges")
         for name, value in zip(names, (residual, spread, proposers, judged, moved), strict=True):

@@ -131,9 +131,9 @@ class Standardizer(nn.Module):
 
     def decode(self, standardised: Tensor) -> Tensor:
         """Standardised [..., O] -> raw [..., O]; the mean in dimensions that are not active."""
-        return self.spread(standardised) + self.mean
+        return self.to_raw(standardised) + self.mean
 
-    def spread(self, standardised: Tensor) -> Tensor:
+    def to_raw(self, standardised: Tensor) -> Tensor:
         """Difference of states in standardised units [..., O] -> in raw units; 0 in dimensions that are not active."""
         return standardised * (self.std * self.active)
 

@@ -46,8 +46,8 @@ def acceptance(found: Buffer | Candidates, delta: AtDelta = "generation", *, ax:
 
     Args:
         found: a buffer, or the candidates of ``Stitcher.stitch``.
-        delta: at which a buffer is read: a number, a quantile such as ``q99``, or ``off``; ``generation`` is what it
-            was made with. Candidates have been decided on already.
+        delta: at which a buffer is read: a number, a quantile such as ``q99``, ``auto`` or ``off``; ``generation`` is
+            what it was made with. Candidates have been decided on already.
         ax: where to draw; None for a new figure of pyplot.
 
     Raises:

@@ -96,7 +96,8 @@ def bridges(
     """Draw accepted bridges, taken at random, with the 25 steps before and after each.
 
     Args:
-        delta: a number, a quantile such as ``q99``, or ``off``; ``generation`` is what the buffer was made with.
+        delta: a number, a quantile such as ``q99``, ``auto`` or ``off``; ``generation`` is what the buffer was made
+            with.
         count: most bridges drawn. dims, ax: as of ``bridge``.
 
     Raises:

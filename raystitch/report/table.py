@@ -94,6 +94,18 @@ SET_NAMES = {
 """Set of windows in validate.json -> its name in tables."""
 
 
+def promise(auto: Mapping[str, Any]) -> str:
+    """Say what ``delta: auto`` is, from its entry in validate.json, and whether it holds; or why there is none."""
+    if auto["unavailable"] is not None:
+        return str(auto["unavailable"])
+    says = (
+        f"delta: auto is {auto['delta']:.3g} here and accepts {auto['num_bridges']:,} bridges of this buffer; it should"
+    )
+    says += f" keep {100 * auto['nominal']:.3g} % of them truer than real data with noise"
+    below = auto["below_reference"]
+    return says + ("." if below is None else f"; in the simulator {100 * below:.3g} % of a sample are.")
+
+
 UNFINISHED = "unfinished"
 """Status of the row of a trial without a result yet; no row of results.parquet has it."""
 MOST_CELLS = 12

@@ -6,7 +6,7 @@ from typing import Any
 
 from raystitch.report import truth_figures as figures
 from raystitch.report.html import html_table, section
-from raystitch.report.table import SET_NAMES
+from raystitch.report.table import SET_NAMES, promise
 
 CRITERIA = {
     "non_finite": "finite numbers",
@@ -44,7 +44,8 @@ def simulator_truth(validation: Mapping[str, Any] | None) -> str:
     body = "" if not sets else _sets_table(sets) + _paragraph(_facts(validation))
     if validation["unavailable"]:
         body = f"<p>Unavailable: {escape(str(validation['unavailable']))}.</p>"
-    body += _paragraph(_promise(validation.get("auto"))) + _pictures(validation, sets)
+    auto = validation.get("auto")  # earlier versions say nothing of it
+    body += _paragraph([promise(auto)] if auto else []) + _pictures(validation, sets)
     body += f"<h3>What each criterion does</h3>{_criteria_table(validation['criteria'])}"
     body += _paragraph(_novelty(validation["novelty"]))
     return section(TITLE, body, NOTE.format(noise=validation["noise"]) if sets else "")
@@ -94,19 +95,6 @@ def _facts(validation: Mapping[str, Any]) -> list[str]:
         share = _percent(validation["real_accepted_share"])
         facts.append(f"Delta accepts {share} of real held-out windows with inverse-dynamics actions.")
     return facts
-
-
-def _promise(auto: Mapping[str, Any] | None) -> list[str]:
-    """Say what ``delta: auto`` is and whether it holds; validations of earlier versions say nothing of it."""
-    if auto is None:
-        return []
-    if auto["unavailable"] is not None:
-        return [str(auto["unavailable"])]
-    says = (
-        f"delta: auto is {_number(auto['delta'])} here, {auto['num_bridges']:,} bridges of this buffer; it is to keep"
-    )
-    kept = "" if auto["below_reference"] is None else f", and keeps {_percent(auto['below_reference'])}"
-    return [f"{says} {_percent(auto['nominal'])} of them truer than real data with noise{kept}."]
 
 
 def _pictures(validation: Mapping[str, Any], sets: Mapping[str, Any]) -> str:

@@ -59,7 +59,6 @@ class Stitcher:
                 "num_judges of at least 2 or leave qualify.spread off"
             )
         bundle.check_return_weight(self.config.sampler.return_weight)
-        bundle.calibration.threshold(self.config.qualify.delta, bundle.calibration.gaps)  # auto may have no answer
         self._micro_batches = MicroBatches(self.config.sampler.micro_batch)
 
     def propose(self, pairs: Pairs, seeds: Ints) -> Candidates:

@@ -20,7 +20,7 @@ function marksAt(model, gap) {
   ]);
   if (model.delta.auto) {
     const value = thresholdFor("auto", gap, model);
-    marks.push(["auto", value, `95 % of the bridges below ${format(value)} are truer than real data with noise`]);
+    marks.push(["auto", value, `95 % of the bridges below ${format(value)} should be truer than real data with noise`]);
   }
   return marks.filter(([, value]) => value > 0).sort(([, one], [, other]) => one - other);
 }
@@ -38,7 +38,7 @@ export class Strip {
     });
     this.plot = svg("svg", { class: "strip-plot", "aria-hidden": "true" });
     this.slider = h("input", { type: "range", id: "delta", min: 0, max: OFF, step: 1, oninput: () => this.#slid() });
-    this.marks = h("div", { class: "marks", role: "group", "aria-label": "Quantiles of real steps" });
+    this.marks = h("div", { class: "marks", role: "group", "aria-label": "Thresholds with a name" });
     root.replaceChildren(h("div", { class: "strip" }, this.plot, this.dots, this.slider, this.marks));
     this.root = root;
     this.dots.addEventListener("keydown", (event) => this.#key(event));
@@ -97,9 +97,9 @@ export class Strip {
     this.#drawDots(state);
     const threshold = thresholdFor(delta, gap, model);
     this.slider.value = delta === "off" ? OFF : this.#position(Math.max(threshold, this.low));
-    const isQuantile = typeof delta === "string";
+    const isNamed = typeof delta === "string";
     const origin = delta === "auto" ? "auto" : `${delta} of real steps`;
-    const meaning = isQuantile ? `${format(threshold)}, ${origin} at gap ${gap}` : format(threshold);
+    const meaning = isNamed ? `${format(threshold)}, ${origin} at gap ${gap}` : format(threshold);
     const words = delta === "off" ? "off: every residual is accepted" : meaning;
     const effect = candidates ? `; ${state.numAccepted} of ${candidates.length} accepted` : "";
     this.slider.setAttribute("aria-valuetext", words + effect);

@@ -156,6 +156,7 @@ class TuneTrialHere(TuneTrial):
 
 def failed_trial(folder: Path, *failures: str, max_failures: int = 0, status: str = TuneTrial.RUNNING) -> TuneTrial:
     trial = TuneTrialHere("none", stub=True, max_failures=max_failures)
+    folder.mkdir(exist_ok=True)
     trial.folder = str(folder)
     trial.set_status(status)
     for failure in failures:
@@ -167,29 +168,30 @@ LOST = f"The actor died because {NODE_LOST}. Node Id: 7"
 
 
 def test_a_group_that_gets_further_may_lose_any_number_of_nodes(tmp_path: Path) -> None:
-    losses, group = NodeLosses(), group_of("original")
+    losses, group = NodeLosses(2), group_of("original")
     trial = failed_trial(tmp_path, "RunError: the loss is not finite", LOST)
     assert failure_text(trial) == LOST and not trial.should_recover()
     for step in (10, 20):
         losses.reached(group, step)
-        assert all(losses.given_up(group, trial) for _ in range(MAX_LOSSES))
+        assert all(losses.tries_again(group, trial) for _ in range(MAX_LOSSES))
     losses.reached(group, 20)  # it came as far as before
-    assert not losses.given_up(group, trial)
+    assert not losses.tries_again(group, trial)
     losses.reached(group, 30)
     losses.recovered(group, trial)
-    assert trial.max_failures == 1 and losses.given_up(group, trial)
+    assert trial.max_failures == 1 and losses.tries_again(group, trial)
     trial.handle_error(TuneError("RunError: the loss is not finite"))
-    assert not losses.given_up(group, trial)
+    assert not losses.tries_again(group, trial)
     losses.recovered(group, trial)
     assert trial.max_failures == 1
 
 
 def test_a_group_that_tune_gives_up_while_it_starts_is_tried_again(tmp_path: Path) -> None:
     """Tune never does, however often a trial may fail."""
-    losses, group = NodeLosses(), group_of("original")
+    losses, group = NodeLosses(2), group_of("original")
     trial = failed_trial(tmp_path, "The actor is unavailable", max_failures=1, status=TuneTrial.PENDING)
-    assert all(losses.given_up(group, trial) for _ in range(MAX_LOSSES))
-    assert not losses.given_up(group, trial), "a group that never starts has an end"
+    assert [losses.tries_again(group, trial) for _ in range(3)] == [True, True, False], "num_retries times"
+    lost = failed_trial(tmp_path / "lost", LOST, max_failures=1, status=TuneTrial.PENDING)
+    assert all(losses.tries_again(group, lost) for _ in range(MAX_LOSSES)), "counted apart"
     assert failure_text(failed_trial(tmp_path / "other")) == ""
 
 

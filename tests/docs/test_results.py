@@ -25,13 +25,21 @@ def test_the_pictures_are_those_of_the_rows(draw: ModuleType) -> None:
 
 def test_the_tables_of_the_page_are_those_of_the_rows(draw: ModuleType) -> None:
     page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    for line in draw.capped_table().splitlines():
+        assert line in page
     for line in [*draw.gap_tables().splitlines(), *draw.ratio_delta_tables().splitlines()]:
         starts = ("| original data", "| QDT", "| weighted", "| joined", "| stitched", "| success, %")
         if line.startswith(starts) and "– |" not in line:
             assert line in page
 
 
-SEEDS = {"gap-*": range(10, 15), "auto-gap-*": range(10, 15), "confirm-*": range(30, 35), "ratio-*": range(20, 23)}
+SEEDS = {
+    "gap-*": range(10, 15),
+    "auto-gap-*": range(10, 15),
+    "confirm-*": range(30, 35),
+    "ratio-*": range(20, 23),
+    "capped-*": range(10, 15),
+}
 
 
 @pytest.mark.parametrize("names", SEEDS)

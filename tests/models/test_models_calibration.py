@@ -87,6 +87,9 @@ def test_auto_has_no_answer_where_judges_err_more_than_noise_or_nobody_measured_
     made = make()
     with pytest.raises(UserError, match=r"delta=auto: an earlier version fitted this stitcher.*delta=q99"):
         made.threshold("auto", gaps)
+    made.check(["q99", 0.5, None, "off"])
+    with pytest.raises(UserError, match="an earlier version fitted this stitcher"):
+        made.check(["q99", "auto"])
     worse = np.linspace(1, 3, 7)[:, None] * flat
     some = replace(made, tables={**made.tables, "noise": 4 * flat, "recorded": 2 * worse})
     assert some.threshold("auto", gaps).tolist() == [2.0, 0.0]

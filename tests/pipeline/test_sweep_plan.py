@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from raystitch.buffer.reader import Buffer
 from raystitch.config import RunConfig, load_run_config
 from raystitch.data.d4rl import write_d4rl
 from raystitch.data.episodes import EpisodeDataset
@@ -15,8 +16,8 @@ from raystitch.io.config_file import parse_config
 from raystitch.io.files import write_json
 from raystitch.pipeline.trials.cost import Machines, estimate, plan_groups
 from raystitch.pipeline.trials.groups import group_trials
-from raystitch.pipeline.trials.plan import make_trial, plan, result_rows
-from raystitch.pipeline.trials.preflight import check_run
+from raystitch.pipeline.trials.plan import delta_values, make_trial, plan, result_rows
+from raystitch.pipeline.trials.preflight import asked_deltas, check_run
 from raystitch.pipeline.trials.rehearsal import RunPace
 from raystitch.pipeline.trials.trial import InputHashes, Trial
 from raystitch.pipeline.trials.trial_folder import finished
@@ -206,6 +207,15 @@ def test_stacked_seeds_cost_less_than_one_after_the_other_and_a_search_costs_too
     searching = config(search={"algorithm": "random", "num_samples": 10, "seeds": [5, 6]})
     few, many = (seconds(searching, num_cpus)["search"] for num_cpus in (2, 20))
     assert few > many > 0
+
+
+def test_every_delta_of_a_run_is_asked_about_and_another_grid_s_has_no_number(truth_buffer: Buffer) -> None:
+    grid = "grid=[{algo: bc, data: original}, {algo: bc, data: stitched, delta: [q50, auto]}]"
+    search = "search={algorithm: random, algo: bc, seeds: [99], delta: [0.5]}"
+    assert asked_deltas(load_run_config("smoke", [grid, "headline=null"])) == ["off", "q50", "auto"]
+    assert asked_deltas(load_run_config("smoke", [grid, "headline=null", search])) == ["off", "q50", "auto", 0.5]
+    value = delta_values(truth_buffer)
+    assert value("q50") == pytest.approx(0.5) and value("auto") is None  # its calibration has none
 
 
 def test_a_selection_is_part_of_a_run_and_all_changes_nothing(tmp_path: Path) -> None:

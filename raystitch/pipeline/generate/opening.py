@@ -72,6 +72,7 @@ def open_ledger(
     Raises:
         UserError: another dataset than the bundle's, settings that do not suit it, or ``out`` holds something else.
     """
+    bundle.calibration.check([stitch_config.qualify.delta])
     meta = planned_meta(dataset, bundle, stitch_config, config, seed)
     storage = Storage(out)
     path = storage.uri if storage.local is None else str(storage.local)

@@ -12,6 +12,7 @@ import numpy as np
 from raystitch.buffer.reader import Buffer
 from raystitch.config import RunConfig
 from raystitch.data.select import ALL
+from raystitch.errors import UserError
 from raystitch.models.calibration import Delta
 from raystitch.pipeline.status.cells import PlannedTrial, settled_cell
 from raystitch.pipeline.trials.trial import STITCHER, InputHashes, JoinedSettings, Trial, shaping_entry
@@ -138,12 +139,16 @@ def result_rows(
 
 
 def delta_values(buffer: Buffer) -> Callable[[str], float | None]:
-    """Return a function that gives a delta as a number: for a quantile the median of its thresholds over the accepted
-    bridges' gaps. Every delta is worked out once, however many trials have it."""
+    """Return a function that gives a delta as a number: for a quantile and ``auto`` the median of the thresholds over
+    the accepted bridges' gaps, None where there are none. Every delta is worked out once, however many trials have
+    it."""
 
     @cache
     def value_of(delta: str) -> float | None:
-        rows = buffer.accepted_rows(delta)
+        try:
+            rows = buffer.accepted_rows(delta)
+        except UserError:  # another grid's auto
+            return None
         if not len(rows):
             return None
         value = float(np.median(buffer.calibration.threshold(delta, buffer.column("gap")[rows])))

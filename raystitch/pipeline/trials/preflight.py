@@ -20,6 +20,7 @@ from raystitch.errors import DamagedError, UserError
 from raystitch.io.files import is_remote, require_space
 from raystitch.io.storage import Storage
 from raystitch.models.bundle import Bundle
+from raystitch.models.calibration import Delta
 from raystitch.models.fit import existing_fit, rehearse_fit
 from raystitch.pipeline.generate.opening import planned_meta
 from raystitch.pipeline.trials.checks import check_evaluation, check_suitable
@@ -99,9 +100,17 @@ def check_stages(config: RunConfig, folder: Path, dataset: EpisodeDataset, buffe
     at = folder / BUFFER if buffer is None else buffer
     _check_buffer(config, at, dataset, bundle)
     check_judged(config, at)
+    if bundle is not None:
+        bundle.calibration.check(asked_deltas(config))
     stand_in = bundle or rehearse_fit(dataset, config.fit)
     planned_meta(dataset, stand_in, config.stitch, config.augment, config.seed)
     SourceIndex(dataset, stand_in, config.stitch)
+
+
+def asked_deltas(config: RunConfig) -> list[Delta]:
+    """Return every delta that bridges are made or read at."""
+    of_search = config.search.delta if config.search.algorithm != "none" else ()
+    return [config.stitch.qualify.delta, *(delta for cell in config.grid for delta in cell.delta), *of_search]
 
 
 def _check_buffer(config: RunConfig, path: Path | str, dataset: EpisodeDataset, bundle: Bundle | None) -> None:

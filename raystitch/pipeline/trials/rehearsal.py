@@ -132,7 +132,9 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def _candidate_seconds(config: RunConfig, dataset: EpisodeDataset, bundle: Bundle) -> float:
-    stitcher, index = Stitcher(bundle, config.stitch), SourceIndex(dataset, bundle, config.stitch)
+    # A bundle that was fitted for a moment has no auto.
+    stitch = replace(config.stitch, qualify=replace(config.stitch.qualify, delta="q99"))
+    stitcher, index = Stitcher(bundle, stitch), SourceIndex(dataset, bundle, stitch)
     count = min(PAIRS, config.augment.pairs_per_shard)
     shards = iter(range(2))
     return _timed(lambda: make_shard(stitcher, index, config.seed, next(shards), count)) / count

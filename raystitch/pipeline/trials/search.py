@@ -172,9 +172,10 @@ class SearchLog:
     def complete(self) -> bool:
         return len(self._ended()) >= self.search.num_cells
 
-    def resume(self) -> list[Cell]:
-        """Take the cells that were interrupted or failed out of the log, to be tried again."""
-        again = [row for row in self.rows if row["status"] in ("running", "failed")]
+    def resume(self, *, failed: bool = True) -> list[Cell]:
+        """Take the cells that were interrupted, and those that ``failed``, out of the log, to be tried again."""
+        words = ("running", "failed") if failed else ("running",)
+        again = [row for row in self.rows if row["status"] in words]
         self.rows = [row for row in self.rows if row not in again]
         return [Cell(row["ratio"], row["delta"]) for row in again]
 

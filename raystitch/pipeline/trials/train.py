@@ -56,7 +56,7 @@ def train(
         config: the settings of the algorithm, None for the published ones.
         buffer: an open one or its URI; needed where the ratio asks for augmented rows.
         ratio: original : augmented in every batch.
-        delta: a number, a quantile such as ``q99``, or ``off``; None for what the buffer was made with.
+        delta: a number, a quantile such as ``q99``, ``auto`` or ``off``; None for what the buffer was made with.
         seed: of the networks, the batches and all noise.
         shaping: weights of the augmented part, rewards, returns-to-go; None for the data as they are. Weights without a
             buffer weigh the original data again as the augmented part, so ratio 0:1 is weighted data alone.

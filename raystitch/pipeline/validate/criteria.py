@@ -113,14 +113,15 @@ def calibration_curve(
     return [{"nominal": float(level[1:]) / 100, **_at_level(level, buffer, real, rows, simulated)} for level in LEVELS]
 
 
-def truthful(
+def auto_entry(
     buffer: Buffer,
     real: tuple[Ints, NDArray[np.float64]] | None,
     rows: Ints,
     simulated: Simulated | None,
     noise: Simulated | None,
 ) -> dict[str, Any]:
-    """Return the same for ``delta: auto``, and whether it holds what it promises; or why it has no answer.
+    """Return what is accepted when the buffer is read at ``auto``, how true it is, and whether that is what ``auto``
+    promises; or why it has no answer.
 
     Args:
         real, rows, simulated: as for ``calibration_curve``. noise: real windows with noise.

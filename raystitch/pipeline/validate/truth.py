@@ -67,7 +67,7 @@ from raystitch.envs.simulator import Simulator, Unavailable
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
 from raystitch.models.calibration import NOISE
-from raystitch.pipeline.validate.criteria import calibration_curve, criteria_table, truthful
+from raystitch.pipeline.validate.criteria import auto_entry, calibration_curve, criteria_table
 from raystitch.pipeline.validate.novelty import novelty
 from raystitch.pipeline.validate.rank import rank_correlation
 from raystitch.pipeline.validate.simulated import Simulated, describe, open_for, share, simulate
@@ -222,7 +222,7 @@ def validate(
         "real_accepted_share": _real_accepted_share(buffer, judged),
         "criteria": criteria_table(buffer, natural_rows, natural),
         "calibration": calibration_curve(buffer, judged, natural_rows, natural),
-        "auto": truthful(buffer, judged, natural_rows, natural, simulated.get("real_noise")),
+        "auto": auto_entry(buffer, judged, natural_rows, natural, simulated.get("real_noise")),
         "novelty": novelty(accepted, real, dataset, train, normalizer, numpy_rng(seed, "validate", "novelty")),
     }
 
