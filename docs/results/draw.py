@@ -216,7 +216,13 @@ def gap_tables() -> str:
     lines += ["", "| | " + " | ".join(f"{width:g}" for width in seams) + " |", "|---" * (len(seams) + 1) + "|"]
     for key in next(iter(seams.values()), {}):
         lines.append(f"| {key} | " + " | ".join(str(found[key]) for found in seams.values()) + " |")
+    at_auto = [_crossings(HERE / f"auto-gap-{end}.json") for end, width in WIDTHS.items() if width in seams]
+    lines.append("| the same of as many bridges made at auto | " + " | ".join(at_auto) + " |")
     return "\n".join([*lines, *_arms_tables(confirmed_runs())])
+
+
+def _crossings(file: Path) -> str:
+    return ", ".join(map(str, json.loads(file.read_text())["bridge_crossings"])) if file.exists() else ""
 
 
 def _arms_tables(runs: Mapping[float, Sequence[Row]]) -> list[str]:

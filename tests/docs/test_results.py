@@ -28,9 +28,10 @@ def test_the_tables_of_the_page_are_those_of_the_rows(draw: ModuleType) -> None:
     for line in draw.capped_table().splitlines():
         assert line in page
     for line in [*draw.gap_tables().splitlines(), *draw.ratio_delta_tables().splitlines()]:
-        starts = ("| original data", "| QDT", "| weighted", "| joined", "| stitched", "| success, %")
-        if line.startswith(starts) and "– |" not in line:
-            assert line in page
+        starts = ("| original data", "| QDT", "| weighted", "| joined", "| stitched", "| success, %", "| the same of")
+        some = set(line.split(" | ")[1:]) - {"–", "– |"}
+        if line.startswith(starts) and some and not line.startswith("| original data | –"):  # IQL's is told in words
+            assert line.replace("|  |", "| |") in page
 
 
 SEEDS = {
