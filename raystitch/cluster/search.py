@@ -17,7 +17,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search import Searcher
 
 from raystitch.cluster.node_losses import NodeLosses, end_with_node, failure_text
-from raystitch.cluster.trials import OnTrialDone, failure, num_slots, quiet_tune, tune_folder, tune_resources
+from raystitch.cluster.trials import LOST, OnTrialDone, failure, num_slots, quiet_tune, tune_folder, tune_resources
 from raystitch.config import ResourceConfig, RunConfig
 from raystitch.console import say
 from raystitch.errors import RunError
@@ -245,7 +245,7 @@ class _Watch(tune.Callback):
         if self.losses.tries_again(_cell(trial.config or {}), trial):
             self.some_lost = True
             self._place(trial)  # its row stays as one that runs: the next round goes on with it
-            self._tell(trial, "lost with its node, or while it started: tried again")
+            self._tell(trial, LOST)
             return
         self.log.end(self._place(trial), "failed", None, int((trial.last_result or {}).get("step", 0)))
         self._tell(trial, f"failed ({failure(failed[0], failure_text(trial), trial.num_failures)})")

@@ -36,6 +36,7 @@ OnTrialsRun = Callable[[int, str], None]
 
 TUNE_FOLDER = ".tune"
 GROUP = "group-"
+LOST = "lost with the node, or while starting: tried again"
 LOW_MEMORY = "running low on memory"
 """What Ray's memory monitor says about a process that it killed."""
 
@@ -126,7 +127,7 @@ def _run_with_lost(
     trials that failed, by trial id, and the groups that were killed for lack of memory."""
     errors, killed, lost = _run_round(groups, place, resources, watch, loggers)
     while lost:
-        say(f"{_groups(lost)} of trials lost with the node, or while starting: tried again")
+        say(f"{_groups(lost)} of trials {LOST}")
         again, more_killed, still_lost = _run_round(lost, place, resources, watch, loggers)
         errors, lost = _of_others(errors, lost) | again, still_lost
         killed += more_killed
@@ -282,11 +283,14 @@ class _Watch(tune.Callback):
         group, error = self.groups[number_of(trial)], failure_text(trial)
         self.failures[group] = error
         if LOW_MEMORY not in error and self.losses.tries_again(group, trial):
-            self.lost.append(group)
-        self._ended(trial, trial.num_failures, _died(error))
+            self.lost.append(group)  # not the end of it, so no reason is left
+            self._ended(trial, trial.num_failures, "")
+        else:
+            self._ended(trial, trial.num_failures, _died(error))
 
     def _ended(self, tune_trial: TuneTrial, attempts: int, reason: str) -> None:
-        """Take the end of a group. ``reason``: why trials failed that could not say so themselves; empty for none."""
+        """Take the end of a group in this round. ``reason``: why trials failed that could not say so themselves; empty
+        for none."""
         group = self.groups[number_of(tune_trial)]
         self.place.refresh_trials([trial.trial_id for trial in group])
         for trial in group:
@@ -297,7 +301,8 @@ class _Watch(tune.Callback):
         self.running.ended(group)
         self.done += len(group)
         if self.progress is not None:
-            self.progress(self.done, _note(group, attempts))
+            lost = f"{group[0].cell}: {LOST}"
+            self.progress(self.done, lost if group in self.lost else _note(group, attempts))
 
 
 def _note(group: Group, attempts: int) -> str:

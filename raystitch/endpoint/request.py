@@ -55,8 +55,8 @@ class Options(BaseModel):
     ) = Field(
         None,
         description="Largest residual of an accepted bridge (squared L2, standardised units): a number, a quantile of "
-        "real data such as `q99`, `auto` (keeps 95 % of the bridges below real data with noise; for models whose "
-        "`delta.auto` is not null), or `off`. null takes what the model is configured with.",
+        "real data such as `q99`, `auto` (should keep 95 % of the bridges below real data with noise; for models "
+        "whose `delta.auto` is not null), or `off`. null takes what the model is configured with.",
     )
     gap: Annotated[int, Field(ge=1, le=100_000), _Whole] | None = Field(
         None,

@@ -98,6 +98,8 @@ def promise(auto: Mapping[str, Any]) -> str:
     """Say what ``delta: auto`` is, from its entry in validate.json, and whether it holds; or why there is none."""
     if auto["unavailable"] is not None:
         return str(auto["unavailable"])
+    if auto["delta"] is None:
+        return "delta: auto: there are no candidates to read at it."
     says = (
         f"delta: auto is {auto['delta']:.3g} here and accepts {auto['num_bridges']:,} bridges of this buffer; it should"
     )

@@ -180,6 +180,8 @@ def test_simulator_truth_may_be_unavailable(run_folder: Path) -> None:
     validation = read_json(run_folder / "validate.json")
     promise = "delta: auto is 0.0423 here and accepts 6,350 bridges of this buffer; it should keep 95 % of them truer"
     assert promise in build_report(run_folder).read_text()
+    write_json(run_folder / "validate.json", validation | {"auto": validation["auto"] | {"delta": None}})
+    assert "delta: auto: there are no candidates to read at it." in build_report(run_folder).read_text()
     validation["auto"] = {"level": "auto", "unavailable": "delta=auto: the judges err too much"}
     for row in validation["calibration"]:
         row["simulator"] = None
