@@ -247,7 +247,8 @@ def describe(uri: str | os.PathLike[str], delta: AtDelta = "generation") -> dict
         ``failed`` (shard -> why it could not be made), ``candidates, accepted, transitions, delta, reasons`` (counts),
         ``rounds`` (list of ``RoundCounts``), ``reach`` (list of ``Reach``, after each round, at the settings of
         generation; empty where pairs are split by return), ``reach_problem`` (why it cannot be read; None where it
-        can), ``residual_median, gap_mean`` (of the accepted; None without any),
+        can), ``pilot`` (list of ``PilotResult``, by which pairs were chosen; empty without one),
+        ``residual_median, gap_mean`` (of the accepted; None without any),
         ``dataset, bundle, seed, gamma, schema_version, stitch, augment``.
 
     Raises:
@@ -277,6 +278,7 @@ def describe(uri: str | os.PathLike[str], delta: AtDelta = "generation") -> dict
         "rounds": [asdict(counts) for counts in buffer.rounds(delta)],
         "reach": reach,
         "reach_problem": problem,
+        "pilot": [asdict(result) for result in meta.pilot],
         "residual_median": _median(residual),
         "gap_mean": float(gap.mean()) if len(gap) else None,
         "dataset": meta.dataset_name,

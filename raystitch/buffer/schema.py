@@ -5,7 +5,7 @@ Legend: N candidates, G largest gap, O observation size, A action size.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -158,6 +158,55 @@ class ClosedRound:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PilotResult:
+    """What one way of choosing pairs brought in the pilot, by which ``pairs.mode`` and ``pairs.seam_max`` were chosen.
+
+    Attributes:
+        mode, seam_max: of the pairs.
+        tried: pairs that were asked for. stitched: those that were found and worth stitching.
+        accepted: pairs with an accepted bridge.
+        believed: pairs with an accepted bridge that the judges hold as true as real windows with noise.
+        gain: median of what these bridges add to the discounted return; None without any.
+        worth: what they add, per pair tried: the way with most was chosen.
+        seconds: that it took.
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = (
+        "pairs.mode",
+        "pairs.seam_max",
+        "tried",
+        "stitched",
+        "accepted",
+        "held true",
+        "median gain",
+        "gain per pair tried",
+    )
+
+    mode: str
+    seam_max: float | str | None
+    tried: int
+    stitched: int
+    accepted: int
+    believed: int
+    gain: float | None
+    worth: float
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """The two settings, in words."""
+        return f"{self.mode} with seam_max={'off' if self.seam_max is None else self.seam_max}"
+
+    @property
+    def cells(self) -> list[str]:
+        """A line of a table with ``COLUMNS``."""
+        gain = "" if self.gain is None else f"{self.gain:.4g}"
+        far = "off" if self.seam_max is None else str(self.seam_max)
+        counts = self.tried, self.stitched, self.accepted, self.believed
+        return [self.mode, far, *map(str, counts), gain, f"{self.worth:.4g}"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class BufferMeta:
     """``buffer.json``: everything that the content of the shards is a function of.
 
@@ -169,6 +218,7 @@ class BufferMeta:
         select: how ``DatasetRef.select`` writes that part; None where it is the whole, or a part that has no such form.
         rounds: the closed rounds, which is all but the last.
         starts: states in which the task starts, raw; None where they were not asked for or are not known.
+        pilot: how ``auto`` settings of pairs were chosen, the best first; empty where none were.
         schema_version: of all its shards; a buffer keeps the one that it was begun with.
     """
 
@@ -191,6 +241,7 @@ class BufferMeta:
     select: str | None = None
     schema_version: int = SCHEMA_VERSION
     starts: tuple[tuple[float, ...], ...] | None = None
+    pilot: tuple[PilotResult, ...] = ()
 
     @property
     def starts_array(self) -> Floats | None:
@@ -199,8 +250,8 @@ class BufferMeta:
 
     def to_json(self) -> dict[str, Any]:
         value = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        for name in ("selected_from", "select", "starts"):
-            if value[name] is None:
+        for name in ("selected_from", "select", "starts", "pilot"):
+            if not value[name]:
                 del value[name]
         return value | {
             "action_low": list(self.action_low),
@@ -211,6 +262,7 @@ class BufferMeta:
             "augment": asdict(self.augment),
             "complete": None if self.complete is None else asdict(self.complete),
             "rounds": [asdict(closed) for closed in self.rounds],
+            **({"pilot": [asdict(result) for result in self.pilot]} if self.pilot else {}),
         }
 
     @classmethod
@@ -238,7 +290,7 @@ class BufferMeta:
         """Return the settings that two runs must share to fill one buffer."""
         value = self.to_json()
         # The fingerprint says what ``select`` does.
-        for name in ("dataset_name", "calibration", "complete", "env", "rounds", "starts", "select"):
+        for name in ("dataset_name", "calibration", "complete", "env", "rounds", "starts", "select", "pilot"):
             value.pop(name, None)
         value["stitch"] = self.stitch.identity()
         # How many bridges a round has decides what the next one is chained onto.
@@ -255,6 +307,7 @@ class _Nested:
     augment: AugmentConfig
     complete: Complete | None = None
     rounds: tuple[ClosedRound, ...] = ()
+    pilot: tuple[PilotResult, ...] = ()
 
 
 def _nested(value: Mapping[str, Any]) -> dict[str, Any]:

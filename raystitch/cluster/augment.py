@@ -94,11 +94,10 @@ def augment(
     bundle = load_once(bundle_dir, "cpu")
     metrics = AugmentMetrics(str(out))
     ledger = open_ledger(trajectories, bundle, stitch_config, config, out, seed, metrics.watch(progress))
-    stitch_config = stitch_config.for_dataset(trajectories)
     while True:
         if not ledger.done:
             with ensure_ray(address):
-                _Generation(ledger, trajectories, bundle, bundle_dir, stitch_config, seed, device, metrics).fill()
+                _Generation(ledger, trajectories, bundle, bundle_dir, ledger.stitch, seed, device, metrics).fill()
         summary = ledger.finish()
         if summary is not None:
             return summary

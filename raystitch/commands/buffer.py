@@ -104,6 +104,7 @@ def _info(args: argparse.Namespace) -> None:
     columns = ["round", "candidates", "pairs", "accepted", "first attempts", "rescued by repair", "chained"]
     print(table(columns, [_of_round(counts) for counts in found["rounds"]]))
     _print_reach(found["reach"], found["reach_problem"])
+    _print_pilot(found["pilot"])
     print(f"pairs split by {found['stitch']['pairs']['split']}")
     print("settings that are not the defaults: " + (", ".join(_settings(found)) or "none"))
 
@@ -125,6 +126,15 @@ def _print_reach(entries: list[dict[str, Any]], problem: str | None) -> None:
     print(table(COLUMNS, [found.cells for found in rounds]))
     if last.advice:
         print(last.advice)
+
+
+def _print_pilot(entries: list[dict[str, Any]]) -> None:
+    """Print what the ways of choosing pairs brought, where a pilot chose one."""
+    from raystitch.buffer.schema import PilotResult
+
+    if entries:
+        print("pairs were chosen by a pilot; the first way was taken:")
+        print(table(PilotResult.COLUMNS, [PilotResult(**entry).cells for entry in entries]))
 
 
 def _plural(count: int, what: str) -> str:

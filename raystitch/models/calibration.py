@@ -16,6 +16,8 @@ Delta = float | str | None
 ``Calibration.truthful``), or ``off`` (None) for no limit."""
 
 AUTO = "auto"
+SEAM = "seam"
+"""The table of ``pairs.seam_max``."""
 NOISE = 0.05
 """Standard deviation of the noise, in standardised units, with which real states are the reference for true bridges."""
 TRUE_SHARE = 0.95
@@ -74,7 +76,9 @@ class Calibration:
             ``proposers`` (the proposers' residual) are the largest of the window's steps, ``residual_sum`` and
             ``spread_sum`` the sums over them, ``rollout`` the distance at its end; all squared L2 in standardised
             units. ``recorded`` is the residual with the actions as they were recorded, ``noise`` the same with every
-            state moved by ``NOISE``. Earlier versions kept neither of these two, and before them no sums.
+            state moved by ``NOISE``. ``seam`` is how far apart a window and one of another episode end that start as
+            nearest neighbours; there is none where no two episodes go on long enough. Earlier versions kept neither of
+            these three, and before them no sums.
     """
 
     gaps: Ints
@@ -115,14 +119,22 @@ class Calibration:
 
         Raises:
             ValueError: for a delta that is none of these.
-            UserError: for ``auto``, where ``truthful`` has none.
+            UserError: for ``auto``, where ``truthful`` has none; for a quantile that is not known.
         """
         delta = check_delta(delta) if criterion == "residual" else check_threshold(delta, criterion)
         if isinstance(delta, str):
+            if criterion == SEAM and SEAM not in self.tables:
+                raise UserError(
+                    f"pairs.seam_max={delta}: this stitcher does not say how far apart neighbours end: an earlier "
+                    "version fitted it, or no two episodes go on long enough; fit again in another folder, or give a "
+                    "number"
+                )
             per_gap = self.truthful() if delta == AUTO else self._at(float(delta[1:]) / 100, criterion)
-            nearest = np.clip(np.asarray(gaps) - self.gaps[0], 0, len(self.gaps) - 1)
-            return per_gap[nearest].astype(np.float32)
+            return per_gap[self._rows(gaps)].astype(np.float32)
         return np.full(len(gaps), np.inf if delta is None else delta, np.float32)
+
+    def _rows(self, gaps: Ints) -> Ints:
+        return np.clip(np.asarray(gaps) - self.gaps[0], 0, len(self.gaps) - 1)
 
     def check(self, deltas: Iterable[Delta]) -> None:
         """Refuse deltas that have no threshold here.
@@ -132,6 +144,21 @@ class Calibration:
         """
         for delta in deltas:
             self.threshold(delta, self.gaps)
+
+    def believed(self, gaps: Ints | None = None) -> NDArray[np.float64]:
+        """Return the largest residual per gap that real windows with ``NOISE`` have in the median, for ``gaps`` (int64
+        [N], outside the table its nearest end) or all gaps of the table.
+
+        Raises:
+            UserError: when an earlier version made the calibration.
+        """
+        if "noise" not in self.tables:
+            raise UserError(
+                "an earlier version fitted this stitcher, and its calibration lacks real windows with noise; fit again "
+                "in another folder, or name pairs.mode and pairs.seam_max"
+            )
+        noise = self._at(0.5, "noise")
+        return noise if gaps is None else noise[self._rows(gaps)]
 
     def truthful(self) -> NDArray[np.float64]:
         """Return the delta per gap below which bridges are true, by held-out windows alone, float64 [G]; 0, which

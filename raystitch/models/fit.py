@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raystitch.console import say
-from raystitch.data.episodes import EpisodeDataset, Ints
+from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.select import holdout_split
 from raystitch.device import resolve_device, uses_bf16
 from raystitch.errors import DamagedError, UserError
@@ -22,11 +22,11 @@ from raystitch.io.checkpoints import CheckpointFile
 from raystitch.io.digest import KEY as DIGEST
 from raystitch.io.digest import json_digest, read_sealed, sealed
 from raystitch.io.files import differences, write_json
-from raystitch.models.batches import StateWindows, recorded_stops
+from raystitch.models.batches import recorded_stops
 from raystitch.models.bundle import PARTS, STITCHER_FILE, Bundle, bundle_plan
-from raystitch.models.calibration import NOISE, Calibration
+from raystitch.models.calibrate import calibrate, calibration_windows
+from raystitch.models.calibration import Calibration
 from raystitch.models.config import FitConfig
-from raystitch.models.heads import Heads
 from raystitch.models.loop import FitPart, FitProgress, train_part
 from raystitch.models.parts import FitJob
 from raystitch.models.scales import finite_bounds
@@ -77,7 +77,7 @@ def fit_bundle(
             return finished
     settings = {} if folder is None else _begin(folder, dataset, config)
     train, holdout = holdout_split(dataset.num_episodes, config.holdout_fraction, derive_seed(config.seed, "holdout"))
-    _calibration_windows(dataset, config, holdout, resolved)  # before the fit, not after it
+    calibration_windows(dataset, config, holdout, resolved)  # before the fit, not after it
     job = FitJob(dataset, config, train, resolved)
     for part in job.parts():
         train_part(
@@ -116,67 +116,6 @@ def _bundle(job: FitJob, calibration: Calibration) -> Bundle:
         device=job.device,
         selected_from=None if job.dataset.selected_from is None else job.dataset.whole_fingerprint,
     )
-
-
-@torch.no_grad()
-def calibrate(
-    dataset: EpisodeDataset, config: FitConfig, heads: Heads, episodes: Ints, device: torch.device
-) -> Calibration:
-    """Measures the criteria's numbers on real windows of ``episodes``, with inverse-dynamics actions if nothing else is
-    said (``Calibration.tables``).
-
-    Raises:
-        UserError: when none of the episodes has a window of gap_min + 2 states.
-    """
-    diffusion = config.diffusion
-    windows = _calibration_windows(dataset, config, episodes, device)
-    length = diffusion.gap_max + 2
-    generator = torch.Generator().manual_seed(derive_seed(config.seed, "calibration"))
-    count = min(config.calibration_windows, len(windows))
-    chosen = torch.randperm(len(windows), generator=generator)[:count].to(device)
-    names = ("residual", "spread", "proposers", "recorded", "noise")
-    largest: dict[str, list[Tensor]] = {name: [] for name in names}
-    recorded = torch.from_numpy(dataset.actions)
-    before = torch.from_numpy(dataset.obs_offsets[1:])
-    deviations: list[Tensor] = []
-    for rows in chosen.split(512):
-        states, valid = windows.gather(rows, length)
-        obs, next_obs = states[:, :-1], states[:, 1:]
-        act = heads.inverse(obs, next_obs)
-        step = torch.arange(length - 1, device=device)
-        exists = step < valid[:, None] - 1
-        residual, spread = heads.dynamics.residual_and_spread(obs, act, next_obs, "judges")
-        proposers = heads.dynamics.residual(obs, act, next_obs, "proposers")
-        starts = windows.starts[rows].cpu()
-        steps = starts - torch.searchsorted(before, starts, right=True)  # a row more than transitions in each episode
-        real = recorded[(steps[:, None] + torch.arange(length - 1)).clamp(max=len(recorded) - 1)].to(device)
-        noisy = states + NOISE * heads.dynamics.state.to_raw(torch.randn(states.shape, generator=generator).to(device))
-        judged = heads.dynamics.residual(obs, real, next_obs, "judges")
-        moved = heads.dynamics.residual(noisy[:, :-1], real, noisy[:, 1:], "judges")
-        for name, value in zip(names, (residual, spread, proposers, judged, moved), strict=True):
-            largest[name].append(torch.where(exists, value, torch.nan))
-        rolled = heads.dynamics.rollout(obs[:, 0], act, "judges")
-        deviations.append(torch.where(exists, heads.dynamics.state.distance(rolled, next_obs), torch.nan))
-    return Calibration.measure(
-        {name: torch.cat(parts).cpu().numpy() for name, parts in largest.items()},
-        {"rollout": torch.cat(deviations).cpu().numpy()},
-        diffusion.gap_min,
-        diffusion.gap_max,
-        summed=("residual", "spread"),
-    )
-
-
-def _calibration_windows(
-    dataset: EpisodeDataset, config: FitConfig, episodes: Ints, device: torch.device
-) -> StateWindows:
-    shortest = config.diffusion.gap_min + 2
-    windows = StateWindows.find(dataset, torch.from_numpy(dataset.observations).to(device), episodes, shortest)
-    if len(windows) == 0:
-        raise UserError(
-            f"{dataset.name}: no held-out episode has gap_min + 2 = {shortest} states, so delta cannot be calibrated; "
-            f"raise holdout_fraction={config.holdout_fraction} or lower diffusion.gap_min"
-        )
-    return windows
 
 
 def _check(dataset: EpisodeDataset, config: FitConfig) -> None:

@@ -9,9 +9,12 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from raystitch.buffer.meta import read_meta
 from raystitch.buffer.reach_file import Reach, read_reach
+from raystitch.buffer.schema import PilotResult
 from raystitch.errors import UserError
 from raystitch.io.files import read_json
+from raystitch.io.storage import Storage
 from raystitch.models.calibration import delta_text
 from raystitch.report.cost import TrialCost
 from raystitch.report.names import (
@@ -52,6 +55,7 @@ class RunFiles:
         search: search.json of a hyper-parameter search.
         potential: potential.json.
         reach: what the buffer's reach.json says, round by round.
+        pilot: how the buffer's pairs were chosen, the best way first; empty where no pilot chose them.
         missing: what a run lacks that is not finished, a sentence each.
         progress: progress.json. costs: what trials with a result took, by trial.
     """
@@ -69,6 +73,7 @@ class RunFiles:
     metrics: dict[str, list[dict[str, Any]]]
     search: dict[str, Any] | None
     reach: list[Reach]
+    pilot: tuple[PilotResult, ...] = ()
     potential: dict[str, Any] | None = None
     missing: Sequence[str] = ()
     progress: dict[str, Any] | None = None
@@ -123,6 +128,7 @@ def read_run(folder: str | Path, partial: PartialResults | None = None) -> RunFi
         search=_search(folder, config, notes),
         potential=_optional_json(folder / POTENTIAL_FILE, notes),
         reach=_reach(folder / BUFFER, notes),
+        pilot=_pilot(folder / BUFFER),
     )
 
 
@@ -188,6 +194,13 @@ def _reach(buffer: Path, notes: list[str]) -> list[Reach]:
     except UserError as error:
         notes.append(str(error))
         return []
+
+
+def _pilot(buffer: Path) -> tuple[PilotResult, ...]:
+    try:
+        return read_meta(Storage(buffer)).pilot
+    except UserError:
+        return ()  # the report is about the trials; it does without a buffer that cannot be read
 
 
 def _metrics(trial_dir: Path, notes: list[str]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from raystitch.report.generalise import generalise_section
 from raystitch.report.html import html_table, section
 from raystitch.report.reach import ground, polylines, reach
 from raystitch.report.results import comparisons, heat_maps, results
-from raystitch.report.sections import before_training, best_checkpoints, curves, target_returns, verdict
+from raystitch.report.sections import before_training, best_checkpoints, curves, pilot, target_returns, verdict
 from raystitch.report.summary import Summary, summarise
 from raystitch.report.table import PartialResults, algorithm_name
 from raystitch.report.trials import every_seed, failures, other_trials, search, stopped, unfinished, unreadable
@@ -60,6 +60,7 @@ def build_report(run_dir: str | Path, partial: PartialResults | None = None) -> 
         stopped(run),
         other_trials(run),
         _picture(run.figures),
+        pilot(run.pilot),
         _bridges(run.figures),
         simulator_truth(run.validation),
         generalise_section(run.generalise),

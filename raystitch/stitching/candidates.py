@@ -28,6 +28,8 @@ class Pairs:
         return_source: float32 [N], discounted return of the source from source_step on (bootstrapped at time-outs).
         return_target: float32 [N], discounted return of the target from target_step on.
         gap: int64 [N], gap found by the selection, 0 where it found none.
+        seam: float32 [N], squared L2 distance (standardised) between the target and the state that the selection
+            expected the source in after the gap; NaN where it expected none.
         gap_is_given: the gaps are the caller's own: no gap mode changes them.
     """
 
@@ -42,6 +44,7 @@ class Pairs:
     return_source: Floats
     return_target: Floats
     gap: Ints
+    seam: Floats
     gap_is_given: bool = False
 
     def __len__(self) -> int:

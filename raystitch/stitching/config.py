@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from raystitch.models.calibration import check_delta, check_threshold
+from raystitch.models.calibration import AUTO, check_delta, check_threshold
 
 if TYPE_CHECKING:
     from raystitch.data.episodes import EpisodeDataset
@@ -20,7 +20,8 @@ class PairConfig:
     Attributes:
         mode: ``random`` (the paper), ``imagine`` (imagine the future, retrieve the nearest target),
             ``successor`` (targets nearest to the source's own later states), ``distance`` (targets within the reachable
-            gaps by the temporal-distance embedding, ranked by value gain).
+            gaps by the temporal-distance embedding, ranked by value gain), or ``auto``: the one whose bridges bring
+            most in a pilot at the start of ``augment``, as far as the judges hold them true.
         split: ``value``: any state may be left, and any entered from which more is promised; what states are worth
             travels through the rounds. ``return`` (the paper): episodes are split by their whole returns. ``auto``:
             ``value`` where rewards are sparse (``has_sparse_rewards``) or ``curiosity`` is asked for, ``return``
@@ -40,15 +41,20 @@ class PairConfig:
             differ between them (a goal); ``ignore`` does not look.
         novelty: smallest distance (L2, standardised units) between the target and the source's own recorded state at
             that time (after its end, its last one), in every mode; 0 takes any.
+        seam_max: largest squared L2 distance (standardised units) between the target and the state that the source is
+            expected in at that time: its own recorded one (``successor``, ``distance``) or the imagined one
+            (``imagine``; ``random`` expects none). A number; a quantile such as ``q95`` of how far apart recorded
+            windows of that gap end that begin as near neighbours in two episodes, one of them held out; ``auto``, by
+            the same pilot as the mode; or ``off``, any distance.
         curiosity: of split ``value``: weight of a target's novelty beside the gain it promises, in every mode. It is
             novel if it is far from what earlier rounds have entered (mean distance to the 10 nearest such states; 1 is
             far). Gains and novelty are at most 1; a weight of 2 is that of SCoTS.
     """
 
-    EARLIER: ClassVar[Mapping[str, Any]] = {"split": "return", "curiosity": 0.0}
+    EARLIER: ClassVar[Mapping[str, Any]] = {"split": "return", "curiosity": 0.0, "seam_max": None}
     """What files say that were written before there was a key for it."""
 
-    mode: Literal["random", "imagine", "successor", "distance"] = "successor"
+    mode: Literal["random", "imagine", "successor", "distance", "auto"] = "successor"
     split: Literal["auto", "value", "return"] = "auto"
     source_fraction: float = SOURCE_FRACTION
     target_fraction: float = TARGET_FRACTION
@@ -62,8 +68,16 @@ class PairConfig:
     context: Literal["match", "ignore"] = "match"
     novelty: float = 0.0
     curiosity: float = 0.0
+    seam_max: float | str | None = None
 
     def __post_init__(self) -> None:
+        if self.seam_max != AUTO:
+            object.__setattr__(self, "seam_max", check_threshold(self.seam_max, "seam_max", also=f"{AUTO}, "))
+        if self.mode == "random" and self.seam_max is not None:
+            raise ValueError(
+                f"seam_max={self.seam_max} needs a state in which the source is expected, which mode=random does not "
+                "have; use mode successor, distance or imagine, or seam_max=off"
+            )
         for name in ("novelty", "curiosity"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be >= 0 and finite, got {name}={getattr(self, name)}")
@@ -95,6 +109,20 @@ class PairConfig:
         if (self.source_fraction, self.target_fraction) != (SOURCE_FRACTION, TARGET_FRACTION):
             return "return"
         return "value" if self.curiosity else "auto"
+
+    @property
+    def needs_pilot(self) -> bool:
+        """True where ``augment`` has to find out which pairs are best."""
+        return AUTO in (self.mode, self.seam_max)
+
+    def piloted(self, found: "PairConfig | None" = None) -> "PairConfig":
+        """Return these settings with what a pilot decides as ``found`` has it; None: as the defaults have it."""
+        found = found or PairConfig()
+        seam_max = found.seam_max if self.seam_max == AUTO else self.seam_max
+        if self.mode != AUTO:
+            return replace(self, seam_max=seam_max)
+        capped_random = found.mode == "random" and seam_max is not None
+        return replace(self, mode=PairConfig.mode if capped_random else found.mode, seam_max=seam_max)
 
     def for_dataset(self, dataset: "EpisodeDataset") -> "PairConfig":
         """Return these settings with ``split: auto`` decided for a dataset, its rewards as they were recorded."""

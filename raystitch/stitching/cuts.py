@@ -42,22 +42,22 @@ def best_cuts(pools: Pools, count: int, gap: int | None = None) -> Selection:
     at = np.arange(len(leave))
     order_L = np.lexsort((-score_LM[at, best_L], kind_LM[at, best_L]))
     chosen_N = order_L[np.arange(count) % len(order_L)]
-    return Selection(source_L.at(chosen_N), target_M.at(best_L[chosen_N]), gap_LM[chosen_N, best_L[chosen_N]])
+    gap_N, unknown_N = gap_LM[chosen_N, best_L[chosen_N]], np.full(count, np.nan)
+    return Selection(source_L.at(chosen_N), target_M.at(best_L[chosen_N]), gap_N, unknown_N)
 
 
 def _gaps(pools: Pools, source_L: States, target_M: States, gap: int | None) -> tuple[Ints, Floats]:
     """The gap of each cut [L, M] (``gap`` where given), and how many steps it is too far apart for it (0: not)."""
     steps_LM = _distances(pools.phi[pools.rows(source_L)], pools.phi[pools.rows(target_M)])
-    diffusion = pools.bundle.config.diffusion
-    gap_LM = np.rint(np.clip(steps_LM - 1, diffusion.gap_min, diffusion.gap_max)).astype(np.int64)
+    gap_LM = np.rint(np.clip(steps_LM - 1, pools.gap_min, pools.gap_max)).astype(np.int64)
     if gap is None:
-        return gap_LM, np.maximum(steps_LM - (diffusion.gap_max + 1) - TIME_SLACK, 0)
+        return gap_LM, np.maximum(steps_LM - (pools.gap_max + 1) - TIME_SLACK, 0)
     return np.full_like(gap_LM, gap), np.maximum(np.abs(steps_LM - (gap + 1)) - TIME_SLACK, 0)
 
 
 def _returns(pools: Pools, source_L: States, target_M: States, gap_LM: Ints) -> tuple[Scores, Scores]:
     """Promised gain of each cut [L, M], and the discounted return of its whole stitched trajectory [L, M]."""
-    gamma, longest = pools.bundle.gamma, pools.bundle.config.diffusion.gap_max + 1
+    gamma, longest = pools.bundle.gamma, pools.gap_max + 1
     return_L, return_M = pools.returns[pools.rows(source_L)], pools.returns[pools.rows(target_M)]
     # Powers of gamma are looked up: there are few gaps and a million entries.
     powers = np.float32(gamma) ** np.arange(longest + 1, dtype=np.float32)

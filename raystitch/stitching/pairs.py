@@ -26,6 +26,7 @@ from raystitch.stitching.selectors import (
     Selection,
     nearest,
     novel_enough,
+    within_reach,
 )
 from raystitch.stitching.values import StateValues
 from raystitch.stitching.wrapup import infer_actions, step_rewards
@@ -57,7 +58,7 @@ class SourceIndex:
         rewards: what the steps of the dataset count for in the returns of pairs.
 
     Raises:
-        UserError: when the dataset has no state to leave or to enter, saying why.
+        UserError: when the dataset has no state to leave or to enter, saying why; for pairs that a pilot has to choose.
     """
 
     def __init__(
@@ -73,6 +74,11 @@ class SourceIndex:
         rewards: RewardConfig = RECORDED,
     ) -> None:
         self.config = config or StitchConfig()
+        if self.config.pairs.needs_pilot:
+            raise UserError(
+                f"pairs.mode={self.config.pairs.mode}, pairs.seam_max={self.config.pairs.seam_max}: auto is decided at "
+                "the start of augment; name a mode, and a number, a quantile or off"
+            )
         self.pools = Pools(
             dataset,
             bundle,
@@ -91,6 +97,13 @@ class SourceIndex:
         later.pools = self.pools.with_values(state_values)
         return later
 
+    def with_seam_max(self, seam_max: float | str | None) -> "SourceIndex":
+        """Return the index of the same states with another ``pairs.seam_max``; the search trees are kept."""
+        other, pairs = copy(self), replace(self.config.pairs, seam_max=seam_max)
+        other.config, other.pools = replace(self.config, pairs=pairs), copy(self.pools)
+        other.pools.config = replace(self.pools.config, seam_max=seam_max)
+        return other
+
     @property
     def known(self) -> Known:
         """The knowledge by which pairs are selected, beside the dataset."""
@@ -102,14 +115,15 @@ class SourceIndex:
         return _fill(self.pools, SELECTORS[self.config.pairs.mode](self.pools, self.config, seeds))
 
     def worthwhile(self, pairs: Pairs) -> Bools:
-        """Mark the pairs to stitch, bool [N]: those that pass through no real episode twice, are as novel as asked and,
-        where states are split by value (and ``value_check`` is on), promise a gain."""
+        """Mark the pairs to stitch, bool [N]: those that pass through no real episode twice, are as novel and as near
+        as asked and, where states are split by value (and ``value_check`` is on), promise a gain."""
         known = self.known
         kept = np.ones(len(pairs), np.bool_) if known is None else ~known.loops(pairs)
         source = States(pairs.source_episode, pairs.source_step)
         target = States(pairs.target_episode, pairs.target_step)
         if self.config.pairs.novelty:
             kept &= novel_enough(self.pools, source, target, pairs.gap)
+        kept &= (pairs.gap == JOINED) | within_reach(self.pools, pairs.seam, pairs.gap)
         if isinstance(known, StateValues) and self.config.pairs.value_check:
             gap = np.where(pairs.gap == JOINED, JOINED, np.maximum(pairs.gap, self.pools.gap_min))
             kept &= self.pools.gain(source, target, gap) > 0
@@ -137,6 +151,7 @@ def _fill(pools: Pools, selection: Selection) -> Pairs:
         return_source=pools.own_returns[pools.rows(source)],
         return_target=pools.returns[pools.rows(target)],
         gap=selection.gap,
+        seam=np.square(selection.far).astype(np.float32),
     )
 
 
@@ -239,7 +254,8 @@ def cut_trajectories(
         selection = best_cuts(pools, count, gap)
     else:
         first = np.zeros(count, np.int64)
-        selection = Selection(States(first, first + pools.last_leave[0]), States(first + 1, first), first)
+        ends = States(first, first + pools.last_leave[0]), States(first + 1, first)
+        selection = Selection(*ends, gap=first, far=np.full(count, np.nan))
     pairs = _fill(pools, selection)
     unknown = np.full(len(pairs), -1, np.int64)
     chosen = pairs.gap if gap is None else np.full(len(pairs), gap, np.int64)

@@ -77,7 +77,7 @@ class Pools:
         self.dataset = dataset = dataset if chain is not None else shape_dataset(dataset, rewards)
         self.chain = chain
         self.bundle = bundle
-        self.gap_min = bundle.config.diffusion.gap_min
+        self.gap_min, self.gap_max = bundle.config.diffusion.gap_min, bundle.config.diffusion.gap_max
         if not bundle.normalizer.active.any():
             raise UserError(f"{dataset.name}: every observation dimension is constant, so no state is near another")
         if not dataset.num_transitions:

@@ -10,12 +10,13 @@ row, M target states in all, D dimensions searched, Z embedding dimensions. ``St
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raystitch.data.episodes import Bools, Floats, Ints
+from raystitch.models.calibration import SEAM
 from raystitch.seeding import child_seeds, integers, uniforms
 from raystitch.stitching.bridge import RETRIEVAL_STREAM, imagine
 from raystitch.stitching.config import StitchConfig
@@ -40,11 +41,16 @@ _EPISODE_DRAW, _STEP_DRAW, _TARGET_DRAW, _GAP_DRAW, _TRY_SEEDS, _REFILL_SEEDS = 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The states to leave and to enter, and the gap that selection found (0: none), each [N]."""
+    """The states to leave and to enter, and the gap that selection found (0: none), each [N].
+
+    ``far``: float64 [N], standardised distance of the target from where the source was expected; NaN where that is not
+    known.
+    """
 
     source: States
     target: States
     gap: Ints
+    far: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,12 +139,13 @@ def distance_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOpt
     seam_NCK = _seams(pools, later_NC1, target_states_NCK)
     usable_NCK = np.isfinite(distance_NCK) & (np.abs(steps_NCK - (gap_NC + 1)[..., None]) <= TIME_SLACK)
     usable_NCK &= seam_NCK >= config.pairs.novelty
+    usable_NCK &= within_reach(pools, seam_NCK, gap_of_steps(steps_NCK, pools.gap_min, pools.gap_max))
 
     num_rows, num_tries, num_found = target_NCK.shape
     shape_NA = num_rows, num_tries * num_found
     query_NA = np.broadcast_to(np.repeat(np.arange(num_tries), num_found), shape_NA)
     seam_NA = np.where(usable_NCK, seam_NCK, np.inf).reshape(shape_NA)
-    gap_NA = gap_of_steps(steps_NCK, pools.gap_min, pools.bundle.config.diffusion.gap_max).reshape(shape_NA)
+    gap_NA = gap_of_steps(steps_NCK, pools.gap_min, pools.gap_max).reshape(shape_NA)
     options = PairOptions(source_NC, Alternatives(query_NA, target_NCK.reshape(shape_NA), seam_NA), gap_NA)
     options = options.reorder(np.argsort(seam_NA, axis=1, kind="stable"))
     if not config.pairs.value_check:
@@ -156,7 +163,8 @@ def nearest_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOpti
 
 def nearest(pools: Pools, config: StitchConfig, seeds: Ints) -> Selection:
     """Select pairs for joining without a bridge, gap -1."""
-    return replace(choose(nearest_options, pools, config, seeds), gap=np.full(len(seeds), JOINED))
+    found, no_gap = choose(nearest_options, pools, config, seeds), np.full(len(seeds), JOINED)
+    return replace(found, gap=no_gap, far=np.full(len(seeds), np.nan))
 
 
 def choose(propose: Propose, pools: Pools, config: StitchConfig, seeds: Ints) -> Selection:
@@ -222,13 +230,14 @@ def _in_row_order(parts: Sequence[tuple[Ints, Selection]]) -> Selection:
     """Join selections for some of the rows each, into one for all rows in order."""
     order_N = np.argsort(np.concatenate([rows for rows, _ in parts]), kind="stable")
 
-    def gather(column: Callable[[Selection], Ints]) -> Ints:
+    def gather(column: Callable[[Selection], NDArray[Any]]) -> NDArray[Any]:
         return np.concatenate([column(selection) for _, selection in parts])[order_N]
 
     return Selection(
         States(gather(lambda part: part.source.episode), gather(lambda part: part.source.step)),
         States(gather(lambda part: part.target.episode), gather(lambda part: part.target.step)),
         gather(lambda part: part.gap),
+        gather(lambda part: part.far),
     )
 
 
@@ -258,6 +267,27 @@ def novel_enough(pools: Pools, source: States, target: States, gap: Ints) -> Boo
     return (gap == JOINED) | (_seams(pools, own, target) >= pools.config.novelty)
 
 
+def _within_reach(propose: Propose) -> Propose:
+    """Return a mode that leaves out targets farther than ``seam_max`` from where the source was expected."""
+
+    def propose_within(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOptions:
+        options = propose(pools, config, seeds)
+        far_NA = options.found.distance
+        far_NA = np.where(within_reach(pools, far_NA, options.gap), far_NA, np.inf)
+        return replace(options, found=replace(options.found, distance=far_NA))
+
+    return propose_within
+
+
+def within_reach(pools: Pools, far: NDArray[np.floating], gap: Ints) -> Bools:
+    """Return True where a target is at most ``seam_max`` from where the source was expected; equal shapes. Where that
+    is not known it is not."""
+    if pools.config.seam_max is None:
+        return np.ones(far.shape, np.bool_)
+    at_most = pools.bundle.calibration.threshold(pools.config.seam_max, gap.ravel(), SEAM).reshape(gap.shape)
+    return far**2 <= at_most
+
+
 def _selector(propose: Propose) -> PairSelector:
     def select(pools: Pools, config: StitchConfig, seeds: Ints) -> Selection:
         return choose(propose, pools, config, seeds)
@@ -267,9 +297,9 @@ def _selector(propose: Propose) -> PairSelector:
 
 SELECTORS: Mapping[str, PairSelector] = {
     "random": _selector(_novel(random_options)),
-    "imagine": _selector(_novel(imagined_options)),
-    "successor": _selector(_novel(successor_options)),
-    "distance": _selector(distance_options),  # looks for novel targets before it ranks them
+    "imagine": _selector(_novel(_within_reach(imagined_options))),
+    "successor": _selector(_novel(_within_reach(successor_options))),
+    "distance": _selector(distance_options),  # looks for novel targets within reach before it ranks them
 }
 NEEDS_FUTURE = ("successor", "distance")
 
@@ -284,7 +314,7 @@ def _draw_with_future(pools: Pools, seeds: Ints, num_tries: int) -> tuple[States
 
     A row has one gap, uniform over rows: trying more states does not favour gaps at which targets are near.
     """
-    gap_range = pools.bundle.config.diffusion.gap_max - pools.gap_min + 1
+    gap_range = pools.gap_max - pools.gap_min + 1
     gap_N1 = pools.gap_min + integers(uniforms(seeds, 1, _GAP_DRAW), gap_range)
     gap_N1 = np.minimum(gap_N1, pools.longest_future - 1)
     episode_NC = np.repeat(uniforms(seeds, TRIED_EPISODES, _EPISODE_DRAW), num_tries, axis=1)
@@ -331,7 +361,9 @@ def _pick(pools: Pools, options: PairOptions, column_N: Ints) -> Selection:
     """One alternative of each row, by column."""
     rows = np.arange(len(column_N))
     target_N = pools.targets.at(options.found.target[rows, column_N])
-    return Selection(options.sources(rows, column_N), target_N, options.gap[rows, column_N])
+    gap_N = options.gap[rows, column_N]
+    far_N = np.where(gap_N == NO_GAP, np.nan, options.found.distance[rows, column_N])
+    return Selection(options.sources(rows, column_N), target_N, gap_N, far_N)
 
 
 def _leftovers(pools: Pools, options: PairOptions, seeds: Ints, used_M: Ints) -> Selection:

@@ -4,8 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from raystitch.data.episodes import Episode, from_episodes
 from raystitch.errors import UserError
-from raystitch.models.calibration import QUANTILES, TRUE_SHARE, Calibration, check_delta
+from raystitch.models.calibration import QUANTILES, SEAM, TRUE_SHARE, Calibration, check_delta
+from raystitch.models.fit import fit_bundle
+from tests.conftest import small_fit
 
 
 def make() -> Calibration:
@@ -104,3 +107,47 @@ def test_auto_is_for_delta_alone() -> None:
         make().threshold("auto", np.array([2]), "spread")
     with pytest.raises(ValueError, match="delta='many': use a number >= 0, a quantile such as q99, auto, or off"):
         check_delta("many")
+
+
+def test_how_far_apart_neighbours_end() -> None:
+    """Episodes that start together and drift apart at speeds of their own, on a line without noise."""
+    speeds = np.linspace(-1, 1, 21)
+    episodes = [
+        Episode(
+            observations=(speed * np.arange(12))[:, None].astype(np.float32),
+            actions=np.zeros((11, 1), np.float32),
+            rewards=np.zeros(11, np.float32),
+            terminated=False,
+            truncated=True,
+        )
+        for speed in speeds
+    ]
+    dataset = from_episodes(episodes, name="fan", action_low=[-1], action_high=[1])
+    config = small_fit(gap_max=4, diffusion_steps=2, head_steps=2)
+    config = replace(config, diffusion=replace(config.diffusion, horizon=12))
+    bundle = fit_bundle(dataset, config, None, device="cpu")
+    table = bundle.calibration.tables[SEAM]
+    assert table.shape == (3, len(QUANTILES))
+    assert (np.diff(table, axis=0) >= 0).all()
+    assert table[0, 0] > 0  # never the window itself, nor another of its own episode at the same place
+    # Nobody is farther from the others than the fastest from the slowest would be.
+    furthest = (2 * 5 / bundle.normalizer.std[0]) ** 2
+    assert table.max() <= furthest
+    assert Calibration.from_json(bundle.calibration.to_json()).threshold("q50", np.array([2]), SEAM) > 0
+
+
+def test_without_neighbours_no_quantile_of_seams_is_known() -> None:
+    with pytest.raises(UserError, match=r"pairs.seam_max=q95: this stitcher does not say how far apart neighbours end"):
+        make().threshold("q95", np.array([2]), SEAM)
+    assert make().threshold(0.5, np.array([2]), SEAM) == [0.5]
+    with pytest.raises(UserError, match="lacks real windows with noise; fit again in another folder, or name"):
+        make().believed()
+
+
+def test_believed_is_the_median_of_windows_with_noise() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.exponential(1.0, (4000, 9)).astype(np.float32)
+    calibration = Calibration.measure({"residual": noise, "noise": noise}, {}, 2, 8)
+    every = calibration.believed()
+    np.testing.assert_allclose(every[[0, 6]], [np.median(noise[:, :3].max(1)), np.median(noise.max(1))], rtol=1e-5)
+    np.testing.assert_array_equal(calibration.believed(np.array([0, 8, 30])), every[[0, 6, 6]])

@@ -97,7 +97,7 @@ def augment_local(
     """
     stitch_config, config = stitch_config or StitchConfig(), config or AugmentConfig()
     ledger = open_ledger(dataset, bundle, stitch_config, config, out, seed, progress)
-    stitch_config = stitch_config.for_dataset(dataset)
+    stitch_config = ledger.stitch
     index: SourceIndex | None = None
     while True:
         for chain_round in ledger.open_rounds():

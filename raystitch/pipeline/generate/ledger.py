@@ -15,6 +15,7 @@ from raystitch.io.storage import Storage
 from raystitch.pipeline.generate.knowledge import Knowledge
 from raystitch.pipeline.generate.progress import AugmentProgress, OnAugmentProgress, Rate
 from raystitch.pipeline.generate.tally import Tally
+from raystitch.stitching.config import StitchConfig
 from raystitch.stitching.pairs import Known
 from raystitch.stitching.values import StateValues
 
@@ -65,6 +66,7 @@ class Ledger:
     """The shards of a buffer that exist, its closed rounds, and what the round at hand lacks.
 
     Attributes:
+        stitch: how bridges are made, with what was ``auto`` decided.
         size: observation and action size, of the empty shards that stand for failed ones.
         schema_version: of the shards: the one that the buffer was begun with.
         knowledge: what the rounds have found; None is nothing.
@@ -75,6 +77,7 @@ class Ledger:
 
     path: str
     config: AugmentConfig
+    stitch: StitchConfig = field(default_factory=StitchConfig)
     knowledge: Knowledge | None = None
     size: tuple[int, int] = (0, 0)
     schema_version: int = SCHEMA_VERSION
@@ -360,10 +363,11 @@ class Ledger:
         counts = ", ".join(f"{reason} {count}" for reason, count in self.tally.reasons.most_common())
         if not counts and isinstance(self.known, StateValues):
             return (
-                "no pair promises more than is known from its source, or none is as novel as pairs.novelty asks; are "
-                "all rewards or values alike?"
+                "no pair promises more than is known from its source, or none is as novel as pairs.novelty or as near "
+                "as pairs.seam_max asks; are all rewards or values alike?"
             )
-        return f"{smallest}; {counts or 'no two trajectories without an episode in common'}"
+        near = "" if self.stitch.pairs.seam_max is None else ", or none as near as pairs.seam_max asks"
+        return f"{smallest}; {counts or f'no two trajectories without an episode in common{near}'}"
 
     def _give_up_early(self) -> None:
         if self._may_end_short:

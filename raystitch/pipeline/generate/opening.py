@@ -1,18 +1,21 @@
 """The beginning of a generation: a buffer with its settings, or the one that is there."""
 
 import os
+from dataclasses import replace
 
 from raystitch.buffer.config import AugmentConfig
-from raystitch.buffer.meta import META_FILE, create_buffer
+from raystitch.buffer.meta import META_FILE, check_buffer, create_buffer, read_meta
 from raystitch.buffer.schema import LACKS, BufferMeta
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.envs.starts import start_observations
 from raystitch.io.storage import Storage
 from raystitch.models.bundle import Bundle
-from raystitch.pipeline.generate.knowledge import Knowledge
+from raystitch.models.calibration import SEAM
+from raystitch.pipeline.generate.knowledge import Knowledge, recorded_values
 from raystitch.pipeline.generate.ledger import Ledger
-from raystitch.pipeline.generate.progress import OnAugmentProgress
-from raystitch.stitching.config import StitchConfig
+from raystitch.pipeline.generate.pilot import run_pilot
+from raystitch.pipeline.generate.progress import AugmentProgress, OnAugmentProgress
+from raystitch.stitching.config import PairConfig, StitchConfig
 from raystitch.stitching.stitcher import Stitcher
 
 LAST_WINS = "this store has no conditional writes: let one run at a time work on the buffer; nothing is removed from it"
@@ -21,15 +24,17 @@ LAST_WINS = "this store has no conditional writes: let one run at a time work on
 def planned_meta(
     dataset: EpisodeDataset, bundle: Bundle, stitch_config: StitchConfig, config: AugmentConfig, seed: int
 ) -> BufferMeta:
-    """Return the contents of ``buffer.json`` for a new buffer.
+    """Return the contents of ``buffer.json`` for a new buffer; what a pilot decides is as the defaults have it.
 
     Raises:
         UserError: another dataset than the bundle's, or settings that do not suit it.
     """
     bundle.check_dataset(dataset)
     stitch_config = stitch_config.for_dataset(dataset)
+    stitch_config = replace(stitch_config, pairs=stitch_config.pairs.piloted())
     config.check(stitch_config.pairs)
     Stitcher(bundle, stitch_config)  # refuses what does not fit before anything is written
+    bundle.calibration.threshold(stitch_config.pairs.seam_max, bundle.calibration.gaps, SEAM)  # so does this
     return BufferMeta(
         gamma=bundle.gamma,
         bundle_hash=bundle.hash,
@@ -58,6 +63,49 @@ def _starts(dataset: EpisodeDataset, config: StitchConfig) -> tuple[tuple[float,
     return None if found is None else tuple(tuple(row) for row in found.tolist())
 
 
+def pairs_of(storage: Storage, pairs: PairConfig) -> PairConfig:
+    """Return settings of pairs with what a pilot decides as the buffer has it that is there; by default without one."""
+    begun = read_meta(storage).stitch.pairs if pairs.needs_pilot and storage.exists(META_FILE) else None
+    return pairs.piloted(begun)
+
+
+def _piloted(
+    meta: BufferMeta,
+    dataset: EpisodeDataset,
+    bundle: Bundle,
+    asked: PairConfig,
+    storage: Storage,
+    progress: OnAugmentProgress | None,
+) -> BufferMeta:
+    """Return the settings of a buffer with what ``asked`` leaves to a pilot decided by one, or by an earlier one.
+
+    Raises:
+        UserError: when ``storage`` holds something else, or the pilot finds no pair.
+    """
+
+    def note(message: str) -> None:
+        if progress is not None:
+            wanted = meta.augment.num_bridges
+            progress(AugmentProgress(event="note", message=message, accepted=0, wanted=wanted, shards=0, candidates=0))
+
+    if not asked.needs_pilot:
+        return meta
+    pairs = replace(meta.stitch.pairs, mode=asked.mode, seam_max=asked.seam_max)
+    if storage.exists(META_FILE):
+        settled = pairs_of(storage, pairs)
+        note(
+            f"pairs.mode={settled.mode} and pairs.seam_max={'off' if settled.seam_max is None else settled.seam_max}, "
+            "as the buffer was begun"
+        )
+        return replace(meta, stitch=replace(meta.stitch, pairs=settled))
+    check_buffer(storage.uri, meta)
+    by_value, starts = meta.stitch.pairs.split == "value", meta.starts_array
+    values = recorded_values(dataset, bundle, starts) if by_value else None
+    found = run_pilot(dataset, bundle, replace(meta.stitch, pairs=pairs), values, meta.seed, note)
+    settled = replace(pairs, mode=found[0].mode, seam_max=found[0].seam_max)
+    return replace(meta, stitch=replace(meta.stitch, pairs=settled), pilot=found)
+
+
 def open_ledger(
     dataset: EpisodeDataset,
     bundle: Bundle,
@@ -73,9 +121,10 @@ def open_ledger(
         UserError: another dataset than the bundle's, settings that do not suit it, or ``out`` holds something else.
     """
     bundle.calibration.check([stitch_config.qualify.delta])
-    meta = planned_meta(dataset, bundle, stitch_config, config, seed)
     storage = Storage(out)
     path = storage.uri if storage.local is None else str(storage.local)
+    meta = planned_meta(dataset, bundle, stitch_config, config, seed)
+    meta = _piloted(meta, dataset, bundle, stitch_config.pairs, storage, progress)
     began = create_buffer(path, meta)
     version = began.schema_version
     knowledge = Knowledge(
@@ -89,6 +138,7 @@ def open_ledger(
     ledger = Ledger(
         path=path,
         config=meta.augment,
+        stitch=meta.stitch,
         knowledge=knowledge,
         size=(dataset.obs_dim, dataset.act_dim),
         schema_version=version,

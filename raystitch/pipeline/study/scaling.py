@@ -189,7 +189,8 @@ class _Scaling:
     def begin(cls, config: RunConfig, parts: StudyParts, asked: ScalingConfig, run: Path, seed: int) -> "_Scaling":
         config = with_target(config, run)
         own = [asdict(replace(asked, fractions=(1.0,))), parts.dataset.fingerprint, seed]
-        content = [*own, *map(asdict, (config.stitch, config.augment, config.evaluation)), config.headline_cell]
+        settings = config.stitch.identity(), asdict(config.augment), asdict(config.evaluation)
+        content = [*own, *settings, config.headline_cell]
         name = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
         ratio, delta = config.headline_cell or ("1:1", "q99")
         starts, notes = None, list[str]()

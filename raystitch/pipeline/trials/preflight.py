@@ -22,7 +22,7 @@ from raystitch.io.storage import Storage
 from raystitch.models.bundle import Bundle
 from raystitch.models.calibration import Delta
 from raystitch.models.fit import existing_fit, rehearse_fit
-from raystitch.pipeline.generate.opening import planned_meta
+from raystitch.pipeline.generate.opening import pairs_of, planned_meta
 from raystitch.pipeline.trials.checks import check_evaluation, check_suitable
 from raystitch.pipeline.trials.loggers import check_loggers
 from raystitch.pipeline.trials.search import check_search, read_search
@@ -98,6 +98,8 @@ def check_stages(config: RunConfig, folder: Path, dataset: EpisodeDataset, buffe
         finished(trial_dir)  # raises if a result cannot be read: it must not be trained again
     bundle = existing_fit(folder / STITCHER, dataset, config.fit, "cpu")
     at = folder / BUFFER if buffer is None else buffer
+    pairs = pairs_of(Storage(at), config.stitch.pairs)
+    config = replace(config, stitch=replace(config.stitch, pairs=pairs))
     _check_buffer(config, at, dataset, bundle)
     check_judged(config, at)
     if bundle is not None:

@@ -132,8 +132,9 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def _candidate_seconds(config: RunConfig, dataset: EpisodeDataset, bundle: Bundle) -> float:
-    # A bundle that was fitted for a moment has no auto.
-    stitch = replace(config.stitch, qualify=replace(config.stitch.qualify, delta="q99"))
+    # A bundle that was fitted for a moment has no delta auto, and a pilot by it would choose nothing.
+    pairs, qualify = config.stitch.pairs.piloted(), replace(config.stitch.qualify, delta="q99")
+    stitch = replace(config.stitch, pairs=pairs, qualify=qualify)
     stitcher, index = Stitcher(bundle, stitch), SourceIndex(dataset, bundle, stitch)
     count = min(PAIRS, config.augment.pairs_per_shard)
     shards = iter(range(2))

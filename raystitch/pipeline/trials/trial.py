@@ -1,6 +1,6 @@
 """One trial: everything that a policy is trained from, by value or by path."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raystitch.buffer.bridges import Bridges
@@ -46,7 +46,8 @@ class JoinedSettings:
 
     @classmethod
     def of(cls, stitch: StitchConfig, augment: AugmentConfig, seed: int) -> "JoinedSettings":
-        """Return the settings that match a generation."""
+        """Return the settings that match a generation; joins need no pilot."""
+        stitch = replace(stitch, pairs=stitch.pairs.piloted())
         chained = stitch.pairs.split == "value" and augment.chain_rounds != 0
         return cls(
             stitch=stitch,

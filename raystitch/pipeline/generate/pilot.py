@@ -1,0 +1,130 @@
+"""The pilot of a generation: a few hundred pairs by each way of choosing them, where ``stitch.pairs`` says ``auto``.
+
+The judges say which bridges are true; a simulator is never asked. Legend: N pairs.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raystitch.buffer.schema import PilotResult
+from raystitch.data.episodes import EpisodeDataset
+from raystitch.errors import UserError
+from raystitch.models.bundle import Bundle
+from raystitch.models.calibration import AUTO, SEAM
+from raystitch.seeding import numpy_rng
+from raystitch.stitching.candidates import Candidates
+from raystitch.stitching.config import PairConfig, StitchConfig
+from raystitch.stitching.pairs import SourceIndex
+from raystitch.stitching.stitcher import Stitcher
+from raystitch.stitching.values import StateValues
+
+PILOT_PAIRS = 256
+MODES = ("successor", "distance", "imagine", "random")
+SEAMS = (None, "q95", "q50")
+"""The ways that are tried; of several that bring as much, the first."""
+
+
+def run_pilot(
+    dataset: EpisodeDataset,
+    bundle: Bundle,
+    config: StitchConfig,
+    values: StateValues | None,
+    seed: int,
+    note: Callable[[str], None],
+) -> tuple[PilotResult, ...]:
+    """Try every way of choosing pairs that ``config.pairs`` leaves open, and return the results, the best first.
+
+    A way is worth what its bridges add to the discounted return per pair tried. Only bridges count that are accepted
+    and that the judges hold true: their largest residual is at most the median of real windows with noise
+    (``Calibration.believed``).
+
+    Args:
+        values: what states are worth where pairs are split by value. seed: of the generation.
+        note: gets a line before and after.
+
+    Raises:
+        UserError: when no way finds a pair, or an earlier version fitted the stitcher.
+    """
+    ways = [(mode, list(caps)) for mode, caps in _ways(config.pairs)]
+    bundle.calibration.believed()
+    if any(isinstance(cap, str) for _, caps in ways for cap in caps):
+        bundle.calibration.threshold("q50", bundle.calibration.gaps, SEAM)
+    note(
+        f"pilot: {PILOT_PAIRS} pairs in each of {sum(len(caps) for _, caps in ways)} ways, judged by the judges, "
+        f"because pairs.mode={config.pairs.mode} and pairs.seam_max={_text(config.pairs.seam_max)} are to be chosen"
+    )
+    found, refused = list[PilotResult](), list[UserError]()
+    for mode, caps in ways:
+        pairs = replace(config.pairs, mode=mode, seam_max=caps[0])
+        try:
+            index = SourceIndex(dataset, bundle, replace(config, pairs=pairs), state_values=values)
+        except UserError as error:
+            refused.append(error)
+            continue
+        for cap in caps:
+            index = index.with_seam_max(cap)
+            found.append(_try(index, bundle, seed))
+    if not found:
+        raise refused[0]
+    found.sort(key=lambda result: -result.worth)
+    note(_said(found))
+    return tuple(found)
+
+
+def _ways(pairs: PairConfig) -> Iterator[tuple[str, tuple[float | str | None, ...]]]:
+    """Yield each mode with the caps to try."""
+    caps = SEAMS if pairs.seam_max == AUTO else (pairs.seam_max,)
+    for mode in MODES if pairs.mode == AUTO else (pairs.mode,):
+        if mode != "random":
+            yield mode, caps
+        elif None in caps:  # it expects the source nowhere
+            yield mode, (None,)
+
+
+def _try(index: SourceIndex, bundle: Bundle, seed: int) -> PilotResult:
+    """Stitch the pilot's pairs in one way, the same seeds in every way."""
+    began, config = time.perf_counter(), index.config
+    seeds = numpy_rng(seed, "pilot").integers(0, 2**63 - 1, PILOT_PAIRS, np.int64)
+    pairs = index.select(seeds)
+    kept = np.flatnonzero(index.worthwhile(pairs))
+    candidates = Stitcher(bundle, config).stitch(pairs.take(kept), seeds[kept])
+    true = candidates.accepted & (candidates.residual_max <= bundle.calibration.believed(candidates.gap))
+    gain = np.maximum(candidates.return_stitched - candidates.return_source, 0.0)
+    best_N = _best_of_pair(candidates, np.where(true, gain, -1.0))
+    believed_N = best_N >= 0
+    return PilotResult(
+        mode=config.pairs.mode,
+        seam_max=config.pairs.seam_max,
+        tried=PILOT_PAIRS,
+        stitched=len(kept),
+        accepted=int((_best_of_pair(candidates, candidates.accepted.astype(np.float64)) > 0).sum()),
+        believed=int(believed_N.sum()),
+        gain=float(np.median(best_N[believed_N])) if believed_N.any() else None,
+        worth=float(best_N[believed_N].sum()) / PILOT_PAIRS,
+        seconds=round(time.perf_counter() - began, 2),
+    )
+
+
+def _best_of_pair(candidates: Candidates, of_attempt: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the largest number of each pair's attempts, float64 [N]."""
+    first = candidates.attempt == 0
+    best = np.full(len(candidates), -np.inf)
+    np.maximum.at(best, candidates.first_row, of_attempt.astype(np.float64))
+    return best[first]
+
+
+def _said(found: list[PilotResult]) -> str:
+    best, usual = found[0], PairConfig().piloted()
+    if not best.worth:
+        return f"pilot: no way of choosing pairs brings a gain that the judges hold true; {best.name} is tried first"
+    default = next((r for r in found if (r.mode, r.seam_max) == (usual.mode, usual.seam_max)), None)
+    beside = "" if default is None or default is best else f" ({default.name}, the default: {default.worth:.4g})"
+    return f"pilot: {best.name} brings most, {best.worth:.4g} per pair tried{beside}"
+
+
+def _text(seam_max: float | str | None) -> str:
+    return "off" if seam_max is None else str(seam_max)
