@@ -42,8 +42,7 @@ def best_cuts(pools: Pools, count: int, gap: int | None = None) -> Selection:
     at = np.arange(len(leave))
     order_L = np.lexsort((-score_LM[at, best_L], kind_LM[at, best_L]))
     chosen_N = order_L[np.arange(count) % len(order_L)]
-    gap_N, unknown_N = gap_LM[chosen_N, best_L[chosen_N]], np.full(count, np.nan)
-    return Selection(source_L.at(chosen_N), target_M.at(best_L[chosen_N]), gap_N, unknown_N)
+    return Selection(source_L.at(chosen_N), target_M.at(best_L[chosen_N]), gap_LM[chosen_N, best_L[chosen_N]])
 
 
 def _gaps(pools: Pools, source_L: States, target_M: States, gap: int | None) -> tuple[Ints, Floats]:

@@ -151,7 +151,7 @@ def _fill(pools: Pools, selection: Selection) -> Pairs:
         return_source=pools.own_returns[pools.rows(source)],
         return_target=pools.returns[pools.rows(target)],
         gap=selection.gap,
-        seam=np.square(selection.far).astype(np.float32),
+        seam=np.square(selection.distance).astype(np.float32),
     )
 
 
@@ -254,8 +254,7 @@ def cut_trajectories(
         selection = best_cuts(pools, count, gap)
     else:
         first = np.zeros(count, np.int64)
-        ends = States(first, first + pools.last_leave[0]), States(first + 1, first)
-        selection = Selection(*ends, gap=first, far=np.full(count, np.nan))
+        selection = Selection(States(first, first + pools.last_leave[0]), States(first + 1, first), first)
     pairs = _fill(pools, selection)
     unknown = np.full(len(pairs), -1, np.int64)
     chosen = pairs.gap if gap is None else np.full(len(pairs), gap, np.int64)

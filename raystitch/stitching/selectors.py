@@ -43,14 +43,19 @@ _EPISODE_DRAW, _STEP_DRAW, _TARGET_DRAW, _GAP_DRAW, _TRY_SEEDS, _REFILL_SEEDS = 
 class Selection:
     """The states to leave and to enter, and the gap that selection found (0: none), each [N].
 
-    ``far``: float64 [N], standardised distance of the target from where the source was expected; NaN where that is not
-    known.
+    ``far``: float64 [N], standardised distance of the target from where the source is expected then; NaN where a row
+    expects it nowhere, None where none does. ``seam_max`` then leaves nothing.
     """
 
     source: States
     target: States
     gap: Ints
-    far: NDArray[np.float64]
+    far: NDArray[np.float64] | None = None
+
+    @property
+    def distance(self) -> NDArray[np.float64]:
+        """``far``, NaN where it is not known, [N]."""
+        return np.full(len(self.gap), np.nan) if self.far is None else self.far
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,8 +168,8 @@ def nearest_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOpti
 
 def nearest(pools: Pools, config: StitchConfig, seeds: Ints) -> Selection:
     """Select pairs for joining without a bridge, gap -1."""
-    found, no_gap = choose(nearest_options, pools, config, seeds), np.full(len(seeds), JOINED)
-    return replace(found, gap=no_gap, far=np.full(len(seeds), np.nan))
+    found = choose(nearest_options, pools, config, seeds)
+    return Selection(found.source, found.target, np.full(len(seeds), JOINED))
 
 
 def choose(propose: Propose, pools: Pools, config: StitchConfig, seeds: Ints) -> Selection:
@@ -237,7 +242,7 @@ def _in_row_order(parts: Sequence[tuple[Ints, Selection]]) -> Selection:
         States(gather(lambda part: part.source.episode), gather(lambda part: part.source.step)),
         States(gather(lambda part: part.target.episode), gather(lambda part: part.target.step)),
         gather(lambda part: part.gap),
-        gather(lambda part: part.far),
+        gather(lambda part: part.distance),
     )
 
 

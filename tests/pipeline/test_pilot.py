@@ -184,7 +184,7 @@ def test_a_stitcher_of_an_earlier_version_says_what_to_do(
     known = bundle.calibration
     tables = {name: table for name, table in known.tables.items() if name != lacks}
     old = replace(bundle, calibration=Calibration(known.gaps, known.quantiles, tables))
-    with pytest.raises(UserError, match="earlier version fitted.*fit again in another folder, or (give a|name)"):
+    with pytest.raises(UserError, match=r"earlier version fitted.*fit again in another folder, or (give a|name)"):
         notes_of(tmp_path / "buffer", drift, old, AUTO)
     assert not (tmp_path / "buffer").exists()
     if lacks == "seam":
