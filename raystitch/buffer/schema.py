@@ -167,7 +167,7 @@ class PilotResult:
         accepted: pairs with an accepted bridge.
         believed: pairs with an accepted bridge that the judges hold as true as real windows with noise.
         gain: median of what these bridges add to the discounted return; None without any.
-        worth: what they add, per pair tried: the way with most was chosen.
+        worth: what they add, per pair tried.
         seconds: that it took.
     """
 
@@ -191,6 +191,11 @@ class PilotResult:
     gain: float | None
     worth: float
     seconds: float
+
+    @property
+    def truth(self) -> float:
+        """The share of accepted pairs that is held true; 0 without any."""
+        return self.believed / self.accepted if self.accepted else 0.0
 
     @property
     def name(self) -> str:

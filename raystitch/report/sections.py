@@ -48,9 +48,9 @@ def pilot(found: Sequence[PilotResult]) -> str:
     if not found:
         return ""
     note = (
-        "Each way stitched as many pairs before the generation, which took the first: the one whose bridges add most "
-        "to the discounted return, per pair tried. Held true: accepted, and no stranger to the judges than real "
-        "windows with noise. No simulator was asked."
+        "Each way stitched as many pairs before the generation, which took the first: of the ways with nearly the "
+        "largest share of accepted pairs held true, the one whose bridges add most to the discounted return, per pair "
+        "tried. Held true: no stranger to the judges than real windows with noise. No simulator was asked."
     )
     return section("How pairs were chosen", html_table(PilotResult.COLUMNS, [one.cells for one in found]), note)
 

@@ -26,6 +26,10 @@ PILOT_PAIRS = 256
 MODES = ("successor", "distance", "imagine", "random")
 SEAMS = (None, "q95", "q50")
 """The ways that are tried; of several that bring as much, the first."""
+LESS_TRUE = 0.05
+"""A way may have so much smaller a share of bridges that the judges hold true than the way with the largest."""
+FEW = 0.1
+"""The share of ways that have fewer accepted pairs of those tried is not looked at: it says little."""
 
 
 def run_pilot(
@@ -38,9 +42,10 @@ def run_pilot(
 ) -> tuple[PilotResult, ...]:
     """Try every way of choosing pairs that ``config.pairs`` leaves open, and return the results, the best first.
 
-    A way is worth what its bridges add to the discounted return per pair tried. Only bridges count that are accepted
-    and that the judges hold true: their largest residual is at most the median of real windows with noise
-    (``Calibration.believed``).
+    Truth comes first: only ways count whose share of accepted bridges that the judges hold true is within
+    ``LESS_TRUE`` of the largest. They hold a bridge true if its largest residual is at most the median of real windows
+    with noise (``Calibration.believed``). Of these ways the best is the one whose true bridges add most to the
+    discounted return, per pair tried.
 
     Args:
         values: what states are worth where pairs are split by value. seed: of the generation.
@@ -70,7 +75,9 @@ def run_pilot(
             found.append(_try(index, bundle, seed))
     if not found:
         raise refused[0]
-    found.sort(key=lambda result: -result.worth)
+    enough = [result.truth for result in found if result.accepted >= FEW * result.tried]
+    least = max(enough, default=0.0) - LESS_TRUE
+    found.sort(key=lambda result: (result.truth < least, -result.worth))
     note(_said(found))
     return tuple(found)
 
@@ -122,8 +129,12 @@ def _said(found: list[PilotResult]) -> str:
     if not best.worth:
         return f"pilot: no way of choosing pairs brings a gain that the judges hold true; {best.name} is tried first"
     default = next((r for r in found if (r.mode, r.seam_max) == (usual.mode, usual.seam_max)), None)
-    beside = "" if default is None or default is best else f" ({default.name}, the default: {default.worth:.4g})"
-    return f"pilot: {best.name} brings most, {best.worth:.4g} per pair tried{beside}"
+    beside = "" if default is None or default is best else f" ({default.name}, the default: {_brought(default)})"
+    return f"pilot: {best.name} is taken: {_brought(best)}{beside}"
+
+
+def _brought(result: PilotResult) -> str:
+    return f"a gain of {result.worth:.4g} per pair tried, {result.truth:.0%} of the accepted held true"
 
 
 def _text(seam_max: float | str | None) -> str:
