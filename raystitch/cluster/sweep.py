@@ -173,7 +173,6 @@ def _run(
             write_json(folder / VALIDATION_FILE, found)
     inputs = InputHashes(dataset=dataset.fingerprint, bundle=bundle.hash, buffer=buffer.hash)
     resources = reserve_memory(asked, dataset)
-    _say_reach(buffer)
     config = with_target(_search(asked, place, inputs, resources, track), folder)
     trials = plan(config, inputs, folder)
     track.plan(planned(trials), num_slots(resources))
@@ -312,6 +311,7 @@ def _generate(config: RunConfig, place: RunPlace, dataset: EpisodeDataset, track
             )
         place.refresh(STITCHER)
     cpus, gpus = augment_held(config.augment)
+    noted = set[str]()
     with (
         _stage("augment"),
         track.stage("augment", cpus=cpus, gpus=gpus),
@@ -320,6 +320,9 @@ def _generate(config: RunConfig, place: RunPlace, dataset: EpisodeDataset, track
     ):
 
         def show(at: AugmentProgress) -> None:
+            if at.event == "note":
+                noted.add(at.message)
+                progress.note(f"augment: {at.message}")
             progress.update("augment", at.accepted, at.wanted, at.text)
             log_augment(at)
             known = at.to_json()
@@ -337,15 +340,13 @@ def _generate(config: RunConfig, place: RunPlace, dataset: EpisodeDataset, track
         )
     give_memory_back()  # trials need it now
     place.refresh(BUFFER)
-    return load_once(folder / STITCHER, "cpu"), on_dataset(open_buffer(at), dataset)
-
-
-def _say_reach(buffer: Buffer) -> None:
-    """Says before anything is trained what the stitched episodes reach, and what follows for training."""
-    for found in read_reach(buffer.uri)[-1:]:
-        say(f"augment: {found}")
+    buffer = on_dataset(open_buffer(at), dataset)
+    for found in read_reach(buffer.uri)[-1:]:  # what stitched episodes reach, and what follows for training
+        if str(found) not in noted:
+            say(f"augment: {found}")
         if found.advice:
             say(found.advice)
+    return load_once(folder / STITCHER, "cpu"), buffer
 
 
 def _search(

@@ -20,7 +20,7 @@ from raystitch.models.bundle import Bundle
 from raystitch.models.calibration import Calibration
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.generate.augment import augment_local
-from raystitch.pipeline.generate.pilot import FEW, LESS_TRUE, PILOT_PAIRS, run_pilot
+from raystitch.pipeline.generate.pilot import FEW, LESS_TRUE, PILOT_PAIRS, num_pilot_pairs, run_pilot
 from raystitch.pipeline.generate.progress import AugmentProgress
 from raystitch.pipeline.trials.trial import JoinedSettings
 from raystitch.report.sections import pilot as shown
@@ -93,6 +93,9 @@ def test_what_is_named_is_kept(drift: EpisodeDataset, bundle: Bundle) -> None:
         found = run_pilot(drift, bundle, asked(**pairs), None, 0, lambda _: None)
         return {(result.mode, result.seam_max) for result in found}
 
+    assert num_pilot_pairs(AUTO.pairs) == 10 * PILOT_PAIRS
+    assert num_pilot_pairs(asked(mode="distance", seam_max="auto").pairs) == 3 * PILOT_PAIRS
+    assert num_pilot_pairs(asked().pairs) == 0
     assert ways(mode="distance", seam_max="auto") == {("distance", None), ("distance", "q95"), ("distance", "q50")}
     assert ways(mode="auto") == {(mode, None) for mode in ("successor", "distance", "imagine", "random")}
     assert ways(mode="auto", seam_max=2.0) == {(mode, 2.0) for mode in ("successor", "distance", "imagine")}

@@ -49,7 +49,7 @@ def run_pilot(
 
     Args:
         values: what states are worth where pairs are split by value. seed: of the generation.
-        note: gets a line before and after.
+        note: gets lines before and after.
 
     Raises:
         UserError: when no way finds a pair, or an earlier version fitted the stitcher.
@@ -75,11 +75,20 @@ def run_pilot(
             found.append(_try(index, bundle, seed))
     if not found:
         raise refused[0]
+    try:
+        bundle.calibration.truthful()
+    except UserError:
+        note("pilot: the judges err more on real data than noise does, so they know little; fit dynamics longer")
     enough = [result.truth for result in found if result.accepted >= FEW * result.tried]
     least = max(enough, default=0.0) - LESS_TRUE
     found.sort(key=lambda result: (result.truth < least, -result.worth))
     note(_said(found))
     return tuple(found)
+
+
+def num_pilot_pairs(pairs: PairConfig) -> int:
+    """Return how many pairs a pilot tries in all; 0 where the settings need none."""
+    return PILOT_PAIRS * sum(len(caps) for _, caps in _ways(pairs)) if pairs.needs_pilot else 0
 
 
 def _ways(pairs: PairConfig) -> Iterator[tuple[str, tuple[float | str | None, ...]]]:

@@ -14,6 +14,7 @@ from raystitch.console import duration
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.select import ALL
 from raystitch.pipeline.generate.ledger import MOST_ROUNDS
+from raystitch.pipeline.generate.pilot import num_pilot_pairs
 from raystitch.pipeline.trials.groups import Group, group_trials
 from raystitch.pipeline.trials.like import ImaginedCluster
 from raystitch.pipeline.trials.plan import plan
@@ -76,8 +77,9 @@ def trial_slots(resources: ResourceConfig, room: int) -> int:
 
 
 def augment_seconds(config: RunConfig, pace: RunPace, cores: float = 1.0) -> float:
-    """Generation on some CPUs, if all bridges of ``chain_rounds: auto`` come in full rounds."""
-    return config.augment.num_bridges / ACCEPTED * pace.candidate / cores + ROUND_SECONDS * _chain_rounds(config)
+    """Generation on some CPUs, if all bridges of ``chain_rounds: auto`` come in full rounds; its pilot before it."""
+    made = config.augment.num_bridges / ACCEPTED * pace.candidate / cores + ROUND_SECONDS * _chain_rounds(config)
+    return made + num_pilot_pairs(config.stitch.pairs) * pace.candidate
 
 
 def _chain_rounds(config: RunConfig) -> int:
