@@ -36,8 +36,9 @@ ARMS = {
 """Arm -> what it is trained on, its delta, beginning of its shaping, name, line."""
 GAP_SIZE, GAP_TITLE = (10, 3.9), "Success against the width of the gap"
 RATIO_DELTA_SIZE, RATIO_DELTA_TITLE = (10, 3.6), "Success at every r and delta"
-CAPPED_BEST = 795.9
-"""Return of the best episode of hopper-mixed without its best quarter."""
+BEST = {"capped-75": 795.9, "hopper-medium": 3588.0}
+"""Return of the best episode: of hopper-mixed without its best quarter, and of hopper-medium."""
+OGBENCH = {maze: [f"{maze}{task}" for task in range(1, 6)] for maze in ("medium", "giant")}
 RATIOS = ("4:1", "2:1", "1:1", "1:2", "1:4", "0:1")
 DELTAS = ("q50", "q90", "q99", "off")
 Row = Mapping[str, Any]
@@ -144,10 +145,29 @@ def ratio_delta_tables() -> str:
     return "\n".join(lines)
 
 
-def capped_table() -> str:
-    """Return a table of hopper-mixed without its best quarter: returns, as shares of the best episode that is left, and
-    differences to AW at 0:1 with the same trainer."""
-    rows = read_rows(HERE / "capped-75.parquet")
+def ogbench_table(maze: str) -> str:
+    """Return a table of an OGBench maze: an arm per line, a task per column, success in % of every seed, once where all
+    seeds agree."""
+    runs = [read_rows(file) if (file := HERE / f"ogbench-{task}.parquet").exists() else [] for task in OGBENCH[maze]]
+    lines = ["| trained on | " + " | ".join(f"{maze} {n}" for n in range(1, 6)) + " |", "|---" * 6 + "|"]
+    for algo in TRAINERS:
+        for arm, (data, _, _, name, _) in ARMS.items():
+            cells = [values(rows, algo, arm) for rows in runs]
+            if any(cells):
+                ratio = " 0:1" if data in ("joined", "stitched") else ""
+                lines.append(f"| {short_name(algo)}, {name}{ratio} | " + " | ".join(map(_each_seed, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _each_seed(cell: Mapping[int, float]) -> str:
+    shown = [f"{cell[seed]:.0f}" for seed in sorted(cell)]
+    return shown[0] if len(set(shown)) == 1 else ", ".join(shown)
+
+
+def returns_table(name: str) -> str:
+    """Return a table of a locomotion study: returns, as shares of the best episode in the data, and differences to AW at
+    0:1 with the same trainer."""
+    rows, best = read_rows(HERE / f"{name}.parquet"), BEST[name]
     cells: dict[str, dict[int, float]] = {}
     for row in rows:
         what = [row["data"], row["ratio"], row["delta"] and f"delta {row['delta']}", row["shaping"]]
@@ -158,7 +178,7 @@ def capped_table() -> str:
     for name, found in cells.items():
         weighted = next(other for key, other in cells.items() if "weighted" in key and key[:2] == name[:2])
         at, over = interval(np.array(list(found.values())), mean), _text(compare(found, weighted, mean).difference)
-        share = f"{at.value / CAPPED_BEST:.2f} [{at.low / CAPPED_BEST:.2f}, {at.high / CAPPED_BEST:.2f}]"
+        share = f"{at.value / best:.2f} [{at.low / best:.2f}, {at.high / best:.2f}]"
         lines.append(f"| {name} | {_text(at)} | {share} | {'' if found is weighted else over} |")
     return "\n".join(lines)
 
@@ -274,8 +294,10 @@ def main() -> None:
             picture(ratio_delta, RATIO_DELTA_SIZE, RATIO_DELTA_TITLE), encoding="utf-8"
         )
         print(ratio_delta_tables())
-    if (HERE / "capped-75.parquet").exists():
-        print(capped_table())
+    for name in BEST:
+        print(returns_table(name))
+    for maze in OGBENCH:
+        print(ogbench_table(maze))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from raystitch.data.episodes import Floats, Ints
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
 from raystitch.io.config_file import current_names, parse_config
+from raystitch.models.calibration import delta_text
 from raystitch.stitching.candidates import REASONS, Candidates
 from raystitch.stitching.config import StitchConfig
 
@@ -200,15 +201,14 @@ class PilotResult:
     @property
     def name(self) -> str:
         """The two settings, in words."""
-        return f"{self.mode} with seam_max={'off' if self.seam_max is None else self.seam_max}"
+        return f"{self.mode} with seam_max={delta_text(self.seam_max)}"
 
     @property
     def cells(self) -> list[str]:
         """A line of a table with ``COLUMNS``."""
         gain = "" if self.gain is None else f"{self.gain:.4g}"
-        far = "off" if self.seam_max is None else str(self.seam_max)
         counts = self.tried, self.stitched, self.accepted, self.believed
-        return [self.mode, far, *map(str, counts), gain, f"{self.worth:.4g}"]
+        return [self.mode, delta_text(self.seam_max), *map(str, counts), gain, f"{self.worth:.4g}"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,9 +255,10 @@ class BufferMeta:
 
     def to_json(self) -> dict[str, Any]:
         value = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        for name in ("selected_from", "select", "starts", "pilot"):
-            if not value[name]:
+        for name in ("selected_from", "select", "starts"):
+            if value[name] is None:
                 del value[name]
+        pilot = [asdict(result) for result in value.pop("pilot")]
         return value | {
             "action_low": list(self.action_low),
             "action_high": list(self.action_high),
@@ -267,7 +268,7 @@ class BufferMeta:
             "augment": asdict(self.augment),
             "complete": None if self.complete is None else asdict(self.complete),
             "rounds": [asdict(closed) for closed in self.rounds],
-            **({"pilot": [asdict(result) for result in self.pilot]} if self.pilot else {}),
+            **({"pilot": pilot} if pilot else {}),
         }
 
     @classmethod

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raystitch.data.episodes import EpisodeDataset, Floats, Ints
+from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
 from raystitch.errors import UserError
 from raystitch.models.batches import StateWindows
 from raystitch.models.calibration import NOISE, SEAM, Calibration
@@ -92,26 +92,38 @@ def _neighbours_apart(
     """Return how far each chosen window (int64 [W]) is from its nearest neighbour in another episode after each step.
 
     The neighbour is the window of any other episode that starts nearest to it. Both begin alike and go on by
-    themselves, so this says how far from a state's own future other futures are that it could have had.
+    themselves, so this says how far from a state's own future other futures are that it could have had. Dimensions that
+    stand still in every episode, such as a goal, do not count: pairs agree on them anyway.
 
     Returns:
         float32 [W, gap_max + 1], squared L2 in standardised units; NaN past the shorter one's end.
     """
-    state, length = heads.dynamics.state, config.diffusion.gap_max + 2
+    length, moves = config.diffusion.gap_max + 2, torch.from_numpy(_moving(dataset)).to(chosen.device)
+
+    def moving(observations: Tensor) -> Tensor:
+        return heads.dynamics.state.encode(observations) * moves
+
     every = np.arange(dataset.num_episodes)
     others = StateWindows.find(dataset, windows.observations, every, config.diffusion.gap_min + 2)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "seams"))
     some_V = torch.randperm(len(others), generator=generator)[:COMPARED_WINDOWS].to(chosen.device)
-    stop_V, start_VO = others.stops[some_V], state.encode(windows.observations[others.starts[some_V]])
+    stop_V, start_VO = others.stops[some_V], moving(windows.observations[others.starts[some_V]])
     parts: list[Tensor] = []
     for rows_B in chosen.split(CHUNK):
         own_B, stop_B = windows.starts[rows_B], windows.stops[rows_B]
-        apart_BV = torch.cdist(state.encode(windows.observations[own_B]), start_VO)
+        apart_BV = torch.cdist(moving(windows.observations[own_B]), start_VO)
         apart_BV[stop_B[:, None] == stop_V] = torch.inf  # the same episode
         nearest_B = apart_BV.argmin(1)
         states, valid = windows.gather(rows_B, length)
         others_states, others_valid = others.gather(some_V[nearest_B], length)
         after = torch.arange(length, device=chosen.device) < torch.minimum(valid, others_valid)[:, None]
         after &= apart_BV.gather(1, nearest_B[:, None]).isfinite()
-        parts.append(torch.where(after, state.distance(states, others_states), torch.nan)[:, 1:])
+        apart = (moving(states) - moving(others_states)).square().sum(-1)
+        parts.append(torch.where(after, apart, torch.nan)[:, 1:])
     return torch.cat(parts).cpu().numpy()
+
+
+def _moving(dataset: EpisodeDataset) -> Bools:
+    """Mark the dimensions that change within an episode, bool [O]."""
+    rows = dataset.obs_index[dataset.next_observed]
+    return (dataset.observations[rows + 1] != dataset.observations[rows]).any(0)

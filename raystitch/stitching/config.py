@@ -73,6 +73,8 @@ class PairConfig:
     def __post_init__(self) -> None:
         if self.seam_max != AUTO:
             object.__setattr__(self, "seam_max", check_threshold(self.seam_max, "seam_max", also=f"{AUTO}, "))
+        if self.seam_max == float("inf"):
+            raise ValueError("seam_max must be finite, got seam_max=inf; off takes any distance")
         if self.mode == "random" and self.seam_max is not None:
             raise ValueError(
                 f"seam_max={self.seam_max} needs a state in which the source is expected, which mode=random does not "

@@ -151,7 +151,7 @@ def _fill(pools: Pools, selection: Selection) -> Pairs:
         return_source=pools.own_returns[pools.rows(source)],
         return_target=pools.returns[pools.rows(target)],
         gap=selection.gap,
-        seam=np.square(selection.distance).astype(np.float32),
+        seam=selection.seam,
     )
 
 

@@ -36,6 +36,10 @@ class Alternatives:
     def take(self, rows: Ints) -> "Alternatives":
         return Alternatives(self.query[rows], self.target[rows], self.distance[rows])
 
+    def only(self, usable_NA: Bools) -> "Alternatives":
+        """Return the same targets, those that are not usable at no finite distance."""
+        return Alternatives(self.query, self.target, np.where(usable_NA, self.distance, np.inf))
+
     def reorder(self, order_NA: Ints) -> "Alternatives":
         return Alternatives(
             np.take_along_axis(self.query, order_NA, 1),

@@ -9,7 +9,7 @@ row, M target states in all, D dimensions searched, Z embedding dimensions. ``St
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,19 +43,18 @@ _EPISODE_DRAW, _STEP_DRAW, _TARGET_DRAW, _GAP_DRAW, _TRY_SEEDS, _REFILL_SEEDS = 
 class Selection:
     """The states to leave and to enter, and the gap that selection found (0: none), each [N].
 
-    ``far``: float64 [N], standardised distance of the target from where the source is expected then; NaN where a row
-    expects it nowhere, None where none does. ``seam_max`` then leaves nothing.
+    ``seam``: float32 [N], squared standardised distance of the target from where the source is expected then. NaN, the
+    default, is where it is expected nowhere: ``seam_max`` drops the pair.
     """
 
     source: States
     target: States
     gap: Ints
-    far: NDArray[np.float64] | None = None
+    seam: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
 
-    @property
-    def distance(self) -> NDArray[np.float64]:
-        """``far``, NaN where it is not known, [N]."""
-        return np.full(len(self.gap), np.nan) if self.far is None else self.far
+    def __post_init__(self) -> None:
+        if len(self.seam) != len(self.gap):
+            object.__setattr__(self, "seam", np.full(len(self.gap), np.nan, np.float32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +65,14 @@ class PairOptions:
         source: [N, Q], the states that may be left.
         found: [N, A], targets for them, best first; ``found.query`` says which of the Q each belongs to.
         gap: int64 [N, A], of each alternative.
-        near: ``found.distance`` is one between states (standardised); otherwise only an order.
+        far: [N, A], standardised distance of each target from where the source is expected then; None where it is
+            expected nowhere, and ``found.distance`` is only an order. The two differ where contexts are matched.
     """
 
     source: States
     found: Alternatives
     gap: Ints
-    near: bool = True
+    far: NDArray[np.float64] | None = None
 
     def sources(self, rows: Ints, column: Ints) -> States:
         """The source states of alternatives, by row and column; shapes broadcast."""
@@ -80,12 +80,14 @@ class PairOptions:
         return States(self.source.episode[rows, query], self.source.step[rows, query])
 
     def take(self, rows: Ints) -> "PairOptions":
-        return replace(self, source=self.source.at(rows), found=self.found.take(rows), gap=self.gap[rows])
+        far = None if self.far is None else self.far[rows]
+        return PairOptions(self.source.at(rows), self.found.take(rows), self.gap[rows], far)
 
     def reorder(self, order_NA: Ints) -> "PairOptions":
         """The same options with each row's alternatives in another order."""
         gap = np.take_along_axis(self.gap, order_NA, 1)
-        return replace(self, found=self.found.reorder(order_NA), gap=gap)
+        far = None if self.far is None else np.take_along_axis(self.far, order_NA, 1)
+        return PairOptions(self.source, self.found.reorder(order_NA), gap, far)
 
 
 Propose = Callable[[Pools, StitchConfig, Ints], PairOptions]
@@ -103,7 +105,7 @@ def random_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOptio
     target_NR, joinable_NR = _random_targets(pools, source_N1, seeds)
     order_NR = np.broadcast_to(np.arange(RANDOM_TARGETS, dtype=np.float64), target_NR.shape)
     found = Alternatives(np.zeros_like(target_NR), target_NR, np.where(joinable_NR, order_NR, np.inf))
-    return PairOptions(source_N1, found, np.full(target_NR.shape, NO_GAP), near=False)
+    return PairOptions(source_N1, found, np.full(target_NR.shape, NO_GAP))
 
 
 def successor_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOptions:
@@ -144,14 +146,15 @@ def distance_options(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOpt
     seam_NCK = _seams(pools, later_NC1, target_states_NCK)
     usable_NCK = np.isfinite(distance_NCK) & (np.abs(steps_NCK - (gap_NC + 1)[..., None]) <= TIME_SLACK)
     usable_NCK &= seam_NCK >= config.pairs.novelty
-    usable_NCK &= within_reach(pools, seam_NCK, gap_of_steps(steps_NCK, pools.gap_min, pools.gap_max))
+    gap_NCK = gap_of_steps(steps_NCK, pools.gap_min, pools.gap_max)
+    usable_NCK &= within_reach(pools, seam_NCK**2, gap_NCK)
 
     num_rows, num_tries, num_found = target_NCK.shape
     shape_NA = num_rows, num_tries * num_found
     query_NA = np.broadcast_to(np.repeat(np.arange(num_tries), num_found), shape_NA)
     seam_NA = np.where(usable_NCK, seam_NCK, np.inf).reshape(shape_NA)
-    gap_NA = gap_of_steps(steps_NCK, pools.gap_min, pools.gap_max).reshape(shape_NA)
-    options = PairOptions(source_NC, Alternatives(query_NA, target_NCK.reshape(shape_NA), seam_NA), gap_NA)
+    found = Alternatives(query_NA, target_NCK.reshape(shape_NA), seam_NA)
+    options = PairOptions(source_NC, found, gap_NCK.reshape(shape_NA), seam_NA)
     options = options.reorder(np.argsort(seam_NA, axis=1, kind="stable"))
     if not config.pairs.value_check:
         return options
@@ -223,7 +226,7 @@ def _best_first(pools: Pools, options: PairOptions) -> tuple[PairOptions, NDArra
     if pools.config.curiosity:
         found_NA = np.isfinite(far_NA)
         score_NA[found_NA] += pools.config.curiosity * pools.entered.novelty(options.found.target[found_NA])
-    if options.near:
+    if options.far is not None:
         far_NA = np.maximum(far_NA / max(pools.step_length, 1e-9), 1)
     else:
         far_NA = np.where(np.isfinite(far_NA), 0.0, np.inf)
@@ -242,7 +245,7 @@ def _in_row_order(parts: Sequence[tuple[Ints, Selection]]) -> Selection:
         States(gather(lambda part: part.source.episode), gather(lambda part: part.source.step)),
         States(gather(lambda part: part.target.episode), gather(lambda part: part.target.step)),
         gather(lambda part: part.gap),
-        gather(lambda part: part.distance),
+        gather(lambda part: part.seam),
     )
 
 
@@ -257,9 +260,7 @@ def _novel(propose: Propose) -> Propose:
         num_rows, num_alternatives = options.gap.shape
         source_NA = options.sources(np.arange(num_rows)[:, None], np.arange(num_alternatives))
         novel_NA = novel_enough(pools, source_NA, pools.targets.at(options.found.target), options.gap)
-        return replace(
-            options, found=replace(options.found, distance=np.where(novel_NA, options.found.distance, np.inf))
-        )
+        return replace(options, found=options.found.only(novel_NA))
 
     return propose_novel
 
@@ -277,20 +278,20 @@ def _within_reach(propose: Propose) -> Propose:
 
     def propose_within(pools: Pools, config: StitchConfig, seeds: Ints) -> PairOptions:
         options = propose(pools, config, seeds)
-        far_NA = options.found.distance
-        far_NA = np.where(within_reach(pools, far_NA, options.gap), far_NA, np.inf)
-        return replace(options, found=replace(options.found, distance=far_NA))
+        assert options.far is not None
+        near_NA = within_reach(pools, options.far**2, options.gap)
+        return replace(options, found=options.found.only(near_NA))
 
     return propose_within
 
 
-def within_reach(pools: Pools, far: NDArray[np.floating], gap: Ints) -> Bools:
-    """Return True where a target is at most ``seam_max`` from where the source was expected; equal shapes. Where that
-    is not known it is not."""
+def within_reach(pools: Pools, seam: NDArray[np.floating], gap: Ints) -> Bools:
+    """Return True where a squared distance from where the source is expected is at most ``seam_max``; equal shapes.
+    Where it is not known (NaN) it is not."""
     if pools.config.seam_max is None:
-        return np.ones(far.shape, np.bool_)
+        return np.ones(seam.shape, np.bool_)
     at_most = pools.bundle.calibration.threshold(pools.config.seam_max, gap.ravel(), SEAM).reshape(gap.shape)
-    return far**2 <= at_most
+    return seam <= at_most
 
 
 def _selector(propose: Propose) -> PairSelector:
@@ -339,7 +340,12 @@ def _nearest(pools: Pools, source_NQ: States, gap_NQ: Ints, query_NQD: Floats) -
     """Options whose targets are the nearest to standardised states, one per source state."""
     points_NQD = pools.search_points(query_NQD, source_NQ.episode)
     found = pools.nearest.find(points_NQD, source_NQ.episode, overlap=pools.overlap)
-    return PairOptions(source_NQ, found, np.take_along_axis(gap_NQ, found.query, 1))
+    far_NA = found.distance
+    if pools.contexts is not None:  # the distances between points count contexts too
+        state_NAD = pools.encode(pools.observations(pools.targets.at(found.target)))
+        apart_NA = np.linalg.norm(query_NQD[np.arange(len(far_NA))[:, None], found.query] - state_NAD, axis=-1)
+        far_NA = np.where(np.isfinite(far_NA), apart_NA, np.inf)
+    return PairOptions(source_NQ, found, np.take_along_axis(gap_NQ, found.query, 1), far_NA)
 
 
 def _steps_between(pools: Pools, source_NC: States, target_NCK: States) -> Floats:
@@ -366,9 +372,10 @@ def _pick(pools: Pools, options: PairOptions, column_N: Ints) -> Selection:
     """One alternative of each row, by column."""
     rows = np.arange(len(column_N))
     target_N = pools.targets.at(options.found.target[rows, column_N])
-    gap_N = options.gap[rows, column_N]
-    far_N = np.where(gap_N == NO_GAP, np.nan, options.found.distance[rows, column_N])
-    return Selection(options.sources(rows, column_N), target_N, gap_N, far_N)
+    gap_N, source_N = options.gap[rows, column_N], options.sources(rows, column_N)
+    if options.far is None:
+        return Selection(source_N, target_N, gap_N)
+    return Selection(source_N, target_N, gap_N, (options.far[rows, column_N] ** 2).astype(np.float32))
 
 
 def _leftovers(pools: Pools, options: PairOptions, seeds: Ints, used_M: Ints) -> Selection:
@@ -384,6 +391,7 @@ def _leftovers(pools: Pools, options: PairOptions, seeds: Ints, used_M: Ints) ->
             np.concatenate([found.distance, np.where(joinable_NR, 0.0, np.inf)], 1),
         ),
         np.concatenate([options.gap, np.full_like(target_NR, NO_GAP)], 1),
+        None if options.far is None else np.concatenate([options.far, np.full(target_NR.shape, np.nan)], 1),
     )
     usable_NA = np.isfinite(extended.found.distance)
     column_N = limit_reuse(extended.found.target, usable_NA, pools.config.max_target_reuse, used_M)

@@ -19,6 +19,7 @@ from raystitch.io.storage import Storage
 from raystitch.models.bundle import Bundle
 from raystitch.models.calibration import Calibration
 from raystitch.models.fit import fit_bundle
+from raystitch.pipeline.generate import opening
 from raystitch.pipeline.generate.augment import augment_local
 from raystitch.pipeline.generate.pilot import FEW, LESS_TRUE, PILOT_PAIRS, num_pilot_pairs, run_pilot
 from raystitch.pipeline.generate.progress import AugmentProgress
@@ -201,25 +202,55 @@ def test_a_folder_with_something_else_is_refused_before_the_pilot(
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("lacks", ["seam", "noise"])
-def test_a_stitcher_of_an_earlier_version_says_what_to_do(
-    drift: EpisodeDataset, bundle: Bundle, tmp_path: Path, lacks: str
-) -> None:
+def without(bundle: Bundle, table: str) -> Bundle:
     known = bundle.calibration
-    tables = {name: table for name, table in known.tables.items() if name != lacks}
-    old = replace(bundle, calibration=Calibration(known.gaps, known.quantiles, tables))
-    with pytest.raises(UserError, match=r"earlier version fitted.*fit again in another folder, or (give a|name)"):
-        notes_of(tmp_path / "buffer", drift, old, AUTO)
+    tables = {name: values for name, values in known.tables.items() if name != table}
+    return replace(bundle, calibration=Calibration(known.gaps, known.quantiles, tables))
+
+
+def test_a_stitcher_of_an_earlier_version_says_what_to_do(
+    drift: EpisodeDataset, bundle: Bundle, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"earlier version fitted.*fit again in another folder, or name pairs.mode"):
+        notes_of(tmp_path / "buffer", drift, without(bundle, "noise"), AUTO)
+    with pytest.raises(UserError, match=r"pairs.seam_max=q95: .* or give a number"):
+        notes_of(tmp_path / "buffer", drift, without(bundle, "seam"), asked(seam_max="q95"))
     assert not (tmp_path / "buffer").exists()
-    if lacks == "seam":
-        with pytest.raises(UserError, match=r"pairs.seam_max=q95: .* or give a number"):
-            notes_of(tmp_path / "buffer", drift, old, asked(seam_max="q95"))
+
+
+def test_without_neighbours_no_limit_is_tried(drift: EpisodeDataset, bundle: Bundle) -> None:
+    found = run_pilot(drift, without(bundle, "seam"), AUTO, None, 0, lambda _: None)
+    assert {result.seam_max for result in found} == {None}
+
+
+def test_the_way_with_the_truest_counts_even_where_hardly_any_pair_is_accepted(
+    drift: EpisodeDataset, bundle: Bundle
+) -> None:
+    strict = replace(AUTO, qualify=replace(QUALIFY, delta=1e-5))
+    found = run_pilot(drift, bundle, strict, None, 3, lambda _: None)
+    assert all(result.accepted < FEW * PILOT_PAIRS for result in found)
+    assert found[0].truth >= max(result.truth for result in found) - LESS_TRUE
+
+
+def test_a_driver_that_was_faster_is_followed(
+    drift: EpisodeDataset, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, pilot = tmp_path / "buffer", opening.run_pilot
+
+    def overtaken(*args: Any) -> tuple[PilotResult, ...]:
+        monkeypatch.setattr(opening, "run_pilot", pilot)
+        notes_of(out, drift, bundle, asked(mode="distance", seam_max="q50"))
+        return pilot(*args)
+
+    monkeypatch.setattr(opening, "run_pilot", overtaken)
+    assert "pairs.mode=distance and pairs.seam_max=q50, as the buffer was begun" in notes_of(out, drift, bundle, AUTO)
+    assert not read_meta(Storage(out)).pilot
 
 
 def test_joins_and_checks_take_the_defaults(drift: EpisodeDataset) -> None:
     joins = JoinedSettings.of(AUTO, CONFIG, 0)
-    assert (joins.stitch.pairs.mode, joins.stitch.pairs.seam_max) == ("successor", None)
-    assert joins == JoinedSettings.of(asked(), CONFIG, 0)
+    assert (joins.stitch.pairs.mode, joins.stitch.pairs.seam_max) == ("imagine", None)  # which needs no future
+    assert JoinedSettings.of(asked(seam_max=0.5), CONFIG, 0) == JoinedSettings.of(asked(), CONFIG, 0)
     config = RunConfig(dataset="drift", grid=(GridCell(algo="dt", data="stitched"),), stitch=AUTO)
     assert config.for_dataset(drift).stitch.pairs.needs_pilot  # a run's settings stay as they were asked
 
@@ -242,6 +273,7 @@ def test_the_report_shows_every_way() -> None:
     [
         ({"mode": "random", "seam_max": 0.5}, r"seam_max=0.5 needs a state in which the source is expected"),
         ({"seam_max": -1}, r"seam_max must be >= 0, got seam_max=-1"),
+        ({"seam_max": float("inf")}, r"seam_max must be finite, got seam_max=inf; off takes any distance"),
         ({"seam_max": "nearby"}, r"seam_max='nearby': use a number >= 0, a quantile such as q99, auto, or off"),
     ],
 )

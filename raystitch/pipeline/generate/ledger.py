@@ -361,12 +361,12 @@ class Ledger:
         residual = self.tally.residual_min
         smallest = "no finite residual" if residual is None else f"smallest residual {residual:.3g}"
         counts = ", ".join(f"{reason} {count}" for reason, count in self.tally.reasons.most_common())
+        near = "" if self.stitch.pairs.seam_max is None else ", or none is as near as pairs.seam_max asks: raise it"
         if not counts and isinstance(self.known, StateValues):
             return (
-                "no pair promises more than is known from its source, or none is as novel as pairs.novelty or as near "
-                "as pairs.seam_max asks; are all rewards or values alike?"
+                "no pair promises more than is known from its source, or none is as novel as pairs.novelty asks"
+                f"{near}; are all rewards or values alike?"
             )
-        near = "" if self.stitch.pairs.seam_max is None else ", or none as near as pairs.seam_max asks"
         return f"{smallest}; {counts or f'no two trajectories without an episode in common{near}'}"
 
     def _give_up_early(self) -> None:

@@ -10,7 +10,7 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.envs.starts import start_observations
 from raystitch.io.storage import Storage
 from raystitch.models.bundle import Bundle
-from raystitch.models.calibration import SEAM
+from raystitch.models.calibration import SEAM, delta_text
 from raystitch.pipeline.generate.knowledge import Knowledge, recorded_values
 from raystitch.pipeline.generate.ledger import Ledger
 from raystitch.pipeline.generate.pilot import run_pilot
@@ -77,33 +77,30 @@ def _piloted(
     storage: Storage,
     progress: OnAugmentProgress | None,
 ) -> BufferMeta:
-    """Return the settings of a buffer with what ``asked`` leaves to a pilot decided by one, or by an earlier one.
+    """Return the settings of a buffer with what ``asked`` leaves to a pilot as the buffer has it that is there, else
+    decided by a pilot.
 
     Raises:
         UserError: when ``storage`` holds something else, or the pilot finds no pair.
     """
-
-    def note(message: str) -> None:
-        if progress is not None:
-            wanted = meta.augment.num_bridges
-            progress(AugmentProgress(event="note", message=message, accepted=0, wanted=wanted, shards=0, candidates=0))
-
-    if not asked.needs_pilot:
-        return meta
     pairs = replace(meta.stitch.pairs, mode=asked.mode, seam_max=asked.seam_max)
-    if storage.exists(META_FILE):
-        settled = pairs_of(storage, pairs)
-        note(
-            f"pairs.mode={settled.mode} and pairs.seam_max={'off' if settled.seam_max is None else settled.seam_max}, "
-            "as the buffer was begun"
-        )
-        return replace(meta, stitch=replace(meta.stitch, pairs=settled))
-    check_buffer(storage.uri, meta)
-    by_value, starts = meta.stitch.pairs.split == "value", meta.starts_array
-    values = recorded_values(dataset, bundle, starts) if by_value else None
-    found = run_pilot(dataset, bundle, replace(meta.stitch, pairs=pairs), values, meta.seed, note)
-    settled = replace(pairs, mode=found[0].mode, seam_max=found[0].seam_max)
-    return replace(meta, stitch=replace(meta.stitch, pairs=settled), pilot=found)
+    if not pairs.needs_pilot:
+        return meta
+    check_buffer(storage.uri, replace(meta, stitch=replace(meta.stitch, pairs=pairs_of(storage, pairs))))
+    if not storage.exists(META_FILE):
+        values = recorded_values(dataset, bundle, meta.starts_array) if pairs.split == "value" else None
+
+        def note(message: str) -> None:
+            if progress is not None:
+                wanted = meta.augment.num_bridges
+                nothing = AugmentProgress(accepted=0, wanted=wanted, shards=0, candidates=0)
+                progress(replace(nothing, event="note", message=message))
+
+        found = run_pilot(dataset, bundle, replace(meta.stitch, pairs=pairs), values, meta.seed, note)
+        if not storage.exists(META_FILE):  # no other driver was faster
+            settled = replace(pairs, mode=found[0].mode, seam_max=found[0].seam_max)
+            return replace(meta, stitch=replace(meta.stitch, pairs=settled), pilot=found)
+    return replace(meta, stitch=replace(meta.stitch, pairs=pairs_of(storage, pairs)))
 
 
 def open_ledger(
@@ -148,6 +145,10 @@ def open_ledger(
         ledger.note(f"{storage.where()}: {LAST_WINS} ({why})")
     if version in LACKS:
         ledger.note(f"{storage.where()} goes on in {LACKS[version]}; a new --out holds them")
+    pairs = meta.stitch.pairs
+    if stitch_config.pairs.needs_pilot and not meta.pilot:
+        seam_max = delta_text(pairs.seam_max)
+        ledger.note(f"pairs.mode={pairs.mode} and pairs.seam_max={seam_max}, as the buffer was begun")
     if stitch_config.pairs.split == "auto":
         ledger.note(stitch_config.pairs.split_text(meta.stitch.pairs))
     ledger.discard_damaged()

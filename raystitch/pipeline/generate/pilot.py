@@ -4,8 +4,9 @@ The judges say which bridges are true; a simulator is never asked. Legend: N pai
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from raystitch.buffer.schema import PilotResult
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
-from raystitch.models.calibration import AUTO, SEAM
+from raystitch.models.calibration import AUTO, SEAM, delta_text
 from raystitch.seeding import numpy_rng
 from raystitch.stitching.candidates import Candidates
 from raystitch.stitching.config import PairConfig, StitchConfig
@@ -23,13 +24,15 @@ from raystitch.stitching.stitcher import Stitcher
 from raystitch.stitching.values import StateValues
 
 PILOT_PAIRS = 256
-MODES = ("successor", "distance", "imagine", "random")
+Mode = Literal["successor", "distance", "imagine", "random", "auto"]
+MODES: tuple[Mode, ...] = ("successor", "distance", "imagine", "random")
 SEAMS = (None, "q95", "q50")
 """The ways that are tried; of several that bring as much, the first."""
 LESS_TRUE = 0.05
 """A way may have so much smaller a share of bridges that the judges hold true than the way with the largest."""
 FEW = 0.1
-"""The share of ways that have fewer accepted pairs of those tried is not looked at: it says little."""
+"""Where fewer pairs than this share of those tried are accepted, their share that is held true says little: such a way
+sets no measure for others, if there is a better one."""
 
 
 def run_pilot(
@@ -47,58 +50,74 @@ def run_pilot(
     with noise (``Calibration.believed``). Of these ways the best is the one whose true bridges add most to the
     discounted return, per pair tried.
 
+    A mode that finds nothing to leave is left out; so is every limit where the fit found no neighbours to measure it
+    by.
+
     Args:
         values: what states are worth where pairs are split by value. seed: of the generation.
         note: gets lines before and after.
 
     Raises:
-        UserError: when no way finds a pair, or an earlier version fitted the stitcher.
+        UserError: when no mode finds a state to leave, or an earlier version fitted the stitcher.
     """
-    ways = [(mode, list(caps)) for mode, caps in _ways(config.pairs)]
     bundle.calibration.believed()
-    if any(isinstance(cap, str) for _, caps in ways for cap in caps):
-        bundle.calibration.threshold("q50", bundle.calibration.gaps, SEAM)
     note(
-        f"pilot: {PILOT_PAIRS} pairs in each of {sum(len(caps) for _, caps in ways)} ways, judged by the judges, "
-        f"because pairs.mode={config.pairs.mode} and pairs.seam_max={_text(config.pairs.seam_max)} are to be chosen"
+        f"pilot: {PILOT_PAIRS} pairs in each of {num_pilot_pairs(config.pairs) // PILOT_PAIRS} ways, because "
+        f"pairs.mode={config.pairs.mode} and pairs.seam_max={delta_text(config.pairs.seam_max)} are to be chosen"
     )
-    found, refused = list[PilotResult](), list[UserError]()
-    for mode, caps in ways:
-        pairs = replace(config.pairs, mode=mode, seam_max=caps[0])
-        try:
-            index = SourceIndex(dataset, bundle, replace(config, pairs=pairs), state_values=values)
-        except UserError as error:
-            refused.append(error)
-            continue
+    found = list[PilotResult]()
+    for index in usable_modes(dataset, bundle, config, values):
+        caps = _ways(config.pairs)[index.config.pairs.mode]
+        if SEAM not in bundle.calibration.tables:
+            caps = [cap for cap in caps if not isinstance(cap, str)]
         for cap in caps:
             index = index.with_seam_max(cap)
             found.append(_try(index, bundle, seed))
-    if not found:
-        raise refused[0]
     try:
         bundle.calibration.truthful()
     except UserError:
         note("pilot: the judges err more on real data than noise does, so they know little; fit dynamics longer")
-    enough = [result.truth for result in found if result.accepted >= FEW * result.tried]
-    least = max(enough, default=0.0) - LESS_TRUE
+    enough = [result for result in found if result.accepted >= FEW * result.tried] or found
+    least = max(result.truth for result in enough) - LESS_TRUE
     found.sort(key=lambda result: (result.truth < least, -result.worth))
     note(_said(found))
     return tuple(found)
 
 
+def usable_modes(
+    dataset: EpisodeDataset, bundle: Bundle, config: StitchConfig, values: StateValues | None = None
+) -> Iterator[SourceIndex]:
+    """Yield an index for each mode that ``config.pairs`` allows and that finds a state to leave.
+
+    Raises:
+        UserError: when none does, for the first one's reason.
+    """
+    refused, usable = list[UserError](), False
+    for mode, caps in _ways(config.pairs).items():
+        pairs = replace(config.pairs, mode=mode, seam_max=None if config.pairs.seam_max == AUTO else caps[0])
+        try:
+            index = SourceIndex(dataset, bundle, replace(config, pairs=pairs), state_values=values)
+        except UserError as error:
+            refused.append(error)
+            continue
+        usable = True
+        yield index
+    if not usable:
+        raise refused[0]
+
+
 def num_pilot_pairs(pairs: PairConfig) -> int:
     """Return how many pairs a pilot tries in all; 0 where the settings need none."""
-    return PILOT_PAIRS * sum(len(caps) for _, caps in _ways(pairs)) if pairs.needs_pilot else 0
+    return PILOT_PAIRS * sum(len(caps) for caps in _ways(pairs).values()) if pairs.needs_pilot else 0
 
 
-def _ways(pairs: PairConfig) -> Iterator[tuple[str, tuple[float | str | None, ...]]]:
-    """Yield each mode with the caps to try."""
+def _ways(pairs: PairConfig) -> dict[Mode, Sequence[float | str | None]]:
+    """Return the limits to try with each mode."""
     caps = SEAMS if pairs.seam_max == AUTO else (pairs.seam_max,)
-    for mode in MODES if pairs.mode == AUTO else (pairs.mode,):
-        if mode != "random":
-            yield mode, caps
-        elif None in caps:  # it expects the source nowhere
-            yield mode, (None,)
+    modes = MODES if pairs.mode == AUTO else (pairs.mode,)
+    without = [None] if None in caps else []  # random pairs are expected nowhere
+    found = {mode: without if mode == "random" else caps for mode in modes}
+    return {mode: tried for mode, tried in found.items() if tried}
 
 
 def _try(index: SourceIndex, bundle: Bundle, seed: int) -> PilotResult:
@@ -134,9 +153,9 @@ def _best_of_pair(candidates: Candidates, of_attempt: NDArray[np.floating]) -> N
 
 
 def _said(found: list[PilotResult]) -> str:
-    best, usual = found[0], PairConfig().piloted()
+    best, usual = found[0], PairConfig()
     if not best.worth:
-        return f"pilot: no way of choosing pairs brings a gain that the judges hold true; {best.name} is tried first"
+        return f"pilot: {best.name} is taken, though its bridges add nothing that the judges hold true"
     default = next((r for r in found if (r.mode, r.seam_max) == (usual.mode, usual.seam_max)), None)
     beside = "" if default is None or default is best else f" ({default.name}, the default: {_brought(default)})"
     return f"pilot: {best.name} is taken: {_brought(best)}{beside}"
@@ -144,7 +163,3 @@ def _said(found: list[PilotResult]) -> str:
 
 def _brought(result: PilotResult) -> str:
     return f"a gain of {result.worth:.4g} per pair tried, {result.truth:.0%} of the accepted held true"
-
-
-def _text(seam_max: float | str | None) -> str:
-    return "off" if seam_max is None else str(seam_max)

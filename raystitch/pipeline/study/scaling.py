@@ -189,8 +189,10 @@ class _Scaling:
     def begin(cls, config: RunConfig, parts: StudyParts, asked: ScalingConfig, run: Path, seed: int) -> "_Scaling":
         config = with_target(config, run)
         own = [asdict(replace(asked, fractions=(1.0,))), parts.dataset.fingerprint, seed]
-        settings = config.stitch.identity(), asdict(config.augment), asdict(config.evaluation)
-        content = [*own, *settings, config.headline_cell]
+        stitch = asdict(config.stitch)
+        if config.stitch.pairs.seam_max is None:
+            del stitch["pairs"]["seam_max"]  # it came later: studies from before keep their names
+        content = [*own, stitch, asdict(config.augment), asdict(config.evaluation), config.headline_cell]
         name = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
         ratio, delta = config.headline_cell or ("1:1", "q99")
         starts, notes = None, list[str]()

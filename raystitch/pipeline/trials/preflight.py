@@ -23,6 +23,7 @@ from raystitch.models.bundle import Bundle
 from raystitch.models.calibration import Delta
 from raystitch.models.fit import existing_fit, rehearse_fit
 from raystitch.pipeline.generate.opening import pairs_of, planned_meta
+from raystitch.pipeline.generate.pilot import usable_modes
 from raystitch.pipeline.trials.checks import check_evaluation, check_suitable
 from raystitch.pipeline.trials.loggers import check_loggers
 from raystitch.pipeline.trials.search import check_search, read_search
@@ -32,7 +33,6 @@ from raystitch.report.files import BUFFER, TRIALS
 from raystitch.shaping.config import ShapingConfig
 from raystitch.shaping.rewards import check_rewards
 from raystitch.shaping.weights import EpisodeFacts, episode_weights
-from raystitch.stitching.pairs import SourceIndex
 from raystitch.trainers.config import DataSpec
 from raystitch.trainers.data import check_trainable
 from raystitch.trainers.ratio import parse_ratio
@@ -98,15 +98,16 @@ def check_stages(config: RunConfig, folder: Path, dataset: EpisodeDataset, buffe
         finished(trial_dir)  # raises if a result cannot be read: it must not be trained again
     bundle = existing_fit(folder / STITCHER, dataset, config.fit, "cpu")
     at = folder / BUFFER if buffer is None else buffer
-    pairs = pairs_of(Storage(at), config.stitch.pairs)
-    config = replace(config, stitch=replace(config.stitch, pairs=pairs))
-    _check_buffer(config, at, dataset, bundle)
+    begun = replace(config, stitch=replace(config.stitch, pairs=pairs_of(Storage(at), config.stitch.pairs)))
+    _check_buffer(begun, at, dataset, bundle)
     check_judged(config, at)
     if bundle is not None:
         bundle.calibration.check(asked_deltas(config))
+        if config.stitch.pairs.needs_pilot and not Storage(at).exists(META_FILE):
+            bundle.calibration.believed()
     stand_in = bundle or rehearse_fit(dataset, config.fit)
-    planned_meta(dataset, stand_in, config.stitch, config.augment, config.seed)
-    SourceIndex(dataset, stand_in, config.stitch)
+    planned_meta(dataset, stand_in, begun.stitch, config.augment, config.seed)
+    next(usable_modes(dataset, stand_in, config.stitch))
 
 
 def asked_deltas(config: RunConfig) -> list[Delta]:

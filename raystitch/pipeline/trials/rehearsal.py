@@ -23,12 +23,12 @@ from raystitch.envs.spec import EnvSpec
 from raystitch.models.bundle import Bundle
 from raystitch.models.fit import time_fit
 from raystitch.pipeline.generate.augment import make_shard
+from raystitch.pipeline.generate.pilot import usable_modes
 from raystitch.pipeline.trials.groups import Group
 from raystitch.pipeline.trials.train import training_data
 from raystitch.pipeline.trials.trial import LoadedInputs, Trial
 from raystitch.shaping.config import RewardConfig, WeightConfig
 from raystitch.shaping.returns import VALUED
-from raystitch.stitching.pairs import SourceIndex
 from raystitch.stitching.stitcher import Stitcher
 from raystitch.trainers.config import EvalConfig
 from raystitch.trainers.evaluate import SharedEnvs, evaluate
@@ -133,9 +133,9 @@ def _timed(work: Callable[[], object]) -> float:
 
 def _candidate_seconds(config: RunConfig, dataset: EpisodeDataset, bundle: Bundle) -> float:
     # A bundle that was fitted for a moment has no delta auto, and a pilot by it would choose nothing.
-    pairs, qualify = config.stitch.pairs.piloted(), replace(config.stitch.qualify, delta="q99")
-    stitch = replace(config.stitch, pairs=pairs, qualify=qualify)
-    stitcher, index = Stitcher(bundle, stitch), SourceIndex(dataset, bundle, stitch)
+    stitch = replace(config.stitch, qualify=replace(config.stitch.qualify, delta="q99"))
+    index = next(usable_modes(dataset, bundle, stitch))
+    stitcher = Stitcher(bundle, index.config)
     count = min(PAIRS, config.augment.pairs_per_shard)
     shards = iter(range(2))
     return _timed(lambda: make_shard(stitcher, index, config.seed, next(shards), count)) / count

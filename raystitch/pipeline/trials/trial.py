@@ -10,7 +10,7 @@ from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.ref import DatasetRef
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import check_choice
-from raystitch.models.calibration import check_delta
+from raystitch.models.calibration import AUTO, check_delta
 from raystitch.pipeline.trials.checks import environment_of
 from raystitch.report.names import STITCHER as STITCHER
 from raystitch.shaping.config import ShapingConfig
@@ -46,8 +46,10 @@ class JoinedSettings:
 
     @classmethod
     def of(cls, stitch: StitchConfig, augment: AugmentConfig, seed: int) -> "JoinedSettings":
-        """Return the settings that match a generation; joins need no pilot."""
-        stitch = replace(stitch, pairs=stitch.pairs.piloted())
+        """Return the settings that match a generation. Joins know no seam; where a pilot chooses the mode, they leave
+        any state that one of the modes may leave."""
+        mode = "imagine" if stitch.pairs.mode == AUTO else stitch.pairs.mode
+        stitch = replace(stitch, pairs=replace(stitch.pairs, mode=mode, seam_max=None))
         chained = stitch.pairs.split == "value" and augment.chain_rounds != 0
         return cls(
             stitch=stitch,
