@@ -139,6 +139,10 @@ class Bundle:
         with torch.inference_mode(False):  # also when first asked for in it: gradients must be able to pass through
             return Standardizer(self.normalizer).to(self.device)
 
+    def within_sensors(self, states: Floats) -> Floats:
+        """Raw states [.., O] as they would be recorded: not beyond the ends of their sensors."""
+        return np.clip(states, self.dynamics.low.cpu().numpy(), self.dynamics.high.cpu().numpy())
+
     @cached_property
     def still(self) -> Bools:
         """Dimensions that no recorded transition changes, bool [O]: constants, and contexts such as a goal."""

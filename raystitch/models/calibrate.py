@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
+from raystitch.data.episodes import EpisodeDataset, Floats, Ints
 from raystitch.errors import UserError
 from raystitch.models.batches import StateWindows
 from raystitch.models.calibration import NOISE, SEAM, Calibration
@@ -98,7 +98,8 @@ def _neighbours_apart(
     Returns:
         float32 [W, gap_max + 1], squared L2 in standardised units; NaN past the shorter one's end.
     """
-    length, moves = config.diffusion.gap_max + 2, torch.from_numpy(_moving(dataset)).to(chosen.device)
+    length, change = config.diffusion.gap_max + 2, heads.dynamics.delta
+    moves = (change.active != 0) | (change.mean != 0)
 
     def moving(observations: Tensor) -> Tensor:
         return heads.dynamics.state.encode(observations) * moves
@@ -121,9 +122,3 @@ def _neighbours_apart(
         apart = (moving(states) - moving(others_states)).square().sum(-1)
         parts.append(torch.where(after, apart, torch.nan)[:, 1:])
     return torch.cat(parts).cpu().numpy()
-
-
-def _moving(dataset: EpisodeDataset) -> Bools:
-    """Mark the dimensions that change within an episode, bool [O]."""
-    rows = dataset.obs_index[dataset.next_observed]
-    return (dataset.observations[rows + 1] != dataset.observations[rows]).any(0)

@@ -5,7 +5,7 @@ Legend: M members, B rows, O observation size, A action size. Leading shapes [*]
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +31,23 @@ def _merge(outputs_MBX: Tensor, leading: torch.Size) -> Tensor:
 
 
 class DynamicsEnsemble(nn.Module):
-    """Dynamics s' = f(s, a): members predict the standardised s' - s.
+    """Dynamics s' = f(s, a): members predict the standardised s' - s, and no state beyond the end of its sensor.
+
+    A velocity that is recorded at the end of its sensor was at least as large (``HeadScales.state_high``), so
+    predicting a larger one is no error: the squared error of a plain fit would pull predictions off the end.
 
     The last ``num_judges`` members are the judges, which only qualification asks; the others (proposers) serve gap
     selection, guidance and repair.
     """
 
+    low: Tensor
+    high: Tensor
+
     def __init__(self, config: HeadConfig, num_judges: int, scales: HeadScales, generator: torch.Generator) -> None:
         super().__init__()
         self.num_judges = num_judges
+        for name in ("low", "high"):
+            self.register_buffer(name, torch.from_numpy(getattr(scales, f"state_{name}").copy()))
         self.state = Standardizer(scales.state)
         self.delta = Standardizer(scales.delta)
         self.action = ActionScale(scales)
@@ -55,7 +63,18 @@ class DynamicsEnsemble(nn.Module):
         """Each member's next state, raw [M', *, O]."""
         inputs = self._inputs(obs, act)
         delta = self.mlp(inputs.reshape(-1, inputs.shape[-1]), self._asked(members))
-        return obs + self.delta.decode(_merge(delta, obs.shape[:-1]))
+        return self.within_sensors(obs + self.delta.decode(_merge(delta, obs.shape[:-1])))
+
+    def within_sensors(self, states: Tensor) -> Tensor:
+        """Raw states [*, O] as they would be recorded: not beyond the ends of their sensors."""
+        return torch.minimum(torch.maximum(states, self.low), self.high)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in ("low", "high"):  # earlier versions knew no ends
+            state_dict.setdefault(
+                f"{prefix}{name}", torch.full_like(self.low, -torch.inf if name == "low" else torch.inf)
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _asked(self, members: Members) -> slice:
         split = self.mlp.num_members - self.num_judges
@@ -74,11 +93,13 @@ class DynamicsEnsemble(nn.Module):
         """
         asked = range(self.mlp.num_members)[self._asked(members)]
         first, chunk = slice(asked[0], asked[0] + 1), JACOBIAN_ROWS[obs.device.type]
-        parts = [self.mlp.jacobian(rows, first)[0].float() for rows in self._inputs(obs, act).split(chunk)]
+        parts = [self.mlp.jacobian(rows, first) for rows in self._inputs(obs, act).split(chunk)]
         scale = self.delta.std * self.delta.active / self.state.std
-        jacobian = torch.cat(parts).transpose(1, 2) * scale.unsqueeze(-1)
+        jacobian = torch.cat([slopes[0].float() for _, slopes in parts]).transpose(1, 2) * scale.unsqueeze(-1)
         by_obs, by_act = jacobian.split([obs.shape[-1], act.shape[-1]], -1)
-        return by_obs + torch.eye(obs.shape[-1], device=obs.device), by_act
+        reached = obs + self.delta.decode(torch.cat([outputs[0].float() for outputs, _ in parts]))
+        free = ((reached >= self.low) & (reached <= self.high)).unsqueeze(-1)  # beyond the end nothing changes
+        return (by_obs + torch.eye(obs.shape[-1], device=obs.device)) * free, by_act * free
 
     def predict(self, obs: Tensor, act: Tensor, members: Members) -> Tensor:
         """Mean next state of the members, raw [*, O]."""
@@ -106,10 +127,13 @@ class DynamicsEnsemble(nn.Module):
         return torch.stack(states, 1)
 
     def loss(self, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-        """Mean squared error of the standardised change; inputs [M, B, O] and [M, B, A], rows per member."""
-        target = self.delta.encode(next_obs - obs)
-        error = (self.mlp(self._inputs(obs, act)) - target) * self.delta.active
-        return (error**2).mean()
+        """Mean squared error of the standardised change, none beyond a sensor's end; inputs [M, B, O] and [M, B, A],
+        rows per member."""
+        predicted = self.mlp(self._inputs(obs, act))
+        reached = obs + self.delta.decode(predicted)
+        beyond = ((next_obs >= self.high) & (reached > self.high)) | ((next_obs <= self.low) & (reached < self.low))
+        error = (predicted - self.delta.encode(next_obs - obs)) * self.delta.active
+        return (error.masked_fill(beyond, 0.0) ** 2).mean()
 
 
 class InverseDynamics(nn.Module):

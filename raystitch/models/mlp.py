@@ -61,10 +61,10 @@ class EnsembleMLP(nn.Module):
             hidden = hidden + torch.baddbmm(bias, nn.functional.silu(hidden), weight)
         return torch.baddbmm(leave_bias, nn.functional.silu(hidden), leave)
 
-    def jacobian(self, inputs: Tensor, members: slice = ALL_MEMBERS) -> Tensor:
-        """``inputs`` [B, I] -> derivatives [M', B, I, out], by forward differentiation: all I tangents of a layer go
-        through one batched product with its weights."""
-        (enter, *inner, leave), (enter_bias, *inner_biases, _) = self._parameters_of(members)
+    def jacobian(self, inputs: Tensor, members: slice = ALL_MEMBERS) -> tuple[Tensor, Tensor]:
+        """``inputs`` [B, I] -> outputs [M', B, out] and derivatives [M', B, I, out], by forward differentiation: all I
+        tangents of a layer go through one batched product with its weights."""
+        (enter, *inner, leave), (enter_bias, *inner_biases, leave_bias) = self._parameters_of(members)
         hidden = torch.baddbmm(enter_bias, inputs.expand(len(enter), *inputs.shape), enter)
         tangent = enter.to(hidden.dtype).unsqueeze(1).expand(-1, len(inputs), -1, -1)
         for weight, bias in zip(inner, inner_biases, strict=True):
@@ -72,7 +72,8 @@ class EnsembleMLP(nn.Module):
             tangent = tangent + torch.bmm(moved.flatten(1, 2), weight).unflatten(1, moved.shape[1:3])
             hidden = hidden + torch.baddbmm(bias, nn.functional.silu(hidden), weight)
         moved = tangent * _silu_slope(hidden).unsqueeze(2)
-        return torch.bmm(moved.flatten(1, 2), leave).unflatten(1, moved.shape[1:3])
+        outputs = torch.baddbmm(leave_bias, nn.functional.silu(hidden), leave)
+        return outputs, torch.bmm(moved.flatten(1, 2), leave).unflatten(1, moved.shape[1:3])
 
     def _parameters_of(self, members: slice) -> tuple[list[Tensor], list[Tensor]]:
         return [weight[members] for weight in self.weights], [bias[members] for bias in self.biases]

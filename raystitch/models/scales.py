@@ -10,6 +10,8 @@ from raystitch.data.episodes import EpisodeDataset, Floats
 from raystitch.data.normalise import Normalizer
 
 MAX_REWARD_LEVELS = 8
+PILED_UP, PILED_ROWS = 1e-3, 10
+"""A sensor ends at a dimension's extreme if at least this share of the states lies exactly there, and so many do."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -18,6 +20,8 @@ class HeadScales:
 
     Attributes:
         state, delta: standardisation of s and of s' - s.
+        state_low, state_high: float32 [O], where the sensor of a dimension ends (MuJoCo's locomotion tasks clip
+            velocities at 10); infinite where it does not.
         action_low, action_high: float32 [A], finite: the action space's bounds, or the data's where it has none.
         reward_mean, reward_std, reward_low, reward_high: of the data's rewards.
         reward_levels: the distinct rewards when there are few of them (a sparse reward), else empty.
@@ -27,6 +31,8 @@ class HeadScales:
 
     state: Normalizer
     delta: Normalizer
+    state_low: Floats
+    state_high: Floats
     action_low: Floats
     action_high: Floats
     reward_mean: float
@@ -44,6 +50,8 @@ class HeadScales:
         return cls(
             state=identity_normalizer(obs_dim),
             delta=identity_normalizer(obs_dim),
+            state_low=np.full(obs_dim, -np.inf, np.float32),
+            state_high=np.full(obs_dim, np.inf, np.float32),
             action_low=-np.ones(act_dim, np.float32),
             action_high=np.ones(act_dim, np.float32),
             reward_mean=0.0,
@@ -62,10 +70,13 @@ class HeadScales:
         rows = dataset.obs_index[dataset.next_observed]
         deltas = dataset.observations[rows + 1] - dataset.observations[rows]
         low, high = finite_bounds(dataset)
+        state_low, state_high = sensor_ends(dataset.observations[dataset.obs_index])
         levels = np.unique(dataset.rewards)
         return cls(
             state=normalizer,
             delta=Normalizer.fit(deltas),
+            state_low=state_low,
+            state_high=state_high,
             action_low=low,
             action_high=high,
             reward_mean=float(dataset.rewards.mean()),
@@ -77,6 +88,18 @@ class HeadScales:
             value_std=_scale(values),
             any_terminal=bool(dataset.transition_terminal.any()),
         )
+
+
+def sensor_ends(observations: Floats) -> tuple[Floats, Floats]:
+    """Return where each dimension's sensor ends, float32 [O] each: its extreme where states pile up there, else
+    infinite."""
+    low, high = observations.min(0), observations.max(0)
+    enough = max(PILED_ROWS, PILED_UP * len(observations))
+    at_low, at_high = (observations == low).sum(0), (observations == high).sum(0)
+    return (
+        np.where(at_low >= enough, low, -np.inf).astype(np.float32),
+        np.where(at_high >= enough, high, np.inf).astype(np.float32),
+    )
 
 
 def finite_bounds(dataset: EpisodeDataset) -> tuple[Floats, Floats]:

@@ -144,7 +144,8 @@ def build_bridges(
 ) -> Floats:
     """Build bridges: the state left, ``gap`` generated states, the state entered; raw [N, G + 2, O], padded with zeros.
 
-    Constant dimensions, and contexts on which both ends agree, are the same in every state of a bridge.
+    Constant dimensions, and contexts on which both ends agree, are the same in every state of a bridge. No state is
+    beyond the end of its sensor.
 
     Args:
         draft: bridges to begin from instead of noise.
@@ -171,7 +172,7 @@ def build_bridges(
         draft_NHO=windows,
         noise_level=noise_level,
     )
-    bridges = np.take_along_axis(windows, index, 1)
+    bridges = bundle.within_sensors(np.take_along_axis(windows, index, 1))
     source, target = pairs.prefix[:, -1:], pairs.suffix[:, :1]
     stays = ~bundle.normalizer.active | (bundle.still & (source == target))
     bridges = np.where(stays, source, bridges)

@@ -107,7 +107,11 @@ def test_a_fit_waits_for_nothing_within_its_steps(
     # Once per round of the value's training the states at time-outs get their new values, by numpy.
     assert [wait for wait in waits if " targets: " not in wait] == []
     assert not elsewhere
+    # Distances do not depend on the embedding's last bias: its gradient is rounding, which differs between machines.
+    last_bias = max(name for name in on_cpu if name.startswith("embedding.mlp.biases."))
     for name, value in on_cpu.items():
+        if name == last_bias:
+            continue
         torch.testing.assert_close(on_device[name], value, msg=lambda text, name=name: f"{name}: {text}")
 
 

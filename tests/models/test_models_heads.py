@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from raystitch.data.episodes import EpisodeDataset
+from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.data.normalise import Normalizer
 from raystitch.models.bundle import Bundle
-from raystitch.models.config import FitConfig
+from raystitch.models.config import FitConfig, HeadConfig
 from raystitch.models.fit import fit_bundle
-from raystitch.models.heads import InverseDynamics
-from raystitch.models.scales import HeadScales, finite_bounds
+from raystitch.models.heads import DynamicsEnsemble, InverseDynamics
+from raystitch.models.scales import HeadScales, finite_bounds, sensor_ends
 
 Step = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -136,3 +136,57 @@ def test_constant_dimensions_count_in_no_distance(dataset: EpisodeDataset) -> No
     scales = HeadScales.measure(wide, Normalizer.fit(wide.observations), wide.rewards)
     assert scales.state.active.tolist() == [True] * 4 + [False]
     assert scales.delta.active.tolist() == [True] * 4 + [False]
+
+
+def clipped_walk(num_steps: int = 3000) -> EpisodeDataset:
+    """A point that is pushed by its action; its velocity is recorded up to 1 and goes on beyond."""
+    rng = np.random.default_rng(0)
+    episodes: list[Episode] = []
+    for _ in range(num_steps // 30):
+        velocity, rows = 0.0, list[list[float]]()
+        actions = np.clip(rng.normal(0.5, 0.5, (30, 1)), -1, 1).astype(np.float32)
+        for action in [*actions[:, 0], 0.0]:
+            rows.append([float(np.clip(velocity, -1, 1)), rng.normal()])
+            velocity = 0.7 * velocity + action
+        states = np.array(rows, np.float32)
+        episodes.append(Episode(states, actions, np.zeros(30, np.float32), terminated=False, truncated=True))
+    return from_episodes(episodes, name="clipped", action_low=[-1], action_high=[1])
+
+
+def test_where_sensors_end() -> None:
+    low, high = sensor_ends(clipped_walk().observations)
+    assert high.tolist() == [1, np.inf]
+    assert low.tolist() == [-np.inf, -np.inf]  # hardly ever so slow
+    assert sensor_ends(np.zeros((5, 1), np.float32))[1].tolist() == [np.inf]  # too few to say
+
+
+def test_a_velocity_at_the_end_of_its_sensor_is_one_that_was_at_least_as_large() -> None:
+    walk = clipped_walk()
+    scales = HeadScales.measure(walk, Normalizer.fit(walk.observations), np.zeros(walk.num_transitions, np.float32))
+    dynamics = DynamicsEnsemble(HeadConfig(num_members=2, hidden=16, num_layers=1), 1, scales, torch.Generator())
+    inside, at_end, act = torch.tensor([[[0.5, 0.0]]]), torch.tensor([[[1.0, 0.0]]]), torch.zeros(1, 1, 1)
+    inside, at_end, act = (x.expand(2, -1, -1) for x in (inside, at_end, act))
+    with torch.no_grad():
+        for bias in dynamics.mlp.biases:
+            bias[..., 0] += 50  # far beyond the end
+    assert (dynamics.member_next(inside[0], act[0])[..., 0] == 1).all()
+    with torch.no_grad():
+        beyond = dynamics.loss(inside, act, at_end)
+        short = dynamics.loss(inside, act, inside)
+    assert short > beyond + 1  # only what was recorded inside pulls it back
+    by_obs, by_act = dynamics.derivatives(inside[0], act[0], "proposers")
+    assert not by_obs[:, 0].any()
+    assert not by_act[:, 0].any()
+    assert by_obs[:, 1].any()
+
+
+def test_dynamics_of_an_earlier_version_know_no_ends() -> None:
+    walk = clipped_walk()
+    scales = HeadScales.measure(walk, Normalizer.fit(walk.observations), np.zeros(walk.num_transitions, np.float32))
+    config = HeadConfig(num_members=2, hidden=16, num_layers=1)
+    old = dict(DynamicsEnsemble(config, 1, scales, torch.Generator()).state_dict())
+    del old["low"], old["high"]
+    blank = DynamicsEnsemble(config, 1, HeadScales.blank(2, 1, 0), torch.Generator())
+    blank.load_state_dict(old)
+    assert torch.isinf(blank.low).all()
+    assert torch.isinf(blank.high).all()
