@@ -113,11 +113,14 @@ def num_pilot_pairs(pairs: PairConfig) -> int:
 
 def _ways(pairs: PairConfig) -> dict[Mode, Sequence[float | str | None]]:
     """Return the limits to try with each mode."""
-    caps = SEAMS if pairs.seam_max == AUTO else (pairs.seam_max,)
-    modes = MODES if pairs.mode == AUTO else (pairs.mode,)
-    without = [None] if None in caps else []  # random pairs are expected nowhere
-    found = {mode: without if mode == "random" else caps for mode in modes}
-    return {mode: tried for mode, tried in found.items() if tried}
+    caps: Sequence[float | str | None] = SEAMS if pairs.seam_max == AUTO else (pairs.seam_max,)
+    modes: Sequence[Mode] = MODES if pairs.mode == AUTO else (pairs.mode,)
+    found: dict[Mode, Sequence[float | str | None]] = dict.fromkeys(modes, caps)
+    if "random" in found:
+        found["random"] = (None,)  # it expects its sources nowhere
+        if None not in caps:
+            del found["random"]
+    return found
 
 
 def _try(index: SourceIndex, bundle: Bundle, seed: int) -> PilotResult:
