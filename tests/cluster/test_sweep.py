@@ -27,6 +27,7 @@ TINY = (
     "fit.termination.train_steps=10",
     "fit.value.train_steps=10",
     "augment={num_bridges: 20, pairs_per_shard: 32}",
+    "stitch.pairs={mode: auto, seam_max: auto}",
     "algorithms.dt.train_steps=6",
     "algorithms.td3bc.train_steps=6",
     "algorithms.bc={train_steps: 6, batch_size: 16, hidden: 8}",
@@ -151,7 +152,10 @@ def test_a_second_run_does_only_what_is_missing(
     gone = old_rows[0]["trial_id"]
     (finished_run / "trials" / gone / "returns.json").write_text('{"evaluations": [')
     run_sweep(replace(config, resources=ResourceConfig(num_retries=0)), finished_run, allow_failed=True)
-    assert "9 of 12 trials are finished already" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "9 of 12 trials are finished already" in said
+    assert "as the buffer was begun" in said
+    assert "How pairs were chosen" in (finished_run / "report.html").read_text()
     after = times(finished_run)
     assert after.keys() == before.keys()
     assert {trial for trial in after if after[trial] != before[trial]} == {gone}

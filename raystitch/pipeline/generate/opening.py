@@ -141,6 +141,7 @@ def open_ledger(
         schema_version=version,
         progress=progress,
     )
+    ledger.discard_damaged()  # before any note: each says how much is there
     if why := storage.unguarded(META_FILE):
         ledger.note(f"{storage.where()}: {LAST_WINS} ({why})")
     if version in LACKS:
@@ -151,6 +152,5 @@ def open_ledger(
         ledger.note(f"pairs.mode={pairs.mode} and pairs.seam_max={seam_max}, as the buffer was begun")
     if stitch_config.pairs.split == "auto":
         ledger.note(stitch_config.pairs.split_text(meta.stitch.pairs))
-    ledger.discard_damaged()
     ledger.report()
     return ledger
