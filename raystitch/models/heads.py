@@ -69,6 +69,11 @@ class DynamicsEnsemble(nn.Module):
         """Raw states [*, O] as they would be recorded: not beyond the ends of their sensors."""
         return torch.minimum(torch.maximum(states, self.low), self.high)
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not torch.cat([self.low, self.high]).isfinite().any():  # files without ends are those of earlier versions
+            del destination[f"{prefix}low"], destination[f"{prefix}high"]
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name in ("low", "high"):  # earlier versions knew no ends
             state_dict.setdefault(

@@ -190,3 +190,14 @@ def test_dynamics_of_an_earlier_version_know_no_ends() -> None:
     blank.load_state_dict(old)
     assert torch.isinf(blank.low).all()
     assert torch.isinf(blank.high).all()
+    assert blank.state_dict().keys() == old.keys()  # so that its files, and their hash, stay what they were
+
+
+def test_ends_are_kept() -> None:
+    walk = clipped_walk()
+    scales = HeadScales.measure(walk, Normalizer.fit(walk.observations), np.zeros(walk.num_transitions, np.float32))
+    config = HeadConfig(num_members=2, hidden=16, num_layers=1)
+    blank = DynamicsEnsemble(config, 1, HeadScales.blank(2, 1, 0), torch.Generator())
+    blank.load_state_dict(DynamicsEnsemble(config, 1, scales, torch.Generator()).state_dict())
+    assert blank.high.tolist() == [1, np.inf]
+    assert blank.low.tolist() == [-np.inf, -np.inf]
