@@ -165,8 +165,8 @@ def _each_seed(cell: Mapping[int, float]) -> str:
 
 
 def returns_table(name: str) -> str:
-    """Return a table of a locomotion study: returns, as shares of the best episode in the data, and differences to AW at
-    0:1 with the same trainer."""
+    """Return a table of a locomotion study: returns, as shares of the best episode in the data, and differences to AW
+    at 0:1 with the same trainer."""
     rows, best = read_rows(HERE / f"{name}.parquet"), BEST[name]
     cells: dict[str, dict[int, float]] = {}
     for row in rows:
