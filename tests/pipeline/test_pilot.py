@@ -1,5 +1,6 @@
 """The pilot that chooses how pairs are found, before a generation."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from raystitch.models.calibration import Calibration
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.generate import opening
 from raystitch.pipeline.generate.augment import augment_local
-from raystitch.pipeline.generate.pilot import FEW, LESS_TRUE, PILOT_PAIRS, num_pilot_pairs, run_pilot
+from raystitch.pipeline.generate.pilot import FEW, LESS_TRUE, num_pilot_pairs, run_pilot
 from raystitch.pipeline.generate.progress import AugmentProgress
 from raystitch.pipeline.trials.trial import JoinedSettings
 from raystitch.report.sections import pilot as shown
@@ -40,6 +41,14 @@ def asked(split: str = "return", **pairs: Any) -> StitchConfig:
 
 
 AUTO = asked(mode="auto", seam_max="auto")
+PAIRS = 64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_pilots() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raystitch.pipeline.generate.pilot.PILOT_PAIRS", PAIRS)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +86,14 @@ def test_of_the_ways_held_true_the_one_with_the_largest_gain_is_first(
         + [("random", None)],
         key=str,
     )
-    least = max(result.truth for result in found if result.accepted >= FEW * PILOT_PAIRS) - LESS_TRUE
+    least = max(result.truth for result in found if result.accepted >= FEW * PAIRS) - LESS_TRUE
     order = [(result.truth < least, -result.worth) for result in found]
     assert order == sorted(order)
     assert not order[0][0]
     # What the first one says, worked out in another way.
     best = found[0]
     config = asked(mode=best.mode, seam_max=best.seam_max)
-    seeds = np.random.Generator(np.random.PCG64(0)).integers(0, 2**62, 2000)
+    seeds = np.random.Generator(np.random.PCG64(0)).integers(0, 2**62, 1000)
     index = SourceIndex(drift, bundle, config)
     pairs = index.select(seeds)
     kept = index.worthwhile(pairs)
@@ -95,12 +104,12 @@ def test_of_the_ways_held_true_the_one_with_the_largest_gain_is_first(
         pair = made.first_row[row]
         worth[pair] = max(worth[pair], made.return_stitched[row] - made.return_source[row])
     assert best.worth > 0
-    assert best.worth == pytest.approx(worth.mean(), abs=4 * worth.std() / np.sqrt(PILOT_PAIRS))
+    assert best.worth == pytest.approx(worth.mean(), abs=4 * worth.std() / np.sqrt(PAIRS))
 
 
 def test_counts_go_down_from_tried_to_held_true(found: tuple[PilotResult, ...]) -> None:
     for result in found:
-        assert PILOT_PAIRS == result.tried >= result.stitched >= result.accepted >= result.believed >= 0
+        assert PAIRS == result.tried >= result.stitched >= result.accepted >= result.believed >= 0
         assert (result.gain is None) == (result.believed == 0)
         assert result.truth == (result.believed / result.accepted if result.accepted else 0)
 
@@ -110,8 +119,8 @@ def test_what_is_named_is_kept(drift: EpisodeDataset, bundle: Bundle) -> None:
         found = run_pilot(drift, bundle, asked(**pairs), None, 0, lambda _: None)
         return {(result.mode, result.seam_max) for result in found}
 
-    assert num_pilot_pairs(AUTO.pairs) == 10 * PILOT_PAIRS
-    assert num_pilot_pairs(asked(mode="distance", seam_max="auto").pairs) == 3 * PILOT_PAIRS
+    assert num_pilot_pairs(AUTO.pairs) == 10 * PAIRS
+    assert num_pilot_pairs(asked(mode="distance", seam_max="auto").pairs) == 3 * PAIRS
     assert num_pilot_pairs(asked().pairs) == 0
     assert ways(mode="distance", seam_max="auto") == {("distance", None), ("distance", "q95"), ("distance", "q50")}
     assert ways(mode="auto") == {(mode, None) for mode in ("successor", "distance", "imagine", "random")}
@@ -228,7 +237,7 @@ def test_the_way_with_the_truest_counts_even_where_hardly_any_pair_is_accepted(
 ) -> None:
     strict = replace(AUTO, qualify=replace(QUALIFY, delta=1e-5))
     found = run_pilot(drift, bundle, strict, None, 3, lambda _: None)
-    assert all(result.accepted < FEW * PILOT_PAIRS for result in found)
+    assert all(result.accepted < FEW * PAIRS for result in found)
     assert found[0].truth >= max(result.truth for result in found) - LESS_TRUE
 
 
