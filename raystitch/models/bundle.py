@@ -140,8 +140,10 @@ class Bundle:
             return Standardizer(self.normalizer).to(self.device)
 
     def within_sensors(self, states: Floats) -> Floats:
-        """Raw states [.., O] as they would be recorded: not beyond the ends of their sensors."""
-        return np.clip(states, self.dynamics.low.cpu().numpy(), self.dynamics.high.cpu().numpy())
+        """Raw states [.., O] as they would be recorded: not beyond the ends of their sensors. What is not finite
+        stays so, to be rejected for it."""
+        ends = self.dynamics.low.cpu().numpy(), self.dynamics.high.cpu().numpy()
+        return np.where(np.isfinite(states), np.clip(states, *ends), states)
 
     @cached_property
     def still(self) -> Bools:

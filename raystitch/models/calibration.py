@@ -178,7 +178,7 @@ class Calibration:
                 "delta=auto: an earlier version fitted this stitcher, and its calibration lacks real windows with "
                 "noise; fit again in another folder, or give a quantile such as delta=q99"
             )
-        noise, error = self._at(0.5, "noise"), self._at(TRUE_SHARE, "recorded")
+        noise, error = self.believed(), self._at(TRUE_SHARE, "recorded")
         if (error >= noise).all():
             raise UserError(
                 f"delta=auto: the judges err too much on real data to tell true bridges from others ({error[0]:.3g} at "

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,3 +93,12 @@ def test_other_data_is_refused(bundle: Bundle, dataset: EpisodeDataset) -> None:
     narrow = replace(dataset, actions=dataset.actions[:, :1])
     with pytest.raises(UserError, match="action size 2"):
         bundle.check_dataset(narrow)
+
+
+def test_what_is_not_finite_stays_so_at_the_end_of_a_sensor(bundle: Bundle) -> None:
+    ended = replace(bundle, dynamics=deepcopy(bundle.dynamics))
+    ended.dynamics.high[0], ended.dynamics.low[0] = 1.0, -1.0
+    states = np.zeros((4, bundle.obs_dim), np.float32)
+    states[:, 0] = [2, -2, np.inf, np.nan]
+    np.testing.assert_array_equal(ended.within_sensors(states)[:, 0], np.float32([1, -1, np.inf, np.nan]))
+    np.testing.assert_array_equal(bundle.within_sensors(states), states)  # its data end nowhere
