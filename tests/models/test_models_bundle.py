@@ -100,5 +100,5 @@ def test_what_is_not_finite_stays_so_at_the_end_of_a_sensor(bundle: Bundle) -> N
     ended.dynamics.high[0], ended.dynamics.low[0] = 1.0, -1.0
     states = np.zeros((4, bundle.obs_dim), np.float32)
     states[:, 0] = [2, -2, np.inf, np.nan]
-    np.testing.assert_array_equal(ended.within_sensors(states)[:, 0], np.float32([1, -1, np.inf, np.nan]))
+    np.testing.assert_array_equal(ended.within_sensors(states)[:, 0], np.array([1, -1, np.inf, np.nan], np.float32))
     np.testing.assert_array_equal(bundle.within_sensors(states), states)  # its data end nowhere
