@@ -42,6 +42,7 @@ def calibrate(
     recorded = torch.from_numpy(dataset.actions)
     before = torch.from_numpy(dataset.obs_offsets[1:])
     deviations: list[Tensor] = []
+    clipped_O = _clipped(dataset, heads).to(device)
     for rows in chosen.split(512):
         states, valid = windows.gather(rows, length)
         obs, next_obs = states[:, :-1], states[:, 1:]
@@ -54,8 +55,10 @@ def calibrate(
         steps = starts - torch.searchsorted(before, starts, right=True)  # a row more than transitions in each episode
         real = recorded[(steps[:, None] + torch.arange(length - 1)).clamp(max=len(recorded) - 1)].to(device)
         noisy = states + NOISE * heads.dynamics.state.to_raw(torch.randn(states.shape, generator=generator).to(device))
-        judged = heads.dynamics.residual(obs, real, next_obs, "judges")
-        moved = heads.dynamics.residual(noisy[:, :-1], real, noisy[:, 1:], "judges")
+        hidden = (~heads.dynamics.inside_sensors(obs) & clipped_O).any(-1)
+        hidden &= (exists & ~hidden).any(1, keepdim=True)  # a window that is at an end throughout counts as it is
+        judged = heads.dynamics.residual(obs, real, next_obs, "judges").masked_fill(hidden, -torch.inf)
+        moved = heads.dynamics.residual(noisy[:, :-1], real, noisy[:, 1:], "judges").masked_fill(hidden, -torch.inf)
         for name, value in zip(names, (residual, spread, proposers, judged, moved), strict=True):
             largest[name].append(torch.where(exists, value, torch.nan))
         rolled = heads.dynamics.rollout(obs[:, 0], act, "judges")
@@ -84,6 +87,13 @@ def calibration_windows(
             f"raise holdout_fraction={config.holdout_fraction} or lower diffusion.gap_min"
         )
     return windows
+
+
+def _clipped(dataset: EpisodeDataset, heads: Heads) -> Tensor:
+    """Return the dimensions whose sensors cut off what lies beyond, bool [O]: those with an end before which most
+    states lie. A flag, or what never changes, is at an end too, and hides nothing."""
+    observations = torch.from_numpy(dataset.observations).to(heads.dynamics.low.device)
+    return heads.dynamics.inside_sensors(observations).float().mean(0) > 0.5
 
 
 def _neighbours_apart(

@@ -76,9 +76,10 @@ class Calibration:
             ``proposers`` (the proposers' residual) are the largest of the window's steps, ``residual_sum`` and
             ``spread_sum`` the sums over them, ``rollout`` the distance at its end; all squared L2 in standardised
             units. ``recorded`` is the residual with the actions as they were recorded, ``noise`` the same with every
-            state moved by ``NOISE``. ``seam`` is how far apart a window and one of another episode end that start as
-            nearest neighbours; there is none where no two episodes go on long enough. Earlier versions kept neither of
-            these three, and before them no sums.
+            state moved by ``NOISE``; both of steps from states inside all sensors alone, since nobody knows what has to
+            follow one at the end of a sensor. ``seam`` is how far apart a window and one of another episode end that
+            start as nearest neighbours; there is none where no two episodes go on long enough. Earlier versions kept
+            neither of these three, and before them no sums.
     """
 
     gaps: Ints
@@ -97,8 +98,8 @@ class Calibration:
         """Compute the tables from the numbers of consecutive steps of real windows.
 
         Args:
-            largest: criterion -> float32 [W, gap_max + 1], NaN past a window's end; the largest up to a step counts (a
-                bridge of gap g has g + 1 steps).
+            largest: criterion -> float32 [W, gap_max + 1], NaN past a window's end, -inf at steps that do not count;
+                the largest up to a step counts (a bridge of gap g has g + 1 steps).
             at_end: the same, the number at the last step counts.
             summed: of ``largest``, those whose sums up to a step count too, as ``NAME_sum``.
 

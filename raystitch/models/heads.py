@@ -69,6 +69,10 @@ class DynamicsEnsemble(nn.Module):
         """Raw states [*, O] as they would be recorded: not beyond the ends of their sensors."""
         return torch.minimum(torch.maximum(states, self.low), self.high)
 
+    def inside_sensors(self, states: Tensor) -> Tensor:
+        """Whether raw states [*, O] lie before the ends of their sensors, bool [*, O]."""
+        return (states > self.low) & (states < self.high)
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if not torch.cat([self.low, self.high]).isfinite().any():  # files without ends are those of earlier versions

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import root_scalar
-from scipy.stats import ncf, t
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
@@ -137,6 +135,8 @@ def compare(
     estimate, spread, error, freedom = _moments(left, right, paired)
     sign, p_value = 0, None
     if spread is not None:
+        from scipy.stats import t  # takes a second, in every process of a run
+
         p_value = float(2 * t.sf(abs(estimate) / error, freedom)) if error > 0 else float(estimate == 0)
         # Clear only when both say so: the interval of the statistic and the t-test of the mean.
         clear = p_value < 1 - CONFIDENCE
@@ -203,6 +203,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _power(ratio: float | Array, num_seeds: NDArray[np.int64] | int) -> Array:
     """Power of the two-sided paired t-test (5 %) for a difference of ``ratio`` spreads; its square is an F test."""
+    from scipy.stats import ncf, t
+
     freedom = np.asarray(num_seeds) - 1
     limit = t.ppf(0.5 + CONFIDENCE / 2, freedom) ** 2
     return ncf.sf(limit, 1, freedom, np.minimum(np.square(ratio) * num_seeds, 900.0))
@@ -223,6 +225,8 @@ def seeds_needed(difference: float, spread: float) -> int | None:
 
 def detectable_difference(spread: float, num_seeds: int) -> float:
     """The difference that a paired t test over ``num_seeds`` (at least 3) sees with 80 % power."""
+    from scipy.optimize import root_scalar
+
     limit = 30.0 / np.sqrt(num_seeds)
     found = root_scalar(lambda ratio: float(_power(ratio, num_seeds)) - POWER, bracket=(1e-6, limit))
     return spread * float(found.root)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.spatial import KDTree
 
 from raystitch.data.context import still_dimensions
 from raystitch.data.episodes import Bools, EpisodeDataset, Floats, Ints
@@ -68,6 +67,8 @@ class Contexts:
         Raises:
             UserError: when no source has a target in another episode, saying how many contexts there are.
         """
+        from scipy.spatial import KDTree  # takes half a second, in every process that loads this module
+
         context_SG, group_F = np.unique(self.leave[source_F], axis=0, return_inverse=True)
         context_UG, group_M = np.unique(self.enter[target_episode_M], axis=0, return_inverse=True)
         agreeing = KDTree(context_UG).query_ball_point(context_SG, TOLERANCE, return_sorted=True)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import KDTree
 
 from raystitch.data.episodes import Bools, Floats, Ints
 
@@ -68,6 +67,8 @@ class NearestTargets:
         *,
         slack: float = SLACK,
     ) -> None:
+        from scipy.spatial import KDTree  # takes half a second, in every process that loads this module
+
         centred_MD = points_MD.astype(np.float64) - points_MD.mean(0, dtype=np.float64)
         self._axes_DD = np.linalg.eigh(centred_MD.T @ centred_MD)[1][:, ::-1]
         self._tree = KDTree(self._rotate(points_MD), leafsize=_LEAF_SIZE, balanced_tree=False)

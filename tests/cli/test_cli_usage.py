@@ -64,6 +64,15 @@ print([name for name in {HEAVY} if name in sys.modules])
     assert shown.stdout.startswith("raystitch 0.")
 
 
+def test_the_processes_of_a_run_load_nothing_that_only_some_of_them_need() -> None:
+    """Every actor and every group of trials starts with these imports: scipy alone would be a fifth of them."""
+    code = """
+import sys, raystitch.cluster.actors, raystitch.cluster.trials, raystitch.cluster.serve.application
+print([name for name in ("scipy", "matplotlib", "h5py", "minari", "optuna", "IPython") if name in sys.modules])
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 @pytest.mark.parametrize(
     "argv",
     [

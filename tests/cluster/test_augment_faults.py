@@ -89,6 +89,7 @@ def test_the_user_may_do_without_a_poisoned_shard_and_try_it_again_later(
     walks.assert_same(out, undisturbed)
 
 
+@pytest.mark.slow  # an actor is started four times
 def test_a_shard_that_kills_its_actor_is_given_up(
     walks: Walks, tmp_path: Path, ray_session: None, poisoned: None
 ) -> None:

@@ -20,7 +20,7 @@ from tests.cluster.bucket_files import only_trial, upload
 from tests.cluster.conftest import Prepared
 
 GRID = ("grid=[{algo: td3bc, data: stitched, delta: ['off']}]", "headline=null", "seeds=[0]")
-LONG = "algorithms.td3bc={train_steps: 4000, batch_size: 16, hidden: 8}"
+LONG = "algorithms.td3bc={train_steps: 1200, batch_size: 16, hidden: 8}"
 PROGRAM = """
 import sys
 import raystitch.io.stage, raystitch.pipeline.trials.trial_folder
@@ -55,12 +55,12 @@ def test_a_trial_goes_on_from_the_checkpoint_that_a_killed_process_published(
     with at_hand(uri, (trial,)) as here:
         assert not [path for path in (cache_folder() / STAGES).iterdir() if path not in here.run.parents]
         run_planned(here.group, log=lambda _, row: steps.append(row["step"]) if row["kind"] == "train" else None)
-    assert steps[0] > 100 and steps[-1] == 4000
+    assert steps[0] > 100 and steps[-1] == 1200
     names = {name.removeprefix(f"{at}/") for name in storage.tree(at)}
     written = {"config.json", "metrics.jsonl", "returns.json", "policy/policy.json", "policy/policy.safetensors"}
     assert names == {*written, LOCK_FILE}
     rows = storage.read_whole(f"{at}/metrics.jsonl").to_pybytes().decode().splitlines()
-    assert len(rows) == 41  # one for every 100 steps, and the evaluation
+    assert len(rows) == 13  # one for every 100 steps, and the evaluation
     # It is the trial that nobody interrupts.
     calm = f"{s3}/trials/calm"
     upload(prepared.folder, calm)

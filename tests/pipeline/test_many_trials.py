@@ -1,4 +1,4 @@
-"""Thousands of finished trials: planning, resuming, results and report do work in proportion, counted and not timed."""
+"""Hundreds of finished trials: planning, resuming, results and report do work in proportion, counted and not timed."""
 
 import sys
 from collections import Counter
@@ -27,8 +27,8 @@ from raystitch.report.page import build_report
 from raystitch.report.table import write_results
 from raystitch.report.terminal import print_summary
 
-FEW, MANY = 20, 167
-"""Seeds per cell: 240 and 2,004 trials."""
+FEW, MANY = 20, 67
+"""Seeds per cell: 240 and 804 trials."""
 
 
 @dataclass
