@@ -70,7 +70,7 @@ class HeadScales:
         rows = dataset.obs_index[dataset.next_observed]
         deltas = dataset.observations[rows + 1] - dataset.observations[rows]
         low, high = finite_bounds(dataset)
-        state_low, state_high = sensor_ends(dataset.observations[dataset.obs_index])
+        state_low, state_high = sensor_ends(dataset.observations[np.union1d(dataset.obs_index, rows + 1)])
         levels = np.unique(dataset.rewards)
         return cls(
             state=normalizer,

@@ -145,7 +145,7 @@ def episode_weights(
     if config.name in STEP_WEIGHTS:
         return np.ones(len(episodes))
     rule, drawable = WEIGHTS[config.name], episodes.lengths > 0
-    if rule not in (uniform, return_weights) and not drawable.all():
+    if rule is not uniform and not drawable.all():
         weights = np.zeros(len(episodes))
         weights[drawable] = episode_weights(config, episodes.take(drawable), note)
         return weights

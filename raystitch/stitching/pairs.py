@@ -5,12 +5,12 @@ Legend: N rows, P prefix states, S suffix states, O observation size, A action s
 
 from copy import copy
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from raystitch.data.episodes import Bools, Episode, EpisodeDataset, Floats, Ints, from_episodes
-from raystitch.errors import UserError
+from raystitch.errors import UserError, check_choice
 from raystitch.models.bundle import Bundle
 from raystitch.shaping.config import RECORDED, RewardConfig
 from raystitch.stitching.candidates import Pairs
@@ -118,7 +118,7 @@ class SourceIndex:
         """Mark the pairs to stitch, bool [N]: those that pass through no real episode twice, are as novel and as near
         as asked and, where states are split by value (and ``value_check`` is on), promise a gain."""
         known = self.known
-        kept = np.ones(len(pairs), np.bool_) if known is None else ~known.loops(pairs)
+        kept = pairs.source_episode != pairs.target_episode if known is None else ~known.loops(pairs)
         source = States(pairs.source_episode, pairs.source_step)
         target = States(pairs.target_episode, pairs.target_step)
         if self.config.pairs.novelty:
@@ -228,6 +228,7 @@ def cut_trajectories(
     Raises:
         UserError: a gap out of range, or nothing to leave or enter.
     """
+    check_choice("cut", cut, get_args(Cut))
     base = config or PairConfig()
     diffusion = bundle.config.diffusion
     if gap is not None and not diffusion.gap_min <= gap <= diffusion.gap_max:

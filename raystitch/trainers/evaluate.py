@@ -251,13 +251,13 @@ def _run_side_by_side(
         reward = np.array([float(step[1]) for step in steps])
         policy.observe(reward)
         counts.add(episodes[alive], reward, [step[4] for step in steps])
-        if counts.lengths[episodes[alive]].max() >= SAFETY_LIMIT:
+        obs = np.stack([step[0] for step in steps])
+        going = np.flatnonzero([not (step[2] or step[3]) for step in steps])
+        if len(going) and counts.lengths[episodes[alive[going]]].max() >= SAFETY_LIMIT:
             raise RunError(
                 f"{env_id} did not end after {SAFETY_LIMIT:,} steps; give --max-episode-steps N "
                 "(evaluation.max_episode_steps in a configuration)"
             )
-        obs = np.stack([step[0] for step in steps])
-        going = np.flatnonzero([not (step[2] or step[3]) for step in steps])
         if len(going) < len(alive):
             policy.keep(going)
             obs, alive = obs[going], alive[going]

@@ -32,7 +32,7 @@ def facts(returns: NDArray[np.float64]) -> EpisodeFacts:
     rng = np.random.default_rng(3)
     return EpisodeFacts(
         returns=returns,
-        lengths=rng.integers(0, 9, len(returns)),
+        lengths=rng.integers(1, 9, len(returns)),
         first_observations=rng.normal(size=(len(returns), 2)).astype(np.float32),
         sources=rng.integers(0, 5, len(returns)),
     )
@@ -203,3 +203,17 @@ def test_unknown_names_and_wrong_values_are_quoted() -> None:
         setting, value = list(wrong.items())[-1]
         with pytest.raises(ValueError, match=f"{setting}={value}"):
             WeightConfig(**wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_an_episode_without_a_step_changes_no_other_ones_weight() -> None:
+    five = facts(np.array([7.0, 1.0, 4.0, 9.0, 2.0]))
+    five = replace(five, lengths=np.full(5, 3))
+    empty = replace(facts(np.array([7.0, 1.0, 4.0, 9.0, 2.0, -50.0])), lengths=np.array([3, 3, 3, 3, 3, 0]))
+    empty = replace(
+        empty,
+        first_observations=np.concatenate([five.first_observations, np.ones((1, 2), np.float32)]),
+        sources=np.append(five.sources, 0),
+    )
+    for name in WEIGHTS:
+        config = WeightConfig(name=name)
+        np.testing.assert_array_equal(episode_weights(config, empty)[:5], episode_weights(config, five), err_msg=name)

@@ -201,3 +201,20 @@ def test_ends_are_kept() -> None:
     blank.load_state_dict(DynamicsEnsemble(config, 1, scales, torch.Generator()).state_dict())
     assert blank.high.tolist() == [1, np.inf]
     assert blank.low.tolist() == [-np.inf, -np.inf]
+
+
+def test_a_flag_that_only_final_states_have_is_no_end_of_a_sensor() -> None:
+    rng = np.random.default_rng(0)
+    episodes = [
+        Episode(
+            np.column_stack([rng.normal(size=13), np.arange(13) == 12]).astype(np.float32),
+            np.zeros((12, 1), np.float32),
+            np.zeros(12, np.float32),
+            terminated=True,
+            truncated=False,
+        )
+        for _ in range(40)
+    ]
+    dataset = from_episodes(episodes, name="flag", action_low=[-1], action_high=[1])
+    scales = HeadScales.measure(dataset, Normalizer.fit(dataset.observations), dataset.rewards)
+    assert (scales.state_low[1], scales.state_high[1]) == (0, 1)

@@ -1,5 +1,7 @@
 """Counts per criterion against a loop, and what the calibration curve must look like."""
 
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,3 +72,13 @@ def test_curve_is_what_reading_at_each_level_gives(varied_buffer: Buffer) -> Non
         values = [found[key] for found in curve]
         assert values == sorted(values)
         assert values[0] < values[-1]
+
+
+@pytest.mark.parametrize(("field", "name"), [("delta", "residual"), ("termination_max", "termination")])
+def test_a_threshold_of_nothing_is_one(varied_buffer: Buffer, field: str, name: str) -> None:
+    meta = varied_buffer.meta
+    stitch = replace(meta.stitch, qualify=replace(meta.stitch.qualify, **{field: 0.0}))
+    strict = copy(varied_buffer)
+    strict.meta = replace(meta, stitch=stitch)
+    (found,) = (found for found in criteria_table(strict, np.arange(50), None) if found["name"] == name)
+    assert found["on"] and found["threshold"] == 0.0

@@ -101,3 +101,18 @@ def test_progress_elsewhere_than_on_a_terminal_is_json_lines(capsys: pytest.Capt
     assert lines[1]["message"] == "shard 4 failed"
     assert lines[-1]["accepted_share"] == 0.5
     assert "message" not in lines[-1]
+
+
+def test_a_shard_that_failed_is_tried_again_before_shards_run_out(tmp_path: Path) -> None:
+    config = AugmentConfig(num_bridges=10, pairs_per_shard=10, chain_rounds=0, max_shards=2, max_retries=1)
+    ledger = Ledger(path="b", config=config)
+    assert ledger.next_shards(2) == [0, 1]
+    ledger.fail(0, "worker died")
+    ledger.add(stats(1, 6))
+    assert ledger.next_shards(1) == [0]
+    ledger.fail(0, "worker died")
+    with pytest.raises(RunError, match="shard 0 failed 2 times"):
+        ledger.next_shards(1)
+    ledger.add(stats(0, 3))
+    with pytest.raises(RunError, match=r"2 shards of 10 pairs hold 9 accepted bridges, not the 10"):
+        ledger.next_shards(1)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raystitch.data.episodes import EpisodeDataset, Floats
+from raystitch.data.episodes import Episode, EpisodeDataset, Floats, from_episodes
 from raystitch.data.normalise import Normalizer
 from raystitch.errors import UserError
 from raystitch.models.bundle import Bundle
@@ -121,3 +121,26 @@ def test_a_context_that_changes_at_a_seam_is_still_one(world: EpisodeDataset) ->
     found = Contexts.find(chained, normalizer, world.num_episodes - 1)
     assert found is not None
     assert found.dims.tolist() == [5]
+
+
+@pytest.mark.parametrize("mode", sorted(SELECTORS))
+def test_no_episode_is_stitched_to_itself_for_want_of_another(mode: str, world: EpisodeDataset, bundle: Bundle) -> None:
+    """Of every goal there are two episodes, a long and a short one: random draws hardly ever leave the long one."""
+    episodes: list[Episode] = []
+    for at in range(8):
+        recorded = world.episode(at)
+        rows = np.arange(13 if at % 2 else 900) % len(recorded.actions)
+        goal = np.full((len(rows) + 1, 1), at // 2, np.float32)
+        states = np.concatenate([recorded.observations[np.append(rows, 0)], goal], 1)
+        rewards = np.full(len(rows), 100.0 * (at >= 6) / len(rows), np.float32)
+        episodes.append(Episode(states, recorded.actions[rows], rewards, terminated=False, truncated=True))
+    dataset = from_episodes(episodes, name="two each", action_low=world.action_low, action_high=world.action_high)
+    config = bundle.config
+    quick = {name: replace(head, train_steps=5) for name, head in config.heads.items()}
+    known = fit_bundle(dataset, replace(config, diffusion=replace(config.diffusion, train_steps=5), **quick))
+    pairs = PairConfig(mode=mode, split="return", source_fraction=1.0, target_fraction=1.0)
+    chosen = SourceIndex(dataset, known, StitchConfig(pairs=pairs))
+    selected = chosen.select(SEEDS)
+    kept = chosen.worthwhile(selected)
+    assert kept.any()
+    assert (selected.source_episode != selected.target_episode)[kept].all()

@@ -1,5 +1,5 @@
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -365,6 +365,11 @@ class TestGiven:
             for mode in ("imagine", "residual", "selected"):
                 config = StitchConfig(gap=GapConfig(mode=mode), sampler=SamplerConfig(num_steps=2))
                 assert Stitcher(bundle, config).propose(pairs, SEEDS[:3]).gap.tolist() == [5] * 3
+
+    def test_an_unknown_cut_is_named(self, world: EpisodeDataset, bundle: Bundle) -> None:
+        states, cut = world.episode(0).observations, cast("Any", "middle")
+        with pytest.raises(UserError, match="cut='middle' is not one of best, ends"):
+            pairs_from_trajectories(bundle, states, states, SEEDS, cut=cut)
 
     def test_bad_input_names_the_field(self, world: EpisodeDataset, bundle: Bundle) -> None:
         good = world.episode(0).observations

@@ -7,11 +7,11 @@ import pytest
 
 from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
 from raystitch.envs.make import make_env, spec_from_id
-from raystitch.errors import UserError
+from raystitch.errors import RunError, UserError
 from raystitch.seeding import derive_seed
 from raystitch.trainers.config import BCConfig, DataSpec, DTConfig
 from raystitch.trainers.data import build_data
-from raystitch.trainers.evaluate import SharedEnvs, evaluate
+from raystitch.trainers.evaluate import SharedEnvs, check_ends, evaluate
 from raystitch.trainers.loop import train_policy
 from raystitch.trainers.policy import Policy
 
@@ -42,6 +42,18 @@ def test_returns_are_those_of_single_episodes(line: EpisodeDataset, cloned: Poli
     assert result.score is None
     again = evaluate(cloned, line.env, num_episodes=7, num_envs=3, seed=11)
     np.testing.assert_array_equal(result.returns, again.returns)
+
+
+def test_an_episode_may_be_as_long_as_what_counts_as_endless(
+    line: EpisodeDataset, cloned: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert line.env is not None
+    monkeypatch.setattr("raystitch.trainers.evaluate.SAFETY_LIMIT", 20)
+    check_ends(line.env, 20)
+    assert evaluate(cloned, line.env, num_episodes=2, num_envs=2, seed=0).lengths.tolist() == [20, 20]
+    monkeypatch.setattr("raystitch.trainers.evaluate.SAFETY_LIMIT", 19)
+    with pytest.raises(RunError, match="did not end after 19 steps"):
+        evaluate(cloned, line.env, num_episodes=2, num_envs=2, seed=0)
 
 
 def test_maze_reports_success(drift: EpisodeDataset) -> None:

@@ -229,18 +229,18 @@ class Ledger:
         """
         self._give_up_early()
         again = sorted(shard for shard, (times, _) in self.failures.items() if times <= self.config.max_retries)
-        if self.only_failures_missing:
+        first, known = self.first_shard, self.failures.keys() | self.tally.accepted_of.keys()
+        limit = self.config.shard_limit(self.chain_round)
+        if self._may_end_short:
+            limit = min(limit, self._most_end - first)
+        missing = [s for s in range(first, first + limit) if s not in known][:count]
+        if self.failures and (self.only_failures_missing or not missing):
             if again:
                 self.retries += len(again)
                 return again[:count]
             self._write_failed_as_empty()
             if self.round_done:
                 return []
-        first, known = self.first_shard, self.failures.keys() | self.tally.accepted_of.keys()
-        limit = self.config.shard_limit(self.chain_round)
-        if self._may_end_short:
-            limit = min(limit, self._most_end - first)
-        missing = [s for s in range(first, first + limit) if s not in known][:count]
         if not missing:
             raise RunError(
                 f"{self.path}: {limit} shards of {self.config.pairs_per_shard} pairs hold {self.tally.accepted} "

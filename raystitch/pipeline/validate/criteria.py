@@ -43,7 +43,7 @@ def _settings(config: QualifyConfig) -> tuple[QualifyConfig, dict[str, tuple[boo
     tried: dict[str, Any] = {}
     for name, field in FIELDS.items():
         value = getattr(config, field)
-        is_on = value not in (None, "off", False) or value is True
+        is_on = not (value is None or value is False or value == "off")  # 0 is a threshold
         tried[field] = value if is_on else AS_IF[name]
         found[name] = (is_on, tried[field])
     return replace(config, **tried), found
