@@ -51,7 +51,8 @@ def register(subparsers: Subparsers) -> None:
     make.add_argument(
         "name",
         metavar="NAME",
-        help="pointmaze, qdt-toy, maze2d-{umaze,medium,large}, ogbench-pointmaze-{medium,large,giant,teleport}-stitch",
+        help="pointmaze, pointmaze-gap-{0,0.25,0.5,1,1.5}, qdt-toy, maze2d-{umaze,medium,large}, "
+        "ogbench-pointmaze-{medium,large,giant,teleport}-stitch",
     )
     make.add_argument("--num-steps", type=count, metavar="N", help="transitions, about (default: NAME's usual number)")
     make.add_argument(
