@@ -3,8 +3,6 @@
 Legend: B windows at a time, W windows, V windows that others are compared with, O observation size.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,10 +10,9 @@ from torch import Tensor
 from raystitch.data.episodes import EpisodeDataset, Floats, Ints
 from raystitch.errors import UserError
 from raystitch.models.batches import StateWindows
-from raystitch.models.calibration import NOISE, REHEARSED, SEAM, Calibration
+from raystitch.models.calibration import NOISE, SEAM, Calibration
 from raystitch.models.config import FitConfig
 from raystitch.models.heads import Heads
-from raystitch.models.rehearsal import RehearsedSteps, rehearse
 from raystitch.seeding import derive_seed
 
 COMPARED_WINDOWS = 100_000
@@ -40,12 +37,11 @@ def calibrate(
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "calibration"))
     count = min(config.calibration_windows, len(windows))
     chosen = torch.randperm(len(windows), generator=generator)[:count].to(device)
-    names = ("residual", "spread", "proposers", "noise")
+    names = ("residual", "spread", "proposers", "recorded", "noise")
     largest: dict[str, list[Tensor]] = {name: [] for name in names}
     recorded = torch.from_numpy(dataset.actions)
     before = torch.from_numpy(dataset.obs_offsets[1:])
     deviations: list[Tensor] = []
-    rehearsed: list[tuple[Tensor, ...]] = []
     clipped_O = _clipped(dataset, heads).to(device)
     for rows in chosen.split(512):
         states, valid = windows.gather(rows, length)
@@ -61,9 +57,9 @@ def calibrate(
         noisy = states + NOISE * heads.dynamics.state.to_raw(torch.randn(states.shape, generator=generator).to(device))
         hidden = (~heads.dynamics.inside_sensors(obs) & clipped_O).any(-1)
         hidden &= (exists & ~hidden).any(1, keepdim=True)  # a window that is at an end throughout counts as it is
+        judged = heads.dynamics.residual(obs, real, next_obs, "judges").masked_fill(hidden, -torch.inf)
         moved = heads.dynamics.residual(noisy[:, :-1], real, noisy[:, 1:], "judges").masked_fill(hidden, -torch.inf)
-        rehearsed.append((*_predicted(heads, obs, real, next_obs), hidden, exists))
-        for name, value in zip(names, (residual, spread, proposers, moved), strict=True):
+        for name, value in zip(names, (residual, spread, proposers, judged, moved), strict=True):
             largest[name].append(torch.where(exists, value, torch.nan))
         rolled = heads.dynamics.rollout(obs[:, 0], act, "judges")
         deviations.append(torch.where(exists, heads.dynamics.state.distance(rolled, next_obs), torch.nan))
@@ -71,28 +67,13 @@ def calibrate(
     apart = _neighbours_apart(dataset, config, heads, windows, chosen)
     if np.isfinite(apart[:, diffusion.gap_min]).any():  # else no two episodes have neighbours that go on long enough
         at_end[SEAM] = apart
-    measured = Calibration.measure(
+    return Calibration.measure(
         {name: torch.cat(parts).cpu().numpy() for name, parts in largest.items()},
         at_end,
         diffusion.gap_min,
         diffusion.gap_max,
         summed=("residual", "spread"),
     )
-    error, doubt, hidden, exists = zip(*rehearsed, strict=True)
-    steps = RehearsedSteps(
-        error=torch.cat(error), doubt=torch.cat(doubt, 1), hidden=torch.cat(hidden), exists=torch.cat(exists)
-    )
-    generator = torch.Generator().manual_seed(derive_seed(config.seed, "rehearsal"))
-    table = rehearse(steps, measured.gaps, measured.believed(), measured.quantiles, generator)
-    return replace(measured, tables={**measured.tables, REHEARSED: table})
-
-
-def _predicted(heads: Heads, obs: Tensor, act: Tensor, next_obs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``error`` and ``doubt`` of ``RehearsedSteps`` for raw states and actions."""
-    reached = heads.dynamics.predict(obs, act, "proposers")
-    judges = heads.dynamics.member_next(obs, act, "judges")
-    scale = heads.dynamics.state.active / heads.dynamics.state.std
-    return (reached - next_obs) * scale, (reached - judges) * scale
 
 
 def calibration_windows(

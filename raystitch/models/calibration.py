@@ -16,8 +16,8 @@ Delta = float | str | None
 ``Calibration.truthful``), or ``off`` (None) for no limit."""
 
 AUTO = "auto"
-SEAM, REHEARSED = "seam", "rehearsed"
-"""The tables of ``pairs.seam_max`` and of ``delta: auto``."""
+SEAM = "seam"
+"""The table of ``pairs.seam_max``."""
 NOISE = 0.05
 """Standard deviation of the noise, in standardised units, with which real states are the reference for true bridges."""
 TRUE_SHARE = 0.95
@@ -75,12 +75,11 @@ class Calibration:
         tables: criterion -> float64 [G, Q], its value at each quantile. ``residual``, ``spread`` (of the judges) and
             ``proposers`` (the proposers' residual) are the largest of the window's steps, ``residual_sum`` and
             ``spread_sum`` the sums over them, ``rollout`` the distance at its end; all squared L2 in standardised
-            units. ``noise`` is the residual with the actions as they were recorded and every state moved by ``NOISE``,
-            of steps from states inside all sensors alone, since nobody knows what has to follow one at the end of a
-            sensor. ``rehearsed`` is the largest residual below which a share of rehearsed bridges (the quantile) is
-            true (``rehearsal.rehearse``). ``seam`` is how far apart a window and one of another episode end that start
-            as nearest neighbours; there is none where no two episodes go on long enough. Earlier versions kept none
-            of these three, and before them no sums.
+            units. ``recorded`` is the residual with the actions as they were recorded, ``noise`` the same with every
+            state moved by ``NOISE``; both of steps from states inside all sensors alone, since nobody knows what has to
+            follow one at the end of a sensor. ``seam`` is how far apart a window and one of another episode end that
+            start as nearest neighbours; there is none where no two episodes go on long enough. Earlier versions kept
+            neither of these three, and before them no sums.
     """
 
     gaps: Ints
@@ -163,28 +162,31 @@ class Calibration:
         return noise if gaps is None else noise[self._rows(gaps)]
 
     def truthful(self) -> NDArray[np.float64]:
-        """Return the delta per gap below which ``TRUE_SHARE`` of bridges are true, by held-out windows alone, float64
-        [G]; 0, which refuses every bridge, at a gap where there is none.
+        """Return the delta per gap below which bridges are true, by held-out windows alone, float64 [G]; 0, which
+        refuses every bridge, at a gap where the judges err more than the noise.
 
-        A bridge counts as true if the largest error of its steps is below the median of real windows with ``NOISE``
-        (``believed``). It holds if the models err on bridges as they do on real data.
+        A bridge counts as true if the largest error of its steps is below the median of real windows with ``NOISE``.
+        Its error is its residual and the judges' own error together; both have many dimensions and no common
+        direction, so the squares add up. The judges' error is on ``TRUE_SHARE`` of the real windows at most their
+        ``recorded`` residual at that quantile, so the answer is the difference of the two. It holds for that share of
+        bridges if the judges err on them as they do on real data.
 
         Raises:
-            UserError: when there is no such delta at any gap, or an earlier version made the calibration.
+            UserError: when the judges err more than that everywhere, or an earlier version made the calibration.
         """
-        if REHEARSED not in self.tables:
+        if "recorded" not in self.tables or "noise" not in self.tables:
             raise UserError(
-                "delta=auto: an earlier version fitted this stitcher, and its calibration lacks rehearsed bridges; fit "
-                "again in another folder, or give a quantile such as delta=q99"
+                "delta=auto: an earlier version fitted this stitcher, and its calibration lacks real windows with "
+                "noise; fit again in another folder, or give a quantile such as delta=q99"
             )
-        found = self._at(TRUE_SHARE, REHEARSED)
-        if not found.any():
+        noise, error = self.believed(), self._at(TRUE_SHARE, "recorded")
+        if (error >= noise).all():
             raise UserError(
-                f"delta=auto: on real data the judges cannot tell bridges that are truer than noise of {NOISE} from "
-                "others: they err too much, or too few episodes are held out; fit dynamics longer "
-                "(dynamics.train_steps), raise holdout_fraction, or give a quantile such as delta=q99"
+                f"delta=auto: the judges err too much on real data to tell true bridges from others ({error[0]:.3g} at "
+                f"{100 * TRUE_SHARE:g} %, while noise of {NOISE} makes {noise[0]:.3g}); fit dynamics longer "
+                "(dynamics.train_steps), or give a quantile such as delta=q99"
             )
-        return found
+        return np.maximum(noise - error, 0.0)
 
     def _at(self, quantile: float, criterion: str) -> NDArray[np.float64]:
         """Return a criterion's number at a quantile for every gap, [G]."""

@@ -12,7 +12,6 @@ import pytest
 
 from raystitch.endpoint.config import EndpointConfig, ModelConfig
 from raystitch.endpoint.models import Models
-from raystitch.models.calibration import REHEARSED
 from raystitch.seeding import child_seeds
 from raystitch.stitching.pairs import cut_trajectories, given_trajectory
 from tests.endpoint.conftest import ARROW, JSON, Served, assert_same, body, read_stream, serving, stream, table, walk
@@ -118,9 +117,9 @@ def _assert_ascending(values: list[float]) -> None:
 
 def test_auto_is_the_delta_that_the_model_says_or_refused(models: Models, files: ModelConfig, tmp_path: Path) -> None:
     bundle = models.get("default").bundle
-    # Judges that were fitted for a moment know nothing of truth: one calibration of better ones.
+    # Judges that were fitted for a moment err more than any noise: one calibration with more of it.
     tables = bundle.calibration.tables
-    larger = {**tables, REHEARSED: 8 * tables["residual"][:, ::-1]}
+    larger = {**tables, "noise": 9 * tables["recorded"]}
     replace(bundle, calibration=replace(bundle.calibration, tables=larger)).save(tmp_path / "auto")
     both = Models()
     served_models = {"default": files, "auto": replace(files, stitcher=str(tmp_path / "auto"))}

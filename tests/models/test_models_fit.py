@@ -162,7 +162,7 @@ def test_a_bundle_is_read_once_per_process_until_its_files_change(
     assert load_once(tmp_path, "cpu").hash == saved.hash
 
 
-def test_the_calibration_measures_real_windows_as_they_are_and_with_noise(
+def test_the_calibration_measures_real_windows_as_recorded_and_with_noise(
     dataset: EpisodeDataset, bundle: Bundle
 ) -> None:
     seed = derive_seed(bundle.config.seed, "holdout")
@@ -171,6 +171,7 @@ def test_the_calibration_measures_real_windows_as_they_are_and_with_noise(
     for gap in (2, 6):
         windows = real_windows(dataset, held_out, np.full(2000, gap), rng)
         for name, treated in (
+            ("recorded", windows),
             ("noise", perturbed(windows, bundle.normalizer, NOISE, rng)),
             ("residual", inverse_actions(windows, bundle)),
         ):

@@ -18,7 +18,7 @@ from raystitch.errors import UserError
 from raystitch.io.files import read_json, write_json
 from raystitch.io.storage import Storage
 from raystitch.models.bundle import Bundle
-from raystitch.models.calibration import REHEARSED, Calibration
+from raystitch.models.calibration import Calibration
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.generate import opening
 from raystitch.pipeline.generate.augment import augment_local
@@ -68,13 +68,13 @@ def found(drift: EpisodeDataset, bundle: Bundle) -> tuple[PilotResult, ...]:
 def test_judges_that_know_little_are_said_to(drift: EpisodeDataset, bundle: Bundle) -> None:
     def notes(factor: float) -> str:
         known = bundle.calibration
-        tables = {**known.tables, REHEARSED: factor * known.tables["residual"]}
+        tables = {**known.tables, "noise": factor * known.tables["recorded"]}
         heard, poor = list[str](), replace(bundle, calibration=Calibration(known.gaps, known.quantiles, tables))
         run_pilot(drift, poor, asked(mode="successor", seam_max="auto"), None, 0, heard.append)
         return " ".join(heard)
 
-    assert "they know little; fit dynamics longer" in notes(0)
-    assert "know little" not in notes(1)
+    assert "they know little; fit dynamics longer" in notes(0.5)
+    assert "know little" not in notes(100)
 
 
 def test_of_the_ways_held_true_the_one_with_the_largest_gain_is_first(

@@ -13,7 +13,6 @@ from raystitch.data.normalise import Normalizer
 from raystitch.envs.simulator import SimResult
 from raystitch.envs.spec import EnvSpec
 from raystitch.errors import UserError
-from raystitch.models.calibration import REHEARSED
 from raystitch.models.config import FitConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.pipeline.validate.simulated import only
@@ -94,14 +93,15 @@ def test_what_auto_promises_is_compared_with_the_simulator(truth_buffer: Buffer,
     assert "an earlier version" in validate(truth_buffer, maze)["auto"]["unavailable"]
     calibration = truth_buffer.meta.calibration
     table = np.ones_like(calibration["tables"]["residual"])
-    for delta, share in ((0.25, 1.0), (4.0, None)):  # the first keeps true ones only
-        tables = {**calibration["tables"], REHEARSED: (delta * table).tolist()}
+    for noise, share in ((1.25, 1.0), (5.0, None)):
+        # The judges' own error is 1: delta is 0.25, which keeps true ones only; or 4.
+        tables = {**calibration["tables"], "recorded": table.tolist(), "noise": (noise * table).tolist()}
         other = copy(truth_buffer)
         other.meta = replace(truth_buffer.meta, calibration={**calibration, "tables": tables})
         vars(other).pop("_calibration", None)
         auto = validate(other, maze)["auto"]
         assert auto["unavailable"] is None and auto["nominal"] == 0.95
-        assert auto["delta"] == pytest.approx(delta)
+        assert auto["delta"] == pytest.approx(noise - 1)
         kept = auto["simulator"]["num_windows"]
         assert auto["num_bridges"] == kept > 0 and auto["reference"] > 0
         if share is not None:

@@ -76,7 +76,7 @@ def run_pilot(
     try:
         bundle.calibration.truthful()
     except UserError:
-        note("pilot: the judges cannot tell true bridges from others, so they know little; fit dynamics longer")
+        note("pilot: the judges err more on real data than noise does, so they know little; fit dynamics longer")
     enough = [result for result in found if result.accepted >= FEW * result.tried] or found
     least = max(result.truth for result in enough) - LESS_TRUE
     found.sort(key=lambda result: (result.truth < least, -result.worth))
