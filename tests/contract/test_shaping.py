@@ -214,6 +214,6 @@ def test_an_episode_without_a_step_changes_no_other_ones_weight() -> None:
         first_observations=np.concatenate([five.first_observations, np.ones((1, 2), np.float32)]),
         sources=np.append(five.sources, 0),
     )
-    for name in WEIGHTS:
+    for name in get_args(WeightName):
         config = WeightConfig(name=name)
         np.testing.assert_array_equal(episode_weights(config, empty)[:5], episode_weights(config, five), err_msg=name)

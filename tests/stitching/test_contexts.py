@@ -124,7 +124,7 @@ def test_a_context_that_changes_at_a_seam_is_still_one(world: EpisodeDataset) ->
 
 
 @pytest.mark.parametrize("mode", sorted(SELECTORS))
-def test_no_episode_is_stitched_to_itself_for_want_of_another(mode: str, world: EpisodeDataset, bundle: Bundle) -> None:
+def test_no_episode_is_stitched_to_itself_for_want_of_another(mode: Any, world: EpisodeDataset, bundle: Bundle) -> None:
     """Of every goal there are two episodes, a long and a short one: random draws hardly ever leave the long one."""
     episodes: list[Episode] = []
     for at in range(8):
