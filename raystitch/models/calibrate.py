@@ -42,7 +42,8 @@ def calibrate(
     recorded = torch.from_numpy(dataset.actions)
     before = torch.from_numpy(dataset.obs_offsets[1:])
     deviations: list[Tensor] = []
-    clipped_O = _clipped(dataset, heads).to(device)
+    # Of flags, and of what never changes, every state is at an end, which hides nothing.
+    clipped_O = heads.dynamics.inside_sensors(windows.observations).float().mean(0) > 0.5
     for rows in chosen.split(512):
         states, valid = windows.gather(rows, length)
         obs, next_obs = states[:, :-1], states[:, 1:]
@@ -87,13 +88,6 @@ def calibration_windows(
             f"raise holdout_fraction={config.holdout_fraction} or lower diffusion.gap_min"
         )
     return windows
-
-
-def _clipped(dataset: EpisodeDataset, heads: Heads) -> Tensor:
-    """Return the dimensions whose sensors cut off what lies beyond, bool [O]: those with an end before which most
-    states lie. A flag, or what never changes, is at an end too, and hides nothing."""
-    observations = torch.from_numpy(dataset.observations).to(heads.dynamics.low.device)
-    return heads.dynamics.inside_sensors(observations).float().mean(0) > 0.5
 
 
 def _neighbours_apart(

@@ -8,7 +8,7 @@ Legend: E episodes, F source episodes, G context dimensions, S and U distinct co
 M target states, J pairs of a source context and a target context that agree.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -76,15 +76,17 @@ class Contexts:
         size_U = np.bincount(group_M.ravel(), minlength=len(context_UG))
         group_E = np.full(len(self.leave), -1, np.int64)
         group_E[source_F] = group_F.ravel()
-        partners = Partners(
+        everyone = Partners(
             group_of=group_E,
             entry_start=np.concatenate([[0], np.cumsum(count_S)]),
             entry_group=np.concatenate([np.asarray(groups, np.int64) for groups in agreeing]),
             states=np.argsort(group_M.ravel(), kind="stable"),
             state_start=np.concatenate([[0], np.cumsum(size_U)]),
+            own_start=np.zeros_like(group_E),
+            own=np.zeros_like(group_E),
         )
-        own_F = np.bincount(target_episode_M, minlength=len(self.leave))[source_F] * self.agree(source_F, source_F)
-        matched = source_F[partners.count(source_F) > own_F]
+        partners = everyone.without_own(source_F, target_episode_M, group_M.ravel())
+        matched = source_F[partners.count(source_F) > 0]
         if not len(matched):
             dims = ", ".join(str(dim) for dim in self.dims)
             raise UserError(
@@ -106,6 +108,8 @@ class Partners:
             with are ``entry_group[entry_start[s] : entry_start[s + 1]]``.
         states, state_start: int64 [M] and [U + 1]; the target states of target context u are
             ``states[state_start[u] : state_start[u + 1]]``.
+        own_start, own: int64 [E]; of the target states that agree with an episode, numbered, those from ``own_start``
+            on, ``own`` in number, are its own, and left out.
     """
 
     group_of: Ints
@@ -113,15 +117,39 @@ class Partners:
     entry_group: Ints
     states: Ints
     state_start: Ints
+    own_start: Ints
+    own: Ints
+
+    def without_own(self, source_F: Ints, target_episode_M: Ints, group_M: Ints) -> "Partners":
+        """Leave out the sources' own target states; ``target_episode_M`` ascending, ``group_M`` their contexts."""
+        count_E = np.bincount(target_episode_M, minlength=len(self.group_of))
+        source_F = source_F[count_E[source_F] > 0]
+        first_F = np.searchsorted(target_episode_M, source_F)
+        group_F, num_groups = group_M[first_F], len(self.state_start) - 1
+        entries = np.arange(len(self.entry_start) - 1) * num_groups
+        entry_J = np.repeat(entries, np.diff(self.entry_start)) + self.entry_group  # ascending
+        wanted_F = entries[self.group_of[source_F]] + group_F
+        place_F = np.minimum(np.searchsorted(entry_J, wanted_F), len(entry_J) - 1)
+        agree_F = entry_J[place_F] == wanted_F
+        number_M = np.empty(len(self.states), np.int64)
+        number_M[self.states] = np.arange(len(self.states))
+        before_F = self._states_before[place_F] - self._states_before[self.entry_start[self.group_of[source_F]]]
+        own_start, own = self.own_start.copy(), self.own.copy()
+        own_start[source_F] = before_F + number_M[first_F] - self.state_start[group_F]
+        own[source_F] = count_E[source_F] * agree_F
+        return replace(self, own_start=own_start, own=own)
 
     def count(self, source_episode: Ints) -> Ints:
-        """Number of target states whose context agrees with each source's."""
+        """Number of target states of other episodes whose context agrees with each source's."""
         group = self.group_of[source_episode]
-        return self._states_before[self.entry_start[group + 1]] - self._states_before[self.entry_start[group]]
+        all_of_them = self._states_before[self.entry_start[group + 1]] - self._states_before[self.entry_start[group]]
+        return all_of_them - self.own[source_episode]
 
     def pick(self, source_episode: Ints, number: Ints) -> Ints:
-        """The target state with this number, 0 .. count - 1, among those that agree; shapes broadcast."""
+        """The target state with this number, 0 .. count - 1, among those of other episodes that agree; shapes
+        broadcast."""
         before = self._states_before
+        number = number + self.own[source_episode] * (number >= self.own_start[source_episode])
         place = before[self.entry_start[self.group_of[source_episode]]] + number
         entry = np.minimum(np.searchsorted(before, place, side="right") - 1, len(self.entry_group) - 1)
         return self.states[self.state_start[self.entry_group[entry]] + place - before[entry]]

@@ -118,7 +118,7 @@ class SourceIndex:
         """Mark the pairs to stitch, bool [N]: those that pass through no real episode twice, are as novel and as near
         as asked and, where states are split by value (and ``value_check`` is on), promise a gain."""
         known = self.known
-        kept = pairs.source_episode != pairs.target_episode if known is None else ~known.loops(pairs)
+        kept = np.ones(len(pairs), np.bool_) if known is None else ~known.loops(pairs)
         source = States(pairs.source_episode, pairs.source_step)
         target = States(pairs.target_episode, pairs.target_step)
         if self.config.pairs.novelty:

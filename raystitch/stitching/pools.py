@@ -296,10 +296,8 @@ class Pools:
         return joinable if self.contexts is None else joinable & self.contexts.agree(source_episode, target_episode)
 
     def draw_targets(self, uniform: NDArray[np.float64], source_episode: Ints) -> Ints:
-        """Draw targets uniformly outside the source's episode: indices into ``targets``, of the shape of ``uniform``.
-
-        Where contexts are matched, draw from all targets of the source's context, those of its own episode too.
-        """
+        """Draw targets uniformly outside the source's episode, where contexts are matched from those that agree:
+        indices into ``targets``, of the shape of ``uniform``."""
         if self.partners is not None:
             return self.partners.pick(source_episode, integers(uniform, self.partners.count(source_episode)))
         start = np.searchsorted(self.targets.episode, source_episode, side="left")

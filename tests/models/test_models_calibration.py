@@ -4,11 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raystitch.data.episodes import Episode, EpisodeDataset, from_episodes
+from raystitch.data.episodes import Episode, from_episodes
 from raystitch.errors import UserError
 from raystitch.models.calibration import QUANTILES, SEAM, TRUE_SHARE, Calibration, check_delta
 from raystitch.models.fit import fit_bundle
 from tests.conftest import small_fit
+from tests.models.clipped import clipped_walk
 
 
 def make() -> Calibration:
@@ -153,23 +154,8 @@ def test_believed_is_the_median_of_windows_with_noise() -> None:
     np.testing.assert_array_equal(calibration.believed(np.array([0, 8, 30])), every[[0, 6, 6]])
 
 
-def clipped_pushes(flag: float | None = None) -> EpisodeDataset:
-    """A point that is pushed; its velocity is recorded up to 1, and what it does beyond nobody sees."""
-    rng = np.random.default_rng(0)
-    episodes: list[Episode] = []
-    for _ in range(60):
-        velocity, rows = 0.0, list[list[float]]()
-        actions = np.clip(rng.normal(0.05, 0.5, (20, 1)), -1, 1).astype(np.float32)
-        for action in [*actions[:, 0], 0.0]:
-            rows.append([min(velocity, 1.0), *([] if flag is None else [flag])])
-            velocity = 0.8 * velocity + action
-        episodes.append(Episode(np.array(rows, np.float32), actions, np.zeros(20, np.float32), False, True))
-    return from_episodes(episodes, name="clipped", action_low=[-1], action_high=[1])
-
-
-@pytest.mark.parametrize("flag", [None, 1.0])
-def test_what_follows_a_state_at_the_end_of_its_sensor_is_held_against_nobody(flag: float | None) -> None:
-    dataset = clipped_pushes(flag)
+def test_what_follows_a_state_at_the_end_of_its_sensor_is_held_against_nobody() -> None:
+    dataset = clipped_walk(push=0.1, beside=1.0)  # what never changes hides nothing
     config = small_fit(diffusion_steps=10, head_steps=10)
     config = replace(config, dynamics=replace(config.dynamics, train_steps=1200), holdout_fraction=0.4)
     tables = fit_bundle(dataset, config).calibration.tables

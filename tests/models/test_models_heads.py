@@ -12,6 +12,7 @@ from raystitch.models.config import FitConfig, HeadConfig
 from raystitch.models.fit import fit_bundle
 from raystitch.models.heads import DynamicsEnsemble, InverseDynamics
 from raystitch.models.scales import HeadScales, finite_bounds, sensor_ends
+from tests.models.clipped import clipped_walk
 
 Step = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -136,21 +137,6 @@ def test_constant_dimensions_count_in_no_distance(dataset: EpisodeDataset) -> No
     scales = HeadScales.measure(wide, Normalizer.fit(wide.observations), wide.rewards)
     assert scales.state.active.tolist() == [True] * 4 + [False]
     assert scales.delta.active.tolist() == [True] * 4 + [False]
-
-
-def clipped_walk(num_steps: int = 3000) -> EpisodeDataset:
-    """A point that is pushed by its action; its velocity is recorded up to 1 and goes on beyond."""
-    rng = np.random.default_rng(0)
-    episodes: list[Episode] = []
-    for _ in range(num_steps // 30):
-        velocity, rows = 0.0, list[list[float]]()
-        actions = np.clip(rng.normal(0.5, 0.5, (30, 1)), -1, 1).astype(np.float32)
-        for action in [*actions[:, 0], 0.0]:
-            rows.append([float(np.clip(velocity, -1, 1)), rng.normal()])
-            velocity = 0.7 * velocity + action
-        states = np.array(rows, np.float32)
-        episodes.append(Episode(states, actions, np.zeros(30, np.float32), terminated=False, truncated=True))
-    return from_episodes(episodes, name="clipped", action_low=[-1], action_high=[1])
 
 
 def test_where_sensors_end() -> None:

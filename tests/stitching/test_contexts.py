@@ -84,14 +84,16 @@ def test_a_source_without_a_partner_is_never_left(tasks: tuple[EpisodeDataset, B
         assert not np.isin(episode, pools.source_episodes) or near
 
 
-def test_draws_reach_every_target_of_the_context_and_no_other(tasks: tuple[EpisodeDataset, Bundle]) -> None:
+@pytest.mark.parametrize("split", ["value", "return"])
+def test_draws_reach_every_target_of_the_context_and_no_other(split: str, tasks: tuple[EpisodeDataset, Bundle]) -> None:
     dataset, bundle = tasks
-    pools = index(dataset, bundle, mode="random").pools
+    pools = index(dataset, bundle, split, mode="random").pools
     assert pools.partners is not None
     for episode in pools.source_episodes[:8]:
         count = int(pools.partners.count(np.array([episode]))[0])
         picked = pools.partners.pick(np.full(count, episode), np.arange(count))
         near = apart(dataset, bundle, np.full(len(pools.targets.episode), episode), pools.targets.episode) <= TOLERANCE
+        near &= pools.targets.episode != episode
         assert sorted(picked) == np.flatnonzero(near).tolist()
 
 
@@ -140,7 +142,5 @@ def test_no_episode_is_stitched_to_itself_for_want_of_another(mode: Any, world: 
     known = fit_bundle(dataset, replace(config, diffusion=replace(config.diffusion, train_steps=5), **quick))
     pairs = PairConfig(mode=mode, split="return", source_fraction=1.0, target_fraction=1.0)
     chosen = SourceIndex(dataset, known, StitchConfig(pairs=pairs))
-    selected = chosen.select(SEEDS)
-    kept = chosen.worthwhile(selected)
-    assert kept.any()
-    assert (selected.source_episode != selected.target_episode)[kept].all()
+    for selected in (chosen.select(SEEDS), chosen.nearest(SEEDS)):
+        assert (selected.source_episode != selected.target_episode).all()

@@ -218,8 +218,8 @@ class Ledger:
         return None if self.knowledge is None else self.knowledge.after(self.rounds)
 
     def next_shards(self, count: int) -> list[int]:
-        """Chooses up to ``count`` shards to make next: those that failed before first, never none while the round
-        lacks some.
+        """Chooses up to ``count`` shards to make next, never none while the round lacks some; those that failed are
+        tried again once nothing else is missing, or no other shard is left.
 
         With ``skip_failed``, shards that failed too often are written as empty ones here.
 
