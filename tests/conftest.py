@@ -47,14 +47,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 torch.set_num_threads(1)
 
-_FILES_WITH_PORTS = (
-    "tests/cli/test_cli_serve",
-    "tests/cluster/test_attach",
-    "tests/cluster/test_job_submit",
-    "tests/cluster/test_local_ray",
-    "tests/cluster/test_serve",
-)
-_LONG = ("tests/bench", "tests/browser", "tests/buffer", "tests/cli", "tests/docs", "tests/endpoint")
+_FILES_WITH_RAY = ("tests/cluster", "tests/cli", "tests/contract/test_cli_bad_input")
+_LONG = ("tests/bench", "tests/browser", "tests/buffer", "tests/docs", "tests/endpoint")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -214,7 +208,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keeps the tests of a file, which share expensive fixtures, in one process (``pytest -n 2``), and all tests that
-    need the ports of Serve or the dashboard in the same one. Files go out in the order of collection, the long ones
+    need Ray in the same one: they share a Ray and its ports. Files go out in the order of collection, the long ones
     first, so that both processes end at about the same time.
     """
     from xdist.scheduler import LoadScopeScheduling
@@ -222,7 +216,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "serve" if file.startswith(_FILES_WITH_PORTS) else file
+            return "Ray" if file.startswith(_FILES_WITH_RAY) else file
 
     config.option.loadscopereorder = False
     return ByFile(config, log)
@@ -230,5 +224,5 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the tests that take minutes for a file before the others."""
-    groups = (_FILES_WITH_PORTS, _LONG, "tests/cluster", "")
+    groups = (_FILES_WITH_RAY, _LONG, "")
     items.sort(key=lambda item: next(place for place, names in enumerate(groups) if item.nodeid.startswith(names)))

@@ -3,6 +3,8 @@
 Legend: N transitions, E episodes.
 """
 
+from itertools import accumulate
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +14,8 @@ GOAL_SHARE = 0.99
 """Least share of the terminated episodes that end with the largest reward there is, for termination to be a goal."""
 USUAL_SHARE = 0.9
 """Least share of the transitions that give the same reward, for rewards to be sparse."""
+TOGETHER = 16
+"""Least number of episodes whose returns are worked out side by side; fewer are done one after the other."""
 
 
 def returns_to_go(rewards: Floats, offsets: Ints) -> Floats:
@@ -33,20 +37,29 @@ def discounted_returns(
         gamma: in (0, 1].
         bootstrap: [E], value of the final observation: the fitted value at time-outs, 0 at terminals. None is all 0.
     """
-    from scipy.signal import lfilter  # takes a second or two, in every process that loads this module
-
     values = np.zeros(len(offsets) - 1) if bootstrap is None else np.asarray(bootstrap, np.float64)
     if len(values) != len(offsets) - 1:
         raise ValueError(
             f"bootstrap must have one value per episode, got {len(values)} for {len(offsets) - 1} episodes"
         )
+    # The longest episodes first, all of them backwards at once, until few are left.
+    length_E = np.diff(offsets)
+    order_E = np.argsort(-length_E, kind="stable")
+    length_E, last_E, after_E = length_E[order_E], offsets[1:][order_E] - 1, values[order_E]
+    steps = np.arange(1, length_E.max(initial=0) + 1)
+    going = np.searchsorted(-length_E, -steps, side="right")  # episodes that have so many steps
+    together = int(np.searchsorted(-going, -TOGETHER, side="right"))
     wide = rewards.astype(np.float64)
     result = np.empty(len(rewards), np.float32)
-    coefficients = ([1.0], [1.0, -gamma])
-    for start, stop, value in zip(offsets[:-1].tolist(), offsets[1:].tolist(), values.tolist(), strict=True):
-        if stop > start:
-            backwards, _ = lfilter(*coefficients, wide[start:stop][::-1], zi=[gamma * value])
-            result[start:stop] = backwards[::-1]
+    for back, count in enumerate(going[:together].tolist()):
+        at = last_E[:count] - back
+        after_E = wide[at] + gamma * after_E[:count]
+        result[at] = after_E
+    for last, length, after in zip(last_E.tolist(), length_E.tolist(), after_E.tolist(), strict=False):
+        begin, end = last + 1 - length, last + 1 - together
+        if begin < end:
+            backwards = accumulate(wide[begin:end][::-1].tolist(), lambda R, r: r + gamma * R, initial=after)
+            result[begin:end] = list(backwards)[:0:-1]
     return result
 
 

@@ -24,6 +24,7 @@ def test_the_products_counted_are_those_that_a_step_makes(algo: str, drift: Epis
     assert 0.97 * counter.get_total_flops() <= counted <= 1.01 * counter.get_total_flops()
 
 
+@pytest.mark.slow
 def test_speed_is_told_next_to_the_products_one_seed_and_the_reference(drift: EpisodeDataset) -> None:
     config = TD3BCConfig(batch_size=32, hidden=16)
     variants = (Variant("float32"), Variant("float32", num_seeds=5), Variant("bf16"))

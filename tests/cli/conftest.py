@@ -31,7 +31,7 @@ def config_file(ref: str, tiny_fit: FitConfig, tmp_path_factory: pytest.TempPath
             "sampler": {"num_steps": 2},
             "qualify": {"delta": "off", "value_check": False, "termination_max": None},
         },
-        "augment": {"pairs_per_shard": 20, "chain_rounds": 0},
+        "augment": {"pairs_per_shard": 20, "chain_rounds": 0, "num_actors": 1},
         "algorithms": {"td3bc": {"train_steps": 20, "hidden": 16, "batch_size": 16}},
         "evaluation": {"num_episodes": 2, "num_envs": 2},
     }

@@ -72,10 +72,10 @@ class Walks:
         config = replace(self.config, **settings)
         return augment(self.dataset, self.stitcher, out=out, stitch_config=self.stitch, config=config, seed=3, **more)
 
-    def augment_local(self, out: str | Path, **settings: Any) -> AugmentSummary:
+    def augment_local(self, out: str | Path, progress: Any = None, **settings: Any) -> AugmentSummary:
         """In this process."""
-        bundle = Bundle.load(self.stitcher, "cpu")
-        return augment_local(self.dataset, bundle, self.stitch, replace(self.config, **settings), out=out, seed=3)
+        bundle, config = Bundle.load(self.stitcher, "cpu"), replace(self.config, **settings)
+        return augment_local(self.dataset, bundle, self.stitch, config, out=out, seed=3, progress=progress)
 
     @staticmethod
     def assert_same(path: str | Path, expected: str | Path) -> None:
@@ -152,6 +152,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         "algorithms.bc={train_steps: 300, batch_size: 16, hidden: 8}",
         "evaluation={num_episodes: 1, num_envs: 1}",
         "validation.enabled=false",
+        "resources.max_concurrent_trials=1",  # a process takes longer to start than such trials
     )
     run = folder / "run"
     config = load_run_config("smoke", settings)

@@ -13,23 +13,26 @@ from tests.conftest import Run
 from tests.data.families import FAMILIES, Family, make_family
 
 pytestmark = pytest.mark.filterwarnings("ignore::raystitch.data.load.DatasetWarning")
-QUICK = "kitchen", "arrow"
-CASES = [
-    pytest.param(name, data_format, marks=[] if (name, data_format) == QUICK else pytest.mark.slow)
-    for name in FAMILIES
-    for data_format in ("hdf5", "arrow")
-]
-SWEEP = ("evaluation={num_episodes: 1, num_envs: 1}", "validation.enabled=false", "augment.num_bridges=10")
+SWEEP = (
+    "evaluation={num_episodes: 1, num_envs: 1}",
+    "validation.enabled=false",
+    "augment.num_bridges=10",
+    "resources.max_concurrent_trials=1",
+)
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The settings of ``smoke``, as a dictionary."""
     path = Path(__file__).parents[2] / "tune_configs" / "smoke.yaml"
-    return yaml.safe_load(path.read_text())
+    smoke = yaml.safe_load(path.read_text())
+    smoke["augment"]["num_actors"] = 1  # one takes longer to start than so few bridges
+    return smoke
 
 
-@pytest.mark.parametrize(("name", "data_format"), CASES)
+@pytest.mark.slow
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_goes_all_the_way(
     name: str, data_format: str, run: Run, smoke: dict[str, Any], ray_session: None, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ SETTINGS = (
     "grid=[{algo: bc, data: original}, {algo: td3bc, data: duplicated}, {algo: iql, data: original}]",
     "headline=null",
     "seeds=[0, 1]",
-    "resources={stacked_seeds: 2, num_retries: 1}",
+    "resources={stacked_seeds: 2, num_retries: 1, max_concurrent_trials: 1}",
     "algorithms.iql={train_steps: 100, batch_size: 16, hidden: 8, learning_rate: 1e+30}",
     "algorithms.td3bc.train_steps=100000",
 )

@@ -20,7 +20,7 @@ BC = "algorithms.bc={train_steps: 20, batch_size: 16, hidden: 8}"
 TWO = "grid=[{algo: bc, data: original}, {algo: bc, data: duplicated}]"
 # No bridge has a residual of zero, so its trials fail.
 FAILS = "{algo: bc, data: stitched, delta: [0]}"
-QUICK = (BC, "headline=null", "seeds=[0]", "resources={num_retries: 0}")
+QUICK = (BC, "headline=null", "seeds=[0]", "resources={num_retries: 0, max_concurrent_trials: 1}")
 
 
 def tree(folder: Path) -> dict[str, tuple[str, int]]:

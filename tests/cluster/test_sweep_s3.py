@@ -33,7 +33,7 @@ GRID = (
     "grid=[{algo: bc, data: original}, {algo: bc, data: stitched, delta: ['off']}, {algo: bc, data: joined}]",
     "headline=null",
     "seeds=[0, 1]",
-    "resources={stacked_seeds: 2}",
+    "resources={stacked_seeds: 2, max_concurrent_trials: 1}",
 )
 OWN = {"environment.json", "report.html", "results.parquet", "validate.json"}
 """Files in which times, or the place, are told."""

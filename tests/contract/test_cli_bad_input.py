@@ -218,7 +218,9 @@ def test_nothing_can_be_stitched(
     refused: Refused, ref: str, bundle: Path, tmp_path: Path, ray_session: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "run.yaml"
-    config.write_text(f"dataset: {ref}\ngrid:\n- {{algo: bc, data: original}}\naugment: {{pairs_per_shard: 10}}\n")
+    config.write_text(
+        f"dataset: {ref}\ngrid:\n- {{algo: bc, data: original}}\naugment: {{pairs_per_shard: 10, num_actors: 1}}\n"
+    )
     options = ["--stitcher", str(bundle), "--out", str(tmp_path / "b"), "--num-bridges", "5", "--delta", "1e-12"]
     assert main(["augment", ref, *options, "--config", str(config)]) == 1
     last = capsys.readouterr().err.splitlines()[-1]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.signal import lfilter
 
 from raystitch.data.episodes import EpisodeDataset
 from raystitch.data.returns import (
@@ -36,6 +37,19 @@ def test_discounted_returns(gamma: float, bootstrap: np.ndarray | None) -> None:
     result = discounted_returns(REWARDS, OFFSETS, gamma, bootstrap)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("lengths", [[60, *range(40)], [2000] * 3, [0, 0]])
+def test_discounted_returns_are_those_of_a_filter(lengths: list[int]) -> None:
+    """To the bit, whether many episodes are left or few."""
+    rng = np.random.default_rng(1)
+    offsets = np.append(0, np.cumsum(lengths)).astype(np.int64)
+    rewards, ends = rng.normal(size=offsets[-1]).astype(np.float32), rng.normal(size=len(lengths))
+    result = discounted_returns(rewards, offsets, 0.97, ends)
+    for start, stop, end in zip(offsets[:-1], offsets[1:], ends, strict=True):
+        if start < stop:
+            backwards, _ = lfilter([1.0], [1.0, -0.97], rewards[start:stop][::-1].astype(np.float64), zi=[0.97 * end])
+            np.testing.assert_array_equal(result[start:stop], backwards[::-1].astype(np.float32))
 
 
 def test_returns_to_go() -> None:

@@ -52,7 +52,7 @@ TINY = Sizes(
     compared_pairs=8,
     crowd=16,
     stacked=(1, 2),
-    log_every=3,
+    log_every=1,
     repeats=1,
     small_networks=True,
 )

@@ -88,6 +88,7 @@ def crowded(limit: int) -> Any:
     return mock.patch.object(Denoiser, "__call__", call)
 
 
+@pytest.mark.slow
 def test_the_script_itself_runs_on_a_pretended_gpu(tmp_path: Path) -> None:
     """All but compiling and CUDA graphs, which need the real one, with memory that runs out."""
     properties = mock.Mock(total_memory=2**34)

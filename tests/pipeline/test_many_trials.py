@@ -105,6 +105,7 @@ def work_of(prepared: Prepared, num_seeds: int, run: Path) -> dict[str, Work]:
     return found
 
 
+@pytest.mark.slow
 def test_the_work_is_in_proportion_to_the_number_of_trials(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

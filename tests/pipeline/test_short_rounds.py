@@ -59,6 +59,7 @@ def test_rounds_end_where_gains_run_out(even: EpisodeDataset, fitted: Bundle, tm
     assert open_buffer(again).hash == open_buffer(out).hash
 
 
+@pytest.mark.slow
 def test_short_rounds_do_not_depend_on_the_order_of_shards(
     even: EpisodeDataset, fitted: Bundle, tmp_path: Path
 ) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,15 @@ def _write_figures(folder: Path, rng: np.random.Generator) -> None:
     ones = np.ones(len(walls))
     write("walls", x=walls[:, 0], y=walls[:, 1], width=ones, height=ones)
     write("marks", text=["start", "goal"], x=[-2.0, -2.0], y=[-1.0, 1.0])
+
+
+def without_pictures(run: Path) -> Path:
+    """Take away what pictures are made of, which take most of a page's time, for tests of words."""
+    shutil.rmtree(run / "figures")
+    (run / "validate.json").unlink()
+    for path in run.glob("trials/*/metrics.jsonl"):
+        path.write_text("")
+    return run
 
 
 @pytest.fixture

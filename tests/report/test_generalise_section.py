@@ -12,7 +12,7 @@ from raystitch.pipeline.study.policies import compare_cells
 from raystitch.report.generalise import draw, facts, verdict_lines
 from raystitch.report.generalise_words import judge
 from raystitch.report.page import build_report
-from tests.report.conftest import write_run
+from tests.report.conftest import without_pictures, write_run
 
 ARMS = {"original": 30.0, "weighted": 40.0, "joined": 42.0, "stitched": 50.0}
 DELTAS = {"q50": 0.49, "q75": 0.5, "q90": 0.52, "q99": 0.53, "q99.9": 0.55, "off": 0.61}
@@ -153,7 +153,7 @@ def test_every_picture_is_drawn_from_what_was_measured() -> None:
 
 
 def test_a_page_has_the_section_where_a_run_was_studied(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run")
+    run = without_pictures(write_run(tmp_path / "run"))
     assert "Generalise, explore or overfit?" not in build_report(run).read_text()
     found = study(scaled=True, gain=10)
     write_json(run / "generalise.json", found)

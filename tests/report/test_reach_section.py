@@ -13,7 +13,7 @@ from raystitch.buffer.reach_file import REACH_FILE, Reach, write_reach
 from raystitch.report.files import read_run
 from raystitch.report.page import build_report
 from raystitch.report.reach import reach
-from tests.report.conftest import write_run
+from tests.report.conftest import without_pictures, write_run
 
 TITLE = "<h2>What stitched episodes reach</h2>"
 REACH = Reach(
@@ -45,7 +45,7 @@ def section_of(run: Path) -> str:
 
 def test_it_stands_before_the_results(run: Path) -> None:
     write_reach(run / "buffer", REACH)
-    page = build_report(run).read_text(encoding="utf-8")
+    page = build_report(without_pictures(run)).read_text(encoding="utf-8")
     assert page.index(TITLE) < page.index("<h2>Results</h2>")
 
 

@@ -15,6 +15,7 @@ from raystitch.report.summary import summarise
 from raystitch.report.table import UNFINISHED, PartialResults, read_rows
 from raystitch.report.terminal import print_summary
 from raystitch.report.verdict import verdicts
+from tests.report.conftest import without_pictures
 
 HEADLINE = ("1:1", "q99")
 
@@ -58,7 +59,7 @@ def test_nothing_is_clear_while_seeds_are_missing(full_run: Path) -> None:
 def test_the_page_and_the_terminal_say_first_what_is_missing(full_run: Path) -> None:
     found = partial(full_run, ("dt", "stitched", "q99"), ("dt", "joined", None))
     (full_run / "results.parquet").unlink()
-    page = unescape(build_report(full_run, found).read_text())
+    page = unescape(build_report(without_pictures(full_run), found).read_text())
     assert page.index("This run is not finished") < page.index("Did stitching help?")
     for text in ("60 of 70 trials are finished.", "Validation has not begun.", "no verdict yet", "1 unfinished"):
         assert text in page
@@ -72,7 +73,7 @@ def test_a_run_without_any_result_has_a_page(full_run: Path) -> None:
     cells = {(row["algo"], row["data"], row["delta"]) for row in read_rows(full_run / "results.parquet")}
     found = partial(full_run, *cells, seeds=5)
     found = PartialResults(rows=[row for row in found.rows if row["status"] == UNFINISHED], missing=found.missing)
-    page = build_report(full_run, found).read_text()
+    page = build_report(without_pictures(full_run), found).read_text()
     assert "no verdict yet" in page
     print_summary(full_run, Console(file=StringIO()), found)
     nothing = build_report(full_run, PartialResults(rows=[], missing=["0 of 70 trials are finished."])).read_text()
@@ -80,7 +81,7 @@ def test_a_run_without_any_result_has_a_page(full_run: Path) -> None:
 
 
 def test_what_a_run_cost_is_in_its_report(run_folder: Path) -> None:
-    assert "<h2>Cost</h2>" not in build_report(run_folder).read_text()
+    assert "<h2>Cost</h2>" not in build_report(without_pictures(run_folder)).read_text()
     for row in read_rows(run_folder / "results.parquet"):
         if row["status"] == "ok":
             cost = {"train_seconds": 1800.0, "eval_seconds": 1800.0, "threads": 2, "evaluations": [1]}

@@ -1,7 +1,7 @@
 """Things die under ``augment``, for real; the buffer has to be the one that nothing disturbed.
 
-`raystitch bench chaos` is the long version of this, with every fault done several times; `make test-slow` runs the
-faults that `make test` has no time for.
+`raystitch bench chaos` is the long version of this, with every fault done several times. `make test` kills actors and
+drivers in tests/cluster.
 """
 
 from pathlib import Path
@@ -11,8 +11,8 @@ import pytest
 from raystitch.bench.chaos.augment_faults import AUGMENT_FAULTS, run_augment_fault
 from raystitch.bench.chaos.augment_target import AugmentTarget, make_augment_target
 
-QUICK = ("proposer",)
-SLOW = (
+FAULTS = (
+    "proposer",
     "qualifier",
     "driver",
     "node",
@@ -30,7 +30,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> AugmentTarget:
     return make_augment_target(tmp_path_factory.mktemp("chaos"), num_shards=6, pairs_per_shard=128)
 
 
-@pytest.mark.parametrize("fault", [*QUICK, *(pytest.param(fault, marks=pytest.mark.slow) for fault in SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
 def test_nothing_is_lost_and_nothing_doubled(fault: str, target: AugmentTarget, tmp_path: Path) -> None:
     assert fault in AUGMENT_FAULTS
     result = run_augment_fault(fault, tmp_path / "disturbed", target)
