@@ -157,9 +157,13 @@ class FitConfig:
     reward_inputs: Literal["sas", "sa"] = "sas"
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     dynamics: HeadConfig = field(
-        default_factory=lambda: HeadConfig(num_members=4, hidden=256, num_layers=4, train_steps=40000)
+        default_factory=lambda: HeadConfig(
+            num_members=4, hidden=256, num_layers=4, train_steps=40000, learning_rate=8e-3
+        )
     )
-    inverse: HeadConfig = field(default_factory=lambda: HeadConfig(hidden=256, num_layers=3, train_steps=8000))
+    inverse: HeadConfig = field(
+        default_factory=lambda: HeadConfig(hidden=256, num_layers=3, train_steps=8000, learning_rate=4e-3)
+    )
     reward: HeadConfig = field(default_factory=lambda: HeadConfig(num_layers=3))
     termination: HeadConfig = field(default_factory=lambda: HeadConfig(num_members=1, train_steps=2000))
     value: HeadConfig = field(default_factory=lambda: HeadConfig(num_members=1, train_steps=2000))

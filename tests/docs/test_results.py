@@ -28,6 +28,8 @@ def test_the_tables_of_the_page_are_those_of_the_rows(draw: ModuleType) -> None:
     for table in [*map(draw.returns_table, draw.BEST), *map(draw.ogbench_table, draw.OGBENCH)]:
         for line in table.splitlines():
             assert line in page
+    for table in map(draw.ogbench_table, draw.OGBENCH):
+        assert page.count(table.splitlines()[0]) == 1, "a table of earlier rows is left"
     for line in [*draw.gap_tables().splitlines(), *draw.ratio_delta_tables().splitlines()]:
         starts = ("| original data", "| QDT", "| weighted", "| joined", "| stitched", "| success, %", "| the same of")
         some = set(line.split(" | ")[1:]) - {"–", "– |"}

@@ -11,9 +11,10 @@ from raystitch.data.select import holdout_split
 from raystitch.errors import DamagedError, RunError, UserError
 from raystitch.models.bundle import PARTS, Bundle
 from raystitch.models.calibration import NOISE
-from raystitch.models.config import DiffusionConfig, FitConfig
+from raystitch.models.config import DiffusionConfig, FitConfig, HeadConfig
 from raystitch.models.fit import existing_fit, fit_bundle, load_once
-from raystitch.models.loop import FitProgress
+from raystitch.models.loop import FitProgress, train_part
+from raystitch.models.parts import FitJob
 from raystitch.models.samplers import ddim, seeded_noise
 from raystitch.pipeline.validate.windows import inverse_actions, judged_residuals, perturbed, real_windows
 from raystitch.seeding import derive_seed
@@ -179,3 +180,30 @@ def test_the_calibration_measures_real_windows_as_recorded_and_with_noise(
             assert bundle.calibration._at(0.5, name)[gap - 2] == pytest.approx(found, rel=0.25), (name, gap)
     # Nothing else has changed with these: older tables are what they were.
     assert set(bundle.calibration.tables) >= {"residual", "spread", "rollout", "proposers", "residual_sum"}
+
+
+def test_the_dynamics_learn_more_at_their_own_rate(dataset: EpisodeDataset) -> None:
+    """docs/engine.md has the measurement on bodies with contacts."""
+    rate = FitConfig().dynamics.learning_rate
+    assert rate > HeadConfig().learning_rate
+    head = HeadConfig(num_members=2, hidden=64, num_layers=2, train_steps=300, batch_size=64)
+    config = FitConfig(
+        dynamics=head,
+        num_judges=1,
+        diffusion=DiffusionConfig(horizon=16, width=8, multipliers=(1,), gap_min=2, gap_max=8),
+    )
+    train, held_out = holdout_split(dataset.num_episodes, 0.2, 0)
+    rows = np.concatenate([np.arange(*dataset.offsets[episode : episode + 2]) for episode in held_out])
+    at = dataset.obs_index[rows]
+    obs, next_obs = torch.from_numpy(dataset.observations[at]), torch.from_numpy(dataset.observations[at + 1])
+    errors: list[float] = []
+    for learning_rate in (head.learning_rate, rate):
+        job = FitJob(
+            dataset, replace(config, dynamics=replace(head, learning_rate=learning_rate)), train, torch.device("cpu")
+        )
+        part = next(part for part in job.parts() if part.name == "dynamics")
+        train_part(part, seed=0, checkpoint=None, checkpoint_every=1000, progress=None)
+        act = torch.from_numpy(dataset.actions[rows])
+        errors.append(float(job.heads.dynamics.residual(obs, act, next_obs, "all").median()))
+    print(errors)
+    assert errors[1] < 0.8 * errors[0]
